@@ -1,0 +1,117 @@
+"""The plan: what the attention function of one model does besides attention while a `with` block is open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from headwise.core.errors import HeadwiseError
+from headwise.families.layout import Layout, layout_of
+
+NAME = "headwise"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention call: what taps get to see.
+
+    query [B, H, T, d]; keys: segments [B or 1, G, S_i, d]; mask bool or None (causal); output [B, T, H, d] before ablation.
+    """
+
+    layer: int
+    query: Tensor
+    keys: tuple[Tensor, ...]
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
+    sinks: Tensor | None
+    output: Tensor
+
+
+class Edit(Protocol):
+    """A change to what heads do. Both hooks return the tensor to go on with."""
+
+    def query(self, layer: int, query: Tensor, length: int) -> Tensor:
+        """Change the query [B, H, T, d] before attention; `length` = visible positions, new ones included."""
+
+    def output(self, call: Call, values: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Change the output [B, T, H, d] after attention."""
+
+
+@dataclass
+class Plan:
+    """State of one attached model; lives as long as the outermost `with` block."""
+
+    layout: Layout
+    taps: list[Callable[[Call], None]] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
+    past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    depth: int = 0
+
+
+_PLANS: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
+_BY_MODULE: WeakKeyDictionary[nn.Module, tuple[Plan, int]] = WeakKeyDictionary()
+
+
+def plan_for_module(module: nn.Module) -> tuple[Plan, int]:
+    """The plan and layer index of an attention module."""
+    found = _BY_MODULE.get(module)
+    if found is None:
+        raise HeadwiseError(f"attention {NAME!r} was used outside of a headwise `with` block")
+    return found
+
+
+@contextmanager
+def attached(model: Any) -> Iterator[Plan]:
+    """Run `model` with headwise's attention inside the block; nested blocks share one plan. Restores everything on exit."""
+    from headwise.attach.attention import register
+
+    register()
+    plan = _PLANS.get(model)
+    if plan is None:
+        plan = Plan(layout_of(model))
+    before = _implementations(model)
+    if plan.depth == 0:
+        _PLANS[model] = plan
+        for layer, module in plan.layout.modules.items():
+            _BY_MODULE[module] = (plan, layer)
+        model.set_attn_implementation(NAME)
+    plan.depth += 1
+    try:
+        yield plan
+    finally:
+        plan.depth -= 1
+        if plan.depth == 0:
+            for config, name in before:
+                config._attn_implementation = name
+            for module in plan.layout.modules.values():
+                _BY_MODULE.pop(module, None)
+            _PLANS.pop(model, None)
+
+
+def _implementations(model: Any) -> list[tuple[Any, str | None]]:
+    """Every configuration object inside the model, with the attention it names."""
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    for config in list(configs.values()):
+        for name in getattr(config, "sub_configs", {}) or {}:
+            part = getattr(config, name, None)
+            if part is not None:
+                configs[id(part)] = part
+    return [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
+
+
+def no_dropout(dropout: float) -> None:
+    """Attention dropout would make every statistic random; refuse it."""
+    if dropout:
+        raise HeadwiseError(f"the model is in training mode with attention dropout {dropout:g}; call model.eval() or set it to 0")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the first parameter."""
+    return next(model.parameters()).device

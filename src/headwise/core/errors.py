@@ -1,0 +1,38 @@
+"""Errors that a user can cause. Each message is one line: what was given, what is allowed, what to do next.
+
+HeadwiseError (ValueError)
+├── UnsupportedModelError   the model's family cannot be attached to
+├── PromptError             a prompt or one of its spans cannot be made
+├── HeadFileError           a head file is missing, broken or for another model
+└── NoSuccessfulRunError    the model solved no run, so no head can be scored
+MissingExtraError (ImportError)   an optional dependency is needed
+"""
+
+from __future__ import annotations
+
+
+class HeadwiseError(ValueError):
+    """Input that headwise refuses."""
+
+
+class UnsupportedModelError(HeadwiseError):
+    """The model's family cannot be attached to."""
+
+
+class PromptError(HeadwiseError):
+    """A prompt or one of its spans cannot be made."""
+
+
+class HeadFileError(HeadwiseError):
+    """A head file is missing, broken, or belongs to another model."""
+
+
+class NoSuccessfulRunError(HeadwiseError):
+    """The model solved no run, so no head can be scored."""
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is needed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; install it with: pip install 'headwise[{extra}]'")

@@ -1,0 +1,87 @@
+"""Row statistics: what a few query rows of each head look at, without ever holding an attention matrix.
+
+For each query row: the visible key with the largest logit, the log-sum-exp of all visible logits, and the attention mass that
+falls on each span. One pass over blocks of keys with a running maximum (Milakov & Gimelshein 2018; Dao et al. 2022), float32
+whatever the model's dtype, grouped query heads folded into rows. Memory is O(heads x rows + heads x rows x block).
+
+This is the torch version; another backend may stand beside it with the same signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headwise.maths.logits import Keys, visible_logits
+
+BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class RowStats:
+    """Statistics of R query rows. H = query heads, N = spans.
+
+    argmax [B, H, R] int64: key position of the largest logit; the lowest position wins a tie; -1 if nothing is visible.
+    lse    [B, H, R] float32: log-sum-exp of the visible logits, sink logit included if the model has one.
+    mass   [B, H, R, N] float32: attention weight on each span, in [0, 1].
+    """
+
+    argmax: Tensor
+    lse: Tensor
+    mass: Tensor
+
+
+def row_statistics(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    spans: Sequence[tuple[int, int]] = (),
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    block: int = BLOCK,
+) -> RowStats:
+    """Statistics of the given query rows over all keys they may see.
+
+    query [B, H, R, d]: the rows, after position encoding. They are the *last* R positions unless `mask` says otherwise.
+    keys: [B or 1, G, S_i, d] each, one after another along the sequence (batch 1 = shared by all batch rows); H % G == 0.
+    mask [B or 1, 1, R, S] bool, True = visible, or None for causal. spans: N ranges [start, stop) of key positions.
+    softcap: cap * tanh(logit / cap) before the softmax. sinks [H]: one extra logit per head that takes mass but is no key.
+    """
+    batch, heads, rows, _ = query.shape
+    device = query.device
+    best = torch.full((batch, heads, rows), -torch.inf, device=device)
+    where = torch.full((batch, heads, rows), -1, dtype=torch.int64, device=device)
+    total = torch.zeros((batch, heads, rows), device=device)
+    mass = torch.zeros((batch, heads, rows, len(spans)), device=device)
+    if sinks is not None:
+        sink = sinks.float().view(1, heads, 1).expand(batch, heads, rows)
+    for start, logits in visible_logits(query, Keys(tuple(keys)), scaling, mask, softcap, block):
+        top = logits.argmax(dim=-1, keepdim=True)
+        peak = logits.gather(-1, top).squeeze(-1)
+        where = torch.where(peak > best, top.squeeze(-1) + start, where)
+        highest = torch.maximum(best, peak)
+        # exp(-inf - -inf) would be NaN where nothing has been visible yet.
+        anchor = torch.where(highest.isinf(), torch.zeros_like(highest), highest)
+        rescale = torch.exp(best - anchor)
+        weights = torch.exp(logits - anchor.unsqueeze(-1))
+        total = total * rescale + weights.sum(dim=-1)
+        if spans:
+            mass = mass * rescale.unsqueeze(-1) + weights @ _membership(spans, start, logits.shape[-1], device)
+        best = highest
+    lse = torch.log(total) + torch.where(best.isinf(), torch.zeros_like(best), best)
+    if sinks is not None:
+        lse = torch.logaddexp(lse, sink)
+    share = torch.exp(torch.where(best.isinf(), torch.zeros_like(best), best) - lse)
+    return RowStats(where, lse, mass * torch.nan_to_num(share, posinf=0.0).unsqueeze(-1))
+
+
+def _membership(spans: Sequence[tuple[int, int]], start: int, width: int, device: torch.device) -> Tensor:
+    """[width, N] float: 1 where key `start + i` lies in span n."""
+    position = torch.arange(start, start + width, device=device).unsqueeze(-1)
+    bounds = torch.tensor(spans, device=device)
+    return ((position >= bounds[:, 0]) & (position < bounds[:, 1])).float()

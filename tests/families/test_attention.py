@@ -1,0 +1,193 @@
+"""For every family: our attention, row statistics and ablations against transformers' own."""
+
+import copy
+
+import pytest
+import torch
+
+from headwise.attach import ablate, attached, head_means, observe, steer
+from headwise.core import HeadId, HeadSet, UnsupportedModelError
+from headwise.families import family_of, layout_of, silence_in_weights
+from headwise.testing import TINY_FAMILIES, tiny_model
+from tests.reference.rows import slow_row_statistics
+
+HYBRID = {"qwen3_next"}
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module", params=TINY_FAMILIES)
+def model(request):
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(2, 96, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+def own(model, name="eager"):
+    """A copy that uses transformers' own attention."""
+    twin = copy.deepcopy(model)
+    twin.set_attn_implementation(name)
+    return twin
+
+
+@torch.no_grad()
+def logits(model, ids, **options):
+    return model(input_ids=ids, **options).logits
+
+
+@pytest.mark.parametrize("pad", ["none", "left", "right"])
+def test_logits_equal_eager(model, ids, pad):
+    mask = torch.ones_like(ids)
+    if pad == "left":
+        mask[0, :5] = 0
+    if pad == "right":
+        mask[0, -5:] = 0
+    options = {} if pad == "none" else {"attention_mask": mask}
+    expected = logits(own(model), ids, **options)
+    with attached(model):
+        got = logits(model, ids, **options)
+    torch.testing.assert_close(got[mask.bool()], expected[mask.bool()], **TOLERANCE)
+
+
+def test_logits_equal_eager_over_a_cache(model, ids):
+    expected = logits(own(model), ids)
+    with attached(model), torch.no_grad():
+        first = model(input_ids=ids[:, :10], use_cache=True)
+        second = model(input_ids=ids[:, 10:23], past_key_values=first.past_key_values, use_cache=True)
+        third = model(input_ids=ids[:, 23:], past_key_values=second.past_key_values, use_cache=True)
+    got = torch.cat([first.logits, second.logits, third.logits], dim=1)
+    torch.testing.assert_close(got, expected, **TOLERANCE)
+
+
+def test_generation_equals_eager(model, ids):
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
+    expected = own(model).generate(ids, **options)
+    with attached(model):
+        got = model.generate(ids, **options)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_row_statistics_equal_eager_weights(model, ids, pad):
+    mask = torch.ones_like(ids)
+    if pad:
+        mask[1, :6] = 0
+    spans = [(7, 11), (0, 24), (20, 23)]
+    with torch.no_grad():
+        weights = own(model)(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
+    with observe(model, rows=3, spans=spans) as seen, torch.no_grad():
+        model(input_ids=ids, attention_mask=mask)
+    layers = layout_of(model).modules
+    weights = [w for w in weights if w is not None]
+    assert len(weights) == len(layers) == len(seen.by_layer)
+    for layer, weight in zip(layers, weights, strict=True):
+        argmax, mass = slow_row_statistics(weight[:, :, -3:], spans)
+        torch.testing.assert_close(seen.by_layer[layer].mass, mass, **TOLERANCE)
+        assert torch.equal(seen.by_layer[layer].argmax, argmax)
+
+
+def some_heads(model):
+    layout = layout_of(model)
+    layers = list(layout.modules)
+    return HeadSet.of([(layers[0], 1), (layers[0], 6), (layers[-1], 0), (layers[-1], 3)], layout.shape)
+
+
+@pytest.mark.parametrize("mode", ["zero", "uniform"])
+def test_ablation_equals_edited_weights(model, ids, mode):
+    heads = some_heads(model)
+    twin = own(model)
+    silence_in_weights(twin, heads, mode)
+    with ablate(model, heads, mode=mode):
+        got = logits(model, ids)
+    torch.testing.assert_close(got, logits(twin, ids), **TOLERANCE)
+    assert (got - logits(model, ids)).abs().max() > 1e-3
+
+
+def test_ablation_variants_per_batch_row(model, ids):
+    heads = some_heads(model)
+    sets = [HeadSet((), heads.shape), heads]
+    both = ids[:1].expand(2, -1)
+    with ablate(model, sets, mode="zero"):
+        got = logits(model, both)
+    with ablate(model, heads, mode="zero"):
+        alone = logits(model, ids[:1])
+    torch.testing.assert_close(got[0], logits(model, ids[:1])[0], **TOLERANCE)
+    torch.testing.assert_close(got[1], alone[0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
+def test_scope_answer_changes_only_the_answer_rows(model, ids, mode):
+    heads = some_heads(model)
+    means = head_means(model, [ids]) if mode == "mean" else None
+    before = logits(model, ids)
+    with ablate(model, heads, mode=mode, scope="answer", answer_from=20, means=means):
+        got = logits(model, ids)
+    torch.testing.assert_close(got[:, :20], before[:, :20], **TOLERANCE)
+    assert (got[:, 20:] - before[:, 20:]).abs().max() > 1e-4
+
+
+def test_mean_ablation_puts_the_mean_in_place(model, ids):
+    layout = layout_of(model)
+    head = HeadId(next(iter(layout.modules)), 2)
+    means = head_means(model, [ids])
+    outputs = {}
+
+    class Tap:
+        def query(self, layer, query, length):
+            return query
+
+        def output(self, call, values, output):
+            outputs[call.layer] = output
+            return output
+
+    with ablate(model, HeadSet((head,), layout.shape), mode="mean", means=means), attached(model) as plan:
+        plan.edits.append(Tap())
+        logits(model, ids)
+    torch.testing.assert_close(outputs[head.layer][:, :, 2], means[head.layer, 2].expand(2, 24, -1))
+    assert not torch.allclose(outputs[head.layer][:, :, 3], means[head.layer, 3].expand(2, 24, -1))
+
+
+def test_steering_raises_the_mass_of_a_span(model, ids):
+    layout = layout_of(model)
+    layer = list(layout.modules)[-1]
+    heads = HeadSet.of([(layer, 2)], layout.shape)
+    before = logits(model, ids)
+    with steer(model, heads, [(18, 21)], bias=0.0):
+        torch.testing.assert_close(logits(model, ids), before, **TOLERANCE)
+    with steer(model, heads, [(18, 21)], bias=4.0):
+        after = logits(model, ids)
+    torch.testing.assert_close(after[:, :18], before[:, :18], **TOLERANCE)
+    assert (after[:, 21:] - before[:, 21:]).abs().max() > 1e-4
+
+
+def test_model_is_bit_identical_after_all_blocks(model, ids):
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config, attributes = model.config.to_dict(), {n: sorted(vars(m)) for n, m in model.named_modules()}
+    implementation, before = model.config._attn_implementation, logits(model, ids)
+    heads = some_heads(model)
+    with observe(model), ablate(model, heads, mode="uniform"), steer(model, heads, [(1, 3)], 2.0):
+        assert model.config._attn_implementation == "headwise"
+        logits(model, ids)
+    with pytest.raises(RuntimeError, match="inside"), observe(model):
+        raise RuntimeError("inside")
+    assert model.config._attn_implementation == implementation
+    assert model.config.to_dict() == config
+    assert {n: sorted(vars(m)) for n, m in model.named_modules()} == attributes
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(logits(model, ids), before)
+
+
+def test_heads_of_another_model_are_refused(model):
+    with pytest.raises(ValueError, match=r"belong to a model of 2 layers x 3 heads, but .* has 4 x 8"):
+        with ablate(model, HeadSet.of([(1, 1)], (2, 3))):
+            pass
+
+
+@pytest.mark.parametrize(("name", "reason"), [("mamba", "without attention heads"), ("deepseek_v3", "MLA"), ("unheard_of", "known: cohere2")])
+def test_families_that_cannot_work_are_refused_by_name(name, reason):
+    with pytest.raises(UnsupportedModelError, match=reason):
+        family_of(name)
