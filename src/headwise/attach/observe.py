@@ -20,9 +20,12 @@ class Observation:
     def __init__(self, layers: int, rows: int | None, spans: Sequence[tuple[int, int]]) -> None:
         self._layers, self.rows, self.spans = layers, rows, tuple(spans)
         self.by_layer: dict[int, RowStats] = {}
+        self.paused = False
 
     def __call__(self, call: Call) -> None:
         """Tap: compute and keep the statistics of one layer."""
+        if self.paused:
+            return
         total = call.query.shape[2]
         rows = total if self.rows is None else min(self.rows, total)
         # Non-boolean masks come from callers who pass a 4D mask of their own; finite entries are visible.
@@ -65,7 +68,7 @@ def observe(model: Any, rows: int | None = None, spans: Sequence[tuple[int, int]
     """Collect row statistics inside the block.
 
     rows: how many of the newest query rows of each forward pass (None = all). spans: key ranges [start, stop) whose attention mass
-    is wanted. Both may be changed on the yielded object between passes. Each pass replaces the statistics of the one before.
+    is wanted. Both may be changed on the yielded object between passes, and `paused` stops the counting for a while. Each pass replaces the statistics of the one before.
     """
     with attached(model) as plan:
         observation = Observation(plan.layout.shape[0], rows, spans)

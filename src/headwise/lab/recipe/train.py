@@ -55,13 +55,13 @@ class Recipe:
     other_rate: float = 2e-3
     weight_decay: float = 0.02
     warmup: int = 60
-    decay_from: float = 0.5
+    decay_from: float = 0.58
     phases: tuple[Phase, ...] = field(
         default=(
             Phase(700, 8_192, (128,)),
-            Phase(400, 16_384, (256,)),
-            Phase(300, 16_384, (512, 256), (0.7, 0.3)),
-            Phase(300, 16_128, (1152, 512, 256), (0.7, 0.15, 0.15)),
+            Phase(200, 16_384, (256,)),
+            Phase(250, 16_384, (512, 256), (0.7, 0.3)),
+            Phase(250, 16_128, (1152, 512, 256), (0.7, 0.15, 0.15)),
         )
     )
 

@@ -1,0 +1,1 @@
+"""Metrics, seeded controls, statistics and adapters to other evaluation tools."""

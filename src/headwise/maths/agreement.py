@@ -1,0 +1,44 @@
+"""How concentrated head scores are, and how far two halves of the runs agree. Plain numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+
+def gini(values: Array) -> float:
+    """Gini coefficient of non-negative scores, NaN left out: 0 = all equal, towards 1 = one head has everything."""
+    x = np.sort(values[~np.isnan(values)].astype(np.float64))
+    if x.size == 0 or x.sum() <= 0:
+        return float("nan")
+    rank = np.arange(1, x.size + 1)
+    return float((2 * rank - x.size - 1) @ x / (x.size * x.sum()))
+
+
+def pearson(a: Array, b: Array) -> float:
+    """Pearson correlation of two score tables over the heads that both score; NaN if one is constant."""
+    both = ~(np.isnan(a) | np.isnan(b))
+    x, y = a[both] - a[both].mean(), b[both] - b[both].mean()
+    norm = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / norm) if norm > 0 else float("nan")
+
+
+def split_half_reliability(runs: Array, splits: int = 50, seed: int = 0) -> float:
+    """Mean Pearson correlation between the scores of two random halves of the runs [run, layer, head]; NaN below 2 runs."""
+    if len(runs) < 2:
+        return float("nan")
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(splits):
+        order = rng.permutation(len(runs))
+        half = len(runs) // 2
+        found.append(pearson(runs[order[:half]].mean(axis=0), runs[order[half : 2 * half]].mean(axis=0)))
+    return float(np.nanmean(found)) if not np.isnan(found).all() else float("nan")
+
+
+def top_overlap(a: Array, b: Array, k: int) -> float:
+    """Share of the k strongest heads of `a` that are among the k strongest of `b`; NaN scores count as weakest."""
+    tops = [set(np.argsort(-np.nan_to_num(x, nan=-np.inf), axis=None, kind="stable")[:k].tolist()) for x in (a, b)]
+    return len(tops[0] & tops[1]) / k

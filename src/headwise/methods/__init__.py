@@ -1,0 +1,1 @@
+"""One file per published method, grouped by what a user does with it."""

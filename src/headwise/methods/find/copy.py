@@ -1,0 +1,153 @@
+"""Copy score: find retrieval heads by needle questions (Wu et al. 2024, arXiv:2404.15574, sec. 2).
+
+A head copies a token if its strongest key lies in the needle and holds the token that the model emits next. Its score is the share of
+the needle copied during an answer, averaged over the runs that the model solves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headwise.attach import observe
+from headwise.core import HeadScores, HeadwiseError, NoSuccessfulRunError
+from headwise.engine import RunDirectory, leaves, total_cost, traced_answer
+from headwise.evaluate.metrics import exact_match, unigram_recall
+from headwise.evaluate.provenance import describe_model, stop_ids
+from headwise.families import Loaded
+from headwise.maths.agreement import top_overlap
+from headwise.maths.copy import MATCHES, RULES, copy_score
+from headwise.prompts import Haystack, Needle, NeedleComposer
+from headwise.prompts.grid import GridOptions, Group, group_specs, make_group
+
+SCORE_VERSION = 1
+STABLE_TOP, STABLE_OVERLAP, STABLE_GROUPS = 16, 0.9, 8
+Report = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class CopyOptions:
+    """rule, match: see `copy_score`. gate: a run counts if the unigram recall of its answer is above it. max_new_tokens: longest answer.
+    until_stable: stop once the strongest heads of two halves of the groups agree.
+    """
+
+    rule: str = "set"
+    match: str = "token"
+    gate: float = 0.5
+    max_new_tokens: int = 50
+    until_stable: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("rule", self.rule, RULES), ("match", self.match, MATCHES)):
+            if value not in known:
+                raise HeadwiseError(f"unknown {name} {value!r}; use {' or '.join(known)}")
+        if not 0 <= self.gate < 1:
+            raise HeadwiseError(f"the gate must lie in [0, 1); got {self.gate:g}")
+        if self.max_new_tokens < 1:
+            raise HeadwiseError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that decides the prompts of a run."""
+
+    needles: Sequence[Needle]
+    haystack: Haystack
+    composer: NeedleComposer
+    grid: GridOptions
+
+
+def find_copy_heads(
+    loaded: Loaded,
+    task: Task,
+    options: CopyOptions,
+    directory: RunDirectory | None = None,
+    report: Report = lambda done, total, text: None,
+) -> HeadScores:
+    """Copy scores of all query heads.
+
+    directory: finished groups are kept there and not run again. report(done, total, text): called with tokens run, for progress.
+    Returns scores with one row of per-run values per solved run; every run, solved or not, is listed in provenance["cells"].
+    Raises `NoSuccessfulRunError` if the model solves no run, `PromptError` for prompts that cannot be made.
+    """
+    stop = stop_ids(loaded)
+    specs = group_specs(task.grid, len(task.needles))
+    make = lambda spec: make_group(spec, task.needles, task.composer, task.haystack, task.grid, loaded.layout.positions)  # noqa: E731
+    # The longest prompts first, so that a context that does not fit is refused before any work is done.
+    make(max(specs, key=lambda spec: spec.length))
+    groups: list[NDArray[np.float32]] = []
+    cells: list[dict[str, Any]] = []
+    expected = sum(spec.length for spec in specs) * max(1, len(task.grid.depths)) * 2 // 3
+    done = 0
+    for spec in specs:
+        found = directory.load(spec.key) if directory else None
+        if found is None:
+            group = make(spec)
+            found = _run_group(loaded, group, options, stop)
+            if directory:
+                directory.save(spec.key, *found)
+            done += total_cost([prompt.ids for prompt in group.prompts])
+        else:
+            expected -= spec.length * len(task.grid.depths) * 2 // 3
+        groups.append(found[0]["scores"])
+        cells += found[1]
+        solved = sum(cell["success"] for cell in cells)
+        report(done, max(expected, done), f"{solved} of {len(cells)} runs solved")
+        if options.until_stable and _stable(groups):
+            break
+    return _collect(loaded, task, options, np.concatenate(groups), cells)
+
+
+def _run_group(loaded: Loaded, group: Group, options: CopyOptions, stop: frozenset[int]) -> Any:
+    """({"scores": [depth, L, H]}, info per depth); unsolved runs hold NaN."""
+    scores = np.full((len(group.prompts), *loaded.layout.shape), np.nan, dtype=np.float32)
+    info = [dict(cell) for cell in group.info]
+    with observe(loaded.model) as seen:
+        for leaf in leaves(loaded.model, [prompt.ids for prompt in group.prompts]):
+            prompt, cell = group.prompts[leaf.index], info[leaf.index]
+            answer = traced_answer(loaded.model, seen, leaf, prompt.gold, stop, options.max_new_tokens, loaded.layout.is_hybrid)
+            text = loaded.tokenizer.decode(answer.ids, skip_special_tokens=True)
+            recall = unigram_recall(text, group.needle.answer)
+            cell |= {"answer": text, "recall": recall, "exact": exact_match(text, group.needle.answer), "success": recall > options.gate}
+            if cell["success"]:
+                keys, emitted = (torch.tensor(ids, device=answer.argmax.device) for ids in (prompt.ids, answer.ids))
+                table = copy_score(answer.argmax, keys, emitted, prompt.span("answer"), options.rule, options.match)
+                scores[leaf.index] = table.cpu().numpy()
+                scores[leaf.index, [i for i in range(table.shape[0]) if i not in loaded.layout.modules]] = np.nan
+    return {"scores": scores}, info
+
+
+def _solved(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Runs [run, L, H] that passed the gate (an unsolved run is NaN everywhere)."""
+    runs = np.concatenate(list(groups))
+    return runs[~np.isnan(runs).all(axis=(1, 2))]
+
+
+def _stable(groups: list[NDArray[np.float32]]) -> bool:
+    """Whether every second group and the others put the same heads on top."""
+    halves = [_solved(groups[i::2]) for i in range(2)] if len(groups) >= STABLE_GROUPS else []
+    if not halves or min(map(len, halves)) == 0:
+        return False
+    k = min(STABLE_TOP, max(1, halves[0][0].size // 4))
+    return top_overlap(halves[0].mean(axis=0), halves[1].mean(axis=0), k) >= STABLE_OVERLAP
+
+
+def _collect(loaded: Loaded, task: Task, options: CopyOptions, runs: NDArray[np.float32], cells: list[dict[str, Any]]) -> HeadScores:
+    solved = [cell["success"] for cell in cells]
+    if not any(solved):
+        raise NoSuccessfulRunError(
+            f"no successful run: the model answered none of {len(cells)} needle questions (best unigram recall "
+            f"{max(cell['recall'] for cell in cells):.2f}, gate {options.gate:g}), so no head can be scored; try shorter --lengths, "
+            "--chat for a chat model, or other --needles"
+        )
+    kept = runs[np.asarray(solved)]
+    description = {"options": asdict(options) | asdict(task.grid), "template": task.composer.template, "chat": task.composer.chat}
+    provenance = describe_model(loaded) | description | {"runs": len(cells), "solved": sum(solved), "cells": cells}
+    provenance["needles"] = [asdict(needle) for needle in task.needles]
+    info = tuple({k: c[k] for k in ("length", "depth", "needle", "window")} for c in cells if c["success"])
+    return HeadScores(kept.astype(np.float64).mean(axis=0), "copy", SCORE_VERSION, kept, info, provenance)

@@ -1,0 +1,1 @@
+"""Methods that test what heads do."""

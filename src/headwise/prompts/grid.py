@@ -1,0 +1,111 @@
+"""The needle grid: prompts for every length, needle and depth, grouped so that each group shares one haystack window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from headwise.core.errors import PromptError
+from headwise.core.prompt import Prompt
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.haystack import Haystack
+from headwise.prompts.needles import Needle
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """lengths: context lengths in tokens (needle included). depths: fractions in [0, 1]. windows: haystack windows per needle and
+    length. part: share of the haystack to draw from. seed: of windows and of the order of groups.
+    """
+
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    windows: int = 1
+    part: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lengths or any(length < 1 for length in self.lengths):
+            raise PromptError(f"lengths must be positive numbers of tokens; got {list(self.lengths)}")
+        for depth in self.depths:
+            if not 0 <= depth <= 1:
+                raise PromptError(f"depths must lie in [0, 1]; got {depth:g} (a percentage? write {depth / 100:g})")
+        if not self.depths:
+            raise PromptError("at least one depth is needed")
+        if self.windows < 1:
+            raise PromptError(f"windows must be at least 1; got {self.windows}")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Prompts over one haystack window: one needle, one length, all depths."""
+
+    key: str
+    needle: Needle
+    prompts: tuple[Prompt, ...]
+    info: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """What a group will be, before its prompts are made."""
+
+    length: int
+    needle: int
+    window: int
+
+    @property
+    def key(self) -> str:
+        """Name of its cell in a run directory."""
+        return f"length{self.length}-needle{self.needle:03d}-window{self.window:03d}"
+
+
+def group_specs(options: GridOptions, needles: int) -> list[GroupSpec]:
+    """All groups, in a seeded order that mixes lengths and needles."""
+    specs = [GroupSpec(n, i, w) for w in range(options.windows) for n in options.lengths for i in range(needles)]
+    order = np.random.default_rng([options.seed, 1]).permutation(len(specs))
+    return [specs[i] for i in order]
+
+
+def make_group(
+    spec: GroupSpec, needles: Sequence[Needle], composer: NeedleComposer, haystack: Haystack, options: GridOptions, positions: int | None
+) -> Group:
+    """Compose the prompts of a group. positions: what the model can hold, or None.
+
+    Raises `PromptError` if a prompt and its answer do not fit into the model, or the needle not into the length.
+    """
+    needle = needles[spec.needle]
+    room = spec.length - composer.context_cost(needle)
+    if room < 1:
+        raise PromptError(f"a context of {spec.length} tokens has no room for the needle {needle.needle!r}; use a longer one")
+    window = haystack.window(room, (options.seed, 2, spec.length, spec.needle, spec.window), options.part)
+    prompts = tuple(composer.compose(window, needle, depth) for depth in options.depths)
+    longest = max(len(prompt.ids) + len(prompt.gold) for prompt in prompts)
+    if positions is not None and longest > positions:
+        raise PromptError(
+            f"a context of {spec.length} tokens makes a prompt of {longest}, but the model has {positions} positions; "
+            f"choose --lengths of at most {spec.length - (longest - positions)}"
+        )
+    info = tuple(
+        {"length": spec.length, "depth": round(depth, 6), "needle": spec.needle, "window": spec.window, "realised_depth": round(at, 6)}
+        for depth, at in zip(options.depths, (window.place(d) / room for d in options.depths), strict=True)
+    )
+    return Group(spec.key, needle, prompts, info)
+
+
+def even_depths(count: int) -> tuple[float, ...]:
+    """`count` depths from 0 to 1, evenly spaced; a single one is the middle."""
+    if count < 1:
+        raise PromptError(f"the number of depths must be at least 1; got {count}")
+    return (0.5,) if count == 1 else tuple(round(i / (count - 1), 6) for i in range(count))
+
+
+def default_lengths(positions: int | None) -> tuple[int, ...]:
+    """Three context lengths that fit the model with room for question and answer."""
+    known = [n for n in (128, 256, 512, 1024, 2048, 4096) if positions is None or n + 128 <= positions]
+    if not known:
+        raise PromptError(f"the model has only {positions} positions; give --lengths yourself")
+    return tuple(known[-3:])
