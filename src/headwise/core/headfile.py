@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,26 @@ def save_heads(scores: HeadScores, path: Path, overwrite: bool = False) -> None:
     if path.exists() and not overwrite:
         raise HeadFileError(f"{path} exists; give another name or --overwrite (results are never merged)")
     write_atomically(path, (json.dumps(to_json(scores), allow_nan=False, separators=(",", ":")) + "\n").encode())
+
+
+def write_json(data: Any, path: Path, overwrite: bool = False) -> None:
+    """Write any other result as JSON, under the same rules; NaN becomes null."""
+    if path.exists() and not overwrite:
+        raise HeadFileError(f"{path} exists; give another name or --overwrite (results are never merged)")
+    write_atomically(path, (json.dumps(_finite(data), allow_nan=False, separators=(",", ":")) + "\n").encode())
+
+
+def load_result(path: Path) -> tuple[str, Any]:
+    """("heads", HeadScores), ("ablation", data) or ("needle", data), told by the content."""
+    if path.suffix != ".tsv":
+        with contextlib.suppress(json.JSONDecodeError):
+            data = json.loads(read_text(path))
+            if isinstance(data, dict) and "headwise_schema" not in data:
+                if "summary" in data:
+                    return "ablation", data
+                if "cells" in data:
+                    return "needle", data
+    return "heads", load_heads(path)
 
 
 def load_heads(path: Path) -> HeadScores:
@@ -105,6 +127,14 @@ def from_json(data: dict[str, Any], path: Path) -> HeadScores:
     except (KeyError, TypeError, ValueError) as error:
         raise HeadFileError(f"{path} is a broken head file ({error!r}); detect again") from error
     return scores
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _nullable(table: Any) -> list[list[float | None]]:

@@ -1,0 +1,12 @@
+"""The bundled small models and the recipe that trained them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DEFAULT = "lab-6m"
+
+
+def bundled_model(name: str = DEFAULT) -> Path:
+    """Folder of a bundled model; plain transformers can load it."""
+    return Path(__file__).parent / "models" / name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,20 @@ class GridOptions:
             raise PromptError("at least one depth is needed")
         if self.windows < 1:
             raise PromptError(f"windows must be at least 1; got {self.windows}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that decides the prompts of a run."""
+
+    needles: Sequence[Needle]
+    haystack: Haystack
+    composer: NeedleComposer
+    grid: GridOptions
+
+    def first_needles(self, count: int) -> Task:
+        """The same task with the first needles only."""
+        return replace(self, needles=tuple(self.needles[:count]))
 
 
 @dataclass(frozen=True)
@@ -109,3 +123,24 @@ def default_lengths(positions: int | None) -> tuple[int, ...]:
     if not known:
         raise PromptError(f"the model has only {positions} positions; give --lengths yourself")
     return tuple(known[-3:])
+
+
+def paper_lengths(positions: int | None) -> tuple[int, ...]:
+    """20 evenly spaced lengths from 1,000 to 50,000 tokens, or what fits of them (Wu et al. 2024, sec. 3)."""
+    most = 50_000 if positions is None else min(50_000, positions - 128)
+    least = min(1_000, max(64, most // 20))
+    if most <= least:
+        raise PromptError(f"the model has only {positions} positions; the paper's grid does not fit, give --lengths")
+    return tuple(round(n) for n in np.linspace(least, most, 20))
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """All that decides a task's prompts, as plain data."""
+    return {
+        "grid": asdict(task.grid),
+        "template": task.composer.template,
+        "chat": task.composer.chat,
+        "needles": [asdict(needle) for needle in task.needles],
+        "haystack_tokens": len(task.haystack),
+        "haystack_digest": task.haystack.digest,
+    }

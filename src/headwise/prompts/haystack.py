@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,11 @@ class Haystack:
     def __len__(self) -> int:
         """Tokens in all."""
         return len(self._ids)
+
+    @property
+    def digest(self) -> str:
+        """Short fingerprint of the token ids."""
+        return hashlib.sha256(self._ids.tobytes()).hexdigest()[:16]
 
     def window(self, tokens: int, seed: Sequence[int], part: tuple[float, float] = (0.0, 1.0)) -> Window:
         """`tokens` tokens from a random sentence on. part: which share of the haystack to draw from, as (from, to) fractions.

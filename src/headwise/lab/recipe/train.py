@@ -26,7 +26,8 @@ from headwise.lab.recipe.facts import FactMaker
 from headwise.lab.recipe.mixture import ANSWER_WEIGHT, Mixture
 from headwise.lab.recipe.tokenizer import save_for_transformers, train_tokenizer
 
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+# Large tensors stay with the process; threads that wait sleep, so that other work beside the training does not stall it.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ class Recipe:
     other_rate: float = 2e-3
     weight_decay: float = 0.02
     warmup: int = 60
-    decay_from: float = 0.58
+    decay_from: float = 0.65
     phases: tuple[Phase, ...] = field(
         default=(
             Phase(700, 8_192, (128,)),
-            Phase(200, 16_384, (256,)),
-            Phase(250, 16_384, (512, 256), (0.7, 0.3)),
+            Phase(150, 16_384, (256,)),
+            Phase(150, 16_384, (512, 256), (0.7, 0.3)),
             Phase(250, 16_128, (1152, 512, 256), (0.7, 0.15, 0.15)),
         )
     )
@@ -217,8 +218,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".lab"), help="checkpoints, token ids, log")
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
     options = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "headwise.lab.recipe.train", *sys.argv[1:]], {**os.environ, **MALLOC})
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        os.execve(sys.executable, [sys.executable, "-m", "headwise.lab.recipe.train", *sys.argv[1:]], {**os.environ, **ENVIRONMENT})
     from tokenizers import Tokenizer
 
     options.work.mkdir(parents=True, exist_ok=True)

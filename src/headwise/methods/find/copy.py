@@ -22,12 +22,11 @@ from headwise.evaluate.provenance import describe_model, stop_ids
 from headwise.families import Loaded
 from headwise.maths.agreement import top_overlap
 from headwise.maths.copy import MATCHES, RULES, copy_score
-from headwise.prompts import Haystack, Needle, NeedleComposer
-from headwise.prompts.grid import GridOptions, Group, group_specs, make_group
+from headwise.prompts.grid import Group, Task, describe_task, group_specs, make_group
 
 SCORE_VERSION = 1
 STABLE_TOP, STABLE_OVERLAP, STABLE_GROUPS = 16, 0.9, 8
-Report = Callable[[int, int, str], None]
+Report = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)
@@ -52,26 +51,16 @@ class CopyOptions:
             raise HeadwiseError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
 
 
-@dataclass(frozen=True)
-class Task:
-    """Everything that decides the prompts of a run."""
-
-    needles: Sequence[Needle]
-    haystack: Haystack
-    composer: NeedleComposer
-    grid: GridOptions
-
-
 def find_copy_heads(
     loaded: Loaded,
     task: Task,
     options: CopyOptions,
     directory: RunDirectory | None = None,
-    report: Report = lambda done, total, text: None,
+    report: Report = lambda done, total, remark: None,
 ) -> HeadScores:
     """Copy scores of all query heads.
 
-    directory: finished groups are kept there and not run again. report(done, total, text): called with tokens run, for progress.
+    directory: finished groups are kept there and not run again. report(done, total, remark): called with tokens run, for progress.
     Returns scores with one row of per-run values per solved run; every run, solved or not, is listed in provenance["cells"].
     Raises `NoSuccessfulRunError` if the model solves no run, `PromptError` for prompts that cannot be made.
     """
@@ -101,6 +90,11 @@ def find_copy_heads(
         if options.until_stable and _stable(groups):
             break
     return _collect(loaded, task, options, np.concatenate(groups), cells)
+
+
+def describe_run(loaded: Loaded, task: Task, options: CopyOptions) -> dict[str, Any]:
+    """All that decides the result, as plain data."""
+    return {"score": "copy", "score_version": SCORE_VERSION, "options": asdict(options)} | describe_task(task) | describe_model(loaded)
 
 
 def _run_group(loaded: Loaded, group: Group, options: CopyOptions, stop: frozenset[int]) -> Any:
@@ -146,8 +140,6 @@ def _collect(loaded: Loaded, task: Task, options: CopyOptions, runs: NDArray[np.
             "--chat for a chat model, or other --needles"
         )
     kept = runs[np.asarray(solved)]
-    description = {"options": asdict(options) | asdict(task.grid), "template": task.composer.template, "chat": task.composer.chat}
-    provenance = describe_model(loaded) | description | {"runs": len(cells), "solved": sum(solved), "cells": cells}
-    provenance["needles"] = [asdict(needle) for needle in task.needles]
+    provenance = describe_run(loaded, task, options) | {"runs": len(cells), "solved": sum(solved), "cells": cells}
     info = tuple({k: c[k] for k in ("length", "depth", "needle", "window")} for c in cells if c["success"])
     return HeadScores(kept.astype(np.float64).mean(axis=0), "copy", SCORE_VERSION, kept, info, provenance)

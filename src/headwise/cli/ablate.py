@@ -1,0 +1,80 @@
+"""`headwise ablate`: what happens when heads are removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headwise.cli import options as o
+from headwise.cli.progress import progress
+
+
+def ablate(
+    model: o.Model = None,
+    heads: Annotated[Path, typer.Option(help="Head file from `headwise detect` (or of another project).")] = ...,  # type: ignore[assignment]
+    top: Annotated[str, typer.Option(help="How many of the strongest heads to remove, e.g. 1,2,4,8.")] = "1,2,4,8",
+    mode: Annotated[str, typer.Option(help="zero (output 0), uniform (query 0) or mean (calibrated mean output).")] = "zero",
+    scope: Annotated[str, typer.Option(help="answer (from the last prompt token on) or all.")] = "answer",
+    controls: Annotated[int, typer.Option(help="Draws of layer-matched random heads per K.")] = 20,
+    task: Annotated[str, typer.Option(help="needle, or lm-eval:NAME (a task of lm-evaluation-harness; an extra).")] = "needle",
+    limit: Annotated[int | None, typer.Option(help="lm-eval: at most this many items.", show_default=False)] = None,
+    include_path: Annotated[Path | None, typer.Option(help="lm-eval: folder with task definitions.", show_default=False)] = None,
+    lengths: o.Lengths = None,
+    depths: o.Depths = 5,
+    windows: o.Windows = 1,
+    needles: o.Needles = None,
+    haystack: o.Haystack = None,
+    template: o.Template = None,
+    chat: o.Chat = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 32,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+    output: o.Output = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+) -> None:
+    """Remove the strongest heads, and as many random and weak ones, and measure what is lost."""
+    kind = f"ablation-{mode}-{scope}" if task == "needle" else "ablation-" + task.replace(":", "-")
+    path = o.output_path(output, model, kind, overwrite)
+    from headwise.core import load_heads
+    from headwise.methods.test.ablation import AblationOptions
+
+    options = AblationOptions(o.numbers(top, "top"), mode, scope, controls, seed, max_new_tokens)
+    scores = load_heads(heads)
+    scores.top(max(options.top))
+    loaded = o.load(model, device, dtype, revision)
+    loaded.layout.check(scores.top(max(options.top)))
+    if task != "needle":
+        from headwise.cli.ablate_lm_eval import run_task
+
+        run_task(loaded, scores, task, options, limit, include_path, path, overwrite, json)
+        return
+    from headwise.methods.test.ablation import ablation_sweep, plain_windows
+    from headwise.prompts.grid import even_depths
+
+    wanted = None if lengths is None else o.numbers(lengths, "lengths")
+    grid = o.make_task(
+        loaded, split="test", lengths=wanted, depths=even_depths(depths), windows=windows, needles=needles, haystack=haystack,
+        template=template, chat=chat, seed=seed,
+    )  # fmt: skip
+    with progress("ablating", hidden=json) as report:
+        result = ablation_sweep(loaded, scores, grid, options, *plain_windows(grid, loaded.layout.positions), report=report)
+    result.save(path, overwrite)
+    _tell(result.to_json(), path, json)
+
+
+def _tell(data: dict[str, object], path: Path, json: bool) -> None:
+    from headwise.report.figures import ablation_curves
+    from headwise.report.console import print_all
+    from headwise.report.tables import ablation_table
+
+    picture = path.with_suffix(".png")
+    ablation_curves(data, picture)
+    if json:
+        o.print_json({"result": str(path), "picture": str(picture), "summary": data["summary"]})
+    else:
+        print_all(ablation_table(data), f"result     {path}", f"picture    {picture}")

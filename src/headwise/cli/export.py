@@ -1,0 +1,35 @@
+"""`headwise export`: write an ablated model as a plain checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headwise.cli import options as o
+
+
+def export(
+    model: o.Model = None,
+    heads: Annotated[Path, typer.Option(help="Head file.")] = ...,  # type: ignore[assignment]
+    top: Annotated[int, typer.Option(help="Silence the K strongest heads.")] = 10,
+    mode: Annotated[str, typer.Option(help="zero (no output) or uniform (no query).")] = "zero",
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")] = ...,  # type: ignore[assignment]
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+    json: o.Json = False,
+) -> None:
+    """Write a checkpoint whose chosen heads are silenced in the weights; any engine can serve it."""
+    from headwise.core import load_heads
+
+    chosen = load_heads(heads).top(top)
+    loaded = o.load(model, device, dtype, revision)
+    from headwise.methods.test.export import export_ablated
+
+    export_ablated(loaded, chosen, mode, output)
+    if json:
+        o.print_json({"checkpoint": str(output), "mode": mode, "heads": [str(head) for head in chosen]})
+    else:
+        typer.echo(f"checkpoint {output}: {len(chosen)} heads silenced ({mode}): {', '.join(map(str, chosen))}")

@@ -1,0 +1,43 @@
+"""The `headwise` command. Commands are thin: options, call, write. Heavy imports happen inside them."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from headwise.cli import ablate, convert, detect, export, info, needle, show
+from headwise.core.errors import HeadwiseError, MissingExtraError
+
+app = typer.Typer(
+    name="headwise",
+    help="Find, test and use retrieval heads: the attention heads that carry information from a long context into the answer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("detect")(detect.detect)
+app.command("show")(show.show)
+app.command("ablate")(ablate.ablate)
+app.command("needle")(needle.needle)
+app.command("export")(export.export)
+app.command("convert")(convert.convert)
+app.command("info")(info.info)
+
+
+def run() -> None:
+    """Entry point: errors that a user can cause become one line on stderr and exit status 2."""
+    try:
+        app()
+    except (HeadwiseError, MissingExtraError) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.stderr.write("headwise: stopped; run the same command again to continue\n")
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write("headwise: error: " + " ".join(message.split()) + "\n")
+    sys.exit(2)

@@ -1,0 +1,61 @@
+"""`headwise needle`: the needle grid alone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from headwise.cli import options as o
+from headwise.cli.progress import progress
+
+
+def needle(
+    model: o.Model = None,
+    lengths: o.Lengths = None,
+    depths: o.Depths = 10,
+    windows: o.Windows = 1,
+    needles: o.Needles = None,
+    haystack: o.Haystack = None,
+    template: o.Template = None,
+    chat: o.Chat = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 50,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+    output: o.Output = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+) -> None:
+    """Measure how well a model answers needle questions, over context lengths and depths."""
+    path = o.output_path(output, model, "needle", overwrite)
+    wanted = None if lengths is None else o.numbers(lengths, "lengths")
+    from headwise.core.headfile import write_json
+    from headwise.engine import RunDirectory
+    from headwise.methods.test.needle import measure_needle_grid
+    from headwise.prompts.grid import describe_task, even_depths
+    from headwise.report.figures import needle_grid
+    from headwise.report.console import grid_table, print_all
+
+    loaded = o.load(model, device, dtype, revision)
+    task = o.make_task(
+        loaded, split="test", lengths=wanted, depths=even_depths(depths), windows=windows, needles=needles,
+        haystack=haystack, template=template, chat=chat, seed=seed,
+    )  # fmt: skip
+    directory = RunDirectory(path.with_name(path.name + ".run"), describe_task(task) | {"model": loaded.layout.name, "limit": max_new_tokens})
+    with progress("needle grid", hidden=json) as report:
+        result = measure_needle_grid(loaded, task, max_new_tokens, directory, report)
+    write_json(result, path, overwrite)
+    directory.remove()
+    picture = path.with_suffix(".png")
+    needle_grid(result["cells"], picture)
+    if json:
+        o.print_json({"result": str(path), "picture": str(picture), **{k: result[k] for k in ("recall", "exact", "runs")}})
+        return
+    print_all(
+        grid_table(result["cells"]),
+        f"recall {result['recall']:.3f}   exact {result['exact']:.3f}   runs {result['runs']}",
+        f"result     {path}",
+        f"picture    {picture}",
+    )

@@ -1,0 +1,39 @@
+"""Printing: tables and lines in one go, and the small tables that need no drawing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+
+def print_all(*parts: RenderableType) -> None:
+    """Print tables and lines to standard output; paths are never wrapped or coloured."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    for part in parts:
+        console.print(part, markup=False)
+
+
+def facts_table(name: str, value: str, facts: Mapping[str, str]) -> Table:
+    """Two columns."""
+    table = Table(name, value, box=None, header_style="bold", pad_edge=False)
+    for key, text in facts.items():
+        table.add_row(key, text)
+    return table
+
+
+def grid_table(cells: Sequence[Mapping[str, Any]]) -> Table:
+    """Mean recall per length (rows) and depth (columns), in per cent."""
+    lengths = sorted({cell["length"] for cell in cells})
+    depths = sorted({cell["depth"] for cell in cells})
+    table = Table("context \\ depth", *(f"{depth:.2f}" for depth in depths), box=None, header_style="bold", pad_edge=False)
+    for length in lengths:
+        row = []
+        for depth in depths:
+            found = [cell["recall"] for cell in cells if (cell["length"], cell["depth"]) == (length, depth)]
+            row.append(f"{100 * sum(found) / len(found):.0f}" if found else "-")
+        table.add_row(str(length), *row)
+    return table
