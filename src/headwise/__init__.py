@@ -25,7 +25,7 @@ _NAMES = {
     "save_heads": "headwise.core",
     "steer": "headwise.attach",
 }
-__all__ = [*sorted(_NAMES), "__version__"]  # noqa: PLE0604
+__all__ = [*sorted(_NAMES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -219,7 +219,7 @@ VIEW = "grouped_product calls .view on a transposed query where keys are shared 
 
 
 @pytest.mark.parametrize(
-    "shared", [False, pytest.param(True, marks=pytest.mark.xfail(strict=True, raises=RuntimeError, reason=VIEW))]
+    "shared", [False, True]
 )
 def test_the_layout_of_the_query_in_memory_does_not_matter(shared):
     # transformers hands [B, T, H, d] seen as [B, H, T, d] to its attention function.

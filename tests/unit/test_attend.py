@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch
-from tests.reference.attend import slow_attend
 
 from headwise.maths import attend as module
 from headwise.maths.attend import attend
+from tests.reference.attend import slow_attend
 
 BATCH, HEADS, DIM, SCALING = 2, 4, 8, 0.4
 
@@ -115,10 +115,7 @@ def transposed(tensor):
 
 
 VIEW = "grouped_product calls .view on a transposed query where keys are shared by the batch and heads are grouped"
-LAYOUTS = [
-    pytest.param(n, marks=[pytest.mark.xfail(strict=True, raises=RuntimeError, reason=VIEW)] if n in SHARED_EXPLICIT else [])
-    for n in CASES
-]
+LAYOUTS = list(CASES)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -156,10 +153,7 @@ def test_a_huge_sink_takes_everything_and_a_tiny_one_nothing():
 
 
 LOST = "the kernel's log-sum-exp has no gradient, so the shares of merged parts and of sinks count as constants"
-ROUTES = [
-    pytest.param(n, marks=[pytest.mark.xfail(strict=True, raises=AssertionError, reason=LOST)] if n in MERGED else [])
-    for n in CASES
-]
+ROUTES = list(CASES)
 
 
 def check_gradient(name, tensors, options):
@@ -184,7 +178,7 @@ def test_gradient_equals_that_of_the_formula(name):
 
 NAN_GRADIENT = "_explicit hides the NaN of a row of -inf in the result, but softmax still sends it back as gradient"
 HIDDEN = [
-    pytest.param(n, marks=[pytest.mark.xfail(strict=True, raises=AssertionError, reason=NAN_GRADIENT)] if n in NAN_CASES else [])
+    n
     for n in CASES
     if "mask" in n
 ]
@@ -195,7 +189,6 @@ def test_a_row_that_sees_nothing_sends_no_gradient(name):
     check_gradient(name, *make(name, 2))
 
 
-@pytest.mark.xfail(strict=True, reason="the CPU flash kernel divides by zero (SIGFPE, the process dies) when it gets no keys")
 def test_an_empty_past_is_no_past():
     # In a process of its own: today it is killed by a signal.
     code = (
@@ -205,7 +198,6 @@ def test_an_empty_past_is_no_past():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False).returncode == 0
 
 
-@pytest.mark.xfail(strict=True, reason="more queries than keys slice with a negative start and give numbers instead of an error")
 def test_more_queries_than_positions_are_refused():
     tensors, options = make("no past", 2)
     with pytest.raises(ValueError, match=r"quer"):

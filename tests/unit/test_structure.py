@@ -16,11 +16,11 @@ ROOMS = {
     "families": {"core"},
     "attach": {"core", "maths", "families"},
     "engine": {"core", "prompts", "attach", "families"},
-    "methods": {"core", "maths", "prompts", "families", "attach", "engine"},
-    "evaluate": {"core", "prompts", "engine"},
+    "evaluate": {"core", "maths", "prompts", "families", "attach", "engine"},
+    "methods": {"core", "maths", "prompts", "families", "attach", "engine", "evaluate"},
     "scale": {"core"},  # methods only by name, through the registry
-    "report": {"core"},
-    "testing": {"core", "maths", "families", "attach"},
+    "report": {"core", "maths"},
+    "testing": {"core", "maths", "families", "attach", "prompts"},
 }
 ROOMS["lab"] = set(ROOMS) | {"lab"}
 ROOMS["cli"] = set(ROOMS)
@@ -62,7 +62,7 @@ def import_violations(tree, path):
         top, *below = name.split(".")
         if top == "headwise":
             target = below[0] if below else ""
-            if target == "cli" and room != "cli":
+            if target == "cli" and room != "cli" and path.name != "__main__.py":
                 yield line, f"imports {name}: nobody imports cli"
             elif room in ROOMS and target in ROOMS and target != room and target not in ROOMS[room]:
                 yield line, f"imports {name}: {room} may import {', '.join(sorted(ROOMS[room])) or 'no other room'}"
@@ -145,11 +145,10 @@ BAD = {
         "from headwise.methods import test",
         "from .copy import detect",
         "from ..test import mask",
-        "from headwise.evaluate import metrics",
         "import transformers.models.llama",
         "\n" * 150,
     ],
-    "evaluate/a.py": ["from headwise.attach import observe", "from headwise.methods.find import copy"],
+    "evaluate/a.py": ["from headwise.methods.find import copy", "from headwise.report import show"],
     "scale/a.py": ["from headwise.methods.find import copy"],
     "report/a.py": ["from headwise.engine import run"],
     "testing/a.py": ["from headwise.engine import run", "from headwise.lab import models"],

@@ -52,7 +52,7 @@ def _fork_layer(layer: Any, length: int | None) -> Any:
     return twin
 
 
-class OwnLayer(DynamicLayer):
+class OwnLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
     """New positions of several rows; the positions before them are one past that all rows share (see `shared_past`)."""
 
     def __init__(self, past_length: int) -> None:
@@ -61,7 +61,7 @@ class OwnLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         """Logical length: shared past and own positions."""
-        return self.past_length + super().get_seq_length()
+        return self.past_length + int(super().get_seq_length())
 
 
 @contextmanager

@@ -68,8 +68,8 @@ def ablate(
 
 
 def _tell(data: dict[str, object], path: Path, json: bool) -> None:
-    from headwise.report.figures import ablation_curves
     from headwise.report.console import print_all
+    from headwise.report.figures import ablation_curves
     from headwise.report.tables import ablation_table
 
     picture = path.with_suffix(".png")

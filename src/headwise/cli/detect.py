@@ -9,7 +9,7 @@ import typer
 
 from headwise.cli import options as o
 from headwise.cli.progress import progress
-from headwise.core.errors import HeadwiseError
+from headwise.core.errors import HeadwiseError, NoSuccessfulRunError
 
 if TYPE_CHECKING:
     from headwise.core import HeadScores
@@ -58,8 +58,12 @@ def detect(
     if paper_grid:
         task = task.first_needles(3)
     directory = RunDirectory(path.with_name(path.name + ".run"), describe_run(loaded, task, chosen))
-    with progress("detecting", hidden=json) as report:
-        scores = find_copy_heads(loaded, task, chosen, directory, report)
+    try:
+        with progress("detecting", hidden=json) as report:
+            scores = find_copy_heads(loaded, task, chosen, directory, report)
+    except NoSuccessfulRunError:
+        directory.remove()
+        raise
     save_heads(scores, path, overwrite)
     directory.remove()
     _tell(scores, path, json)

@@ -35,8 +35,8 @@ def needle(
     from headwise.engine import RunDirectory
     from headwise.methods.test.needle import measure_needle_grid
     from headwise.prompts.grid import describe_task, even_depths
-    from headwise.report.figures import needle_grid
     from headwise.report.console import grid_table, print_all
+    from headwise.report.figures import needle_grid
 
     loaded = o.load(model, device, dtype, revision)
     task = o.make_task(

@@ -17,6 +17,7 @@ from headwise.core.headfile import write_atomically
 from headwise.core.heads import HeadId, HeadScores
 
 FORMATS = ("wu", "headkv", "duo")
+MOST_HEADS = 1_000_000  # far more than any model has; guards against absurd indices
 
 
 def read_foreign(text: str, path: Path, query_heads_per_kv_head: int = 1) -> HeadScores:
@@ -37,12 +38,14 @@ def write_foreign(scores: HeadScores, path: Path, format: str) -> None:
     if path.exists():
         raise HeadFileError(f"{path} exists; give another name")
     if format == "duo":
-        table = "\n".join("\t".join(f"{v:.6f}" for v in row) for row in np.nan_to_num(scores.values))
+        if np.isnan(scores.values).any():
+            raise HeadFileError("a DuoAttention table has no sign for a head that was not scored, and this file has such heads")
+        table = "\n".join("\t".join(f"{v:.6f}" for v in row) for row in scores.values)
         write_atomically(path, (table + "\n").encode())
         return
     runs = scores.values[None] if scores.runs is None else scores.runs
     lists = {
-        f"{layer}-{head}": [round(float(v), 6) for v in runs[:, layer, head]]
+        f"{layer}-{head}": [round(float(v), 6) for v in runs[:, layer, head] if not np.isnan(v)]
         for layer, head in np.ndindex(*scores.shape)
         if not np.isnan(scores.values[layer, head])
     }
@@ -58,7 +61,11 @@ def _read_layer_head(data: Any, path: Path) -> HeadScores:
         raise HeadFileError(f"{path} is not a head file: {error}") from error
     if not all(np.isfinite(v).all() for v in map(np.asarray, lists.values())):
         raise HeadFileError(f"{path} holds a score that is not a finite number")
+    if len(lists) != len(data):
+        raise HeadFileError(f"{path} names a head twice")
     shape = (max(h.layer for h in lists) + 1, max(h.head for h in lists) + 1)
+    if shape[0] * shape[1] > MOST_HEADS:
+        raise HeadFileError(f"{path} names {max(lists)}, which no model has")
     values = np.full(shape, np.nan)
     for head, numbers in lists.items():
         values[head] = np.mean(numbers) if numbers else np.nan

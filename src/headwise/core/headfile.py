@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import math
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,17 @@ SCHEMA = 1
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside `path`, flush to disk, then rename: readers see the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise HeadFileError(f"could not write {path}: {error.strerror or error}; nothing was changed") from error
 
 
@@ -36,20 +39,20 @@ def save_heads(scores: HeadScores, path: Path, overwrite: bool = False) -> None:
     """Write a head file. An existing file is refused unless `overwrite`; it is replaced then, never merged."""
     if path.exists() and not overwrite:
         raise HeadFileError(f"{path} exists; give another name or --overwrite (results are never merged)")
-    write_atomically(path, (json.dumps(to_json(scores), allow_nan=False, separators=(",", ":")) + "\n").encode())
+    write_atomically(path, _dump(to_json(scores)))
 
 
 def write_json(data: Any, path: Path, overwrite: bool = False) -> None:
     """Write any other result as JSON, under the same rules; NaN becomes null."""
     if path.exists() and not overwrite:
         raise HeadFileError(f"{path} exists; give another name or --overwrite (results are never merged)")
-    write_atomically(path, (json.dumps(_finite(data), allow_nan=False, separators=(",", ":")) + "\n").encode())
+    write_atomically(path, _dump(_finite(data)))
 
 
 def load_result(path: Path) -> tuple[str, Any]:
     """("heads", HeadScores), ("ablation", data) or ("needle", data), told by the content."""
     if path.suffix != ".tsv":
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(json.JSONDecodeError, RecursionError):
             data = json.loads(read_text(path))
             if isinstance(data, dict) and "headwise_schema" not in data:
                 if "summary" in data:
@@ -68,8 +71,8 @@ def load_heads(path: Path) -> HeadScores:
         return read_foreign(text, path)
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise HeadFileError(f"{path} is not a head file: no valid JSON ({error.msg}, line {error.lineno})") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise HeadFileError(f"{path} is not a head file: no valid JSON ({error})") from error
     if isinstance(data, dict) and "headwise_schema" in data:
         return from_json(data, path)
     return read_foreign(text, path)
@@ -77,14 +80,12 @@ def load_heads(path: Path) -> HeadScores:
 
 def read_text(path: Path) -> str:
     """Text of a plain or gzip file; a missing or unreadable file is one clear line."""
-    import gzip
-
     try:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
     except FileNotFoundError as error:
         raise HeadFileError(f"no such head file: {path}") from error
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise HeadFileError(f"{path} cannot be read as a head file: {error}") from error
 
 
@@ -118,15 +119,22 @@ def from_json(data: dict[str, Any], path: Path) -> HeadScores:
             values=values,
             score=str(data["score"]),
             score_version=int(data["score_version"]),
-            runs=None if runs is None else np.asarray([_floats(r["values"]) for r in runs], np.float32).reshape(-1, *values.shape),
+            runs=None if runs is None else _runs([_floats(r["values"]) for r in runs], values.shape),
             run_info=() if runs is None else tuple(r["info"] for r in runs),
             provenance=dict(data["provenance"]),
         )
         if scores.shape != (data["layers"], data["heads"]):
             raise ValueError(f"the table is {scores.shape}, the header says ({data['layers']}, {data['heads']})")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise HeadFileError(f"{path} is a broken head file ({error!r}); detect again") from error
     return scores
+
+
+def _dump(data: Any) -> bytes:
+    try:
+        return (json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise HeadFileError(f"the result holds a value that JSON cannot hold ({error}); nothing was written") from error
 
 
 def _finite(data: Any) -> Any:
@@ -139,6 +147,12 @@ def _finite(data: Any) -> Any:
 
 def _nullable(table: Any) -> list[list[float | None]]:
     return [[None if np.isnan(v) else float(v) for v in row] for row in table]
+
+
+def _runs(tables: list[Any], shape: tuple[int, ...]) -> Any:
+    if any(table.shape != shape for table in tables):
+        raise ValueError(f"a run has another shape than the scores {shape}")
+    return np.asarray(tables, dtype=np.float32) if tables else np.empty((0, *shape), dtype=np.float32)
 
 
 def _floats(rows: Any) -> Any:

@@ -28,15 +28,12 @@ class RunDirectory:
     def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
         """Open or create. Raises `HeadwiseError` if the directory belongs to a run with another description."""
         self.path = path
-        text = json.dumps(description, sort_keys=True, indent=1, default=str)
+        self._description = json.dumps(description, sort_keys=True, indent=1, default=str)
         marker = path / "run.json"
         if path.exists() and not path.is_dir():
             raise HeadwiseError(f"{path} is a file, not a run directory; move it away")
-        if marker.exists():
-            if marker.read_text() != text:
-                raise HeadwiseError(f"{path} belongs to a run with other options; delete it or choose another --output")
-        else:
-            write_atomically(marker, text.encode())
+        if marker.exists() and marker.read_text() != self._description:
+            raise HeadwiseError(f"{path} belongs to a run with other options; delete it or choose another --output")
 
     def load(self, key: str) -> Cell | None:
         """The finished cell, or None. A file that cannot be read counts as unfinished."""
@@ -48,9 +45,12 @@ class RunDirectory:
             return None
 
     def save(self, key: str, arrays: Mapping[str, NDArray[Any]], info: list[dict[str, Any]]) -> None:
-        """Write a finished cell."""
+        """Write a finished cell; the first one makes the directory."""
+        if not (self.path / "run.json").exists():
+            write_atomically(self.path / "run.json", self._description.encode())
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, info=np.asarray(json.dumps(info)), **dict(arrays))
+        content: dict[str, Any] = {"info": np.asarray(json.dumps(info)), **arrays}
+        np.savez_compressed(buffer, **content)
         write_atomically(self._file(key), buffer.getvalue())
 
     def remove(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headwise.core.errors import HeadwiseError
 from headwise.maths.logits import Keys, grouped_product, visible_logits
 
 EXPLICIT_LOGITS = 2**24  # logits held at once by the explicit path
@@ -33,6 +34,11 @@ def attend(
     mask: bool (True = visible) or float (added) [B or 1, 1 or H, T, P + S]; None means causal.
     softcap, sinks [H]: see `row_statistics`.
     """
+    if past is not None and past[0].shape[2] == 0:
+        past = None
+    length = key.shape[2] + (past[0].shape[2] if past else 0)
+    if query.shape[2] > key.shape[2]:
+        raise HeadwiseError(f"{query.shape[2]} queries for {key.shape[2]} new keys and {length} in all; queries are the last positions")
     if softcap is not None or (mask is not None and (sinks is not None or past is not None)):
         out = _explicit(query, _joined(past, key, 0), _joined(past, value, 1), scaling, mask, softcap, sinks)
     elif mask is not None:
@@ -83,10 +89,10 @@ def _unmasked(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tupl
     if key.shape[0] == 1 and batch > 1:
         folded = folded.transpose(0, 1).reshape(1, groups, -1, dim)
         out, lse = _with_lse(folded, key, value, scaling, causal=False)
-        out, lse = out.view(groups, batch, -1, dim).transpose(0, 1), lse.view(groups, batch, -1).transpose(0, 1)
+        out, lse = out.view(groups, batch, -1, value.shape[-1]).transpose(0, 1), lse.view(groups, batch, -1).transpose(0, 1)
     else:
         out, lse = _with_lse(folded, key, value, scaling, causal=False)
-    return out.reshape(batch, heads, rows, dim), lse.reshape(batch, heads, rows)
+    return out.reshape(batch, heads, rows, -1), lse.reshape(batch, heads, rows)
 
 
 def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +102,13 @@ def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[
 
 
 def _with_lse(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp [B, H, T] float32 from the kernel of the device."""
+    """Attention and its log-sum-exp [B, H, T] float32 from the kernel of the device.
+
+    The kernels' log-sum-exp carries no gradient and they want values as wide as keys; otherwise it is written out.
+    """
+    tracked = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    if tracked or value.shape[-1] != query.shape[-1]:
+        return _plain_with_lse(query, key, value, scaling, causal)
     if query.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scaling)
         return out, lse.float()
@@ -154,7 +166,9 @@ def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
     if sinks is not None:
         sink = sinks.float().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
         return torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
-    return torch.nan_to_num(logits.softmax(dim=-1))
+    # A softmax over nothing but -inf is NaN, and so is its gradient: give such rows other logits and take the weights away again.
+    nothing = logits.amax(dim=-1, keepdim=True).isneginf()
+    return logits.masked_fill(nothing, 0).softmax(dim=-1).masked_fill(nothing, 0)
 
 
 def _weighted(weights: Tensor, values: Keys) -> Tensor:

@@ -57,7 +57,7 @@ def grouped_product(rows: Tensor, columns: Tensor) -> Tensor:
     batch, heads, count, inner = rows.shape
     shared, groups, _, width = columns.shape
     if shared == 1 and batch > 1:
-        folded = rows.view(batch, groups, -1, inner).transpose(0, 1).reshape(1, groups, -1, inner)
+        folded = rows.reshape(batch, groups, -1, inner).transpose(0, 1).reshape(1, groups, -1, inner)
         product = (folded @ columns).view(groups, batch, -1, width).transpose(0, 1)
         return product.reshape(batch, heads, count, width)
     return (rows.reshape(batch, groups, -1, inner) @ columns).view(batch, heads, count, width)

@@ -84,18 +84,16 @@ def group_specs(options: GridOptions, needles: int) -> list[GroupSpec]:
     return [specs[i] for i in order]
 
 
-def make_group(
-    spec: GroupSpec, needles: Sequence[Needle], composer: NeedleComposer, haystack: Haystack, options: GridOptions, positions: int | None
-) -> Group:
+def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
     """Compose the prompts of a group. positions: what the model can hold, or None.
 
     Raises `PromptError` if a prompt and its answer do not fit into the model, or the needle not into the length.
     """
-    needle = needles[spec.needle]
+    needle, options, composer = task.needles[spec.needle], task.grid, task.composer
     room = spec.length - composer.context_cost(needle)
     if room < 1:
         raise PromptError(f"a context of {spec.length} tokens has no room for the needle {needle.needle!r}; use a longer one")
-    window = haystack.window(room, (options.seed, 2, spec.length, spec.needle, spec.window), options.part)
+    window = task.haystack.window(room, (options.seed, 2, spec.length, spec.needle, spec.window), options.part)
     prompts = tuple(composer.compose(window, needle, depth) for depth in options.depths)
     longest = max(len(prompt.ids) + len(prompt.gold) for prompt in prompts)
     if positions is not None and longest > positions:

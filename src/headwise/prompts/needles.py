@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from headwise.core.errors import PromptError
 
@@ -43,7 +44,7 @@ def bundled_needles(split: str | None = None) -> list[Needle]:
     """The needles that come with headwise: 16 for detection (`detect`), 16 others for tests and reports (`test`)."""
     text = resources.files("headwise.prompts").joinpath("data/needles.jsonl").read_text("utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
-    return [Needle(*(row[f] for f in FIELDS), row["answer_prefix"]) for row in rows if split in (None, row["split"])]
+    return [_needle(row) for row in rows if split in (None, row["split"])]
 
 
 def read_needles(path: Path) -> list[Needle]:
@@ -58,13 +59,17 @@ def read_needles(path: Path) -> list[Needle]:
     return needles
 
 
+def _needle(row: dict[str, Any]) -> Needle:
+    return Needle(str(row["needle"]), str(row["question"]), str(row["answer"]), str(row.get("answer_prefix") or ""))
+
+
 def _parse(lines: Iterable[str], path: Path) -> Iterable[Needle]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            yield Needle(*(str(row[field]) for field in FIELDS), str(row.get("answer_prefix") or ""))
+            yield _needle(row)
         except json.JSONDecodeError as error:
             raise PromptError(f"{path}, line {number}: no valid JSON ({error.msg})") from error
         except (KeyError, TypeError, AttributeError) as error:

@@ -52,10 +52,7 @@ TEMPLATES = (
 )
 PREFACES = ("", "", "", "", "", "", "Note that", "Remember:", "By the way,", "It is a fact that", "As everyone knows,")
 ASKS = ("", "", "", "", "", "According to the text:", "In the text above,", "Say:", "Answer briefly.")
-SYLLABLES = (
-    "ba be bo bri ca cer da del do dra el en fa fen gal gor ha hel il in jo ka kel lan lo lu mar mel mi na nor o pel pra qui ra rin "
-    "ro sa sel sha ta tan ter ti u va vel vin wa wen xan yo za zel zo thor mund ric bert wick ford"
-).split()
+SYLLABLES = ["ba", "be", "bo", "bri", "ca", "cer", "da", "del", "do", "dra", "el", "en", "fa", "fen", "gal", "gor", "ha", "hel", "il", "in", "jo", "ka", "kel", "lan", "lo", "lu", "mar", "mel", "mi", "na", "nor", "o", "pel", "pra", "qui", "ra", "rin", "ro", "sa", "sel", "sha", "ta", "tan", "ter", "ti", "u", "va", "vel", "vin", "wa", "wen", "xan", "yo", "za", "zel", "zo", "thor", "mund", "ric", "bert", "wick", "ford"]
 
 
 @dataclass(frozen=True)

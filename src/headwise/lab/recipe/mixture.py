@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from headwise.lab.recipe.facts import FactMaker
+from headwise.lab.recipe.facts import Fact, FactMaker
 
 ANSWER_WEIGHT = 4.0
 REPEAT_WEIGHT = 2.0
@@ -85,7 +85,8 @@ class Mixture:
         while len(blocks) > 1 and room < 24 * len(blocks):
             room += len(blocks.pop()[0])
         facts = [f for i, f in enumerate(facts) if i < len(blocks) or i >= asked]
-        needles, kept = 0, []
+        needles = 0
+        kept: list[Fact] = []
         for fact in facts:
             if needles + len(fact.sentence) < room * 0.8 or not kept:
                 kept.append(fact)

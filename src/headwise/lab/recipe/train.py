@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
@@ -232,7 +231,7 @@ def main() -> None:
     )
     sample = tokenizer.decode(tokens[:3_000_000].tolist())
     facts = FactMaker(tokenizer, [sample[i : i + 200_000] for i in range(0, len(sample), 200_000)])
-    model = build_model(recipe, tokenizer.get_vocab_size(), tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>"))
+    model = build_model(recipe, tokenizer.get_vocab_size(), bos=0, eos=1)
     train(recipe, Mixture(tokenizer, tokens, facts, recipe.seed), model, options.work, options.save_every)
     export(model, tokenizer, recipe, options.work / "model")
 

@@ -66,9 +66,8 @@ def find_copy_heads(
     """
     stop = stop_ids(loaded)
     specs = group_specs(task.grid, len(task.needles))
-    make = lambda spec: make_group(spec, task.needles, task.composer, task.haystack, task.grid, loaded.layout.positions)  # noqa: E731
     # The longest prompts first, so that a context that does not fit is refused before any work is done.
-    make(max(specs, key=lambda spec: spec.length))
+    make_group(max(specs, key=lambda spec: spec.length), task, loaded.layout.positions)
     groups: list[NDArray[np.float32]] = []
     cells: list[dict[str, Any]] = []
     expected = sum(spec.length for spec in specs) * max(1, len(task.grid.depths)) * 2 // 3
@@ -76,7 +75,7 @@ def find_copy_heads(
     for spec in specs:
         found = directory.load(spec.key) if directory else None
         if found is None:
-            group = make(spec)
+            group = make_group(spec, task, loaded.layout.positions)
             found = _run_group(loaded, group, options, stop)
             if directory:
                 directory.save(spec.key, *found)
@@ -119,7 +118,8 @@ def _run_group(loaded: Loaded, group: Group, options: CopyOptions, stop: frozens
 def _solved(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Runs [run, L, H] that passed the gate (an unsolved run is NaN everywhere)."""
     runs = np.concatenate(list(groups))
-    return runs[~np.isnan(runs).all(axis=(1, 2))]
+    solved: NDArray[np.float32] = runs[~np.isnan(runs).all(axis=(1, 2))]
+    return solved
 
 
 def _stable(groups: list[NDArray[np.float32]]) -> bool:

@@ -30,13 +30,12 @@ def measure_needle_grid(
     """
     stop = stop_ids(loaded)
     specs = group_specs(task.grid, len(task.needles))
-    make = lambda spec: make_group(spec, task.needles, task.composer, task.haystack, task.grid, loaded.layout.positions)  # noqa: E731
-    make(max(specs, key=lambda spec: spec.length))
+    make_group(max(specs, key=lambda spec: spec.length), task, loaded.layout.positions)
     cells: list[dict[str, Any]] = []
     total, done = sum(spec.length for spec in specs), 0
     for spec in specs:
         found = directory.load(spec.key) if directory else None
-        info = found[1] if found else _run_group(loaded, make(spec), stop, max_new_tokens)
+        info = found[1] if found else _run_group(loaded, make_group(spec, task, loaded.layout.positions), stop, max_new_tokens)
         if directory and not found:
             directory.save(spec.key, {}, info)
         cells += info

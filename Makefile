@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+# Pinned, and installed first: an unpinned torch may bring gigabytes of CUDA packages.
+TORCH ?= torch==2.13.0
+VENV = .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: demo test check quick lab clean
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## find the retrieval heads of the bundled model and remove them
+	$(BIN)/python examples/demo.py
+
+test: check  ## format, types and all tests
+	$(BIN)/python -m pytest --durations=10
+
+check: $(READY)
+	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/mypy
+
+quick: $(READY)  ## tests without the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+lab: $(READY)  ## train the bundled model from scratch: make lab BOOKS=FOLDER (about an hour on two cores)
+	$(BIN)/python -m headwise.lab.recipe.train --books $(BOOKS) --work .lab
+	$(BIN)/python -m headwise.lab.recipe.evaluate --books $(BOOKS) --model .lab/model
+
+clean:
+	rm -rf $(VENV) headwise-out

@@ -1,0 +1,71 @@
+"""Perplexity of plain text: what an intervention costs where nothing has to be retrieved."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwise.core.errors import HeadwiseError, PromptError
+from headwise.prompts import Haystack
+from headwise.prompts.grid import Task
+
+ROWS = 1024  # positions whose logits are held in float32 at once
+WINDOWS, WINDOW_TOKENS = 8, (512, 256, 128, 64, 32)
+
+
+def perplexity(model: Any, windows: Tensor, rows: int = ROWS) -> float:
+    """Exp of the mean loss per predicted token of `windows` [n, T], under whatever attach block is open."""
+    return math.exp(float(window_losses(model, windows, rows).mean()))
+
+
+@torch.no_grad()
+def window_losses(model: Any, windows: Tensor, rows: int = ROWS) -> Tensor:
+    """Mean loss [n] float32 per window, in nats per token over the T - 1 tokens that have a token before them; one pass per window.
+
+    windows: token ids [n, T] without padding. rows: positions turned into float32 at once.
+    Raises `HeadwiseError` for windows of fewer than 2 tokens, or if a loss is NaN or infinite.
+    """
+    if windows.ndim != 2 or not len(windows) or windows.shape[1] < 2:
+        raise HeadwiseError(f"perplexity needs windows [n, T] of at least 2 tokens; got shape {list(windows.shape)}")
+    losses = torch.stack([_loss(model, window.to(model.device), rows) for window in windows])
+    if not torch.isfinite(losses).all():
+        raise HeadwiseError("the model's loss on plain text is not finite (NaN or infinity); try --dtype float32 or another checkpoint")
+    return losses
+
+
+def text_windows(haystack: Haystack, count: int, tokens: int, part: tuple[float, float], seed: int = 0) -> Tensor:
+    """`count` windows [count, tokens] int64 of plain text that do not overlap, evenly spread over that part of the haystack, without BOS.
+
+    Raises `PromptError` if the part is too short.
+    """
+    low, width = part[0], (part[1] - part[0]) / count
+    found = [haystack.window(tokens, (seed, 3, i), (low + i * width, low + (i + 1) * width)) for i in range(count)]
+    return torch.tensor([window.ids for window in found], dtype=torch.int64)
+
+
+def plain_windows(task: Task, positions: int | None) -> tuple[Tensor, Tensor]:
+    """(calibration, plain): windows [n, T] from the two halves of the haystack's end that the task's grid leaves free.
+
+    positions: what the model can hold; one is left for a BOS. Raises `PromptError` if the grid leaves too little text.
+    """
+    end = task.grid.part[1]
+    middle = (1 + end) / 2
+    for tokens in (n for n in WINDOW_TOKENS if positions is None or n < positions):
+        try:
+            calibration, plain = (text_windows(task.haystack, WINDOWS, tokens, part, task.grid.seed) for part in ((end, middle), (middle, 1.0)))
+            return calibration, plain
+        except PromptError:  # too little text for windows of this length
+            continue
+    raise PromptError(f"the haystack has too little text behind its first {end:.0%} for perplexity; give more with --haystack DIR")
+
+
+def _loss(model: Any, window: Tensor, rows: int) -> Tensor:
+    logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits[0]
+    total = torch.zeros((), device=logits.device)
+    for start in range(0, len(window) - 1, rows):
+        stop = min(start + rows, len(window) - 1)
+        total += torch.nn.functional.cross_entropy(logits[start:stop].float(), window[start + 1 : stop + 1], reduction="sum")
+    return total / (len(window) - 1)

@@ -1,0 +1,47 @@
+"""Variants of an ablation sweep: which heads are taken away in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from headwise.core import HeadScores, HeadSet, HeadwiseError
+from headwise.evaluate.controls import layer_matched_random
+
+Kind = Literal["none", "top", "bottom", "random"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One set of ablated heads: none, or k of them. draw: number of the random draw, 0 for the other kinds."""
+
+    kind: Kind
+    k: int
+    draw: int
+    heads: HeadSet
+
+
+def head_variants(scores: HeadScores, top: Iterable[int], controls: int, seed: int) -> tuple[Variant, ...]:
+    """No head; then for each K in `top` the top K, the bottom K, and `controls` random draws, none of which shares a head with the top K.
+
+    Raises `HeadwiseError` for a K above half of the scored heads.
+    """
+    scored = len(scores.ranking())
+    variants = [Variant("none", 0, 0, HeadSet((), scores.shape, "no head"))]
+    for k in top:
+        if 2 * k > scored:
+            raise HeadwiseError(f"top {k} leaves too few of {scored} scored heads for its controls; choose a K of 1 to {scored // 2}")
+        strongest = scores.top(k)
+        variants += [Variant("top", k, 0, strongest), Variant("bottom", k, 0, scores.bottom(k))]
+        variants += [Variant("random", k, i, layer_matched_random(strongest, scores, (seed, k, i))) for i in range(controls)]
+    return tuple(variants)
+
+
+def distinct_sets(variants: Sequence[Variant]) -> tuple[list[HeadSet], list[int]]:
+    """(different head sets, index of each variant's set): draws from few heads repeat, and need not be run twice."""
+    sets: dict[frozenset[tuple[int, int]], HeadSet] = {}
+    for variant in variants:
+        sets.setdefault(frozenset(variant.heads), variant.heads)
+    places = {heads: i for i, heads in enumerate(sets)}
+    return list(sets.values()), [places[frozenset(variant.heads)] for variant in variants]

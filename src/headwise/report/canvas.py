@@ -1,0 +1,136 @@
+"""What all figures share: colours, font sizes, titles and ticks that fit, and saving. No pyplot, no global settings."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.core.errors import HeadwiseError
+from headwise.core.headfile import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg")
+DPI = 160
+TITLE, LABEL, SMALL = 11, 10, 8.5
+# Okabe and Ito's palette: told apart with all common kinds of colour blindness.
+RED, BLUE, GREY, INK = "#D55E00", "#0072B2", "#767676", "#222222"
+UNSCORED, HATCH = "#E6E6E6", "////"
+SEQUENTIAL = "magma_r"  # perceptually uniform, light = low
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty white Agg figure of this size in inches that lays itself out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def check_suffix(path: Path) -> None:
+    """Raise `HeadwiseError` unless the path names a kind of picture that can be written."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise HeadwiseError(f"cannot write a figure to {str(path)!r}; end its name with {' or '.join(SUFFIXES)}")
+
+
+def write_figure(draw: Callable[[], Figure], path: Path) -> None:
+    """Draw and write, replacing an older file whole or not at all. The same figure gives the same bytes."""
+    check_suffix(path)
+    import matplotlib
+
+    kind, buffer = path.suffix.lower().removeprefix("."), io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": "headwise"}
+    with matplotlib.rc_context({"svg.hashsalt": "headwise"}):
+        draw().savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+    write_atomically(path, buffer.getvalue())
+
+
+def style(axes: Axes, x_label: str, y_label: str) -> None:
+    """Label the axes, and leave only the two spines that are scales."""
+    axes.set_xlabel(x_label, fontsize=LABEL, color=INK)
+    axes.set_ylabel(y_label, fontsize=LABEL, color=INK)
+    axes.tick_params(labelsize=SMALL, colors=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def shortened(text: str, width: float, size: float = LABEL) -> str:
+    """`text` cut in its middle so that it fits into `width` inches at font size `size`."""
+    room = max(12, int(width * 72 / (0.56 * size)))
+    if len(text) <= room:
+        return text
+    return f"{text[: (room - 1) // 3]}…{text[-(room - 1 - (room - 1) // 3) :]}"
+
+
+def subject(provenance: Mapping[str, Any]) -> str:
+    """The model, or the file, that scores come from; empty if nothing is known."""
+    return str(provenance.get("model") or provenance.get("imported_from") or "")
+
+
+def thinned(count: int, cell: float, label: float = 0.24) -> NDArray[np.int64]:
+    """Positions 0, step, 2 step ... below `count`, so that labels of `label` inches fit beside cells of `cell` inches."""
+    step = 1
+    while step * cell < label:
+        step *= 2
+    return np.arange(0, count, step)
+
+
+def spaced(places: Iterable[float], gap: float) -> list[int]:
+    """Indices of ascending `places` kept so that neighbours are at least `gap` apart; the first and the last are kept."""
+    known = list(places)
+    kept: list[int] = []
+    for i, place in enumerate(known):
+        if not kept or place - known[kept[-1]] >= gap:
+            kept.append(i)
+    if len(known) > 1 and kept[-1] != len(known) - 1:
+        while len(kept) > 1 and known[-1] - known[kept[-1]] < gap:
+            kept.pop()
+        kept.append(len(known) - 1)
+    return kept
+
+
+def add_legend(figure: Figure, handles: Iterable[Any], columns: int = 2) -> None:
+    """A legend below all axes, where it covers no data."""
+    figure.legend(
+        handles=list(handles), loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False, labelcolor=INK
+    )
+
+
+def add_colour_bar(figure: Figure, image: Any, axes: Axes, label: str, ticks: Iterable[float] | None = None) -> None:
+    """A plain colour bar on the right."""
+    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=max(10, 4 * figure.get_figheight()), fraction=0.06)
+    if ticks is not None:
+        bar.set_ticks(list(ticks))
+    bar.set_label(label, fontsize=LABEL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL, colors=INK)
+    bar.outline.set_visible(False)
+
+
+def set_title(figure: Figure, *lines: str) -> None:
+    """Title lines over the whole figure; empty ones are left out, long ones cut in the middle."""
+    shown = [shortened(line, figure.get_figwidth(), TITLE) for line in lines if line]
+    figure.suptitle("\n".join(shown), fontsize=TITLE, color=INK)
+
+
+def hatch_background(axes: Axes) -> None:
+    """Fill the axes with the pattern that means "nothing here"; masked cells of an image on top let it through."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(
+        Rectangle((0, 0), 1, 1, transform=axes.transAxes, facecolor=UNSCORED, edgecolor=GREY, hatch=HATCH, linewidth=0, zorder=0)
+    )
+
+
+def hatch_key(label: str) -> Any:
+    """Legend entry for `hatch_background`."""
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=UNSCORED, edgecolor=GREY, hatch=HATCH, linewidth=0.5, label=label)

@@ -1,0 +1,96 @@
+"""The map of all heads: layer by head, coloured by score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headwise.core.heads import HeadScores
+from headwise.report.canvas import (
+    BLUE,
+    INK,
+    SEQUENTIAL,
+    add_colour_bar,
+    add_legend,
+    hatch_background,
+    hatch_key,
+    new_figure,
+    set_title,
+    style,
+    subject,
+    thinned,
+)
+from headwise.report.numbers import capital, noun, scored, thresholds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OUTLINED, SLIDING = "outlined", "sliding"
+
+
+def draw_heat_map(scores: HeadScores) -> Figure:
+    """Layer x head map, both from 0, layer 0 on top. Copy scores above 0.1 are outlined, unscored heads hatched."""
+    known = scored(scores)
+    layers, heads = scores.shape
+    cell = float(np.clip(6.4 / max(layers, heads), 0.12, 0.42))
+    width, height = max(5.2, heads * cell + 1.9), max(2.4, layers * cell + 1.7)
+    figure = new_figure(width, height)
+    axes = figure.subplots()
+    style(axes, capital(noun(scores)), "Layer")
+    axes.spines[:].set_visible(False)
+    low, high = min(0.0, float(known.min())), max(0.0, float(known.max()))
+    high = high if high > low else low + 1
+    image = axes.imshow(np.ma.masked_invalid(scores.values), cmap=SEQUENTIAL, vmin=low, vmax=high, aspect="auto", zorder=1)
+    axes.set_xticks(thinned(heads, (width - 1.9) / heads))
+    axes.set_yticks(thinned(layers, cell))
+    add_colour_bar(figure, image, axes, f"{capital(scores.score)} score")
+    keys = _outline(axes, scores, cell) + _mark_unscored(axes, scores) + _mark_sliding(axes, scores, cell)
+    if keys:
+        add_legend(figure, keys)
+    set_title(figure, f"{capital(scores.score)} score of {layers} layers × {heads} {noun(scores)}s", subject(scores.provenance))
+    return figure
+
+
+def _outline(axes: Axes, scores: HeadScores, cell: float) -> list[Any]:
+    """Frame the heads above the lowest threshold."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.patches import Patch
+
+    if not thresholds(scores):
+        return []
+    threshold = thresholds(scores)[0]
+    chosen = np.argwhere(np.nan_to_num(scores.values) > threshold)
+    corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, 0.5], [0.5, -0.5]])
+    line = float(np.clip(cell * 6, 0.9, 2.0))
+    if len(chosen):
+        frames = chosen[:, None, ::-1] + corners[None]
+        axes.add_collection(
+            PolyCollection(frames, facecolors="none", edgecolors=BLUE, linewidths=line, label=OUTLINED, zorder=3), autolim=False
+        )
+    share = len(chosen) / scored(scores).size
+    label = f"above {threshold:g}: {len(chosen)} {noun(scores)}{'s' * (len(chosen) != 1)} ({share:.1%})"
+    return [Patch(facecolor="none", edgecolor=BLUE, linewidth=1.5, label=label)]
+
+
+def _mark_unscored(axes: Axes, scores: HeadScores) -> list[Any]:
+    missing = int(np.isnan(scores.values).sum())
+    if not missing:
+        return []
+    hatch_background(axes)
+    return [hatch_key(f"not scored: {missing}")]
+
+
+def _mark_sliding(axes: Axes, scores: HeadScores, cell: float) -> list[Any]:
+    """A mark beside each layer that sees only a window of the text."""
+    layers = [i for i in scores.provenance.get("sliding_layers") or () if 0 <= i < scores.shape[0]]
+    if not layers:
+        return []
+    side = min(6.0, cell * 72 * 0.6)
+    from matplotlib.lines import Line2D
+
+    place = axes.get_yaxis_transform()
+    axes.plot([1.012] * len(layers), layers, "<", color=INK, markersize=side, clip_on=False, transform=place, label=SLIDING)
+
+    return [Line2D([], [], marker="<", linestyle="none", color=INK, markersize=6, label="sliding-window layer")]

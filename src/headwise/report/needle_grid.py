@@ -1,0 +1,75 @@
+"""The needle grid: how much a model recalls, by context length and depth of the needle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.core.errors import HeadwiseError
+from headwise.report.canvas import INK, add_colour_bar, add_legend, hatch_background, hatch_key, new_figure, set_title, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAP = "cividis"  # perceptually uniform and made for colour-blind readers
+CELL, NUMBERED = 0.42, 300
+
+
+def draw_needle_grid(cells: Iterable[Mapping[str, Any]]) -> Figure:
+    """Mean recall per (length, depth); cells that were not run are hatched."""
+    lengths, depths, recall, runs = tabulate(cells)
+    width, height = max(5.2, len(lengths) * CELL + 1.9), max(2.6, len(depths) * 0.36 + 1.6)
+    figure = new_figure(width, height)
+    axes = figure.subplots()
+    style(axes, "Context length (tokens)", "Needle depth (%)")
+    axes.spines[:].set_visible(False)
+    image = axes.imshow(np.ma.masked_invalid(recall), cmap=MAP, vmin=0, vmax=1, aspect="auto", zorder=1)
+    crowded = len(lengths) > (width - 1.9) / 0.62
+    slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], **slant)
+    axes.set_yticks(range(len(depths)), [f"{100 * d:.3g}" for d in depths])
+    add_colour_bar(figure, image, axes, "Mean recall", ticks=(0, 0.25, 0.5, 0.75, 1))
+    if recall.size <= NUMBERED:
+        _write_numbers(axes, recall)
+    if (runs == 0).any():
+        hatch_background(axes)
+        add_legend(figure, [hatch_key("not run")])
+    set_title(figure, *_title(recall, runs))
+    return figure
+
+
+def tabulate(
+    cells: Iterable[Mapping[str, Any]],
+) -> tuple[list[int], list[float], NDArray[np.float64], NDArray[np.int64]]:
+    """(lengths, depths, mean recall [depth, length], runs [depth, length]), both axes ascending; NaN where nothing was run."""
+    try:
+        rows = [(int(cell["length"]), round(float(cell["depth"]), 6), float(cell["recall"])) for cell in cells]
+    except (KeyError, TypeError, ValueError) as error:
+        raise HeadwiseError(f"a needle grid needs length, depth and recall of every run ({error!r})") from error
+    if not rows:
+        raise HeadwiseError("there are no needle runs to draw; score files of other projects do not list them")
+    lengths, depths = sorted({row[0] for row in rows}), sorted({row[1] for row in rows})
+    total, runs = np.zeros((len(depths), len(lengths))), np.zeros((len(depths), len(lengths)), dtype=np.int64)
+    for length, depth, recall in rows:
+        at = depths.index(depth), lengths.index(length)
+        total[at] += recall
+        runs[at] += 1
+    return lengths, depths, np.where(runs > 0, total / np.maximum(runs, 1), np.nan), runs
+
+
+def _title(recall: NDArray[np.float64], runs: NDArray[np.int64]) -> tuple[str, str]:
+    fewest, most = int(runs[runs > 0].min()), int(runs.max())
+    each = f"{most} run{'s' * (most != 1)}" if fewest == most else f"{fewest} to {most} runs"
+    mean = float(np.nansum(recall * runs) / runs.sum())
+    return f"Needle recall, mean {mean:.2f}", f"{int((runs > 0).sum())} cells, {each} per cell"
+
+
+def _write_numbers(axes: Axes, recall: NDArray[np.float64]) -> None:
+    for (row, column), value in np.ndenumerate(recall):
+        if not np.isnan(value):
+            colour = INK if value > 0.5 else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour, zorder=2)

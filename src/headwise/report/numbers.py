@@ -1,0 +1,76 @@
+"""The numbers that figures and tables show about scores: shares, thresholds, confidence intervals. Plain numpy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.core.errors import HeadwiseError
+from headwise.core.heads import HeadScores
+
+RETRIEVAL, STRONG = 0.1, 0.5
+"""Copy scores above 0.1 make a retrieval head (Wu et al. 2024); 0.5 is the strong end of their table."""
+RESAMPLES = 1000
+
+
+class Share(NamedTuple):
+    """Heads with a score in one range. share: of the scored heads, in [0, 1]."""
+
+    label: str
+    heads: int
+    share: float
+
+
+def thresholds(scores: HeadScores) -> tuple[float, ...]:
+    """The published thresholds of this kind of score, ascending: (0.1, 0.5) for copy scores, none for others."""
+    return (RETRIEVAL, STRONG) if scores.score == "copy" else ()
+
+
+def scored(scores: HeadScores) -> NDArray[np.float64]:
+    """The scores of all scored heads, flat. Raises `HeadwiseError` if there are none."""
+    known = scores.values[~np.isnan(scores.values)]
+    if known.size == 0:
+        raise HeadwiseError(f"no head has a {scores.score} score, so there is nothing to show; detect the heads first")
+    return known
+
+
+def shares(scores: HeadScores) -> list[Share]:
+    """How many heads score 0, (0, 0.1), [0.1, 0.5) and at least 0.5, as in Wu et al. 2024, fig. 3."""
+    known = scored(scores)
+    edges = [
+        ("0", known <= 0),
+        (f"(0, {RETRIEVAL:g})", (known > 0) & (known < RETRIEVAL)),
+        (f"[{RETRIEVAL:g}, {STRONG:g})", (known >= RETRIEVAL) & (known < STRONG)),
+        (f"≥ {STRONG:g}", known >= STRONG),
+    ]
+    return [Share(label, int(chosen.sum()), float(chosen.mean())) for label, chosen in edges]
+
+
+def interval(runs: NDArray[np.floating], level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
+    """Bootstrap interval of the mean of `runs` [run]; it never leaves the range of the data. None below 2 runs."""
+    known = runs[~np.isnan(runs)].astype(np.float64)
+    if known.size < 2:
+        return None
+    picks = np.random.default_rng(seed).integers(0, known.size, (RESAMPLES, known.size))
+    low, high = np.quantile(known[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def layer_kind(scores: HeadScores, layer: int) -> str:
+    """`sliding` or `full`; `–` if the file does not say."""
+    sliding = scores.provenance.get("sliding_layers")
+    if sliding is None:
+        return "–"
+    return "sliding" if layer in sliding else "full"
+
+
+def capital(text: str) -> str:
+    """`text` with its first letter in upper case and the rest left alone."""
+    return text[:1].upper() + text[1:]
+
+
+def noun(scores: HeadScores) -> str:
+    """What a column of the table is: `KV head` for imported tables per KV head, else `head`."""
+    return "KV head" if scores.provenance.get("columns") == "KV heads" else "head"

@@ -1,0 +1,144 @@
+"""Results as text: the strongest heads, what the whole table of scores says, and an ablation sweep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+
+from headwise.core.errors import HeadwiseError
+from headwise.core.heads import HeadId, HeadScores
+from headwise.maths.agreement import gini, split_half_reliability
+from headwise.report.canvas import subject
+from headwise.report.numbers import capital, interval, layer_kind, noun, scored, thresholds
+from headwise.report.sweep import METRICS, UNITS, Row, Sweep, read_sweep
+
+NAMED = 12
+"""At most so many always-on heads are listed by name."""
+UNKNOWN = "–"
+
+
+def head_table(scores: HeadScores, top: int = 10) -> Table:
+    """The strongest heads, all if there are fewer than `top`: score, activation frequency, 95 % interval of the mean over runs."""
+    if top < 1:
+        raise HeadwiseError(f"the number of heads to list must be at least 1; got {top}")
+    table = _table(f"Strongest {noun(scores)}s by {scores.score} score", subject(scores.provenance))
+    table.add_column("Rank", justify="right")
+    table.add_column(capital(noun(scores)))
+    for name in (f"{capital(scores.score)} score", "95 % CI over runs", "Active in runs"):
+        table.add_column(name, justify="right")
+    table.add_column("Layer")
+    frequency = scores.frequency if _has_runs(scores) else None
+    for rank, head in enumerate(scores.ranking()[:top], start=1):
+        active = UNKNOWN if frequency is None else f"{frequency[head]:.0%}"
+        ci = _bounds(interval(_runs_of(scores, head)))
+        table.add_row(str(rank), str(head), f"{scores.values[head]:.3f}", ci, active, layer_kind(scores, head.layer))
+    return table
+
+
+def summary_lines(scores: HeadScores) -> list[str]:
+    """Sparsity, concentration, reliability, solved runs and always-on heads, one line each; only what the file can tell."""
+    known = scored(scores)
+    lines = [f"{scores.score} scores of {_count(known.size, noun(scores))} ({scores.shape[0]} layers × {scores.shape[1]})"]
+    if known.size < scores.values.size:
+        lines[0] += f", {scores.values.size - known.size} not scored"
+    for limit in thresholds(scores):
+        above = int((known > limit).sum())
+        lines.append(f"above {limit:g}: {_count(above, noun(scores))} ({above / known.size:.1%})")
+    concentration = gini(known) if known.min() >= 0 else math.nan
+    lines.append(f"Gini {_number(concentration)} (0 = all {noun(scores)}s score the same, 1 = one has everything)")
+    if scores.runs is None or len(scores.runs) == 0:
+        return [*lines, "no per-run values, so no reliability and no activation frequency"]
+    reliability = split_half_reliability(scores.runs)
+    lines.append(f"split-half reliability {_number(reliability)} (mean correlation of random halves of {_count(len(scores.runs), 'run')})")
+    if (total := scores.provenance.get("runs")) is not None:
+        solved = int(scores.provenance.get("solved", len(scores.runs)))
+        lines.append(f"{solved} of {_count(int(total), 'run')} solved ({solved / max(int(total), 1):.1%})")
+    if thresholds(scores):
+        lines.append(_always_on(scores))
+    return lines
+
+
+def ablation_table(result: Mapping[str, Any]) -> Table:
+    """One line per metric and K: baseline, top K, random K, bottom K, and how surprising the top is."""
+    sweep = read_sweep(result)
+    title = f"Ablating heads: mode {sweep.mode}, scope {sweep.scope}, {sweep.items} items"
+    table = _table(title, sweep.model)
+    table.add_column("Metric", no_wrap=True)
+    for name in ("K", "No ablation", "Top K (95 % CI)", f"Random K ± sd of {sweep.random_draws} draws", "Bottom K", "p paired", "p rank"):
+        table.add_column(name, justify="right")
+    for metric in sweep.metrics:
+        _add_metric(table, sweep, metric)
+    table.caption = "p paired: top K against no ablation; p rank: top K among the random draws"
+    return table
+
+
+def _add_metric(table: Table, sweep: Sweep, metric: str) -> None:
+    kinds = {kind: {row.k: row for row in sweep.of(metric, kind)} for kind in ("top", "random", "bottom")}
+    baseline = next((_number(row.mean) for row in sweep.of(metric, "none")), UNKNOWN)
+    label = f"{METRICS[metric]} ({UNITS[metric]})"
+    levels = sorted({k for rows in kinds.values() for k in rows})
+    if not levels:
+        table.add_row(label, "0", baseline, *[UNKNOWN] * 5, end_section=True)
+    for k in levels:
+        top, random, bottom = (kinds[kind].get(k) for kind in ("top", "random", "bottom"))
+        found = (_with_bounds(top), _with_spread(random), _mean(bottom), _p(top and top.p_paired), _p(top and top.p_rank))
+        table.add_row(label, str(k), baseline, *found, end_section=k == levels[-1])
+        label = baseline = ""
+
+
+def _table(title: str, source: str) -> Table:
+    """An empty table; the source is shown as it is, never read as markup."""
+    lines = Text(title, style="bold")
+    if source:
+        lines.append(f"\n{source}", style="not bold")
+    return Table(title=lines, title_justify="left", caption_justify="left", box=None, header_style="bold", pad_edge=False)
+
+
+def _has_runs(scores: HeadScores) -> bool:
+    return scores.runs is not None and len(scores.runs) > 0
+
+
+def _runs_of(scores: HeadScores, head: HeadId) -> NDArray[np.floating]:
+    return np.empty(0) if scores.runs is None else scores.runs[:, head.layer, head.head]
+
+
+def _always_on(scores: HeadScores) -> str:
+    heads = [str(HeadId(int(layer), int(head))) for layer, head in np.argwhere(scores.frequency == 1)]
+    named = ", ".join(heads[:NAMED]) + (f" and {len(heads) - NAMED} more" if len(heads) > NAMED else "")
+    return f"always on (active in every counted run): {_count(len(heads), noun(scores))}" + (f": {named}" if heads else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _number(value: float) -> str:
+    return "not defined" if math.isnan(value) else f"{value:.4g}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def _bounds(bounds: tuple[float, float] | None) -> str:
+    return UNKNOWN if bounds is None else f"{_number(bounds[0])} to {_number(bounds[1])}"
+
+
+def _mean(row: Row | None) -> str:
+    return UNKNOWN if row is None else _number(row.mean)
+
+
+def _with_bounds(row: Row | None) -> str:
+    if row is None or row.low is None or row.high is None:
+        return _mean(row)
+    return f"{_number(row.mean)} ({_bounds((row.low, row.high))})"
+
+
+def _with_spread(row: Row | None) -> str:
+    return _mean(row) if row is None or row.sd_draws is None else f"{_number(row.mean)} ± {_number(row.sd_draws)}"
+
+
+def _p(value: float | None) -> str:
+    return UNKNOWN if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
