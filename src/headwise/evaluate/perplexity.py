@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from headwise.core.errors import HeadwiseError, PromptError
-from headwise.prompts import Haystack
+from headwise.core import HeadSet, HeadwiseError, PromptError
+from headwise.prompts import Haystack, PieceEncoder
+from headwise.prompts.encoder import Tokenizer
 from headwise.prompts.grid import Task
 
 ROWS = 1024  # positions whose logits are held in float32 at once
@@ -33,6 +38,18 @@ def window_losses(model: Any, windows: Tensor, rows: int = ROWS) -> Tensor:
     losses = torch.stack([_loss(model, window.to(model.device), rows) for window in windows])
     if not torch.isfinite(losses).all():
         raise HeadwiseError("the model's loss on plain text is not finite (NaN or infinity); try --dtype float32 or another checkpoint")
+    return losses
+
+
+def losses_without(
+    model: Any, windows: Tensor, sets: Sequence[HeadSet | None], enter: Callable[[HeadSet], AbstractContextManager[Any]]
+) -> NDArray[np.float64]:
+    """Loss [set, window] (see `window_losses`) inside each `enter(heads)`; NaN for a set that is None."""
+    losses = np.full((len(sets), len(windows)), np.nan)
+    for row, heads in enumerate(sets):
+        if heads is not None:
+            with enter(heads):
+                losses[row] = window_losses(model, windows).cpu().numpy()
     return losses
 
 
@@ -60,6 +77,12 @@ def plain_windows(task: Task, positions: int | None) -> tuple[Tensor, Tensor]:
         except PromptError:  # too little text for windows of this length
             continue
     raise PromptError(f"the haystack has too little text behind its first {end:.0%} for perplexity; give more with --haystack DIR")
+
+
+def with_bos(windows: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Windows [n, T] with a BOS in front of each if the tokenizer puts one in front of a text."""
+    bos = torch.tensor(PieceEncoder(tokenizer).bos, dtype=windows.dtype)
+    return torch.cat([bos.expand(len(windows), -1), windows.cpu()], dim=1)
 
 
 def _loss(model: Any, window: Tensor, rows: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from headwise.core import HeadScores, HeadSet, HeadwiseError
 from headwise.evaluate.controls import layer_matched_random
@@ -45,3 +46,10 @@ def distinct_sets(variants: Sequence[Variant]) -> tuple[list[HeadSet], list[int]
         sets.setdefault(frozenset(variant.heads), variant.heads)
     places = {heads: i for i, heads in enumerate(sets)}
     return list(sets.values()), [places[frozenset(variant.heads)] for variant in variants]
+
+
+def describe_scores(scores: HeadScores) -> dict[str, Any]:
+    """Where the heads come from: the head file's own provenance without its list of runs, and a fingerprint of its values."""
+    origin = {name: value for name, value in scores.provenance.items() if name != "cells"}
+    digest = hashlib.sha256(scores.values.tobytes()).hexdigest()[:16]
+    return {"score": scores.score, "score_version": scores.score_version, "digest": digest, "provenance": origin}

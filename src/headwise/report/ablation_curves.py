@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TOP, BOTTOM, RANDOM, NONE = "top K heads", "bottom K heads", "random K heads, mean and range of draws", "no ablation"
+TOP, BOTTOM, RANDOM, NONE = "top K heads, 95 % CI", "bottom K heads, 95 % CI", "random K heads, range of draws", "no ablation"
+SHOWN = (TOP, RANDOM, BOTTOM, NONE)
 PANEL = (3.7, 2.7)
+BAND = 0.25
 
 
 def draw_ablation_curves(result: Mapping[str, Any]) -> Figure:
     """Small multiples, metric against K: top, bottom, random control with its draws, and the unablated model as a dashed line."""
+    from matplotlib.patches import Patch
+
     sweep = read_sweep(result)
     columns = min(2, len(sweep.metrics))
     rows = -(-len(sweep.metrics) // columns)
@@ -31,8 +35,11 @@ def draw_ablation_curves(result: Mapping[str, Any]) -> Figure:
         axes.set_visible(False)
     for axes, metric in zip(panels, sweep.metrics, strict=False):
         _draw_panel(axes, sweep, metric, width / columns - 0.9)
-    handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    add_legend(figure, handles.values())
+    figure.align_ylabels()
+    keys = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if RANDOM in keys:
+        keys[RANDOM] = (Patch(facecolor=GREY, alpha=BAND), keys[RANDOM])
+    add_legend(figure, {label: keys[label] for label in SHOWN if label in keys})
     what = f"Ablating heads: mode {sweep.mode}, scope {sweep.scope}"
     count = f"{sweep.items} items, {sweep.random_draws} random draws per K"
     set_title(figure, what, f"{shortened(sweep.model, width - 0.09 * len(count), TITLE)}, {count}")
@@ -45,13 +52,13 @@ def _draw_panel(axes: Axes, sweep: Sweep, metric: str, inches: float) -> None:
     random = sweep.of(metric, "random")
     if random:
         _draw_random(axes, random)
-    _draw_line(axes, sweep.of(metric, "bottom"), BLUE, "s", BOTTOM)
-    _draw_line(axes, sweep.of(metric, "top"), RED, "o", TOP)
+    _draw_line(axes, sweep.of(metric, "bottom"), BLUE, "s", "none", BOTTOM)
+    _draw_line(axes, sweep.of(metric, "top"), RED, "o", RED, TOP)
     _scale_x(axes, sorted({row.k for row in sweep.rows if row.metric == metric and row.k > 0}), inches)
     _scale_y(axes, sweep, metric)
 
 
-def _draw_line(axes: Axes, rows: list[Row], colour: str, marker: str, label: str) -> None:
+def _draw_line(axes: Axes, rows: list[Row], colour: str, marker: str, face: str, label: str) -> None:
     """Means joined by a line, with confidence intervals where they are known."""
     if not rows:
         return
@@ -59,9 +66,8 @@ def _draw_line(axes: Axes, rows: list[Row], colour: str, marker: str, label: str
     if bounded:
         low, high = (np.array([getattr(row, side) for row in bounded], dtype=float) for side in ("low", "high"))
         axes.vlines([row.k for row in bounded], low, high, color=colour, linewidth=1.4, alpha=0.8, zorder=3)
-        label += " with 95 % interval"
     k, mean = [row.k for row in rows], [row.mean for row in rows]
-    axes.plot(k, mean, "-", color=colour, marker=marker, markersize=4.5, label=label, zorder=4)
+    axes.plot(k, mean, "-", color=colour, marker=marker, markersize=5, markerfacecolor=face, label=label, zorder=4)
 
 
 def _draw_random(axes: Axes, rows: list[Row]) -> None:
@@ -69,10 +75,10 @@ def _draw_random(axes: Axes, rows: list[Row]) -> None:
     if drawn:
         k = [row.k for row in drawn]
         low, high = [min(row.draws) for row in drawn], [max(row.draws) for row in drawn]
-        axes.fill_between(k, low, high, color=GREY, alpha=0.25, linewidth=0, zorder=1)
+        axes.fill_between(k, low, high, color=GREY, alpha=BAND, linewidth=0, zorder=1)
         points = [(row.k, value) for row in drawn for value in row.draws]
         axes.plot(*zip(*points, strict=True), "o", color=GREY, markersize=2.2, alpha=0.6, markeredgewidth=0, zorder=2)
-    axes.plot([row.k for row in rows], [row.mean for row in rows], "-", color=GREY, linewidth=1.6, label=RANDOM, zorder=2)
+    axes.plot([row.k for row in rows], [row.mean for row in rows], "-", color=GREY, marker="D", markersize=4, linewidth=1.6, label=RANDOM, zorder=2)
 
 
 def _scale_x(axes: Axes, ks: list[int], inches: float) -> None:
@@ -84,7 +90,8 @@ def _scale_x(axes: Axes, ks: list[int], inches: float) -> None:
     if log:
         axes.set_xscale("log")
     span = float(places[-1] - places[0]) or 1.0
-    kept = [ks[i] for i in spaced(places, 0.26 / inches * span)]
+    sizes = [(0.05 + 0.07 * len(str(k))) / inches * span for k in ks]
+    kept = [ks[i] for i in spaced(list(places), sizes)]
     axes.set_xticks(kept, [str(k) for k in kept])
     axes.set_xticks([], minor=True)
 

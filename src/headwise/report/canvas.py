@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg")
 DPI = 160
 TITLE, LABEL, SMALL = 11, 10, 8.5
+WIDE, SWATCH = 0.6, 0.6  # mean width of a letter in font sizes; legend key and gaps in inches
 # Okabe and Ito's palette: told apart with all common kinds of colour blindness.
 RED, BLUE, GREY, INK = "#D55E00", "#0072B2", "#767676", "#222222"
 UNSCORED, HATCH = "#E6E6E6", "////"
-SEQUENTIAL = "magma_r"  # perceptually uniform, light = low
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -64,7 +64,7 @@ def style(axes: Axes, x_label: str, y_label: str) -> None:
 
 def shortened(text: str, width: float, size: float = LABEL) -> str:
     """`text` cut in its middle so that it fits into `width` inches at font size `size`."""
-    room = max(12, int(width * 72 / (0.56 * size)))
+    room = max(12, int(width * 72 / (WIDE * size)))
     if len(text) <= room:
         return text
     return f"{text[: (room - 1) // 3]}…{text[-(room - 1 - (room - 1) // 3) :]}"
@@ -83,24 +83,21 @@ def thinned(count: int, cell: float, label: float = 0.24) -> NDArray[np.int64]:
     return np.arange(0, count, step)
 
 
-def spaced(places: Iterable[float], gap: float) -> list[int]:
-    """Indices of ascending `places` kept so that neighbours are at least `gap` apart; the first and the last are kept."""
-    known = list(places)
+def spaced(places: Sequence[float], sizes: Sequence[float]) -> list[int]:
+    """Indices of ascending `places` whose labels of `sizes` do not touch; the last one is always kept."""
     kept: list[int] = []
-    for i, place in enumerate(known):
-        if not kept or place - known[kept[-1]] >= gap:
+    for i in reversed(range(len(places))):
+        if not kept or places[kept[-1]] - places[i] >= (sizes[i] + sizes[kept[-1]]) / 2:
             kept.append(i)
-    if len(known) > 1 and kept[-1] != len(known) - 1:
-        while len(kept) > 1 and known[-1] - known[kept[-1]] < gap:
-            kept.pop()
-        kept.append(len(known) - 1)
-    return kept
+    return kept[::-1]
 
 
-def add_legend(figure: Figure, handles: Iterable[Any], columns: int = 2) -> None:
-    """A legend below all axes, where it covers no data."""
+def add_legend(figure: Figure, keys: Mapping[str, Any]) -> None:
+    """A legend below all axes, where it covers no data. keys: label -> handle."""
+    widest = SWATCH + max(map(len, keys)) * SMALL * WIDE / 72
+    columns = max(1, min(len(keys), 3, int(figure.get_figwidth() / widest)))
     figure.legend(
-        handles=list(handles), loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False, labelcolor=INK
+        list(keys.values()), list(keys), loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False, labelcolor=INK
     )
 
 
@@ -129,8 +126,8 @@ def hatch_background(axes: Axes) -> None:
     )
 
 
-def hatch_key(label: str) -> Any:
-    """Legend entry for `hatch_background`."""
+def hatch_key() -> Any:
+    """Legend handle for `hatch_background`."""
     from matplotlib.patches import Patch
 
-    return Patch(facecolor=UNSCORED, edgecolor=GREY, hatch=HATCH, linewidth=0.5, label=label)
+    return Patch(facecolor=UNSCORED, edgecolor=GREY, hatch=HATCH, linewidth=0.5)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headwise.core.heads import HeadScores
-from headwise.report.canvas import BLUE, GREY, INK, LABEL, RED, SMALL, new_figure, set_title, style, subject
-from headwise.report.numbers import capital, noun, scored, shares, thresholds
+from headwise.report.canvas import BLUE, GREY, INK, LABEL, RED, SMALL, add_legend, new_figure, set_title, style, subject
+from headwise.report.numbers import capital, count, noun, scored, shares, thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 
 def draw_distribution(scores: HeadScores) -> Figure:
     """Scores of all heads from the strongest down; copy scores also with frequency, thresholds and shares of heads."""
-    count = scored(scores).size
     with_shares = bool(thresholds(scores))
-    figure = new_figure(8.6 if with_shares else 6.0, 4.0)
+    figure = new_figure(8.6 if with_shares else 6.0, 4.3 if with_shares else 3.8)
     if with_shares:
         ranked, side = figure.subplots(1, 2, width_ratios=(2.4, 1))
         _draw_shares(side, scores)
     else:
         ranked = figure.subplots()
     _draw_ranked(ranked, scores)
-    set_title(figure, f"{capital(scores.score)} score of {count} {noun(scores)}s", subject(scores.provenance))
+    handles, labels = ranked.get_legend_handles_labels()
+    if len(labels) > 1:
+        add_legend(figure, dict(zip(labels, handles, strict=True)))
+    set_title(figure, f"{capital(scores.score)} score of {count(scored(scores).size, noun(scores))}", subject(scores.provenance))
     return figure
 
 
@@ -39,24 +41,24 @@ def _draw_ranked(axes: Axes, scores: HeadScores) -> None:
         frequency = scores.frequency.ravel()[order]
         axes.plot(rank, frequency, "o", color=BLUE, markersize=3.2, alpha=0.55, markeredgewidth=0, label="activation frequency")
     values = scores.values.ravel()[order]
-    axes.plot(rank, values, "-", color=RED, linewidth=2, marker="s", markersize=2.8, label=f"{scores.score} score")
+    marker = "s" if order.size <= 128 else None
+    axes.plot(rank, values, "-", color=RED, linewidth=2, marker=marker, markersize=3.5, label=f"{scores.score} score")
     axes.set_xscale("log")
     _plain_log_ticks(axes, order.size)
     style(axes, f"{capital(noun(scores))} rank (log scale)", f"{name} score")
     if has_frequency:
-        axes.set_ylabel(f"{name} score; share of runs", fontsize=LABEL, color=INK)
-    for limit in limits:
-        above = int((scores.values > limit).sum())
-        axes.axhline(limit, color=GREY, linestyle="--", linewidth=1, zorder=0, label=f"{limit:g} ({above} {noun(scores)}s above)")
-    axes.legend(fontsize=SMALL, frameon=False, labelcolor=INK, loc="upper right")
+        axes.set_ylabel(f"{name} score, activation frequency", fontsize=LABEL, color=INK)
+    for limit, line in zip(limits, ("--", ":"), strict=False):
+        above = count(int((scores.values > limit).sum()), noun(scores))
+        axes.axhline(limit, color=GREY, linestyle=line, linewidth=1.2, zorder=0, label=f"{limit:g} ({above} above)")
 
 
-def _plain_log_ticks(axes: Axes, count: int) -> None:
+def _plain_log_ticks(axes: Axes, last: int) -> None:
     """1, 10, 100 ... written out; 2 and 5 between if the axis is short."""
-    between = (1, 2, 5) if count <= 100 else (1,)
-    ticks = [m * 10**e for e in range(7) for m in between if m * 10**e <= count]
+    between = (1, 2, 5) if last <= 100 else (1,)
+    ticks = [m * 10**e for e in range(7) for m in between if m * 10**e <= last]
     axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
-    axes.set_xlim(0.9, max(count, 2) * 1.1)
+    axes.set_xlim(0.9, max(last, 2) * 1.1)
 
 
 def _draw_shares(axes: Axes, scores: HeadScores) -> None:
@@ -64,5 +66,7 @@ def _draw_shares(axes: Axes, scores: HeadScores) -> None:
     bars = axes.barh(range(len(rows)), [100 * row.share for row in rows], color=RED, height=0.6)
     axes.bar_label(bars, [f"{row.share:.1%} ({row.heads})" for row in rows], fontsize=SMALL, padding=3, color=INK)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
-    axes.set_xlim(0, 100 * max(row.share for row in rows) * 1.6)
+    longest = 100 * max(row.share for row in rows)
+    axes.set_xticks(range(0, min(100, int(longest) + 24) + 1, 25))
+    axes.set_xlim(0, longest * 1.65)
     style(axes, "Share of heads (%)", f"{capital(scores.score)} score")

@@ -10,7 +10,6 @@ from headwise.core.heads import HeadScores
 from headwise.report.canvas import (
     BLUE,
     INK,
-    SEQUENTIAL,
     add_colour_bar,
     add_legend,
     hatch_background,
@@ -21,7 +20,7 @@ from headwise.report.canvas import (
     subject,
     thinned,
 )
-from headwise.report.numbers import capital, noun, scored, thresholds
+from headwise.report.numbers import capital, count, noun, scored, thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,24 +41,32 @@ def draw_heat_map(scores: HeadScores) -> Figure:
     axes.spines[:].set_visible(False)
     low, high = min(0.0, float(known.min())), max(0.0, float(known.max()))
     high = high if high > low else low + 1
-    image = axes.imshow(np.ma.masked_invalid(scores.values), cmap=SEQUENTIAL, vmin=low, vmax=high, aspect="auto", zorder=1)
+    image = axes.imshow(np.ma.masked_invalid(scores.values), cmap=_colours(), vmin=low, vmax=high, aspect="auto", zorder=1)
     axes.set_xticks(thinned(heads, (width - 1.9) / heads))
     axes.set_yticks(thinned(layers, cell))
     add_colour_bar(figure, image, axes, f"{capital(scores.score)} score")
-    keys = _outline(axes, scores, cell) + _mark_unscored(axes, scores) + _mark_sliding(axes, scores, cell)
+    keys = _outline(axes, scores, cell) | _mark_unscored(axes, scores) | _mark_sliding(axes, scores, cell)
     if keys:
         add_legend(figure, keys)
-    set_title(figure, f"{capital(scores.score)} score of {layers} layers × {heads} {noun(scores)}s", subject(scores.provenance))
+    set_title(figure, f"{capital(scores.score)} score of {count(layers, 'layer')} × {count(heads, noun(scores))}", subject(scores.provenance))
     return figure
 
 
-def _outline(axes: Axes, scores: HeadScores, cell: float) -> list[Any]:
+def _colours() -> Any:
+    """Magma from light to dark, without its black end, on which no outline shows; perceptually uniform."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(matplotlib.colormaps["magma_r"](np.linspace(0, 0.85, 256)), "headwise")
+
+
+def _outline(axes: Axes, scores: HeadScores, cell: float) -> dict[str, Any]:
     """Frame the heads above the lowest threshold."""
     from matplotlib.collections import PolyCollection
     from matplotlib.patches import Patch
 
     if not thresholds(scores):
-        return []
+        return {}
     threshold = thresholds(scores)[0]
     chosen = np.argwhere(np.nan_to_num(scores.values) > threshold)
     corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, 0.5], [0.5, -0.5]])
@@ -67,30 +74,30 @@ def _outline(axes: Axes, scores: HeadScores, cell: float) -> list[Any]:
     if len(chosen):
         frames = chosen[:, None, ::-1] + corners[None]
         axes.add_collection(
-            PolyCollection(frames, facecolors="none", edgecolors=BLUE, linewidths=line, label=OUTLINED, zorder=3), autolim=False
+            PolyCollection(frames, facecolors="none", edgecolors=BLUE, linewidths=line, label=OUTLINED, zorder=3, clip_on=False), autolim=False
         )
     share = len(chosen) / scored(scores).size
-    label = f"above {threshold:g}: {len(chosen)} {noun(scores)}{'s' * (len(chosen) != 1)} ({share:.1%})"
-    return [Patch(facecolor="none", edgecolor=BLUE, linewidth=1.5, label=label)]
+    label = f"above {threshold:g}: {count(len(chosen), noun(scores))} ({share:.1%})"
+    return {label: Patch(facecolor="none", edgecolor=BLUE, linewidth=1.5)}
 
 
-def _mark_unscored(axes: Axes, scores: HeadScores) -> list[Any]:
+def _mark_unscored(axes: Axes, scores: HeadScores) -> dict[str, Any]:
     missing = int(np.isnan(scores.values).sum())
     if not missing:
-        return []
+        return {}
     hatch_background(axes)
-    return [hatch_key(f"not scored: {missing}")]
+    return {f"not scored: {count(missing, noun(scores))}": hatch_key()}
 
 
-def _mark_sliding(axes: Axes, scores: HeadScores, cell: float) -> list[Any]:
+def _mark_sliding(axes: Axes, scores: HeadScores, cell: float) -> dict[str, Any]:
     """A mark beside each layer that sees only a window of the text."""
     layers = [i for i in scores.provenance.get("sliding_layers") or () if 0 <= i < scores.shape[0]]
     if not layers:
-        return []
+        return {}
     side = min(6.0, cell * 72 * 0.6)
     from matplotlib.lines import Line2D
 
     place = axes.get_yaxis_transform()
     axes.plot([1.012] * len(layers), layers, "<", color=INK, markersize=side, clip_on=False, transform=place, label=SLIDING)
 
-    return [Line2D([], [], marker="<", linestyle="none", color=INK, markersize=6, label="sliding-window layer")]
+    return {"sliding-window layer": Line2D([], [], marker="<", linestyle="none", color=INK, markersize=6)}

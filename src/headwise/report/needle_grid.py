@@ -9,20 +9,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.core.errors import HeadwiseError
-from headwise.report.canvas import INK, add_colour_bar, add_legend, hatch_background, hatch_key, new_figure, set_title, style
+from headwise.report.canvas import (
+    INK,
+    add_colour_bar,
+    add_legend,
+    hatch_background,
+    hatch_key,
+    new_figure,
+    set_title,
+    style,
+    thinned,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MAP = "cividis"  # perceptually uniform and made for colour-blind readers
-CELL, NUMBERED = 0.42, 300
+NUMBERED = 20
+"""Grids of at most so many lengths show their numbers."""
 
 
 def draw_needle_grid(cells: Iterable[Mapping[str, Any]]) -> Figure:
     """Mean recall per (length, depth); cells that were not run are hatched."""
     lengths, depths, recall, runs = tabulate(cells)
-    width, height = max(5.2, len(lengths) * CELL + 1.9), max(2.6, len(depths) * 0.36 + 1.6)
+    cell = 0.42 if len(lengths) <= NUMBERED else 0.28
+    width, height = max(5.2, len(lengths) * cell + 1.9), max(2.6, len(depths) * 0.36 + 1.6)
     figure = new_figure(width, height)
     axes = figure.subplots()
     style(axes, "Context length (tokens)", "Needle depth (%)")
@@ -30,14 +42,15 @@ def draw_needle_grid(cells: Iterable[Mapping[str, Any]]) -> Figure:
     image = axes.imshow(np.ma.masked_invalid(recall), cmap=MAP, vmin=0, vmax=1, aspect="auto", zorder=1)
     crowded = len(lengths) > (width - 1.9) / 0.62
     slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-    axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], **slant)
+    shown = thinned(len(lengths), cell, 0.2)
+    axes.set_xticks(shown, [f"{lengths[i]:,}" for i in shown], **slant)
     axes.set_yticks(range(len(depths)), [f"{100 * d:.3g}" for d in depths])
     add_colour_bar(figure, image, axes, "Mean recall", ticks=(0, 0.25, 0.5, 0.75, 1))
-    if recall.size <= NUMBERED:
+    if len(lengths) <= NUMBERED:
         _write_numbers(axes, recall)
     if (runs == 0).any():
         hatch_background(axes)
-        add_legend(figure, [hatch_key("not run")])
+        add_legend(figure, {"not run": hatch_key()})
     set_title(figure, *_title(recall, runs))
     return figure
 

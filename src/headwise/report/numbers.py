@@ -71,6 +71,11 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def count(number: int, what: str) -> str:
+    """`1 head`, `2 heads`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def noun(scores: HeadScores) -> str:
     """What a column of the table is: `KV head` for imported tables per KV head, else `head`."""
     return "KV head" if scores.provenance.get("columns") == "KV heads" else "head"

@@ -21,7 +21,7 @@ KINDS = ("none", "top", "bottom", "random")
 
 @dataclass(frozen=True)
 class Row:
-    """One metric under one ablation. mean: NaN if not defined. low, high: confidence interval. draws: mean of each random draw."""
+    """One metric under one ablation. mean: NaN if not defined. low, high: confidence interval. draws: one mean per draw."""
 
     metric: str
     kind: str

@@ -15,16 +15,16 @@ from headwise.core.errors import HeadwiseError
 from headwise.core.heads import HeadId, HeadScores
 from headwise.maths.agreement import gini, split_half_reliability
 from headwise.report.canvas import subject
-from headwise.report.numbers import capital, interval, layer_kind, noun, scored, thresholds
-from headwise.report.sweep import METRICS, UNITS, Row, Sweep, read_sweep
+from headwise.report.numbers import capital, count, interval, layer_kind, noun, scored, thresholds
+from headwise.report.sweep import METRICS, Row, Sweep, read_sweep
 
-NAMED = 12
+NAMED = 8
 """At most so many always-on heads are listed by name."""
 UNKNOWN = "–"
 
 
 def head_table(scores: HeadScores, top: int = 10) -> Table:
-    """The strongest heads, all if there are fewer than `top`: score, activation frequency, 95 % interval of the mean over runs."""
+    """The strongest heads (all if there are fewer than `top`) with their score, its 95 % interval over runs, and activation frequency."""
     if top < 1:
         raise HeadwiseError(f"the number of heads to list must be at least 1; got {top}")
     table = _table(f"Strongest {noun(scores)}s by {scores.score} score", subject(scores.provenance))
@@ -44,21 +44,24 @@ def head_table(scores: HeadScores, top: int = 10) -> Table:
 def summary_lines(scores: HeadScores) -> list[str]:
     """Sparsity, concentration, reliability, solved runs and always-on heads, one line each; only what the file can tell."""
     known = scored(scores)
-    lines = [f"{scores.score} scores of {_count(known.size, noun(scores))} ({scores.shape[0]} layers × {scores.shape[1]})"]
+    lines = [f"{scores.score} scores of {count(known.size, noun(scores))} ({count(scores.shape[0], 'layer')} × {scores.shape[1]})"]
     if known.size < scores.values.size:
         lines[0] += f", {scores.values.size - known.size} not scored"
     for limit in thresholds(scores):
         above = int((known > limit).sum())
-        lines.append(f"above {limit:g}: {_count(above, noun(scores))} ({above / known.size:.1%})")
-    concentration = gini(known) if known.min() >= 0 else math.nan
-    lines.append(f"Gini {_number(concentration)} (0 = all {noun(scores)}s score the same, 1 = one has everything)")
+        lines.append(f"above {limit:g}: {count(above, noun(scores))} ({above / known.size:.1%})")
+    if known.min() >= 0 and known.max() > 0:
+        lines.append(f"Gini {gini(known):.3f} (0 = all {noun(scores)}s score the same, 1 = one has everything)")
+    else:
+        lines.append(f"Gini not defined: {'some scores are below' if known.min() < 0 else 'all scores are'} 0")
     if scores.runs is None or len(scores.runs) == 0:
         return [*lines, "no per-run values, so no reliability and no activation frequency"]
     reliability = split_half_reliability(scores.runs)
-    lines.append(f"split-half reliability {_number(reliability)} (mean correlation of random halves of {_count(len(scores.runs), 'run')})")
+    halves = f"mean correlation of random halves of {count(len(scores.runs), 'run')}"
+    lines.append(f"split-half reliability {_number(reliability)} ({halves})")
     if (total := scores.provenance.get("runs")) is not None:
         solved = int(scores.provenance.get("solved", len(scores.runs)))
-        lines.append(f"{solved} of {_count(int(total), 'run')} solved ({solved / max(int(total), 1):.1%})")
+        lines.append(f"{solved} of {count(int(total), 'run')} solved ({solved / max(int(total), 1):.1%})")
     if thresholds(scores):
         lines.append(_always_on(scores))
     return lines
@@ -67,10 +70,10 @@ def summary_lines(scores: HeadScores) -> list[str]:
 def ablation_table(result: Mapping[str, Any]) -> Table:
     """One line per metric and K: baseline, top K, random K, bottom K, and how surprising the top is."""
     sweep = read_sweep(result)
-    title = f"Ablating heads: mode {sweep.mode}, scope {sweep.scope}, {sweep.items} items"
+    title = f"Ablating heads: mode {sweep.mode}, scope {sweep.scope}, {sweep.items} items, {sweep.random_draws} random draws per K"
     table = _table(title, sweep.model)
     table.add_column("Metric", no_wrap=True)
-    for name in ("K", "No ablation", "Top K (95 % CI)", f"Random K ± sd of {sweep.random_draws} draws", "Bottom K", "p paired", "p rank"):
+    for name in ("K", "No ablation", "Top K (95 % CI)", "Random K (± sd)", "Bottom K", "p paired", "p rank"):
         table.add_column(name, justify="right")
     for metric in sweep.metrics:
         _add_metric(table, sweep, metric)
@@ -81,13 +84,13 @@ def ablation_table(result: Mapping[str, Any]) -> Table:
 def _add_metric(table: Table, sweep: Sweep, metric: str) -> None:
     kinds = {kind: {row.k: row for row in sweep.of(metric, kind)} for kind in ("top", "random", "bottom")}
     baseline = next((_number(row.mean) for row in sweep.of(metric, "none")), UNKNOWN)
-    label = f"{METRICS[metric]} ({UNITS[metric]})"
+    label = METRICS[metric]
     levels = sorted({k for rows in kinds.values() for k in rows})
     if not levels:
         table.add_row(label, "0", baseline, *[UNKNOWN] * 5, end_section=True)
     for k in levels:
         top, random, bottom = (kinds[kind].get(k) for kind in ("top", "random", "bottom"))
-        found = (_with_bounds(top), _with_spread(random), _mean(bottom), _p(top and top.p_paired), _p(top and top.p_rank))
+        found = (_with_bounds(top), _with_spread(random), _mean(bottom), _p(top, "p_paired"), _p(top, "p_rank"))
         table.add_row(label, str(k), baseline, *found, end_section=k == levels[-1])
         label = baseline = ""
 
@@ -111,11 +114,7 @@ def _runs_of(scores: HeadScores, head: HeadId) -> NDArray[np.floating]:
 def _always_on(scores: HeadScores) -> str:
     heads = [str(HeadId(int(layer), int(head))) for layer, head in np.argwhere(scores.frequency == 1)]
     named = ", ".join(heads[:NAMED]) + (f" and {len(heads) - NAMED} more" if len(heads) > NAMED else "")
-    return f"always on (active in every counted run): {_count(len(heads), noun(scores))}" + (f": {named}" if heads else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"always on (active in every counted run): {count(len(heads), noun(scores))}" + (f": {named}" if heads else "")
 
 
 def _number(value: float) -> str:
@@ -140,5 +139,6 @@ def _with_spread(row: Row | None) -> str:
     return _mean(row) if row is None or row.sd_draws is None else f"{_number(row.mean)} ± {_number(row.sd_draws)}"
 
 
-def _p(value: float | None) -> str:
+def _p(row: Row | None, name: str) -> str:
+    value = None if row is None else getattr(row, name)
     return UNKNOWN if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,160 @@
+"""Detection against its floor (plain SDPA prefills of the same prompts) and against the official procedure written plainly.
+
+Two models: a random Llama of 8 layers, 512 wide, at 4,096 tokens, and the bundled lab model at 1,024. Ten depths over one haystack.
+
+The official procedure prefills without a mask of its own, then decodes token by token with eager attention and output_attentions=True and
+loops over layers and heads. Its stop test is a literal piece that most vocabularies never emit, so it always makes 50 tokens
+(method card, section 4); `..._same_stop` is the same procedure stopping where ours stops. Hits are compared step by step over the answer.
+A random model says nothing meaningful: its own greedy 50 tokens, found beforehand, are its gold answers.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import torch
+from common import best_of, hardware, options, peak_memory, show
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from headwise.attach import attached, observe
+from headwise.core import Prompt, Span
+from headwise.engine import decode, leaves, traced_answer
+from headwise.evaluate.provenance import stop_ids
+from headwise.families import layout_of, load_model
+from headwise.lab import bundled_model
+from headwise.maths.copy import copy_hits
+from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
+from headwise.prompts.grid import GridOptions, GroupSpec, Task, even_depths, make_group
+
+DEPTHS, LIMIT = 10, 50
+Case = tuple[Any, list[Prompt], frozenset[int]]
+
+
+def random_model(dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8,
+        max_position_embeddings=8192,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def random_case(dtype: torch.dtype, length: int = 4096, answer: int = LIMIT) -> Case:
+    """Random haystack, one needle at ten depths, the model's own answer as gold."""
+    model = random_model(dtype)
+    generator = torch.Generator().manual_seed(1)
+    text, needle, question = (tuple(torch.randint(2, 8192, (n,), generator=generator).tolist()) for n in (length - 30, 20, 10))
+    prompts = []
+    for depth in even_depths(DEPTHS):
+        at = round(depth * len(text))
+        ids = (*text[:at], *needle, *text[at:], *question)
+        prompts.append(Prompt(ids, {"answer": Span(at, at + len(needle))}))
+    with attached(model):
+        own = {leaf.index: decode(model, leaf.past, leaf.rest, frozenset(), answer)[0] for leaf in leaves(model, [p.ids for p in prompts])}
+    return model, [Prompt(p.ids, p.spans, own[i]) for i, p in enumerate(prompts)], frozenset()
+
+
+def lab_case(length: int = 1024) -> Case:
+    loaded = load_model(str(bundled_model()))
+    encoder = PieceEncoder(loaded.tokenizer)
+    needles = bundled_needles("detect")[3:4]
+    task = Task(needles, Haystack(bundled_texts(), encoder), NeedleComposer(encoder), GridOptions((length,), even_depths(DEPTHS)))
+    group = make_group(GroupSpec(length, 0, 0), task, loaded.layout.positions)
+    return loaded.model, list(group.prompts), stop_ids(loaded)
+
+
+def ours(case: Case) -> list[tuple[tuple[int, ...], torch.Tensor]]:
+    """Emitted ids and hits [L, H, T] of every prompt."""
+    model, prompts, stop = case
+    hybrid, found = layout_of(model).is_hybrid, {}
+    with observe(model) as seen:
+        for leaf in leaves(model, [p.ids for p in prompts]):
+            prompt = prompts[leaf.index]
+            answer = traced_answer(model, seen, leaf, prompt.gold, stop, len(prompt.gold) if not stop else LIMIT, hybrid)
+            hits = copy_hits(answer.argmax, torch.tensor(prompt.ids), torch.tensor(answer.ids), prompt.span("answer"))
+            found[leaf.index] = (answer.ids, hits)
+    return [found[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def plain_prefills(case: Case) -> None:
+    model, prompts, _ = case
+    for prompt in prompts:
+        model(input_ids=torch.tensor([prompt.ids]), use_cache=True, logits_to_keep=1)
+
+
+def official(case: Case, same_stop: bool) -> list[Any]:
+    from tests.reference.official_copy import official_copy_run
+
+    model, prompts, stop = case
+    return [official_copy_run(model, p.ids, p.span("answer"), stop if same_stop else frozenset(), LIMIT) for p in prompts]
+
+
+def identical(case: Case, theirs: list[Any]) -> bool:
+    """Same ids and the same hits at every layer, head and step of the answer."""
+    same = True
+    for prompt, (ids, hits), run in zip(case[1], ours(case), theirs, strict=True):
+        steps = len(ids)
+        emitted = torch.tensor(ids)
+        slow = copy_hits(run.argmax[..., :steps], torch.tensor(prompt.ids), emitted, prompt.span("answer"))
+        same &= tuple(run.ids[:steps]) == tuple(ids) and bool(torch.equal(slow, hits))
+    return same
+
+
+def memory(what: str) -> None:
+    """Run in a process of its own: print the peak resident size after the work, minus that before it."""
+    case = random_case(torch.float32, answer=2)
+    before = peak_memory()
+    plain_prefills((case[0], case[1][:1], case[2])) if what == "plain" else ours(case)
+    print(before, peak_memory())
+
+
+def extra_peak_memory() -> float:
+    peaks = {}
+    for what in ("plain", "ours"):
+        done = subprocess.run([sys.executable, __file__, f"--only=memory-{what}"], capture_output=True, text=True, check=True)
+        peaks[what] = int(done.stdout.split()[1])
+    return peaks["ours"] / peaks["plain"] - 1
+
+
+def measure(repeats: int) -> dict[str, object]:
+    result: dict[str, object] = {"hardware": hardware()}
+    for dtype in (torch.float32, torch.bfloat16):
+        case = random_case(dtype)
+        ours(case), plain_prefills(case)
+        mine, plain = best_of(repeats, lambda c=case: ours(c), lambda c=case: plain_prefills(c))
+        result[f"time_vs_prefill_{str(dtype).split('.')[1]}"] = mine / plain
+        if dtype == torch.float32:
+            theirs: list[Any] = []
+            (slow,) = best_of(1, lambda c=case, t=theirs: t.extend(official(c, False)))
+            result |= {"speedup_vs_official_4k": slow / mine, "identical_hits_4k": identical(case, theirs)}
+    case = lab_case()
+    ours(case), plain_prefills(case)
+    mine, plain = best_of(max(5, repeats), lambda: ours(case), lambda: plain_prefills(case))
+    theirs = official(case, False)
+    slow, same_stop = best_of(2, lambda: official(case, False), lambda: official(case, True))
+    result |= {
+        "time_vs_prefill_lab": mine / plain,
+        "speedup_vs_official_lab": slow / mine,
+        "speedup_vs_official_lab_same_stop": same_stop / mine,
+        "identical_hits_lab": identical(case, theirs),
+        "answer_tokens_lab": sum(len(ids) for ids, _ in ours(case)) / DEPTHS,
+    }
+    result["identical_hits"] = bool(result["identical_hits_4k"] and result["identical_hits_lab"])
+    result["time_vs_prefill"] = max(float(result[f"time_vs_prefill_{d}"]) for d in ("float32", "bfloat16"))
+    result["extra_peak_memory"] = extra_peak_memory()
+    return result
+
+
+def main() -> None:
+    chosen = options(__doc__)
+    if chosen.only.startswith("memory-"):
+        memory(chosen.only.removeprefix("memory-"))
+        return
+    show(measure(chosen.repeats), chosen.json)
+
+
+if __name__ == "__main__":
+    main()
