@@ -98,8 +98,8 @@ def identical(case: Case, theirs: list[Any]) -> bool:
     for prompt, (ids, hits), run in zip(case[1], ours(case), theirs, strict=True):
         steps = len(ids)
         emitted = torch.tensor(ids)
-        slow = copy_hits(run.argmax[..., :steps], torch.tensor(prompt.ids), emitted, prompt.span("answer"))
-        same &= tuple(run.ids[:steps]) == tuple(ids) and bool(torch.equal(slow, hits))
+        slow = copy_hits(run[2][..., :steps], torch.tensor(prompt.ids), emitted, prompt.span("answer"))
+        same &= tuple(run[1][:steps]) == tuple(ids) and bool(torch.equal(slow, hits))
     return same
 
 

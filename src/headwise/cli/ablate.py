@@ -17,7 +17,7 @@ def ablate(
     top: Annotated[str, typer.Option(help="How many of the strongest heads to remove, e.g. 1,2,4,8.")] = "1,2,4,8",
     mode: Annotated[str, typer.Option(help="zero (output 0), uniform (query 0) or mean (calibrated mean output).")] = "zero",
     scope: Annotated[str, typer.Option(help="answer (from the last prompt token on) or all.")] = "answer",
-    controls: Annotated[int, typer.Option(help="Draws of layer-matched random heads per K.")] = 20,
+    controls: Annotated[int | None, typer.Option(help="Draws of layer-matched random heads per K.", show_default="20; lm-eval: 1")] = None,
     task: Annotated[str, typer.Option(help="needle, or lm-eval:NAME (a task of lm-evaluation-harness; an extra).")] = "needle",
     limit: Annotated[int | None, typer.Option(help="lm-eval: at most this many items.", show_default=False)] = None,
     include_path: Annotated[Path | None, typer.Option(help="lm-eval: folder with task definitions.", show_default=False)] = None,
@@ -43,7 +43,8 @@ def ablate(
     from headwise.core import load_heads
     from headwise.methods.test.ablation import AblationOptions
 
-    options = AblationOptions(o.numbers(top, "top"), mode, scope, controls, seed, max_new_tokens)
+    draws = (20 if task == "needle" else 1) if controls is None else controls
+    options = AblationOptions(o.numbers(top, "top"), mode, scope, draws, seed, max_new_tokens)
     scores = load_heads(heads)
     scores.top(max(options.top))
     loaded = o.load(model, device, dtype, revision)
@@ -53,7 +54,8 @@ def ablate(
 
         run_task(loaded, scores, task, options, limit, include_path, path, overwrite, json)
         return
-    from headwise.methods.test.ablation import ablation_sweep, plain_windows
+    from headwise.engine import RunDirectory
+    from headwise.methods.test.ablation import ablation_sweep, describe_run, plain_windows
     from headwise.prompts.grid import even_depths
 
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
@@ -61,9 +63,12 @@ def ablate(
         loaded, split="test", lengths=wanted, depths=even_depths(depths), windows=windows, needles=needles, haystack=haystack,
         template=template, chat=chat, seed=seed,
     )  # fmt: skip
+    directory = RunDirectory(path.with_name(path.name + ".run"), describe_run(loaded, scores, grid, options))
+    texts = plain_windows(grid, loaded.layout.positions)
     with progress("ablating", hidden=json) as report:
-        result = ablation_sweep(loaded, scores, grid, options, *plain_windows(grid, loaded.layout.positions), report=report)
+        result = ablation_sweep(loaded, scores, grid, options, *texts, directory=directory, report=report)
     result.save(path, overwrite)
+    directory.remove()
     _tell(result.to_json(), path, json)
 
 

@@ -60,8 +60,14 @@ def verify_draft(model: Any, cache: DynamicCache, rest: Sequence[int], gold: Seq
 def decode(
     model: Any, cache: DynamicCache, rest: Sequence[int], stop: Collection[int], limit: int, rows: int = 1
 ) -> list[tuple[int, ...]]:
-    """Greedy decoding of all rows after `rest`; each ends with its first stop token or after `limit` tokens. Grows `cache`."""
+    """Greedy decoding of all rows after `rest`; each ends with its first stop token or after `limit` tokens. Grows `cache`.
+
+    It also ends where the model's positions end.
+    """
     answers: list[list[int]] = [[] for _ in range(rows)]
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if positions is not None:
+        limit = min(limit, positions - cache.get_seq_length() - len(rest) + 1)
     ids = token_tensor(model, rest, rows)
     while True:
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
@@ -73,13 +79,13 @@ def decode(
             return [tuple(answer) for answer in answers]
 
 
-def draft_answer(draft: Draft, row: int, gold: Sequence[int], stop: Collection[int]) -> tuple[int, ...] | None:
-    """The row's answer if the draft settles it (it ends in a stop token that the model says itself), else None."""
-    said = [int(token) for token in draft.predicted[row, : int(draft.accepted[row]) + 1]]
+def draft_answer(draft: Draft, row: int, stop: Collection[int], limit: int) -> tuple[int, ...] | None:
+    """The row's answer if the draft settles it (along it the model itself says a stop token, or `limit` tokens), else None."""
+    said = [int(token) for token in draft.predicted[row, : int(draft.accepted[row]) + 1]][:limit]
     for i, token in enumerate(said):
         if token in stop:
             return tuple(said[: i + 1])
-    return None
+    return tuple(said) if len(said) == limit else None
 
 
 def answer_variants(
@@ -99,7 +105,7 @@ def answer_variants(
     rows = len(variants)
     with enter(variants), shared_past(model, past, rows) as cache:
         draft = verify_draft(model, cache, rest, gold, rows)
-    answers = [draft_answer(draft, row, gold, stop) for row in range(rows)]
+    answers = [draft_answer(draft, row, stop, limit) for row in range(rows)]
     open_rows = [row for row, answer in enumerate(answers) if answer is None]
     if open_rows:
         with enter([variants[row] for row in open_rows]), shared_past(model, past, len(open_rows)) as cache:

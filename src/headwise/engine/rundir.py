@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +39,12 @@ class RunDirectory:
 
     def load(self, key: str) -> Cell | None:
         """The finished cell, or None. A file that cannot be read counts as unfinished."""
+        path = self._file(key)
         try:
-            with np.load(self._file(key), allow_pickle=False) as data:
+            with np.load(path, allow_pickle=False) as data:
                 arrays = {name: data[name] for name in data.files if name != "info"}
                 return arrays, json.loads(str(data["info"]))
-        except (FileNotFoundError, ValueError, KeyError, OSError, EOFError):
+        except (ValueError, KeyError, OSError, EOFError, BadZipFile, zlib.error):
             return None
 
     def save(self, key: str, arrays: Mapping[str, NDArray[Any]], info: list[dict[str, Any]]) -> None:

@@ -43,7 +43,7 @@ def traced_answer(
     before = fork(past) if hybrid else None
     seen.paused, seen.rows = False, len(gold) + 1
     draft = verify_draft(model, past, rest, gold)
-    answer = draft_answer(draft, 0, gold, stop)
+    answer = draft_answer(draft, 0, stop, limit)
     if answer is None:
         start = before or fork(past, past.get_seq_length() - len(gold) - 1)
         seen.paused = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def run_lm_eval(
 ) -> dict[str, Any]:
     """Run tasks of lm-evaluation-harness; call it inside `with ablate(model, heads, mode, scope="all")` for an ablated model.
 
-    tasks: names. limit: at most this many items per task. include_path: folder with task files of your own.
+    tasks: names. limit: at most this many items per task. include_path: folder with task files of your own (read once per process).
     heads, mode: what the open block does, to be recorded with the results.
     Returns {"results": {task: {metric: value}}, "ablation": {mode, scope, heads, chosen_by} or None, "model": ..., "limit": ..., ...}.
     Raises `MissingExtraError` without lm-eval, `HeadwiseError` for unknown tasks, or if heads are named outside of a block (or not
@@ -33,11 +34,10 @@ def run_lm_eval(
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise MissingExtraError("lm-eval", "lm-eval") from error
     ablation = _described(loaded.model, heads, mode)
-    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    manager = _task_manager(None if include_path is None else str(include_path.resolve()))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown or not tasks:
         raise HeadwiseError(f"lm-eval knows no task {', '.join(map(repr, unknown)) or '(none given)'}; see `lm_eval ls tasks` or give include_path")
@@ -48,6 +48,14 @@ def run_lm_eval(
     )
     kept = {name: found[name] for name in KEPT if name in found}
     return describe_model(loaded) | {"tasks": list(tasks), "limit": limit, "ablation": ablation} | kept
+
+
+@cache
+def _task_manager(include_path: str | None) -> Any:
+    """The harness's index of tasks, read once per process: that takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path)
 
 
 def _described(model: Any, heads: HeadSet | None, mode: str | None) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headwise.core import HeadSet, HeadwiseError, PromptError
+from headwise.core import HeadId, HeadSet, HeadwiseError, PromptError
 from headwise.prompts import Haystack, PieceEncoder
 from headwise.prompts.encoder import Tokenizer
 from headwise.prompts.grid import Task
 
 ROWS = 1024  # positions whose logits are held in float32 at once
-WINDOWS, WINDOW_TOKENS = 8, (512, 256, 128, 64, 32)
+WINDOWS = ((8, 512), (8, 256), (8, 128), (4, 128), (4, 64), (2, 64))  # (number, tokens), the first that fits
 
 
 def perplexity(model: Any, windows: Tensor, rows: int = ROWS) -> float:
     """Exp of the mean loss per predicted token of `windows` [n, T], under whatever attach block is open."""
-    return math.exp(float(window_losses(model, windows, rows).mean()))
+    return float(window_losses(model, windows, rows).double().mean().exp())
 
 
 @torch.no_grad()
@@ -44,13 +43,14 @@ def window_losses(model: Any, windows: Tensor, rows: int = ROWS) -> Tensor:
 def losses_without(
     model: Any, windows: Tensor, sets: Sequence[HeadSet | None], enter: Callable[[HeadSet], AbstractContextManager[Any]]
 ) -> NDArray[np.float64]:
-    """Loss [set, window] (see `window_losses`) inside each `enter(heads)`; NaN for a set that is None."""
-    losses = np.full((len(sets), len(windows)), np.nan)
-    for row, heads in enumerate(sets):
-        if heads is not None:
+    """Loss [set, window] (see `window_losses`) inside each `enter(heads)`; equal sets are run once. NaN for a set that is None."""
+    known: dict[frozenset[HeadId], NDArray[np.float64]] = {}
+    for heads in sets:
+        if heads is not None and frozenset(heads) not in known:
             with enter(heads):
-                losses[row] = window_losses(model, windows).cpu().numpy()
-    return losses
+                known[frozenset(heads)] = window_losses(model, windows).double().cpu().numpy()
+    missing = np.full(len(windows), np.nan)
+    return np.stack([missing if heads is None else known[frozenset(heads)] for heads in sets])
 
 
 def text_windows(haystack: Haystack, count: int, tokens: int, part: tuple[float, float], seed: int = 0) -> Tensor:
@@ -70,9 +70,9 @@ def plain_windows(task: Task, positions: int | None) -> tuple[Tensor, Tensor]:
     """
     end = task.grid.part[1]
     middle = (1 + end) / 2
-    for tokens in (n for n in WINDOW_TOKENS if positions is None or n < positions):
+    for count, tokens in (size for size in WINDOWS if positions is None or size[1] < positions):
         try:
-            calibration, plain = (text_windows(task.haystack, WINDOWS, tokens, part, task.grid.seed) for part in ((end, middle), (middle, 1.0)))
+            calibration, plain = (text_windows(task.haystack, count, tokens, part, task.grid.seed) for part in ((end, middle), (middle, 1.0)))
             return calibration, plain
         except PromptError:  # too little text for windows of this length
             continue

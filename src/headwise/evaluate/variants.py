@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from headwise.core import HeadScores, HeadSet, HeadwiseError
+from headwise.core import HeadId, HeadScores, HeadSet, HeadwiseError
 from headwise.evaluate.controls import layer_matched_random
 
+ATTEMPTS = 20  # per wanted draw, to find one that is new
 Kind = Literal["none", "top", "bottom", "random"]
 
 
@@ -26,6 +27,7 @@ class Variant:
 def head_variants(scores: HeadScores, top: Iterable[int], controls: int, seed: int) -> tuple[Variant, ...]:
     """No head; then for each K in `top` the top K, the bottom K, and `controls` random draws, none of which shares a head with the top K.
 
+    Draws of one K differ from each other; if there are not that many different ones (few heads per layer), all are taken.
     Raises `HeadwiseError` for a K above half of the scored heads.
     """
     scored = len(scores.ranking())
@@ -34,14 +36,20 @@ def head_variants(scores: HeadScores, top: Iterable[int], controls: int, seed: i
         if 2 * k > scored:
             raise HeadwiseError(f"top {k} leaves too few of {scored} scored heads for its controls; choose a K of 1 to {scored // 2}")
         strongest = scores.top(k)
+        draws: dict[frozenset[HeadId], HeadSet] = {}
+        for attempt in range(ATTEMPTS * controls):
+            drawn = layer_matched_random(strongest, scores, (seed, k, attempt))
+            draws.setdefault(frozenset(drawn), drawn)
+            if len(draws) == controls:
+                break
         variants += [Variant("top", k, 0, strongest), Variant("bottom", k, 0, scores.bottom(k))]
-        variants += [Variant("random", k, i, layer_matched_random(strongest, scores, (seed, k, i))) for i in range(controls)]
+        variants += [Variant("random", k, i, heads) for i, heads in enumerate(draws.values())]
     return tuple(variants)
 
 
 def distinct_sets(variants: Sequence[Variant]) -> tuple[list[HeadSet], list[int]]:
-    """(different head sets, index of each variant's set): draws from few heads repeat, and need not be run twice."""
-    sets: dict[frozenset[tuple[int, int]], HeadSet] = {}
+    """(different head sets, index of each variant's set): a set that occurs twice, as bottom and as random say, is run once."""
+    sets: dict[frozenset[HeadId], HeadSet] = {}
     for variant in variants:
         sets.setdefault(frozenset(variant.heads), variant.heads)
     places = {heads: i for i, heads in enumerate(sets)}

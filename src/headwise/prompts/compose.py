@@ -43,13 +43,14 @@ class NeedleComposer:
             elif text:
                 pieces.append((kind if kind == "question" else None, self._encoder.encode_checked(text, kind or "template")))
         if self._closing:
-            pieces.append((None, self._fixed(self._closing)))
+            pieces.append((None, self._encoder.encode(self._closing)))
         ids, spans = join(pieces)
         return Prompt(ids, spans, self.gold(needle))
 
     def gold(self, needle: Needle) -> tuple[int, ...]:
         """Ids of the expected answer line."""
-        _, answer, after = needle.parts
+        before, answer, after = needle.parts
+        answer = answer if before else " " + answer
         end = self._encoder.encode(after) if after else ()
         return (*self._encoder.encode_checked(answer, "answer"), *end, *self._encoder.encode("\n"))
 

@@ -67,4 +67,6 @@ class PieceEncoder:
 
 def newline_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """Ids of all pieces that contain a line break (byte-level, SentencePiece and byte-fallback spellings)."""
-    return frozenset(i for piece, i in tokenizer.get_vocab().items() if "\n" in piece or "Ċ" in piece or piece == "<0x0A>")
+    spelled = (i for piece, i in tokenizer.get_vocab().items() if "\n" in piece or "Ċ" in piece or piece == "<0x0A>")
+    # Outside byte-level vocabularies Ċ is a letter.
+    return frozenset(i for i in spelled if "\n" in tokenizer.decode([i]))

@@ -11,7 +11,7 @@ import numpy as np
 from headwise.core.errors import PromptError
 from headwise.core.prompt import Prompt
 from headwise.prompts.compose import NeedleComposer
-from headwise.prompts.haystack import Haystack
+from headwise.prompts.haystack import Haystack, Window
 from headwise.prompts.needles import Needle
 
 
@@ -93,14 +93,15 @@ def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
     room = spec.length - composer.context_cost(needle)
     if room < 1:
         raise PromptError(f"a context of {spec.length} tokens has no room for the needle {needle.needle!r}; use a longer one")
-    window = task.haystack.window(room, (options.seed, 2, spec.length, spec.needle, spec.window), options.part)
-    prompts = tuple(composer.compose(window, needle, depth) for depth in options.depths)
-    longest = max(len(prompt.ids) + len(prompt.gold) for prompt in prompts)
+    bare = composer.compose(Window((), (0,)), needle, 0.0)
+    longest = room + len(bare.ids) + len(bare.gold)
     if positions is not None and longest > positions:
         raise PromptError(
             f"a context of {spec.length} tokens makes a prompt of {longest}, but the model has {positions} positions; "
             f"choose --lengths of at most {spec.length - (longest - positions)}"
         )
+    window = task.haystack.window(room, (options.seed, 2, spec.length, spec.needle, spec.window), options.part)
+    prompts = tuple(composer.compose(window, needle, depth) for depth in options.depths)
     info = tuple(
         {"length": spec.length, "depth": round(depth, 6), "needle": spec.needle, "window": spec.window, "realised_depth": round(at, 6)}
         for depth, at in zip(options.depths, (window.place(d) / room for d in options.depths), strict=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise.report.canvas import BLUE, GREY, INK, RED, TITLE, add_legend, new_figure, set_title, shortened, spaced, style
-from headwise.report.sweep import METRICS, UNITS, Row, Sweep, read_sweep
+from headwise.report.canvas import BLUE, GREY, INK, RED, add_legend, new_figure, set_title, spaced, style
+from headwise.report.sweep import Row, Sweep, read_sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def draw_ablation_curves(result: Mapping[str, Any]) -> Figure:
     columns = min(2, len(sweep.metrics))
     rows = -(-len(sweep.metrics) // columns)
     width = max(5.4, columns * PANEL[0])
-    figure = new_figure(width, rows * PANEL[1] + 1.1)
+    figure = new_figure(width, rows * PANEL[1] + 1.3)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(sweep.metrics) :]:
         axes.set_visible(False)
@@ -41,8 +41,7 @@ def draw_ablation_curves(result: Mapping[str, Any]) -> Figure:
         keys[RANDOM] = (Patch(facecolor=GREY, alpha=BAND), keys[RANDOM])
     add_legend(figure, {label: keys[label] for label in SHOWN if label in keys})
     what = f"Ablating heads: mode {sweep.mode}, scope {sweep.scope}"
-    count = f"{sweep.items} items, {sweep.random_draws} random draws per K"
-    set_title(figure, what, f"{shortened(sweep.model, width - 0.09 * len(count), TITLE)}, {count}")
+    set_title(figure, sweep.model, what, f"{sweep.items} items, {sweep.random_draws} random draws per K")
     return figure
 
 
@@ -97,11 +96,11 @@ def _scale_x(axes: Axes, ks: list[int], inches: float) -> None:
 
 
 def _scale_y(axes: Axes, sweep: Sweep, metric: str) -> None:
-    values = [v for row in sweep.rows if row.metric == metric for v in (row.mean, *row.draws) if not math.isnan(v)]
-    unit = UNITS[metric]
+    values = [v for row in sweep.rows if row.metric == metric for v in (row.mean, *row.draws) if math.isfinite(v)]
+    unit = sweep.unit_of(metric)
     if metric in ("recall", "exact"):
         axes.set_ylim(-0.04, 1.04)
     elif metric == "perplexity" and min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
         unit += ", log scale"
-    style(axes, "Heads ablated, K", f"{METRICS[metric]}\n({unit})")
+    style(axes, "Heads ablated, K", f"{sweep.name_of(metric)}\n({unit})")

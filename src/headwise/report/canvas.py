@@ -43,13 +43,18 @@ def check_suffix(path: Path) -> None:
 
 
 def write_figure(draw: Callable[[], Figure], path: Path) -> None:
-    """Draw and write, replacing an older file whole or not at all. The same figure gives the same bytes."""
+    """Draw and write, replacing an older file whole or not at all.
+
+    The same data give the same bytes whatever the user's matplotlib settings, which are left as they are.
+    """
     check_suffix(path)
     import matplotlib
 
     kind, buffer = path.suffix.lower().removeprefix("."), io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {"Software": "headwise"}
-    with matplotlib.rc_context({"svg.hashsalt": "headwise"}):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["svg.hashsalt"] = "headwise"
         draw().savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
     write_atomically(path, buffer.getvalue())
 
@@ -95,7 +100,8 @@ def spaced(places: Sequence[float], sizes: Sequence[float]) -> list[int]:
 def add_legend(figure: Figure, keys: Mapping[str, Any]) -> None:
     """A legend below all axes, where it covers no data. keys: label -> handle."""
     widest = SWATCH + max(map(len, keys)) * SMALL * WIDE / 72
-    columns = max(1, min(len(keys), 3, int(figure.get_figwidth() / widest)))
+    columns = max(1, min(len(keys), int(figure.get_figwidth() / widest)))
+    columns = -(-len(keys) // -(-len(keys) // columns))  # rows as equally long as they can be
     figure.legend(
         list(keys.values()), list(keys), loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False, labelcolor=INK
     )
@@ -114,7 +120,7 @@ def add_colour_bar(figure: Figure, image: Any, axes: Axes, label: str, ticks: It
 def set_title(figure: Figure, *lines: str) -> None:
     """Title lines over the whole figure; empty ones are left out, long ones cut in the middle."""
     shown = [shortened(line, figure.get_figwidth(), TITLE) for line in lines if line]
-    figure.suptitle("\n".join(shown), fontsize=TITLE, color=INK)
+    figure.suptitle("\n".join(shown), fontsize=TITLE, color=INK, parse_math=False)
 
 
 def hatch_background(axes: Axes) -> None:

@@ -50,7 +50,7 @@ def _draw_ranked(axes: Axes, scores: HeadScores) -> None:
         axes.set_ylabel(f"{name} score, activation frequency", fontsize=LABEL, color=INK)
     for limit, line in zip(limits, ("--", ":"), strict=False):
         above = count(int((scores.values > limit).sum()), noun(scores))
-        axes.axhline(limit, color=GREY, linestyle=line, linewidth=1.2, zorder=0, label=f"{limit:g} ({above} above)")
+        axes.axhline(limit, color=GREY, linestyle=line, linewidth=1.2, zorder=0, label=f"score {limit:g} ({above} above)")
 
 
 def _plain_log_ticks(axes: Axes, last: int) -> None:
@@ -68,5 +68,5 @@ def _draw_shares(axes: Axes, scores: HeadScores) -> None:
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     longest = 100 * max(row.share for row in rows)
     axes.set_xticks(range(0, min(100, int(longest) + 24) + 1, 25))
-    axes.set_xlim(0, longest * 1.65)
+    axes.set_xlim(0, longest * 1.8)
     style(axes, "Share of heads (%)", f"{capital(scores.score)} score")

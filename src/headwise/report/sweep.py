@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 from headwise.core.errors import HeadwiseError
+from headwise.report.numbers import count
 
 METRICS = {
     "recall": "Unigram recall",
@@ -15,13 +17,16 @@ METRICS = {
     "logprob": "Gold log-probability",
     "perplexity": "Perplexity",
 }
-UNITS = {"recall": "share of words", "exact": "share of items", "logprob": "nats", "perplexity": "per token"}
+UNITS = {"recall": "share of words", "exact": "share of items", "logprob": "nats per gold answer", "perplexity": "plain text"}
 KINDS = ("none", "top", "bottom", "random")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric under one ablation. mean: NaN if not defined. low, high: confidence interval. draws: one mean per draw."""
+    """One metric under one ablation. mean: NaN if not defined. low, high: confidence interval. draws: one mean per draw.
+
+    Draws without a value are left out.
+    """
 
     metric: str
     kind: str
@@ -37,13 +42,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A whole ablation result."""
+    """A whole ablation result. perplexity_scope: where heads were ablated for perplexity, if that was noted."""
 
     mode: str
     scope: str
     model: str
     items: int
     rows: tuple[Row, ...]
+    perplexity_scope: str | None = None
 
     @property
     def metrics(self) -> list[str]:
@@ -52,12 +58,22 @@ class Sweep:
 
     @property
     def random_draws(self) -> int:
-        """Draws of the random control (the most over all K)."""
+        """Draws of the random control (the most over all metrics and K)."""
         return max((len(row.draws) for row in self.rows), default=0)
+
+    def name_of(self, metric: str) -> str:
+        """The metric's name, with its own scope if that differs from the sweep's."""
+        differs = metric == "perplexity" and self.perplexity_scope not in (None, self.scope)
+        return METRICS[metric] + (f", scope {self.perplexity_scope}" if differs else "")
+
+    def unit_of(self, metric: str) -> str:
+        """The metric's unit, with its own number of random draws if that differs from the sweep's."""
+        draws = max((len(row.draws) for row in self.rows if row.metric == metric), default=0)
+        return UNITS[metric] + (f", {count(draws, 'draw')}" if draws not in (0, self.random_draws) else "")
 
     def of(self, metric: str, kind: str) -> list[Row]:
         """Rows of one metric and kind with a mean, by ascending K."""
-        found = [r for r in self.rows if (r.metric, r.kind) == (metric, kind) and not math.isnan(r.mean)]
+        found = [r for r in self.rows if (r.metric, r.kind) == (metric, kind) and math.isfinite(r.mean)]
         return sorted(found, key=lambda r: r.k)
 
 
@@ -65,10 +81,11 @@ def read_sweep(result: Mapping[str, Any]) -> Sweep:
     """Check an ablation result. Raises `HeadwiseError` for one that cannot be shown."""
     try:
         rows = tuple(_row(row) for row in result["summary"])
-        sweep = Sweep(str(result["mode"]), str(result["scope"]), str(result["model"]), int(result["items"]), rows)
+        scope = (result.get("perplexity") or {}).get("scope")
+        sweep = Sweep(str(result["mode"]), str(result["scope"]), str(result["model"]), int(result["items"]), rows, scope)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HeadwiseError(f"this is no ablation result ({error!r}); give the JSON that the ablation wrote") from error
-    if all(math.isnan(row.mean) for row in sweep.rows):
+    if not any(math.isfinite(row.mean) for row in sweep.rows):
         raise HeadwiseError("the ablation result has no measured row, so there is nothing to show")
     return sweep
 
@@ -76,10 +93,12 @@ def read_sweep(result: Mapping[str, Any]) -> Sweep:
 def _row(data: Mapping[str, Any]) -> Row:
     known = {f.name: data[f.name] for f in fields(Row) if f.name in data}
     mean = math.nan if data["mean"] is None else data["mean"]
-    row = Row(**known | {"mean": mean, "draws": tuple(data.get("draws") or ())})
+    row = Row(**known | {"mean": mean, "draws": tuple(d for d in data.get("draws") or () if d is not None)})
     if row.metric not in METRICS or row.kind not in KINDS:
         raise ValueError(f"unknown metric or kind: {row.metric}, {row.kind}")
-    for number in (row.k, row.mean, row.low, row.high, row.sd_draws, row.p_paired, row.p_rank, *row.draws):
+    if not isinstance(row.k, Integral):
+        raise ValueError(f"{row.k!r} is no number of heads")
+    for number in (row.mean, row.low, row.high, row.sd_draws, row.p_paired, row.p_rank, *row.draws):
         if number is not None and not isinstance(number, int | float):
             raise ValueError(f"{number!r} is no number")
     return row

@@ -21,6 +21,7 @@ from headwise.report.sweep import METRICS, Row, Sweep, read_sweep
 NAMED = 8
 """At most so many always-on heads are listed by name."""
 UNKNOWN = "–"
+SHORT = {"recall": "Recall", "exact": "Exact", "logprob": "Log-prob.", "perplexity": "Perplexity"}
 
 
 def head_table(scores: HeadScores, top: int = 10) -> Table:
@@ -68,31 +69,32 @@ def summary_lines(scores: HeadScores) -> list[str]:
 
 
 def ablation_table(result: Mapping[str, Any]) -> Table:
-    """One line per metric and K: baseline, top K, random K, bottom K, and how surprising the top is."""
+    """One line per metric and K: top K, random K and bottom K, and how surprising the top is; K = 0 is the whole model."""
     sweep = read_sweep(result)
-    title = f"Ablating heads: mode {sweep.mode}, scope {sweep.scope}, {sweep.items} items, {sweep.random_draws} random draws per K"
-    table = _table(title, sweep.model)
-    table.add_column("Metric", no_wrap=True)
-    for name in ("K", "No ablation", "Top K (95 % CI)", "Random K (± sd)", "Bottom K", "p paired", "p rank"):
+    table = _table(f"Ablating heads: mode {sweep.mode}, scope {sweep.scope}, {sweep.items} items", sweep.model)
+    table.collapse_padding = True  # fits into 80 columns
+    table.add_column("Metric")
+    for name in ("K", "Top", "95 % CI", "Random ± sd", "Bottom", "p paired", "p rank"):
         table.add_column(name, justify="right")
     for metric in sweep.metrics:
         _add_metric(table, sweep, metric)
-    table.caption = "p paired: top K against no ablation; p rank: top K among the random draws"
+    table.caption = (
+        f"K = 0: no ablation. {sweep.random_draws} random draws per K.\n"
+        "p paired: top against the mean random draw, over items; p rank: top among the draws."
+    )
+    if sweep.name_of("perplexity") != METRICS["perplexity"] and "perplexity" in sweep.metrics:
+        table.caption += f"\n{sweep.name_of('perplexity')}: {sweep.unit_of('perplexity')}."
     return table
 
 
 def _add_metric(table: Table, sweep: Sweep, metric: str) -> None:
-    kinds = {kind: {row.k: row for row in sweep.of(metric, kind)} for kind in ("top", "random", "bottom")}
-    baseline = next((_number(row.mean) for row in sweep.of(metric, "none")), UNKNOWN)
-    label = METRICS[metric]
-    levels = sorted({k for rows in kinds.values() for k in rows})
-    if not levels:
-        table.add_row(label, "0", baseline, *[UNKNOWN] * 5, end_section=True)
-    for k in levels:
-        top, random, bottom = (kinds[kind].get(k) for kind in ("top", "random", "bottom"))
-        found = (_with_bounds(top), _with_spread(random), _mean(bottom), _p(top, "p_paired"), _p(top, "p_rank"))
-        table.add_row(label, str(k), baseline, *found, end_section=k == levels[-1])
-        label = baseline = ""
+    kinds = {kind: {row.k: row for row in sweep.of(metric, kind)} for kind in ("none", "top", "random", "bottom")}
+    label = SHORT[metric]
+    for k in sorted({k for rows in kinds.values() for k in rows}):
+        top, random, bottom = (kinds[kind].get(k) for kind in ("top" if k else "none", "random", "bottom"))
+        numbers = (_mean(top), _row_bounds(top), _with_spread(random), _mean(bottom), _p(top, "p_paired"), _p(top, "p_rank"))
+        table.add_row(label, str(k), *numbers)
+        label = ""
 
 
 def _table(title: str, source: str) -> Table:
@@ -118,7 +120,10 @@ def _always_on(scores: HeadScores) -> str:
 
 
 def _number(value: float) -> str:
-    return "not defined" if math.isnan(value) else f"{value:.4g}" if abs(value) >= 100 else f"{value:.3f}"
+    if math.isnan(value):
+        return "not defined"
+    size = abs(value)
+    return f"{value:.3f}" if size < 100 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}" if size < 1e6 else f"{value:.2e}"
 
 
 def _bounds(bounds: tuple[float, float] | None) -> str:
@@ -129,10 +134,8 @@ def _mean(row: Row | None) -> str:
     return UNKNOWN if row is None else _number(row.mean)
 
 
-def _with_bounds(row: Row | None) -> str:
-    if row is None or row.low is None or row.high is None:
-        return _mean(row)
-    return f"{_number(row.mean)} ({_bounds((row.low, row.high))})"
+def _row_bounds(row: Row | None) -> str:
+    return UNKNOWN if row is None or row.low is None or row.high is None else _bounds((row.low, row.high))
 
 
 def _with_spread(row: Row | None) -> str:
@@ -141,4 +144,4 @@ def _with_spread(row: Row | None) -> str:
 
 def _p(row: Row | None, name: str) -> str:
     value = None if row is None else getattr(row, name)
-    return UNKNOWN if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return UNKNOWN if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,55 @@
+"""`headwise ablate --task lm-eval:NAME`: any task of lm-evaluation-harness, with and without heads."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headwise.cli import options as o
+from headwise.cli.progress import progress
+from headwise.core.errors import HeadwiseError
+
+if TYPE_CHECKING:
+    from headwise.core import HeadScores
+    from headwise.families import Loaded
+    from headwise.methods.test.ablation import AblationOptions
+
+
+def run_task(
+    loaded: Loaded, scores: HeadScores, task: str, options: AblationOptions, limit: int | None, include_path: Path | None, path: Path,
+    overwrite: bool, json: bool,
+) -> None:  # fmt: skip
+    """Run the task on the whole model, without each top K, and without random draws of as many heads; write and print the results."""
+    from headwise.attach import ablate, head_means
+    from headwise.core.headfile import write_json
+    from headwise.evaluate.lm_eval import run_lm_eval
+    from headwise.evaluate.perplexity import text_windows, with_bos
+    from headwise.methods.test.ablation import make_variants
+    from headwise.prompts import Haystack, PieceEncoder, bundled_texts
+
+    prefix, _, name = task.partition(":")
+    if prefix != "lm-eval" or not name:
+        raise HeadwiseError(f"unknown task {task!r}; use needle or lm-eval:NAME")
+    means = None
+    if options.mode == "mean":
+        haystack = Haystack(bundled_texts(), PieceEncoder(loaded.tokenizer))
+        windows = text_windows(haystack, 8, min(512, loaded.layout.positions or 512) - 1, (0.9, 0.95))
+        means = head_means(loaded.model, [with_bos(windows, loaded.tokenizer)])
+    variants = [variant for variant in make_variants(scores, options) if variant.kind != "bottom"]
+    runs: list[dict[str, Any]] = []
+    with progress(task, hidden=json) as report:
+        for number, variant in enumerate(variants):
+            heads = variant.heads if len(variant.heads) else None
+            block = ablate(loaded.model, heads, mode=options.mode, scope="all", means=means) if heads else nullcontext()
+            with block:
+                found = run_lm_eval(loaded, [name], limit, include_path, heads, options.mode if heads else None)
+            runs.append({"kind": variant.kind, "k": variant.k, "draw": variant.draw, **found})
+            report(number + 1, len(variants), f"{variant.kind} {variant.k or ''}")
+    write_json({"task": task, "mode": options.mode, "scope": "all", "runs": runs}, path, overwrite)
+    if json:
+        o.print_json({"result": str(path), "runs": [{k: run[k] for k in ("kind", "k", "draw", "results")} for run in runs]})
+        return
+    from headwise.report.console import lm_eval_table, print_all
+
+    print_all(lm_eval_table(runs), f"mode {options.mode}, scope all", f"result     {path}")

@@ -1,0 +1,100 @@
+"""Every command on real input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from headwise.core import HeadId, load_heads
+
+
+def test_detect_finds_the_planted_head_and_draws_it(planted, headwise, tmp_path):
+    done = headwise("detect", planted.model, *planted.own, "--lengths", "90,120", "--depths", "3")
+    assert done.code == 0, done.err
+    path = tmp_path / "headwise-out" / "model.copy.json"
+    scores = load_heads(path)
+    assert scores.ranking()[0] == HeadId(1, 2)
+    assert scores.values[1, 2] > 0.9
+    assert len(scores.runs) == 2 * 3 * 8
+    assert path.with_suffix(".heatmap.png").read_bytes().startswith(b"\x89PNG")
+    assert "L1H2" in done.out
+    assert not path.with_name(path.name + ".run").exists()
+
+
+def test_detect_options_reach_the_run(planted, headwise, tmp_path):
+    common = ["detect", planted.model, *planted.own, "--lengths", "90", "--depths", "2", "--json"]
+    plain = json.loads(headwise(*common, "-o", "a.json").out)
+    assert plain["top"][0]["head"] == "L1H2"
+    headwise(*common, "-o", "b.json", "--rule", "multiset", "--match", "position", "--gate", "0.2", "--max-new-tokens", "9", "--seed", "3")
+    options = load_heads(tmp_path / "b.json").provenance["options"]
+    assert options == {"rule": "multiset", "match": "position", "gate": 0.2, "max_new_tokens": 9, "until_stable": False}
+    assert load_heads(tmp_path / "b.json").provenance["grid"]["seed"] == 3
+    headwise(*common, "-o", "c.json", "--template", "{context}\nquestion: {question}\nanswer: {answer_prefix}")
+    assert load_heads(tmp_path / "c.json").provenance["template"].startswith("{context}\nquestion")
+
+
+def test_paper_grid_has_twenty_lengths_ten_depths_three_needles(planted, headwise, tmp_path):
+    done = headwise("detect", planted.model, *planted.own, "--paper-grid", "-o", "p.json", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["runs"] == 600
+    assert len({cell["length"] for cell in load_heads(tmp_path / "p.json").provenance["cells"]}) == 20
+
+
+def test_needle_measures_the_grid(planted, headwise, tmp_path):
+    done = headwise("needle", planted.model, *planted.own, "--lengths", "90", "--depths", "3", "-o", "n.json", "--json")
+    result = json.loads(done.out)
+    assert result["exact"] > 0.9
+    assert result["runs"] == 24
+    assert (tmp_path / "n.png").exists()
+    shown = headwise("show", "n.json", "--json")
+    assert json.loads(shown.out)["exact"] == result["exact"]
+
+
+def test_show_draws_all_pictures(heads, headwise, tmp_path):
+    done = headwise("show", heads, "-o", tmp_path / "pictures", "--format", "svg", "--top", "3")
+    assert done.code == 0, done.err
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["planted.distribution.svg", "planted.grid.svg", "planted.heatmap.svg"]
+    assert "L1H2" in done.out
+
+
+@pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
+def test_ablation_of_the_planted_head_ends_recall(planted, heads, headwise, tmp_path, mode):
+    done = headwise(
+        "ablate", planted.model, *planted.own, "--heads", heads, "--top", "1", "--mode", mode, "--lengths", "90", "--depths", "2",
+        "--controls", "3", "--max-new-tokens", "8", "-o", "a.json", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    rows = {(row["metric"], row["kind"], row["k"]): row["mean"] for row in json.loads(done.out)["summary"]}
+    assert rows["recall", "none", 0] > 0.9
+    assert rows["recall", "top", 1] < 0.2
+    assert rows["recall", "random", 1] > 0.9
+    assert (tmp_path / "a.png").exists()
+    assert headwise("show", "a.json").code == 0
+
+
+def test_export_writes_a_plain_checkpoint(planted, heads, headwise, tmp_path):
+    done = headwise("export", planted.model, "--heads", heads, "--top", "1", "--mode", "zero", "-o", tmp_path / "without")
+    assert done.code == 0, done.err
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (planted.model, tmp_path / "without"))
+    width = before.config.head_dim
+    columns = slice(2 * width, 3 * width)
+    assert torch.count_nonzero(after.model.layers[1].self_attn.o_proj.weight[:, columns]) == 0
+    assert torch.equal(before.model.layers[0].self_attn.o_proj.weight, after.model.layers[0].self_attn.o_proj.weight)
+
+
+def test_convert_there_and_back(heads, headwise, tmp_path):
+    assert headwise("convert", heads, "wu.json", "--to", "wu").code == 0
+    assert headwise("convert", "wu.json", "back.json").code == 0
+    np.testing.assert_allclose(load_heads(tmp_path / "back.json").values, load_heads(heads).values, atol=1e-5)
+
+
+def test_info(planted, headwise):
+    facts = json.loads(headwise("info", planted.model, "--json").out)
+    assert (facts["layers"], facts["heads"], facts["model_type"]) == (2, 4, "llama")
+    families = json.loads(headwise("info", "--families", "--json").out)
+    assert "qwen3_next" in families["supported"]
+    assert "mamba" in families["refused"]
+    assert "llama" in headwise("info", planted.model).out

@@ -1,0 +1,310 @@
+"""The ablation sweep against one variant at a time: plain generation, plain forward passes, edited weights."""
+
+import copy
+import json
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from headwise.attach import ablate, attached, head_means
+from headwise.attach.caches import full_cache
+from headwise.core import HeadScores, HeadwiseError, UnsupportedModelError
+from headwise.core.headfile import load_result
+from headwise.engine import RunDirectory, answer_variants, prefill
+from headwise.evaluate.metrics import exact_match, unigram_recall
+from headwise.evaluate.perplexity import perplexity, with_bos
+from headwise.evaluate.provenance import stop_ids
+from headwise.families import Loaded, layout_of, silence_in_weights
+from headwise.methods.test import ablation
+from headwise.methods.test.ablation import AblationOptions, ablation_sweep, describe_run, make_variants, plain_windows
+from headwise.prompts import Haystack, Needle, NeedleComposer, PieceEncoder
+from headwise.prompts.grid import GridOptions, Task, group_specs, make_group
+from headwise.testing import character_tokenizer, planted_copier, planted_task, tiny_model
+
+FAMILIES = ("llama", "gpt2", "qwen3")
+NEEDLES = (Needle("the key is x7.", "what is the key?", "x7", "the key is"), Needle("he saw a cow.", "what did he see?", "a cow"))
+TEMPLATE = "{context}\nq: {question}\na: {answer_prefix}"
+
+
+def make_task(tokenizer, needles=NEEDLES, lengths=(40, 60), depths=(0.0, 0.6), part=(0.0, 0.5)):
+    encoder = PieceEncoder(tokenizer)
+    composer = NeedleComposer(encoder, TEMPLATE)
+    return Task(needles, Haystack(planted_task().texts, encoder), composer, GridOptions(lengths, depths, part=part))
+
+
+def random_scores(shape, seed=0):
+    return HeadScores(np.random.default_rng(seed).random(shape), "copy", provenance={"model": "m", "cells": [1, 2, 3]})
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request):
+    model = tiny_model(request.param)
+    return Loaded(model, character_tokenizer(), layout_of(model))
+
+
+@pytest.fixture(scope="module")
+def task():
+    return make_task(character_tokenizer())
+
+
+def options(**changes):
+    return AblationOptions(**{"top": (1, 3), "controls": 3, "max_new_tokens": 6} | changes)
+
+
+def means_of(loaded, task):
+    return head_means(loaded.model, [with_bos(plain_windows(task, 256)[0], loaded.tokenizer)])
+
+
+def prompts_of(task):
+    groups = [make_group(spec, task, 256) for spec in group_specs(task.grid, len(task.needles))]
+    return [(prompt, group.needle.answer) for group in groups for prompt in group.prompts]
+
+
+@torch.no_grad()
+def one_at_a_time(loaded, prompt, answer, enter, limit):
+    """(recall, exact, log-probability, answer ids) by `model.generate` and one plain forward pass, without any of the engine."""
+    ids = torch.tensor([prompt.ids])
+    stop = sorted(stop_ids(loaded))
+    with enter():
+        said = loaded.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False, eos_token_id=stop, pad_token_id=1
+        )[0, len(prompt.ids) :]
+        logits = loaded.model(input_ids=torch.tensor([[*prompt.ids, *prompt.gold]])).logits[0, len(prompt.ids) - 1 : -1]
+    logprob = logits.float().log_softmax(-1).gather(-1, torch.tensor(prompt.gold)[:, None]).sum()
+    text = loaded.tokenizer.decode(said, skip_special_tokens=True)
+    return unigram_recall(text, answer), exact_match(text, answer), float(logprob), tuple(said.tolist())
+
+
+@pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
+@pytest.mark.parametrize("scope", ["answer", "all"])
+def test_answers_of_batched_variants_equal_plain_generation(loaded, task, mode, scope):
+    means = means_of(loaded, task) if mode == "mean" else None
+    variants = make_variants(random_scores(loaded.layout.shape), options())
+    sets = [variant.heads for variant in variants]
+    for prompt, answer in prompts_of(task)[:2]:
+        rule = {"mode": mode, "scope": scope, "answer_from": len(prompt.ids) - 1, "means": means}
+        with attached(loaded.model):
+            past, rest = full_cache(loaded.model), prompt.ids
+            if scope == "answer":
+                prefill(loaded.model, past, rest[:-1])
+                rest = rest[-1:]
+            got = answer_variants(loaded.model, past, rest, prompt.gold, sets, partial(ablate, loaded.model, **rule), stop_ids(loaded), 6)
+        for heads, found in zip(sets, got, strict=True):
+            _, _, logprob, ids = one_at_a_time(loaded, prompt, answer, partial(ablate, loaded.model, heads, **rule), 6)
+            assert found.ids == ids
+            assert found.gold_logprob == pytest.approx(logprob, abs=1e-3)
+        assert len({found.gold_logprob for found in got}) > 3
+
+
+@pytest.mark.parametrize("scope", ["answer", "all"])
+def test_the_sweep_equals_one_variant_at_a_time(loaded, task, scope):
+    scores = random_scores(loaded.layout.shape)
+    result = ablation_sweep(loaded, scores, task, options(scope=scope, mode="uniform"))
+    prompts = prompts_of(task)
+    assert len(result.items) == len(prompts) == 8
+    assert result.losses.shape == (len(result.variants), 0)
+    for row in (0, 1, 4, 6, 9):
+        heads = result.variants[row].heads
+        for item in (0, 5):
+            prompt, answer = prompts[item]
+            enter = partial(ablate, loaded.model, heads, mode="uniform", scope=scope, answer_from=len(prompt.ids) - 1)
+            recall, exact, logprob, ids = one_at_a_time(loaded, prompt, answer, enter, 6)
+            assert result.values["recall"][row, item] == recall
+            assert result.values["exact"][row, item] == exact
+            assert result.values["logprob"][row, item] == pytest.approx(logprob, abs=1e-3)
+            if row == 0:
+                assert result.items[item]["answer"] == loaded.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_scope_all_equals_edited_weights(loaded, task):
+    result = ablation_sweep(loaded, random_scores(loaded.layout.shape), task, options(scope="all"))
+    row = result.rows_of("top", 3)[0]
+    twin = copy.deepcopy(loaded.model)
+    silence_in_weights(twin, result.variants[row].heads, "zero")
+    edited = ablation_sweep(loaded._replace(model=twin), random_scores(loaded.layout.shape), task, options(scope="all"))
+    for metric in result.values:
+        np.testing.assert_allclose(result.values[metric][row], edited.values[metric][0], atol=1e-3)
+        np.testing.assert_allclose(edited.values[metric][row], edited.values[metric][0], atol=1e-3)
+    assert np.abs(result.values["logprob"][row] - result.values["logprob"][0]).max() > 0.01
+
+
+@pytest.mark.parametrize("scope", ["answer", "all"])
+def test_neither_batches_nor_repetition_matter(loaded, task, scope, monkeypatch):
+    scores = random_scores(loaded.layout.shape)
+    whole = ablation_sweep(loaded, scores, task, options(scope=scope))
+    again = ablation_sweep(loaded, scores, task, options(scope=scope))
+    assert all(np.array_equal(whole.values[metric], again.values[metric]) for metric in whole.values)
+    assert (whole.variants, whole.items) == (again.variants, again.items)
+    parts = ablation_sweep(loaded, scores, task, options(scope=scope, rows=3))
+    monkeypatch.setattr(ablation, "TOKENS", 200)
+    small = ablation_sweep(loaded, scores, task, options(scope=scope))
+    for other in (parts, small):
+        for metric in whole.values:
+            np.testing.assert_allclose(other.values[metric], whole.values[metric], atol=1e-3)
+
+
+def test_a_hybrid_model_sweeps_in_both_scopes():
+    model = tiny_model("qwen3_next")
+    loaded = Loaded(model, character_tokenizer(), layout_of(model))
+    values = np.full(loaded.layout.shape, np.nan)
+    values[[1, 3]] = random_scores((2, 8)).values
+    task = make_task(loaded.tokenizer, lengths=(40,), depths=(0.5,))
+    for scope in ("answer", "all"):
+        result = ablation_sweep(loaded, HeadScores(values, "copy"), task, options(scope=scope, mode="uniform"))
+        prompt, answer = prompts_of(task)[0]
+        for row in (0, 1, 5):
+            enter = partial(
+                ablate, model, result.variants[row].heads, mode="uniform", scope=scope, answer_from=len(prompt.ids) - 1
+            )
+            assert result.values["logprob"][row, 0] == pytest.approx(one_at_a_time(loaded, prompt, answer, enter, 6)[2], abs=1e-3)
+    with pytest.raises(UnsupportedModelError, match=r"layer [02] of qwen3_next has no attention heads"):
+        ablation_sweep(loaded, random_scores((4, 8)), task, options())
+
+
+def test_variants_are_disjoint_layer_matched_and_seeded():
+    scores = random_scores((4, 8))
+    variants = make_variants(scores, options(top=(1, 5), controls=4))
+    assert [(v.kind, v.k, v.draw) for v in variants[:4]] == [("none", 0, 0), ("top", 1, 0), ("bottom", 1, 0), ("random", 1, 0)]
+    assert len(variants) == 1 + 2 * (2 + 4)
+    top = scores.top(5)
+    for variant in variants:
+        assert len(variant.heads) == variant.k
+        if variant.k == 5 and variant.kind != "top":
+            assert not set(variant.heads) & set(top)
+        if variant.k == 5 and variant.kind == "random":
+            assert sorted(h.layer for h in variant.heads) == sorted(h.layer for h in top)
+    assert len({frozenset(v.heads) for v in variants if (v.kind, v.k) == ("random", 5)}) == 4
+    assert variants == make_variants(scores, options(top=(1, 5), controls=4))
+    assert variants != make_variants(scores, options(top=(1, 5), controls=4, seed=1))
+    with pytest.raises(HeadwiseError, match="top 17 leaves too few of 32 scored heads for its controls; choose a K of 1 to 16"):
+        make_variants(scores, options(top=(17,)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"top": ()}, r"different numbers of heads, each at least 1; got \[\]"),
+        ({"top": (0, 2)}, r"got \[0, 2\]"),
+        ({"top": (2, 2)}, r"got \[2, 2\]"),
+        ({"mode": "mask"}, "unknown ablation mode 'mask'; use zero, uniform, mean"),
+        ({"scope": "decode"}, "unknown ablation scope 'decode'; use all, answer"),
+        ({"controls": 0}, "controls must be at least 1; got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
+        ({"rows": -1}, "rows must be at least 1; got -1"),
+    ],
+)
+def test_wrong_options_are_refused(wrong, message):
+    with pytest.raises(HeadwiseError, match=message):
+        AblationOptions(**wrong)
+
+
+def test_wrong_input_is_refused_before_any_work(loaded, task):
+    with pytest.raises(HeadwiseError, match=r"belong to a model of 2 layers x 8 heads, but .* has 4 x 8"):
+        ablation_sweep(loaded, random_scores((2, 8)), task, options())
+    with pytest.raises(HeadwiseError, match="mode 'mean' needs calibration text"):
+        ablation_sweep(loaded, random_scores((4, 8)), task, options(mode="mean"))
+
+
+def test_perplexity_is_measured_under_scope_all(loaded, task):
+    calibration, plain = plain_windows(task, 256)
+    result = ablation_sweep(loaded, random_scores(loaded.layout.shape), task, options(controls=7, top=(3,)), calibration, plain)
+    windows = with_bos(plain, loaded.tokenizer)
+    for row in (0, 1, 2, 5):
+        with ablate(loaded.model, result.variants[row].heads, scope="all"):
+            assert result.perplexities[row] == pytest.approx(perplexity(loaded.model, windows), rel=1e-4)
+    assert np.isnan(result.perplexities).tolist() == [v.draw >= 5 for v in result.variants]
+    rows = {row["kind"]: row for row in result.summary() if row["metric"] == "perplexity"}
+    assert rows["top"]["mean"] == pytest.approx(result.perplexities[1])
+    assert rows["top"]["low"] <= rows["top"]["mean"] <= rows["top"]["high"]
+    assert len(rows["random"]["draws"]) == 5
+    assert rows["random"]["mean"] == pytest.approx(math.exp(np.log(rows["random"]["draws"]).mean()))
+    assert result.to_json()["perplexity"]["scope"] == "all"
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """A model whose only copying head is L2H0, and a task that it solves."""
+    texts = planted_task()
+    model, tokenizer = planted_copier(3, 8, 2, 0, texts=["q:", "a:"])
+    needles = tuple(Needle(**needle) for needle in texts.needles[:3])
+    values = np.random.default_rng(0).random((3, 8)) / 10
+    values[2, 0] = 1
+    return Loaded(model, tokenizer, layout_of(model)), HeadScores(values, "copy"), make_task(tokenizer, needles, lengths=(80,))
+
+
+@pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
+def test_the_planted_head_is_the_one_that_counts(planted, mode):
+    loaded, scores, task = planted
+    result = ablation_sweep(loaded, scores, task, options(top=(1,), controls=20, mode=mode), *plain_windows(task, 1024))
+    rows = {(row["metric"], row["kind"]): row for row in result.summary()}
+    assert rows["recall", "none"]["mean"] == rows["exact", "none"]["mean"] == 1
+    assert rows["recall", "top"]["mean"] == 0
+    assert rows["recall", "top"]["drop"] == rows["recall", "top"]["drop_low"] == 1
+    assert rows["recall", "bottom"]["mean"] == rows["recall", "random"]["mean"] == 1
+    assert rows["recall", "random"]["sd_draws"] == 0
+    assert rows["recall", "top"]["p_paired"] == 2 / 2**6
+    # Layer 2 has seven other heads: 20 draws with repeats would look like more evidence than there is.
+    assert rows["recall", "random"]["draws"] == [1.0] * 7
+    assert rows["recall", "top"]["p_rank"] == 1 / 8
+    assert rows["logprob", "top"]["mean"] < rows["logprob", "none"]["mean"] - 10
+
+
+def test_summary_rows_agree_with_the_tables(loaded, task):
+    result = ablation_sweep(loaded, random_scores(loaded.layout.shape), task, options(controls=5))
+    table = result.values["logprob"]
+    for row in result.summary():
+        found = result.rows_of(row["kind"], row["k"])
+        if row["metric"] == "logprob":
+            assert row["mean"] == pytest.approx(table[found].mean())
+            assert row["low"] <= row["mean"] <= row["high"]
+        if row["metric"] == "logprob" and row["kind"] != "none":
+            assert row["drop"] == pytest.approx(table[0].mean() - table[found].mean())
+        if row["metric"] == "logprob" and row["kind"] == "random":
+            assert row["sd_draws"] == pytest.approx(table[found].mean(axis=1).std(ddof=1))
+
+
+def test_a_result_is_saved_with_its_provenance(loaded, task, tmp_path):
+    scores = random_scores(loaded.layout.shape)
+    result = ablation_sweep(loaded, scores, task, options(controls=1), *plain_windows(task, 256))
+    path = tmp_path / "a" / "ablation.json"
+    result.save(path)
+    kind, data = load_result(path)
+    assert kind == "ablation"
+    assert data == json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert (data["mode"], data["scope"], data["items"]) == ("zero", "answer", 8)
+    assert data["model_type"] == loaded.model.config.model_type
+    assert data["head_file"]["provenance"] == {"model": "m"}
+    assert data["options"]["top"] == [1, 3]
+    assert data["variants"][1]["heads"] == [str(scores.top(1).heads[0])]
+    assert len(data["values"]["recall"]) == len(data["variants"]) == 7
+    assert [row["sd_draws"] for row in data["summary"] if row["kind"] == "random"] == [None] * 8
+    with pytest.raises(HeadwiseError, match="exists; give another name"):
+        result.save(path)
+    result.save(path, overwrite=True)
+
+
+def test_finished_groups_are_not_run_again(loaded, task, tmp_path, monkeypatch):
+    scores, chosen = random_scores(loaded.layout.shape), options(controls=1)
+    expected = ablation_sweep(loaded, scores, task, chosen)
+    real, runs = ablation._run_group, []
+
+    def stumble(*arguments):
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        runs.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(ablation, "_run_group", stumble)
+    directory = RunDirectory(tmp_path / "run", describe_run(loaded, scores, task, chosen))
+    with pytest.raises(KeyboardInterrupt):
+        ablation_sweep(loaded, scores, task, chosen, directory=directory)
+    monkeypatch.setattr(ablation, "_run_group", lambda *arguments: runs.append(1) or real(*arguments))
+    seen = []
+    directory = RunDirectory(tmp_path / "run", describe_run(loaded, scores, task, chosen))
+    resumed = ablation_sweep(loaded, scores, task, chosen, directory=directory, report=lambda *state: seen.append(state[:2]))
+    assert len(runs) == 4
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert resumed.to_json() == expected.to_json()

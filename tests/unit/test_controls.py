@@ -1,0 +1,79 @@
+"""Layer-matched random heads: same layers, never the chosen ones, never one twice, the same for the same seed."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwise.core import HeadScores, HeadSet, HeadwiseError
+from headwise.evaluate.controls import layer_matched_random
+
+NAN = float("nan")
+
+
+def layers_of(heads):
+    return sorted(head.layer for head in heads)
+
+
+@st.composite
+def choices(draw):
+    """A pool and at most half of it, chosen."""
+    shape = draw(st.tuples(st.integers(1, 5), st.integers(1, 6)))
+    pool = np.array(draw(st.lists(st.booleans(), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))).reshape(shape)
+    inside = [(int(layer), int(head)) for layer, head in np.argwhere(pool)]
+    chosen = draw(st.permutations(inside))[: draw(st.integers(0, len(inside) // 2))]
+    return HeadSet.of(chosen, shape, "some heads"), pool
+
+
+@given(choices(), st.integers(0, 2**31))
+def test_a_draw_is_disjoint_distinct_and_inside_the_pool(choice, seed):
+    chosen, pool = choice
+    drawn = layer_matched_random(chosen, pool, seed)
+    assert len(drawn) == len(chosen)  # HeadSet refuses a head named twice
+    assert not set(drawn) & set(chosen)
+    assert all(pool[head] for head in drawn)
+    assert drawn == layer_matched_random(chosen, pool, seed)
+    free = pool & ~chosen.mask()
+    counts = np.bincount(layers_of(chosen), minlength=len(pool)) if len(chosen) else np.zeros(len(pool), int)
+    if (counts <= free.sum(axis=1)).all():
+        assert layers_of(drawn) == layers_of(chosen)
+        assert "too few" not in drawn.chosen_by
+    else:
+        assert "too few" in drawn.chosen_by
+
+
+def test_draws_of_different_seeds_differ_and_reach_every_other_head():
+    chosen = HeadSet.of([(1, 3)], (2, 8), "top 1")
+    heads = {layer_matched_random(chosen, np.ones((2, 8), bool), (0, 1, i)).heads[0] for i in range(200)}
+    assert heads == {(1, head) for head in range(8) if head != 3}
+
+
+def test_unscored_heads_are_never_drawn():
+    scores = HeadScores(np.array([[0.9, 0.1, NAN, NAN], [0.2, NAN, NAN, 0.3]]), "copy")
+    for seed in range(20):
+        assert layer_matched_random(scores.top(1), scores, seed).heads == ((0, 1),)
+
+
+def test_missing_heads_come_from_the_nearest_layer_and_that_is_told():
+    pool = np.ones((4, 2), bool)
+    chosen = HeadSet.of([(3, 0), (3, 1), (1, 0)], pool.shape, "top 3")
+    drawn = layer_matched_random(chosen, pool, 0)
+    # Layer 3 is used up by the chosen ones; layer 2 is nearest and has two heads; layer 1 keeps its own partner.
+    assert drawn.heads[2] == (1, 1)
+    assert layers_of(drawn.heads[:2]) == [2, 2]
+    assert drawn.chosen_by.endswith("for top 3; too few heads: layer 2 for layer 3, layer 2 for layer 3")
+    assert "seed 0" in drawn.chosen_by
+
+
+def test_of_two_equally_near_layers_the_lower_one_gives():
+    pool = np.ones((3, 1), bool)
+    assert layer_matched_random(HeadSet.of([(1, 0)], pool.shape), pool, 5).heads == ((0, 0),)
+
+
+def test_impossible_draws_are_refused():
+    pool = np.zeros((2, 3), bool)
+    pool[0] = True
+    with pytest.raises(HeadwiseError, match="2 random heads asked for, but only 1 heads are left beside the 2 chosen ones; choose fewer"):
+        layer_matched_random(HeadSet.of([(0, 0), (0, 1)], pool.shape), pool, 0)
+    with pytest.raises(HeadwiseError, match="the chosen heads belong to a model of 2 x 4, the pool to one of 2 x 3"):
+        layer_matched_random(HeadSet.of([(0, 0)], (2, 4)), pool, 0)

@@ -1,0 +1,393 @@
+"""The engine against plain transformers: prefix trees, leaves, forks, drafts, traced answers, run directories."""
+
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwise.attach import attached, observe
+from headwise.attach.caches import fork, full_cache, shared_past
+from headwise.core import HeadwiseError
+from headwise.engine import RunDirectory, answer_variants, leaves, prefill, total_cost, traced_answer, verify_draft
+from headwise.engine.tree import LEAST_SHARED, cost, prefix_tree
+from headwise.families import layout_of
+from headwise.maths.copy import copy_hits
+from headwise.testing import planted_copier, planted_task, tiny_model
+from tests.reference.official_copy import official_copy_run
+
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+# transformers' own float32 recurrence is off by 5e-5 from float64, and differs by as much when a text is run in two pieces.
+HYBRID = {"atol": 1e-4, "rtol": 1e-4}
+FAMILIES = ("llama", "gemma3_text", "qwen3_next", "gpt_oss", "gpt2")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request):
+    return tiny_model(request.param)
+
+
+def tolerance(model):
+    return HYBRID if layout_of(model).is_hybrid else TOLERANCE
+
+
+def tokens(count, seed=0):
+    return torch.randint(2, 96, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@torch.no_grad()
+def plain_logits(model, ids):
+    return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+
+
+@torch.no_grad()
+def continued(model, cache, ids):
+    return model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True).logits[0]
+
+
+# ---- the tree of common prefixes
+
+
+@st.composite
+def families_of_prompts(draw):
+    """Prompts that grow out of each other: each is a cut of an earlier one plus something new."""
+    prompts = [draw(st.lists(st.integers(0, 2), min_size=1, max_size=40))]
+    for _ in range(draw(st.integers(0, 7))):
+        parent = draw(st.sampled_from(prompts))
+        cut = draw(st.integers(0, len(parent)))
+        prompts.append(parent[:cut] + draw(st.lists(st.integers(0, 2), min_size=0 if cut else 1, max_size=20)))
+    return prompts
+
+
+def walk(node, prompts, text=()):
+    """(prompt index, text of its node) for every leaf; checks that nodes extend their parents."""
+    own = tuple(prompts[node.sample][: node.length])
+    assert len(own) == node.length
+    assert own[: len(text)] == tuple(text)
+    for index in node.leaves:
+        yield index, own
+    for child in node.children:
+        assert child.length > node.length
+        yield from walk(child, prompts, own)
+
+
+@given(families_of_prompts(), st.integers(1, 20))
+def test_every_prompt_occurs_once_and_is_rebuilt_exactly(prompts, least):
+    tree = prefix_tree(prompts, least)
+    found = list(walk(tree, prompts))
+    assert sorted(index for index, _ in found) == list(range(len(prompts)))
+    for index, text in found:
+        assert tuple(prompts[index][: len(text)]) == text
+        assert len(text) < len(prompts[index])  # every prompt keeps a token of its own
+
+
+@given(families_of_prompts(), st.integers(1, 20))
+def test_cost_lies_between_the_longest_prompt_and_all_prompts(prompts, least):
+    tree = prefix_tree(prompts, least)
+    total = tree.length + cost(tree, prompts)
+    assert max(map(len, prompts)) <= total <= sum(map(len, prompts))
+
+
+def test_a_depth_grid_costs_its_distinct_text():
+    haystack, needle, question = list(range(100)), [500] * 5, [600] * 7
+    prompts = [haystack[:at] + needle + haystack[at:] + question for at in (0, 25, 50, 75, 100)]
+    # Every prompt runs what follows its needle's place; the stretches before them are run once.
+    assert total_cost(prompts) == 75 + sum(100 - min(at, 75) + 12 for at in (0, 25, 50, 75, 100))
+    assert total_cost([haystack] * 4) == 99 + 4
+    short = [[1] * (LEAST_SHARED - 1) + [i, i] for i in range(3)]
+    assert total_cost(short) == sum(map(len, short))  # too little in common to be worth a pass
+
+
+# ---- leaves
+
+
+def shared_prompts():
+    base = tokens(60)
+    return [
+        base[:20] + tokens(9, 1),
+        base[:45] + tokens(3, 2),
+        base[:45] + tokens(12, 3),
+        base[:60],
+        base[:60],
+        tokens(7, 4),
+        base[:20] + tokens(30, 5),
+    ]
+
+
+def test_leaf_passes_equal_plain_forwards(model):
+    prompts, seen, advanced = shared_prompts(), [], []
+    with attached(model):
+        for leaf in leaves(model, prompts, advanced.append):
+            ids = prompts[leaf.index]
+            assert leaf.past.get_seq_length() + len(leaf.rest) == len(ids)
+            got = continued(model, leaf.past, leaf.rest)
+            seen.append((leaf.index, got))
+    assert sorted(index for index, _ in seen) == list(range(len(prompts)))
+    assert sum(advanced) == total_cost(prompts) < sum(map(len, prompts))
+    for index, got in seen:
+        torch.testing.assert_close(got, plain_logits(model, prompts[index])[-len(got) :], **tolerance(model))
+
+
+def test_what_a_receiver_does_to_its_cache_harms_nobody(model):
+    prompts = shared_prompts()
+    with attached(model):
+        for leaf in leaves(model, prompts):
+            got = continued(model, leaf.past, leaf.rest)
+            torch.testing.assert_close(got, plain_logits(model, prompts[leaf.index])[-len(got) :], **tolerance(model))
+            continued(model, leaf.past, tokens(5, 99))
+            for layer in leaf.past.layers:
+                if getattr(layer, "keys", None) is not None:
+                    layer.keys.zero_()
+
+
+def test_forks_grow_independently(model):
+    start, one, two = tokens(30), tokens(6, 1), tokens(4, 2)
+    with attached(model):
+        cache = full_cache(model)
+        prefill(model, cache, start)
+        first, second = fork(cache), fork(cache)
+        got = [continued(model, first, one), continued(model, second, two), continued(model, cache, two)]
+        third = fork(first)
+        got.append(continued(model, third, two))
+        got.append(continued(model, first, two[:1]))
+        assert [c.get_seq_length() for c in (cache, first, second, third)] == [34, 37, 34, 40]
+    texts = [start + one, start + two, start + two, start + one + two, start + one + two[:1]]
+    for logits, text in zip(got, texts, strict=True):
+        torch.testing.assert_close(logits, plain_logits(model, text)[-len(logits) :], **tolerance(model))
+
+
+def test_a_fork_can_be_cut_unless_there_is_a_recurrent_state(model):
+    start, rest = tokens(30), tokens(6, 1)
+    with attached(model):
+        cache = full_cache(model)
+        prefill(model, cache, start)
+        if layout_of(model).is_hybrid:
+            with pytest.raises(HeadwiseError, match="a recurrent state cannot be cut"):
+                fork(cache, 12)
+            return
+        got = continued(model, fork(cache, 12), rest)
+    torch.testing.assert_close(got, plain_logits(model, start[:12] + rest)[-6:], **tolerance(model))
+
+
+@torch.no_grad()
+def test_rows_over_a_shared_past_equal_separate_runs(model):
+    start, rows = tokens(30), torch.tensor([tokens(7, seed) for seed in (1, 2, 3)])
+    with attached(model):
+        past = full_cache(model)
+        prefill(model, past, start)
+        with shared_past(model, past, 3) as cache:
+            parts = [
+                model(input_ids=rows[:, a:b], past_key_values=cache, use_cache=True).logits for a, b in ((0, 5), (5, 6), (6, 7))
+            ]
+            assert cache.get_seq_length() == 37
+            with pytest.raises(HeadwiseError, match="cannot be nested"), shared_past(model, past, 2):
+                pass
+        again = continued(model, past, rows[0].tolist())
+    got = torch.cat(parts, dim=1)
+    for row, logits in zip(rows.tolist(), got, strict=True):
+        torch.testing.assert_close(logits, plain_logits(model, start + row)[-7:], **tolerance(model))
+    torch.testing.assert_close(again, plain_logits(model, start + rows[0].tolist())[-7:], **tolerance(model))
+
+
+# ---- answers from drafts
+
+
+def late(said):
+    """The token that comes up latest; random models repeat themselves."""
+    token = max(said, key=said.index)
+    assert said.index(token) >= 3
+    return token
+
+
+def generated(model, ids, stop, limit):
+    """transformers' own greedy answer, stop token included."""
+    whole = torch.tensor([ids])
+    options = {"max_new_tokens": limit, "do_sample": False, "eos_token_id": sorted(stop) or None, "pad_token_id": 1}
+    return tuple(model.generate(whole, attention_mask=torch.ones_like(whole), **options)[0, len(ids) :].tolist())
+
+
+def answered(model, ids, gold, stop, limit):
+    """Our answers: as a variant over a shared past (two rows), and traced."""
+    hybrid = layout_of(model).is_hybrid
+    with attached(model):
+        past = full_cache(model)
+        prefill(model, past, ids[:-1])
+        answers = answer_variants(model, past, ids[-1:], gold, [0, 1], lambda _: nullcontext(), stop, limit)
+        assert past.get_seq_length() == len(ids) - 1
+    with observe(model) as seen:
+        leaf = next(iter(leaves(model, [ids])))
+        traced = traced_answer(model, seen, leaf, gold, stop, limit, hybrid)
+    assert answers[0].ids == answers[1].ids == tuple(traced.ids)
+    assert answers[0].gold_logprob == pytest.approx(answers[1].gold_logprob, abs=1e-4)
+    assert answers[0].gold_logprob == pytest.approx(traced.gold_logprob, abs=1e-4)
+    assert traced.argmax.shape[-1] == traced.mass.shape[-2] == len(traced.ids)
+    return tuple(traced.ids), traced
+
+
+def test_drafts_never_change_the_answer(model):
+    ids = tokens(40)
+    said = list(generated(model, ids, set(), 12))
+    last = late(said)
+    stop, end = {last}, said.index(last) + 1
+    wrong = next(t for t in range(2, 96) if t not in said)
+    drafts = {
+        "right": said[:end],
+        "right, and more": said[:12],
+        "right, without its end": said[: end - 1],
+        "wrong at step 0": [wrong, *said[1:end]],
+        "wrong in the middle": [*said[: end // 2], wrong, *said[end // 2 + 1 : end]],
+        "a stop token that the model does not say": [*said[:1], *stop, *said[1:3]],
+        "nothing": [],
+    }
+    for limit in (1, 3, end - 1, end, 20):
+        expected = generated(model, ids, stop, limit)
+        assert expected == tuple(said[: min(end, limit)])
+        for name, gold in drafts.items():
+            assert answered(model, ids, gold, stop, limit)[0] == expected, (name, limit)
+    assert answered(model, ids, said, set(), 12)[0] == tuple(said)
+
+
+def test_gold_logprob_is_the_log_probability_of_the_gold_answer(model):
+    ids, gold = tokens(40), tokens(5, 9)
+    logprobs = plain_logits(model, ids + gold).log_softmax(-1)
+    expected = sum(logprobs[len(ids) - 1 + i, token].item() for i, token in enumerate(gold))
+    assert answered(model, ids, gold, set(), 3)[1].gold_logprob == pytest.approx(expected, abs=1e-4)
+
+
+def test_rows_end_each_at_their_own_stop():
+    """Variants that behave differently: the block of the open rows is entered for them alone."""
+    model, ids, entered = tiny_model("llama"), tokens(40), []
+    said = generated(model, ids, set(), 8)
+
+    @contextmanager
+    def enter(variants):
+        entered.append(list(variants))
+        yield
+
+    with attached(model):
+        past = full_cache(model)
+        prefill(model, past, ids[:-1])
+        answers = answer_variants(model, past, ids[-1:], said[:2], ["a", "b"], enter, {late(said)}, 8)
+        assert [answer.ids for answer in answers] == [said[: said.index(late(said)) + 1]] * 2
+        answer_variants(model, past, ids[-1:], said[:2], ["a"], enter, {said[2]}, 8)
+    assert entered == [["a", "b"], ["a", "b"], ["a"]]
+
+
+def test_answers_end_where_the_models_positions_end():
+    model = tiny_model("gpt2", n_positions=48)
+    ids = tokens(40)
+    # The last token of the answer is predicted from position 47.
+    assert len(answered(model, ids, tokens(3, 8), set(), 50)[0]) == 9
+
+
+def test_logits_that_are_not_finite_are_refused():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    with (
+        attached(model),
+        pytest.raises(HeadwiseError, match=r"logits are not finite \(NaN or infinity\); try --dtype float32") as error,
+    ):
+        verify_draft(model, full_cache(model), tokens(20), tokens(3))
+    assert "\n" not in str(error.value)
+
+
+# ---- traced answers against the official procedure
+
+TRACED = (*FAMILIES, "mistral", "gemma2", "smollm3", "qwen2")
+
+
+@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("draft", ["right", "wrong"])
+def test_traced_answers_equal_the_official_loop(name, draft):
+    model = tiny_model(name, seed=2)
+    ids, span = tokens(50, 5), (10, 45)
+    said = generated(model, ids, set(), 10)
+    stop = {late(said)}
+    hits, own, argmax = official_copy_run(model, ids, span, stop, 10)
+    gold = said if draft == "right" else [*said[:2], (said[2] + 1) % 96, *said[3:]]
+    got, traced = answered(model, ids, gold, stop, 10)
+    assert list(got) == own
+    assert torch.equal(traced.argmax, argmax)
+    found = copy_hits(traced.argmax, torch.tensor(ids), torch.tensor(own), span)
+    assert torch.equal(found.sum(-1), hits)
+
+
+def test_the_official_loop_restores_the_attention_of_the_model():
+    model = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    before = plain_logits(model, tokens(10))
+    official_copy_run(model, tokens(20), (3, 9), set(), 2)
+    assert model.config._attn_implementation == "eager"
+    assert torch.equal(plain_logits(model, tokens(10)), before)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_planted_hits_equal_the_official_loop(kv_heads):
+    model, tokenizer = planted_copier(3, 4, 2, 1, kv_heads=kv_heads)
+    task = planted_task()
+    needle = task.needles[3]
+    text = f"{task.texts[0][:600]} {needle['needle']} {task.texts[0][600:900]}\nAnswer: {needle['answer_prefix']}"
+    ids = tokenizer.encode(text)
+    answer = tokenizer.encode(" " + needle["answer"], add_special_tokens=False)
+    start = next(i for i in range(len(ids)) if ids[i : i + len(answer)] == answer)
+    stop = {tokenizer.get_vocab()["\n"]}
+    for gold in (answer, [*answer, *tokenizer.encode(".\n", add_special_tokens=False)], answer[::-1]):
+        hits, own, argmax = official_copy_run(model, ids, (start, start + len(answer)), stop, 20)
+        got, traced = answered(model, ids, gold, stop, 20)
+        assert list(got) == own
+        assert torch.equal(traced.argmax, argmax)
+        assert hits[2, 1] == len(answer) == hits.sum()
+        found = copy_hits(traced.argmax, torch.tensor(ids), torch.tensor(own), (start, start + len(answer)))
+        assert torch.equal(found.sum(-1), hits)
+
+
+# ---- run directories
+
+CELL = {"scores": np.arange(6, dtype=np.float32).reshape(1, 2, 3)}, [{"depth": 0.5, "answer": "é\n"}]
+
+
+def test_cells_come_back_as_they_were_saved(tmp_path):
+    directory = RunDirectory(tmp_path / "deep" / "run", {"lengths": (128, 256), "seed": 0})
+    assert directory.load("a-1") is None
+    directory.save("a-1", *CELL)
+    arrays, info = RunDirectory(tmp_path / "deep" / "run", {"seed": 0, "lengths": (128, 256)}).load("a-1")
+    assert info == CELL[1]
+    assert list(arrays) == ["scores"]
+    assert arrays["scores"].dtype == np.float32
+    assert np.array_equal(arrays["scores"], CELL[0]["scores"])
+    assert sorted(p.name for p in (tmp_path / "deep" / "run").iterdir()) == ["a-1.npz", "run.json"]  # no temporary files
+    directory.remove()
+    assert not (tmp_path / "deep" / "run").exists()
+
+
+def test_a_directory_belongs_to_one_run(tmp_path):
+    RunDirectory(tmp_path / "run", {"seed": 0}).save("a", *CELL)
+    with pytest.raises(HeadwiseError, match="belongs to a run with other options; delete it or choose another --output"):
+        RunDirectory(tmp_path / "run", {"seed": 1})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HeadwiseError, match="is a file, not a run directory"):
+        RunDirectory(tmp_path / "file", {})
+
+
+def test_a_broken_cell_counts_as_unfinished(tmp_path):
+    directory = RunDirectory(tmp_path / "run", {})
+    directory.save("a", *CELL)
+    path = tmp_path / "run" / "a.npz"
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:-1], whole[:3], b"", b"not a cell", whole[:60] + b"\0" * 40 + whole[100:]):
+        path.write_bytes(broken)
+        assert directory.load("a") is None, broken[:10]
+    directory.save("a", *CELL)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("key", ["", "../a", "a/b", "a b", "a\0"])
+def test_bad_cell_names_are_refused(tmp_path, key):
+    directory = RunDirectory(tmp_path / "run", {})
+    with pytest.raises(HeadwiseError, match="is no cell name; use letters, digits"):
+        directory.save(key, *CELL)
+    with pytest.raises(HeadwiseError, match="is no cell name"):
+        directory.load(key)

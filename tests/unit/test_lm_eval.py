@@ -1,0 +1,103 @@
+"""lm-evaluation-harness on local task files, with a tiny model, offline."""
+
+import json
+import socket
+import sys
+
+import pytest
+
+from headwise.attach import ablate
+from headwise.core import HeadSet, HeadwiseError, MissingExtraError
+from headwise.evaluate.lm_eval import run_lm_eval
+from headwise.families import Loaded, layout_of
+from headwise.testing import character_tokenizer, tiny_model
+
+pytestmark = pytest.mark.slow
+
+CHOICE = """
+task: tiny_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}, cache_dir: {cache}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{label}}}}"
+doc_to_choice: "{{{{choices}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+TEXT = """
+task: tiny_text
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}, cache_dir: {cache}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list: [{{metric: bits_per_byte}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    model = tiny_model("llama")
+    return Loaded(model, character_tokenizer(), layout_of(model))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"question": f"what is {i} and {i + 2}?", "choices": [" one", " two", " six"], "label": i % 3} for i in range(9)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, text in (("choice", CHOICE), ("text", TEXT)):
+        (folder / f"{name}.yaml").write_text(text.format(rows=folder / "rows.jsonl", cache=folder / "cache"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def numbers(result):
+    return result["results"]["tiny_text"]["bits_per_byte,none"], result["results"]["tiny_choice"]["acc,none"]
+
+
+def test_an_ablation_changes_the_numbers_and_is_recorded(loaded, folder):
+    tokens = len(loaded.tokenizer)
+    plain = run_lm_eval(loaded, ["tiny_choice", "tiny_text"], include_path=folder)
+    heads = HeadSet.of([(0, i) for i in range(8)], loaded.layout.shape, "layer 0")
+    with ablate(loaded.model, heads, mode="zero", scope="all"):
+        cut = run_lm_eval(loaded, ["tiny_choice", "tiny_text"], include_path=folder, heads=heads, mode="zero")
+    assert plain["ablation"] is None
+    assert cut["ablation"] == {"mode": "zero", "scope": "all", "heads": [f"L0H{i}" for i in range(8)], "chosen_by": "layer 0"}
+    assert abs(numbers(plain)[0] - numbers(cut)[0]) > 1e-3
+    assert all(0 <= numbers(result)[1] <= 1 for result in (plain, cut))
+    assert numbers(run_lm_eval(loaded, ["tiny_choice", "tiny_text"], include_path=folder)) == numbers(plain)
+    assert (plain["tasks"], plain["model_type"], plain["limit"]) == (["tiny_choice", "tiny_text"], "llama", None)
+    json.dumps(cut, allow_nan=False)
+    assert len(loaded.tokenizer) == tokens
+
+
+def test_limit(loaded, folder):
+    result = run_lm_eval(loaded, ["tiny_choice"], limit=4, include_path=folder)
+    assert result["n-samples"]["tiny_choice"]["effective"] == 4
+    assert (result["limit"], result["tasks"]) == (4, ["tiny_choice"])
+
+
+def test_wrong_input_is_refused(loaded, folder):
+    heads = HeadSet.of([(0, 1)], loaded.layout.shape)
+    with pytest.raises(HeadwiseError, match="lm-eval knows no task 'no_such_task'"):
+        run_lm_eval(loaded, ["tiny_choice", "no_such_task"], include_path=folder)
+    with pytest.raises(HeadwiseError, match="no ablate block is open"):
+        run_lm_eval(loaded, ["tiny_choice"], include_path=folder, heads=heads, mode="zero")
+    with pytest.raises(HeadwiseError, match="give both heads and mode"):
+        run_lm_eval(loaded, ["tiny_choice"], include_path=folder, heads=heads)
+
+
+def test_a_missing_extra_is_named(loaded, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MissingExtraError, match=r"lm-eval is not installed; install it with: pip install 'headwise\[lm-eval\]'"):
+        run_lm_eval(loaded, ["arc_easy"])
