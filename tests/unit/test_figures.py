@@ -32,7 +32,9 @@ def table(shape=(8, 8), runs=5, strong=3, unscored=(), sliding=(), **provenance)
     values.ravel()[: min(strong, values.size)] = np.linspace(0.8, 0.15, min(strong, values.size))
     values[list(unscored)] = NAN
     per_run = np.repeat(values[None], runs, axis=0).astype(np.float32) if runs else None
-    return HeadScores(values, "copy", runs=per_run, provenance={"model": "some/model", "sliding_layers": list(sliding), **provenance})
+    return HeadScores(
+        values, "copy", runs=per_run, provenance={"model": "some/model", "sliding_layers": list(sliding), **provenance}
+    )
 
 
 def cells(lengths=(1000, 2000), depths=(0.0, 0.5, 1.0), runs=2):
@@ -84,7 +86,11 @@ def assert_tidy(figure):
         texts = [axes.xaxis.label, axes.yaxis.label, *axes.texts]
         for axis, upright in ((axes.xaxis, False), (axes.yaxis, True)):
             low, high = sorted(axis.get_view_interval())
-            labels = [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high and t.label1.get_visible() and t.label1.get_text()]
+            labels = [
+                t.label1
+                for t in axis.get_major_ticks()
+                if low <= t.get_loc() <= high and t.label1.get_visible() and t.label1.get_text()
+            ]
             texts += labels
             if any(label.get_rotation() for label in labels):
                 continue  # the boxes of slanted labels overlap though the labels do not
@@ -287,7 +293,11 @@ def test_ablation_intervals_draws_and_their_range():
 
 def test_only_measured_metrics_get_a_panel():
     figure = draw_ablation_curves(sweep(metrics=("recall", "perplexity", "exact")))
-    assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes if axes.get_visible()] == ["Unigram recall", "Exact match", "Perplexity"]
+    assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes if axes.get_visible()] == [
+        "Unigram recall",
+        "Exact match",
+        "Perplexity",
+    ]
 
 
 def test_an_undefined_mean_leaves_a_gap():
@@ -313,7 +323,10 @@ def test_perplexity_names_its_own_scope_and_draws():
         if row["metric"] == "perplexity" and row.get("draws"):
             row["draws"] = row["draws"][:1]
     figure = draw_ablation_curves(result)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["Unigram recall\n(share of words)", "Perplexity, scope all\n(plain text, 1 draw)"]
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "Unigram recall\n(share of words)",
+        "Perplexity, scope all\n(plain text, 1 draw)",
+    ]
 
 
 @pytest.mark.parametrize("ks", [(4,), (1, 2, 3, 4, 8), (2, 5, 10, 15, 20, 30, 50, 100), tuple(range(1, 60))])
@@ -411,9 +424,14 @@ def test_the_users_settings_neither_matter_nor_change(suffix, tmp_path):
     assert (tmp_path / f"plain{suffix}").read_bytes() == (tmp_path / f"styled{suffix}").read_bytes()
 
 
-def test_dollars_in_a_model_name_are_dollars(tmp_path):
-    figures.heat_map(table(model="/data/$HOME/a$^b"), tmp_path / "map.png")
-    assert title(draw_heat_map(table(model="/data/$HOME/a$^b")))[1] == "/data/$HOME/a$^b"
+def test_dollars_in_a_model_name_are_dollars():
+    figure = draw_heat_map(table(model="/data/$HOME/a$b"))
+    plain = draw_heat_map(table(model="/data/xHOME/axb"))
+    for drawn in (figure, plain):
+        drawn.canvas.draw()
+    assert title(figure)[1] == "/data/$HOME/a$b"
+    assert abs(figure._suptitle.get_window_extent().width - plain._suptitle.get_window_extent().width) < 10, "read as a formula"
+    draw_heat_map(table(model="$^b$")).canvas.draw()  # no formula at all
 
 
 def test_drawing_needs_no_pyplot_and_importing_no_matplotlib():
@@ -438,14 +456,20 @@ def test_published_files_can_be_drawn(tmp_path):
     for scores in heads:
         assert_tidy(draw_heat_map(scores))
         assert_tidy(draw_distribution(scores))
-        strong = [tuple(head) for head in map(HeadId._make, np.argwhere(scores.values > 0.1).tolist())] if scores.score == "copy" else []
+        strong = (
+            [tuple(head) for head in map(HeadId._make, np.argwhere(scores.values > 0.1).tolist())]
+            if scores.score == "copy"
+            else []
+        )
         assert outlined(draw_heat_map(scores)) == strong
 
 
 # --- the rules that keep labels apart
 
 
-@pytest.mark.parametrize(("count", "cell", "wanted"), [(4, 0.4, [0, 1, 2, 3]), (5, 0.2, [0, 2, 4]), (9, 0.07, [0, 4, 8]), (1, 0.01, [0])])
+@pytest.mark.parametrize(
+    ("count", "cell", "wanted"), [(4, 0.4, [0, 1, 2, 3]), (5, 0.2, [0, 2, 4]), (9, 0.07, [0, 4, 8]), (1, 0.01, [0])]
+)
 def test_thinned(count, cell, wanted):
     assert thinned(count, cell).tolist() == wanted
 

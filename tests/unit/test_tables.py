@@ -144,7 +144,9 @@ def test_summary_of_one_run_has_no_reliability():
     assert "split-half reliability not defined (mean correlation of random halves of 1 run)" in summary_lines(one)
 
 
-@pytest.mark.parametrize(("low", "line"), [(0.0, "Gini not defined: all scores are 0"), (-0.5, "Gini not defined: some scores are below 0")])
+@pytest.mark.parametrize(
+    ("low", "line"), [(0.0, "Gini not defined: all scores are 0"), (-0.5, "Gini not defined: some scores are below 0")]
+)
 def test_gini_that_does_not_exist(low, line):
     assert line in summary_lines(plain([[low, 0.0]]))
 
@@ -178,7 +180,16 @@ def test_shares_sum_to_one_and_split_at_the_thresholds():
 def sweep(**changes):
     rows = [
         {"metric": "recall", "kind": "none", "k": 0, "mean": 0.975, "low": 0.95, "high": 1.0},
-        {"metric": "recall", "kind": "top", "k": 2, "mean": 0.1, "low": 0.05, "high": 0.2, "p_paired": 0.0004, "p_rank": 0.047619},
+        {
+            "metric": "recall",
+            "kind": "top",
+            "k": 2,
+            "mean": 0.1,
+            "low": 0.05,
+            "high": 0.2,
+            "p_paired": 0.0004,
+            "p_rank": 0.047619,
+        },
         {"metric": "recall", "kind": "random", "k": 2, "mean": 0.9, "draws": [0.8, 1.0], "sd_draws": 0.1414},
         {"metric": "recall", "kind": "bottom", "k": 2, "mean": 0.96},
         {"metric": "recall", "kind": "top", "k": 1, "mean": 0.5, "low": None, "high": None, "p_paired": 0.03, "p_rank": None},

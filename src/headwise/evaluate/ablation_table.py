@@ -49,11 +49,11 @@ class AblationResult:
     def summary(self) -> list[Row]:
         """One row per metric, K and kind: means, what they are worth, and what they are compared with.
 
-        mean, low, high: mean over items and its 95 % interval (items resampled). drop, drop_low, drop_high: the same of none minus this.
+        mean, low, high: mean over items and its 95 % interval (needles resampled: the prompts of one needle are no independent evidence). drop, drop_low, drop_high: the same of none minus this.
         Random rows are means over draws (geometric ones for perplexity); draws: value of each; sd_draws: their standard deviation (null for
-        one draw). p_paired: two-sided sign-flip test over items against the mean random draw. p_rank: `rank_p` among the draws.
-        Rows of `perplexity` (scope `all`) have intervals over windows; there a negative drop is a loss. Items that share a text count as
-        independent.
+        one draw). p_paired: two-sided sign-flip test over needles against the mean random draw. p_rank: `rank_p` among the draws.
+        Rows of `perplexity` (scope `all`) have intervals over windows; there a negative drop is a loss. With a single needle, prompts take the
+        place of needles.
         """
         ks = sorted({variant.k for variant in self.variants} - {0})
         places: list[tuple[Kind, int]] = [("none", 0), *((kind, k) for k in ks for kind in ("top", "bottom", "random"))]
@@ -82,17 +82,24 @@ class AblationResult:
     def _row(self, metric: str, kind: Kind, k: int) -> Row:
         table = self.values[metric]
         means, found = table.mean(axis=1), self.rows_of(kind, k)
-        items = table[found].mean(axis=0)
+        units = self._by_needle(table)
+        items = units[found].mean(axis=0)
         mean, low, high = bootstrap_mean(items, draws=DRAWS, seed=self.seed)
         row: Row = {"metric": metric, "kind": kind, "k": k, "mean": mean, "low": low, "high": high}
         if kind == "none":
             return row
-        row |= dict(zip(("drop", "drop_low", "drop_high"), bootstrap_mean(table[0] - items, draws=DRAWS, seed=self.seed), strict=True))
+        row |= dict(zip(("drop", "drop_low", "drop_high"), bootstrap_mean(units[0] - items, draws=DRAWS, seed=self.seed), strict=True))
         if kind == "random":
             return row | _spread(means[found])
         controls = self.rows_of("random", k)
-        p_paired = sign_flip_test(items - table[controls].mean(axis=0), seed=self.seed)
+        p_paired = sign_flip_test(items - units[controls].mean(axis=0), seed=self.seed)
         return row | {"p_paired": p_paired, "p_rank": rank_p(means[found[0]], means[controls])}
+
+    def _by_needle(self, table: Table) -> Table:
+        """[variant, needle]: means over the prompts of each needle; the items themselves if there is one needle only."""
+        needle = np.asarray([item.get("needle", i) for i, item in enumerate(self.items)])
+        kinds = np.unique(needle)
+        return np.stack([table[:, needle == kind].mean(axis=1) for kind in kinds], axis=1) if len(kinds) > 1 else table
 
     def _perplexity_row(self, kind: Kind, k: int) -> Row:
         found = [i for i in self.rows_of(kind, k) if not np.isnan(self.losses[i]).any()]

@@ -77,7 +77,17 @@ def _draw_random(axes: Axes, rows: list[Row]) -> None:
         axes.fill_between(k, low, high, color=GREY, alpha=BAND, linewidth=0, zorder=1)
         points = [(row.k, value) for row in drawn for value in row.draws]
         axes.plot(*zip(*points, strict=True), "o", color=GREY, markersize=2.2, alpha=0.6, markeredgewidth=0, zorder=2)
-    axes.plot([row.k for row in rows], [row.mean for row in rows], "-", color=GREY, marker="D", markersize=4, linewidth=1.6, label=RANDOM, zorder=2)
+    axes.plot(
+        [row.k for row in rows],
+        [row.mean for row in rows],
+        "-",
+        color=GREY,
+        marker="D",
+        markersize=4,
+        linewidth=1.6,
+        label=RANDOM,
+        zorder=2,
+    )
 
 
 def _scale_x(axes: Axes, ks: list[int], inches: float) -> None:

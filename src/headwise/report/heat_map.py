@@ -48,7 +48,11 @@ def draw_heat_map(scores: HeadScores) -> Figure:
     keys = _outline(axes, scores, cell) | _mark_unscored(axes, scores) | _mark_sliding(axes, scores, cell)
     if keys:
         add_legend(figure, keys)
-    set_title(figure, f"{capital(scores.score)} score of {count(layers, 'layer')} × {count(heads, noun(scores))}", subject(scores.provenance))
+    set_title(
+        figure,
+        f"{capital(scores.score)} score of {count(layers, 'layer')} × {count(heads, noun(scores))}",
+        subject(scores.provenance),
+    )
     return figure
 
 
@@ -74,7 +78,8 @@ def _outline(axes: Axes, scores: HeadScores, cell: float) -> dict[str, Any]:
     if len(chosen):
         frames = chosen[:, None, ::-1] + corners[None]
         axes.add_collection(
-            PolyCollection(frames, facecolors="none", edgecolors=BLUE, linewidths=line, label=OUTLINED, zorder=3, clip_on=False), autolim=False
+            PolyCollection(frames, facecolors="none", edgecolors=BLUE, linewidths=line, label=OUTLINED, zorder=3, clip_on=False),
+            autolim=False,
         )
     share = len(chosen) / scored(scores).size
     label = f"above {threshold:g}: {count(len(chosen), noun(scores))} ({share:.1%})"

@@ -45,7 +45,9 @@ def head_table(scores: HeadScores, top: int = 10) -> Table:
 def summary_lines(scores: HeadScores) -> list[str]:
     """Sparsity, concentration, reliability, solved runs and always-on heads, one line each; only what the file can tell."""
     known = scored(scores)
-    lines = [f"{scores.score} scores of {count(known.size, noun(scores))} ({count(scores.shape[0], 'layer')} × {scores.shape[1]})"]
+    lines = [
+        f"{scores.score} scores of {count(known.size, noun(scores))} ({count(scores.shape[0], 'layer')} × {scores.shape[1]})"
+    ]
     if known.size < scores.values.size:
         lines[0] += f", {scores.values.size - known.size} not scored"
     for limit in thresholds(scores):
