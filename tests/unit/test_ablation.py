@@ -245,7 +245,7 @@ def test_the_planted_head_is_the_one_that_counts(planted, mode):
     assert rows["recall", "top"]["drop"] == rows["recall", "top"]["drop_low"] == 1
     assert rows["recall", "bottom"]["mean"] == rows["recall", "random"]["mean"] == 1
     assert rows["recall", "random"]["sd_draws"] == 0
-    assert rows["recall", "top"]["p_paired"] == 2 / 2**6
+    assert rows["recall", "top"]["p_paired"] == 2 / 2**3  # three needles
     # Layer 2 has seven other heads: 20 draws with repeats would look like more evidence than there is.
     assert rows["recall", "random"]["draws"] == [1.0] * 7
     assert rows["recall", "top"]["p_rank"] == 1 / 8

@@ -425,13 +425,9 @@ def test_the_users_settings_neither_matter_nor_change(suffix, tmp_path):
 
 
 def test_dollars_in_a_model_name_are_dollars():
-    figure = draw_heat_map(table(model="/data/$HOME/a$b"))
-    plain = draw_heat_map(table(model="/data/xHOME/axb"))
-    for drawn in (figure, plain):
-        drawn.canvas.draw()
-    assert title(figure)[1] == "/data/$HOME/a$b"
-    assert abs(figure._suptitle.get_window_extent().width - plain._suptitle.get_window_extent().width) < 10, "read as a formula"
-    draw_heat_map(table(model="$^b$")).canvas.draw()  # no formula at all
+    figure = draw_heat_map(table(model=r"/data/$\nosuchcommand$"))
+    figure.canvas.draw()  # as a formula it could not be drawn
+    assert title(figure)[1] == r"/data/$\nosuchcommand$"
 
 
 def test_drawing_needs_no_pyplot_and_importing_no_matplotlib():
@@ -468,7 +464,7 @@ def test_published_files_can_be_drawn(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "cell", "wanted"), [(4, 0.4, [0, 1, 2, 3]), (5, 0.2, [0, 2, 4]), (9, 0.07, [0, 4, 8]), (1, 0.01, [0])]
+    ("count", "cell", "wanted"), [(4, 0.4, [0, 1, 2, 3]), (5, 0.2, [0, 2, 4]), (17, 0.05, [0, 8, 16]), (1, 0.01, [0])]
 )
 def test_thinned(count, cell, wanted):
     assert thinned(count, cell).tolist() == wanted

@@ -91,12 +91,14 @@ class HeadScores:
             raise HeadwiseError(f"top {k} asked for, but the file scores {len(ranking)} heads; choose 1 to {len(ranking)}")
         return HeadSet(tuple(ranking[:k]), self.shape, f"top {k} by {self.score} score")
 
-    def bottom(self, k: int) -> HeadSet:
-        """The k weakest scored heads, weakest first."""
+    def bottom(self, k: int, seed: int = 0) -> HeadSet:
+        """The k weakest scored heads, weakest first; equal scores (often many zeros) in a seeded random order, not layer by layer."""
         ranking = self.ranking()
         if not 1 <= k <= len(ranking):
             raise HeadwiseError(f"bottom {k} asked for, but the file scores {len(ranking)} heads; choose 1 to {len(ranking)}")
-        return HeadSet(tuple(ranking[::-1][:k]), self.shape, f"bottom {k} by {self.score} score")
+        shuffled = (ranking[i] for i in np.random.default_rng([seed, 9]).permutation(len(ranking)))
+        weakest = sorted(shuffled, key=lambda head: float(self.values[head]))
+        return HeadSet(tuple(weakest[:k]), self.shape, f"bottom {k} by {self.score} score")
 
     def above(self, threshold: float) -> HeadSet:
         """All heads with a score above `threshold`, strongest first (may be empty)."""

@@ -42,7 +42,7 @@ def head_variants(scores: HeadScores, top: Iterable[int], controls: int, seed: i
             draws.setdefault(frozenset(drawn), drawn)
             if len(draws) == controls:
                 break
-        variants += [Variant("top", k, 0, strongest), Variant("bottom", k, 0, scores.bottom(k))]
+        variants += [Variant("top", k, 0, strongest), Variant("bottom", k, 0, scores.bottom(k, seed))]
         variants += [Variant("random", k, i, heads) for i, heads in enumerate(draws.values())]
     return tuple(variants)
 
