@@ -23,6 +23,7 @@ class Mixture:
     def __init__(self, tokenizer, tokens: np.ndarray, facts: FactMaker, seed: int) -> None:  # type: ignore[no-untyped-def]
         encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
         self._tokens, self._facts, self._seed = tokens, facts, seed
+        self._edges = 0.0
         self._bos = tokenizer.token_to_id("<s>")
         self._question, self._answer = encode("Question:"), encode("\nAnswer:")
         self._stop, self._newline = encode("."), encode("\n")
@@ -33,8 +34,10 @@ class Mixture:
         self._ends_sentence = np.zeros(self._vocabulary, dtype=bool)
         self._ends_sentence[ends] = True
 
-    def batch(self, step: int, rows: int, length: int) -> Row:
+    def batch(self, step: int, rows: int, length: int, edges: float = 0.0) -> Row:
+        """[rows, length] ids and weights. edges: share of needle rows that ask one question about a fact at the very start or end."""
         rng = np.random.default_rng([self._seed, step])
+        self._edges = edges
         made = [self._kind(rng)(rng, length) for _ in range(rows)]
         return np.stack([ids for ids, _ in made]), np.stack([weights for _, weights in made])
 
@@ -76,6 +79,9 @@ class Mixture:
         """BOS, book text with facts at sentence ends, then questions about some of them (and clozes about the text)."""
         most = max(1, min(12, length // 48))
         asked = int(rng.integers(1, most + 1))
+        edge = bool(self._edges) and rng.random() < self._edges
+        if edge:
+            asked = 1
         told = int(round(np.exp(rng.uniform(np.log(asked), np.log(max(asked, length / 45))))))
         facts = [self._facts(rng) for _ in range(max(asked, told))]
         blocks: list[Row] = []
@@ -95,6 +101,9 @@ class Mixture:
         cloze_room = 44 if rng.random() < 0.5 and room - needles > 100 else 0
         text = self._text(rng, max(4, room - needles - cloze_room))
         context = self._insert(text, [f.sentence for f in kept], rng)
+        if edge:
+            others = self._insert(text, [f.sentence for f in kept[1:]], rng) if len(kept) > 1 else text
+            context = np.concatenate([kept[0].sentence, others] if rng.random() < 0.5 else [others, kept[0].sentence])
         if cloze_room:
             blocks.append(self._cloze_block(text, rng))
         order = rng.permutation(len(blocks))

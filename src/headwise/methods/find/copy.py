@@ -66,8 +66,10 @@ def find_copy_heads(
     """
     stop = stop_ids(loaded)
     specs = group_specs(task.grid, len(task.needles))
-    # The longest prompts first, so that a context that does not fit is refused before any work is done.
-    make_group(max(specs, key=lambda spec: spec.length), task, loaded.layout.positions)
+    # Every needle at the longest length, so that a context that does not fit is refused before any work is done.
+    for spec in specs:
+        if spec.length == max(task.grid.lengths) and spec.window == 0:
+            make_group(spec, task, loaded.layout.positions)
     groups: list[NDArray[np.float32]] = []
     cells: list[dict[str, Any]] = []
     expected = sum(spec.length for spec in specs) * max(1, len(task.grid.depths)) * 2 // 3
