@@ -22,12 +22,16 @@ def main() -> None:
     chosen = options(__doc__)
     loaded = load_model(str(bundled_model()))
     encoder = PieceEncoder(loaded.tokenizer)
-    task = Task(bundled_needles("test")[:1], Haystack(bundled_texts(), encoder), NeedleComposer(encoder), GridOptions((LENGTH,), (0.5,)))
+    task = Task(
+        bundled_needles("test")[:1], Haystack(bundled_texts(), encoder), NeedleComposer(encoder), GridOptions((LENGTH,), (0.5,))
+    )
     prompt = make_group(GroupSpec(LENGTH, 0, 0), task, loaded.layout.positions).prompts[0]
     layers, heads = loaded.layout.shape
     generator = torch.Generator().manual_seed(0)
     sets = [
-        HeadSet.of([divmod(int(i), heads) for i in torch.randperm(layers * heads, generator=generator)[: 1 + n % 16]], (layers, heads))
+        HeadSet.of(
+            [divmod(int(i), heads) for i in torch.randperm(layers * heads, generator=generator)[: 1 + n % 16]], (layers, heads)
+        )
         for n in range(VARIANTS)
     ]
     enter = lambda variants: ablate(loaded.model, list(variants), scope="answer", answer_from=len(prompt.ids) - 1)  # noqa: E731
@@ -46,7 +50,12 @@ def main() -> None:
     ours, one = best_of(max(5, chosen.repeats), variants, plain)
     failing = sum(answer.ids != tuple(prompt.gold[: len(answer.ids)]) for answer in variants())
     show(
-        {"prefills_for_50_variants": ours / one, "variants_that_changed_the_answer": failing, "context": LENGTH, "hardware": hardware()},
+        {
+            "prefills_for_50_variants": ours / one,
+            "variants_that_changed_the_answer": failing,
+            "context": LENGTH,
+            "hardware": hardware(),
+        },
         chosen.json,
     )
 

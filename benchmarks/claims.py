@@ -14,12 +14,13 @@ from common import hardware, options, show
 from headwise.attach import observe
 from headwise.core import HeadScores
 from headwise.engine import leaves, verify_draft
+from headwise.evaluate.perplexity import plain_windows
 from headwise.families import Loaded, load_model
 from headwise.lab import bundled_model
 from headwise.maths.agreement import gini, pearson, split_half_reliability, top_overlap
 from headwise.maths.copy import copy_score
 from headwise.methods.find.copy import CopyOptions, find_copy_heads
-from headwise.methods.test.ablation import AblationOptions, ablation_sweep, plain_windows
+from headwise.methods.test.ablation import AblationOptions, ablation_sweep
 from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
 from headwise.prompts.grid import GridOptions, Task, even_depths, group_specs, make_group
 
@@ -45,7 +46,9 @@ def untrained_scores(loaded: Loaded, task: Task) -> np.ndarray:
                 seen.rows = len(prompt.gold) + 1
                 verify_draft(model, leaf.past, leaf.rest, prompt.gold)
                 argmax = seen.argmax[:, 0, :, :-1]
-                tables.append(copy_score(argmax, torch.tensor(prompt.ids), torch.tensor(prompt.gold), prompt.span("answer")).numpy())
+                tables.append(
+                    copy_score(argmax, torch.tensor(prompt.ids), torch.tensor(prompt.gold), prompt.span("answer")).numpy()
+                )
     return np.mean(tables, axis=0)
 
 
@@ -64,7 +67,9 @@ def needles_halves(scores: HeadScores) -> float:
     return pearson(scores.runs[which % 2 == 0].mean(axis=0), scores.runs[which % 2 == 1].mean(axis=0))
 
 
-def sweep(loaded: Loaded, scores: HeadScores, mode: str, scope: str, depths: int, lengths: tuple[int, ...] = (512,)) -> dict[str, Any]:
+def sweep(
+    loaded: Loaded, scores: HeadScores, mode: str, scope: str, depths: int, lengths: tuple[int, ...] = (512,)
+) -> dict[str, Any]:
     task = make(loaded, "test", lengths, depths)
     calibration, plain = plain_windows(task, loaded.layout.positions)
     result = ablation_sweep(loaded, scores, task, AblationOptions(TOP, mode, scope, 20), calibration, plain).to_json()

@@ -43,7 +43,10 @@ def peak_memory() -> int:
 def hardware() -> dict[str, object]:
     import torch
 
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        "",
+    )
     return {
         "cpu": model or platform.processor(),
         "threads": torch.get_num_threads(),

@@ -52,7 +52,10 @@ def random_case(dtype: torch.dtype, length: int = 4096, answer: int = LIMIT) -> 
         ids = (*text[:at], *needle, *text[at:], *question)
         prompts.append(Prompt(ids, {"answer": Span(at, at + len(needle))}))
     with attached(model):
-        own = {leaf.index: decode(model, leaf.past, leaf.rest, frozenset(), answer)[0] for leaf in leaves(model, [p.ids for p in prompts])}
+        own = {
+            leaf.index: decode(model, leaf.past, leaf.rest, frozenset(), answer)[0]
+            for leaf in leaves(model, [p.ids for p in prompts])
+        }
     return model, [Prompt(p.ids, p.spans, own[i]) for i, p in enumerate(prompts)], frozenset()
 
 

@@ -75,14 +75,21 @@ def read_tokenizer(path: Path) -> object:
     vocabulary = {name: i for i, name in enumerate(names)}
     # SentencePiece merges the pair whose result has the best score; all splits of a piece into two known pieces are merges.
     ranked = sorted(range(259, len(pieces)), key=lambda i: -pieces[i][1])
-    merges = [(n[:k], n[k:]) for n in (names[i] for i in ranked) for k in range(1, len(n)) if n[:k] in vocabulary and n[k:] in vocabulary]
+    merges = [
+        (n[:k], n[k:])
+        for n in (names[i] for i in ranked)
+        for k in range(1, len(n))
+        if n[:k] in vocabulary and n[k:] in vocabulary
+    ]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
 
 
 def convert(source: Path, target: Path) -> None:

@@ -14,9 +14,7 @@ OUT = Path("headwise-out/demo")
 def headwise(*arguments: str) -> dict[str, object]:
     """Run one command, show it, return its JSON."""
     print("$ headwise " + " ".join(arguments), flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "headwise", *arguments, "--json"], stdout=subprocess.PIPE, check=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "headwise", *arguments, "--json"], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout)
 
 
@@ -25,7 +23,9 @@ def main() -> None:
     found = headwise("detect", "--lengths", "256,512,1024", "--depths", "5", "-o", str(OUT / "heads.json"), "--overwrite")
     top = found["top"]
     print(f"\n  {found['solved']} of {found['runs']} needle questions answered.")
-    print(f"  {found['over_0.1']} of {found['layers'] * found['heads']} heads copy more than a tenth of the needle. The strongest:")
+    print(
+        f"  {found['over_0.1']} of {found['layers'] * found['heads']} heads copy more than a tenth of the needle. The strongest:"
+    )
     print("  " + "   ".join(f"{entry['head']} {entry['score']:.2f}" for entry in top[:8]))
     print(f"  Two halves of the runs agree to r = {found['split_half_reliability']:.3f}.\n", flush=True)
     result = headwise(
@@ -36,7 +36,9 @@ def main() -> None:
     print(f"\n  Needle recall without any change: {rows['recall', 'none', 0]:.2f}")
     print("  heads removed   strongest   random (mean of 20 draws)   weakest")
     for k in (1, 2, 4, 8, 16):
-        print(f"  {k:13d}   {rows['recall', 'top', k]:9.2f}   {rows['recall', 'random', k]:25.2f}   {rows['recall', 'bottom', k]:7.2f}")
+        print(
+            f"  {k:13d}   {rows['recall', 'top', k]:9.2f}   {rows['recall', 'random', k]:25.2f}   {rows['recall', 'bottom', k]:7.2f}"
+        )
     print(f"\nhead file  {found['head_file']}\nheat map   {found['heat_map']}\ncurves     {result['picture']}")
     print(f"done in {time.perf_counter() - started:.0f} s. Next: headwise --help, README.md, docs/")
 

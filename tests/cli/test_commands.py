@@ -27,7 +27,21 @@ def test_detect_options_reach_the_run(planted, headwise, tmp_path):
     common = ["detect", planted.model, *planted.own, "--lengths", "90", "--depths", "2", "--json"]
     plain = json.loads(headwise(*common, "-o", "a.json").out)
     assert plain["top"][0]["head"] == "L1H2"
-    headwise(*common, "-o", "b.json", "--rule", "multiset", "--match", "position", "--gate", "0.2", "--max-new-tokens", "9", "--seed", "3")
+    headwise(
+        *common,
+        "-o",
+        "b.json",
+        "--rule",
+        "multiset",
+        "--match",
+        "position",
+        "--gate",
+        "0.2",
+        "--max-new-tokens",
+        "9",
+        "--seed",
+        "3",
+    )
     options = load_heads(tmp_path / "b.json").provenance["options"]
     assert options == {"rule": "multiset", "match": "position", "gate": 0.2, "max_new_tokens": 9, "until_stable": False}
     assert load_heads(tmp_path / "b.json").provenance["grid"]["seed"] == 3

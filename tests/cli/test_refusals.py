@@ -92,7 +92,9 @@ def test_a_model_without_attention_heads(headwise, given):
 def test_a_needle_that_does_not_survive_tokenisation(planted, headwise, given):
     row = {"needle": "the secret of elder is zyzzyva quux.", "question": "what is the secret?", "answer": "zyzzyva quux"}
     (given / "needles.jsonl").write_text(json.dumps(row))
-    done = headwise("detect", planted.model, "--needles", given / "needles.jsonl", "--haystack", planted.haystack, "--lengths", "90")
+    done = headwise(
+        "detect", planted.model, "--needles", given / "needles.jsonl", "--haystack", planted.haystack, "--lengths", "90"
+    )
     check_refused(done, "does not survive tokenisation")
 
 

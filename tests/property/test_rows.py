@@ -218,9 +218,7 @@ def test_inputs_are_never_written_to(case, data):
 VIEW = "grouped_product calls .view on a transposed query where keys are shared by the batch and heads are grouped"
 
 
-@pytest.mark.parametrize(
-    "shared", [False, True]
-)
+@pytest.mark.parametrize("shared", [False, True])
 def test_the_layout_of_the_query_in_memory_does_not_matter(shared):
     # transformers hands [B, T, H, d] seen as [B, H, T, d] to its attention function.
     query, keys = torch.randn(2, 5, 4, 8).transpose(1, 2), torch.randn(1 if shared else 2, 2, 7, 8)

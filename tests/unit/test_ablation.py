@@ -15,11 +15,12 @@ from headwise.core import HeadScores, HeadwiseError, UnsupportedModelError
 from headwise.core.headfile import load_result
 from headwise.engine import RunDirectory, answer_variants, prefill
 from headwise.evaluate.metrics import exact_match, unigram_recall
-from headwise.evaluate.perplexity import perplexity, with_bos
+from headwise.evaluate.perplexity import perplexity, plain_windows, with_bos
 from headwise.evaluate.provenance import stop_ids
+from headwise.evaluate.variants import head_variants
 from headwise.families import Loaded, layout_of, silence_in_weights
 from headwise.methods.test import ablation
-from headwise.methods.test.ablation import AblationOptions, ablation_sweep, describe_run, make_variants, plain_windows
+from headwise.methods.test.ablation import AblationOptions, ablation_sweep, describe_run
 from headwise.prompts import Haystack, Needle, NeedleComposer, PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, group_specs, make_group
 from headwise.testing import character_tokenizer, planted_copier, planted_task, tiny_model
@@ -27,6 +28,10 @@ from headwise.testing import character_tokenizer, planted_copier, planted_task, 
 FAMILIES = ("llama", "gpt2", "qwen3")
 NEEDLES = (Needle("the key is x7.", "what is the key?", "x7", "the key is"), Needle("he saw a cow.", "what did he see?", "a cow"))
 TEMPLATE = "{context}\nq: {question}\na: {answer_prefix}"
+
+
+def make_variants(scores, chosen):
+    return head_variants(scores, chosen.top, chosen.controls, chosen.seed)
 
 
 def make_task(tokenizer, needles=NEEDLES, lengths=(40, 60), depths=(0.0, 0.6), part=(0.0, 0.5)):
@@ -91,7 +96,9 @@ def test_answers_of_batched_variants_equal_plain_generation(loaded, task, mode, 
             if scope == "answer":
                 prefill(loaded.model, past, rest[:-1])
                 rest = rest[-1:]
-            got = answer_variants(loaded.model, past, rest, prompt.gold, sets, partial(ablate, loaded.model, **rule), stop_ids(loaded), 6)
+            got = answer_variants(
+                loaded.model, past, rest, prompt.gold, sets, partial(ablate, loaded.model, **rule), stop_ids(loaded), 6
+            )
         for heads, found in zip(sets, got, strict=True):
             _, _, logprob, ids = one_at_a_time(loaded, prompt, answer, partial(ablate, loaded.model, heads, **rule), 6)
             assert found.ids == ids

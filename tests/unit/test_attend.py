@@ -177,11 +177,7 @@ def test_gradient_equals_that_of_the_formula(name):
 
 
 NAN_GRADIENT = "_explicit hides the NaN of a row of -inf in the result, but softmax still sends it back as gradient"
-HIDDEN = [
-    n
-    for n in CASES
-    if "mask" in n
-]
+HIDDEN = [n for n in CASES if "mask" in n]
 
 
 @pytest.mark.parametrize("name", HIDDEN)

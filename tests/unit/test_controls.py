@@ -73,7 +73,9 @@ def test_of_two_equally_near_layers_the_lower_one_gives():
 def test_impossible_draws_are_refused():
     pool = np.zeros((2, 3), bool)
     pool[0] = True
-    with pytest.raises(HeadwiseError, match="2 random heads asked for, but only 1 heads are left beside the 2 chosen ones; choose fewer"):
+    with pytest.raises(
+        HeadwiseError, match="2 random heads asked for, but only 1 heads are left beside the 2 chosen ones; choose fewer"
+    ):
         layer_matched_random(HeadSet.of([(0, 0), (0, 1)], pool.shape), pool, 0)
     with pytest.raises(HeadwiseError, match="the chosen heads belong to a model of 2 x 4, the pool to one of 2 x 3"):
         layer_matched_random(HeadSet.of([(0, 0)], (2, 4)), pool, 0)

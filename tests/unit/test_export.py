@@ -85,7 +85,9 @@ def test_what_cannot_be_exported_is_refused(llama, tmp_path, heads, mode, messag
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("error", "raised"), [(OSError(28, "No space left on device"), HeadwiseError), (KeyboardInterrupt(), KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("error", "raised"), [(OSError(28, "No space left on device"), HeadwiseError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
 def test_an_interrupted_export_leaves_nothing(llama, ids, tmp_path, monkeypatch, error, raised):
     before = logits(llama.model, ids)
 

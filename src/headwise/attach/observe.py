@@ -29,7 +29,9 @@ class Observation:
         total = call.query.shape[2]
         rows = total if self.rows is None else min(self.rows, total)
         # Non-boolean masks come from callers who pass a 4D mask of their own; finite entries are visible.
-        mask = call.mask if call.mask is None or call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
+        mask = (
+            call.mask if call.mask is None or call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
+        )
         self.by_layer[call.layer] = row_statistics(
             call.query[:, :, total - rows :],
             call.keys,
@@ -68,7 +70,8 @@ def observe(model: Any, rows: int | None = None, spans: Sequence[tuple[int, int]
     """Collect row statistics inside the block.
 
     rows: how many of the newest query rows of each forward pass (None = all). spans: key ranges [start, stop) whose attention mass
-    is wanted. Both may be changed on the yielded object between passes, and `paused` stops the counting for a while. Each pass replaces the statistics of the one before.
+    is wanted. Both may be changed on the yielded object between passes, and `paused` stops the counting for a while. Each pass
+    replaces the statistics of the one before.
     """
     with attached(model) as plan:
         observation = Observation(plan.layout.shape[0], rows, spans)

@@ -17,7 +17,9 @@ def ablate(
     top: Annotated[str, typer.Option(help="How many of the strongest heads to remove, e.g. 1,2,4,8.")] = "1,2,4,8",
     mode: Annotated[str, typer.Option(help="zero (output 0), uniform (query 0) or mean (calibrated mean output).")] = "zero",
     scope: Annotated[str, typer.Option(help="answer (from the last prompt token on) or all.")] = "answer",
-    controls: Annotated[int | None, typer.Option(help="Draws of layer-matched random heads per K.", show_default="20; lm-eval: 1")] = None,
+    controls: Annotated[
+        int | None, typer.Option(help="Draws of layer-matched random heads per K.", show_default="20; lm-eval: 1")
+    ] = None,
     task: Annotated[str, typer.Option(help="needle, or lm-eval:NAME (a task of lm-evaluation-harness; an extra).")] = "needle",
     limit: Annotated[int | None, typer.Option(help="lm-eval: at most this many items.", show_default=False)] = None,
     include_path: Annotated[Path | None, typer.Option(help="lm-eval: folder with task definitions.", show_default=False)] = None,
@@ -55,7 +57,8 @@ def ablate(
         run_task(loaded, scores, task, options, limit, include_path, path, overwrite, json)
         return
     from headwise.engine import RunDirectory
-    from headwise.methods.test.ablation import ablation_sweep, describe_run, plain_windows
+    from headwise.evaluate.perplexity import plain_windows
+    from headwise.methods.test.ablation import ablation_sweep, describe_run
     from headwise.prompts.grid import even_depths
 
     wanted = None if lengths is None else o.numbers(lengths, "lengths")

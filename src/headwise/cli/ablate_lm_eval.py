@@ -25,7 +25,7 @@ def run_task(
     from headwise.core.headfile import write_json
     from headwise.evaluate.lm_eval import run_lm_eval
     from headwise.evaluate.perplexity import text_windows, with_bos
-    from headwise.methods.test.ablation import make_variants
+    from headwise.evaluate.variants import head_variants
     from headwise.prompts import Haystack, PieceEncoder, bundled_texts
 
     prefix, _, name = task.partition(":")
@@ -36,7 +36,9 @@ def run_task(
         haystack = Haystack(bundled_texts(), PieceEncoder(loaded.tokenizer))
         windows = text_windows(haystack, 8, min(512, loaded.layout.positions or 512) - 1, (0.9, 0.95))
         means = head_means(loaded.model, [with_bos(windows, loaded.tokenizer)])
-    variants = [variant for variant in make_variants(scores, options) if variant.kind != "bottom"]
+    variants = [
+        variant for variant in head_variants(scores, options.top, options.controls, options.seed) if variant.kind != "bottom"
+    ]
     runs: list[dict[str, Any]] = []
     with progress(task, hidden=json) as report:
         for number, variant in enumerate(variants):

@@ -25,11 +25,15 @@ def detect(
     haystack: o.Haystack = None,
     template: o.Template = None,
     chat: o.Chat = False,
-    rule: Annotated[str, typer.Option(help="set (share of needle tokens copied) or multiset (as the released code counts).")] = "set",
+    rule: Annotated[
+        str, typer.Option(help="set (share of needle tokens copied) or multiset (as the released code counts).")
+    ] = "set",
     match: Annotated[str, typer.Option(help="token, or position (the aligned needle position only).")] = "token",
     gate: Annotated[float, typer.Option(help="A run counts if its unigram recall is above this.")] = 0.5,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 50,
-    until_stable: Annotated[bool, typer.Option("--until-stable", help="Stop when two halves of the runs agree on the top 16.")] = False,
+    until_stable: Annotated[
+        bool, typer.Option("--until-stable", help="Stop when two halves of the runs agree on the top 16.")
+    ] = False,
     paper_grid: Annotated[bool, typer.Option("--paper-grid", help="20 lengths x 10 depths x 3 needles, as Wu et al.")] = False,
     seed: o.Seed = 0,
     device: o.Device = "auto",

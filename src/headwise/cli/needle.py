@@ -43,7 +43,9 @@ def needle(
         loaded, split="test", lengths=wanted, depths=even_depths(depths), windows=windows, needles=needles,
         haystack=haystack, template=template, chat=chat, seed=seed,
     )  # fmt: skip
-    directory = RunDirectory(path.with_name(path.name + ".run"), describe_task(task) | {"model": loaded.layout.name, "limit": max_new_tokens})
+    directory = RunDirectory(
+        path.with_name(path.name + ".run"), describe_task(task) | {"model": loaded.layout.name, "limit": max_new_tokens}
+    )
     with progress("needle grid", hidden=json) as report:
         result = measure_needle_grid(loaded, task, max_new_tokens, directory, report)
     write_json(result, path, overwrite)

@@ -13,22 +13,30 @@ if TYPE_CHECKING:
     from headwise.families import Loaded
     from headwise.prompts.grid import Task
 
-Model = Annotated[str | None, typer.Argument(help="Hub id or folder of the model. Default: the bundled lab model.", show_default=False)]
+Model = Annotated[
+    str | None, typer.Argument(help="Hub id or folder of the model. Default: the bundled lab model.", show_default=False)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16 (auto: float32 on a CPU, as saved elsewhere).")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.", show_default=False)]
-Lengths = Annotated[str | None, typer.Option(help="Context lengths in tokens, e.g. 512,1024. Default: three that fit.", show_default=False)]
+Lengths = Annotated[
+    str | None, typer.Option(help="Context lengths in tokens, e.g. 512,1024. Default: three that fit.", show_default=False)
+]
 Depths = Annotated[int, typer.Option(help="Number of evenly spaced depths.")]
 Windows = Annotated[int, typer.Option(help="Haystack windows per needle and length.")]
 Needles = Annotated[
     Path | None,
     typer.Option(help="JSON lines with needle, question, answer and, if wanted, answer_prefix.", show_default="the bundled ones"),
 ]
-Haystack = Annotated[Path | None, typer.Option(help="Folder of .txt/.md files (.gz too).", show_default="three public-domain books")]
+Haystack = Annotated[
+    Path | None, typer.Option(help="Folder of .txt/.md files (.gz too).", show_default="three public-domain books")
+]
 Template = Annotated[str | None, typer.Option(help="Prompt with {context}, {question}, {answer_prefix}.", show_default=False)]
 Chat = Annotated[bool, typer.Option("--chat", help="Wrap the prompt by the model's chat template.")]
 Seed = Annotated[int, typer.Option(help="Seed of haystack windows and controls.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the result.", show_default="headwise-out/...")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Where to write the result.", show_default="headwise-out/...")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 

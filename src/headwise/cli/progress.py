@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-Report = Callable[[float, float, str], None]
+if TYPE_CHECKING:
+    from headwise.engine.progress import Report
 
 
 @contextmanager

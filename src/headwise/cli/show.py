@@ -12,9 +12,13 @@ from headwise.core.errors import HeadwiseError
 
 
 def show(
-    file: Annotated[Path, typer.Argument(help="Head file (headwise, Wu-style or HeadKV JSON, DuoAttention .tsv), ablation or needle result.")],
+    file: Annotated[
+        Path, typer.Argument(help="Head file (headwise, Wu-style or HeadKV JSON, DuoAttention .tsv), ablation or needle result.")
+    ],
     top: Annotated[int, typer.Option(help="How many heads to list.")] = 10,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the pictures.", show_default="beside FILE")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the pictures.", show_default="beside FILE")
+    ] = None,
     format: Annotated[str, typer.Option(help="png or svg.")] = "png",
     json: o.Json = False,
 ) -> None:

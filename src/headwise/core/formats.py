@@ -86,5 +86,9 @@ def _read_duo(text: str, path: Path, group: int) -> HeadScores:
         raise HeadFileError(f"{path} is not a table of numbers separated by tabs ({error})") from error
     if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
         raise HeadFileError(f"{path} must hold one row of finite gates per layer, all rows equally long")
-    provenance = {"imported_from": path.name, "format": "DuoAttention table", "columns": "KV heads" if group == 1 else "query heads"}
+    provenance = {
+        "imported_from": path.name,
+        "format": "DuoAttention table",
+        "columns": "KV heads" if group == 1 else "query heads",
+    }
     return HeadScores(np.repeat(values, group, axis=1), "gate", provenance=provenance)

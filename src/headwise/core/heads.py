@@ -80,7 +80,9 @@ class HeadScores:
         if scored.size == 0:
             raise HeadwiseError(f"no head has a {self.score} score, so there is nothing to rank")
         if scored.size > 1 and scored.min() == scored.max():
-            raise HeadwiseError(f"all {scored.size} heads have the same {self.score} score ({scored.min():g}); that is no ranking")
+            raise HeadwiseError(
+                f"all {scored.size} heads have the same {self.score} score ({scored.min():g}); that is no ranking"
+            )
         order = np.argsort(-self.values, axis=None, kind="stable")[: scored.size]  # NaN sorts last
         return [HeadId(int(i) // self.shape[1], int(i) % self.shape[1]) for i in order]
 

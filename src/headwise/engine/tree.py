@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,8 +24,8 @@ class Node:
 def prefix_tree(prompts: Sequence[Sequence[int]], least: int = LEAST_SHARED) -> Node:
     """Arrange prompts; a node never covers the last token of a prompt, so every leaf has a pass of its own."""
     arrays = [np.asarray(prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: (arrays[i].tolist()))
-    common = [_common(arrays[a], arrays[b]) for a, b in zip(order, order[1:], strict=False)]
+    order = sorted(range(len(prompts)), key=lambda i: arrays[i].tolist())
+    common = [_common(arrays[a], arrays[b]) for a, b in pairwise(order)]
     return _split(order, common, 0, least)
 
 

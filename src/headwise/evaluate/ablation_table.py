@@ -49,7 +49,8 @@ class AblationResult:
     def summary(self) -> list[Row]:
         """One row per metric, K and kind: means, what they are worth, and what they are compared with.
 
-        mean, low, high: mean over items and its 95 % interval (needles resampled: the prompts of one needle are no independent evidence). drop, drop_low, drop_high: the same of none minus this.
+        mean, low, high: mean over items and its 95 % interval (needles resampled: the prompts of one needle are no independent
+        evidence). drop, drop_low, drop_high: the same of none minus this.
         Random rows are means over draws (geometric ones for perplexity); draws: value of each; sd_draws: their standard deviation (null for
         one draw). p_paired: two-sided sign-flip test over needles against the mean random draw. p_rank: `rank_p` among the draws.
         Rows of `perplexity` (scope `all`) have intervals over windows; there a negative drop is a loss. With a single needle, prompts take the
@@ -67,7 +68,13 @@ class AblationResult:
             "items": len(self.items),
             "item_info": [dict(item) for item in self.items],
             "variants": [
-                {"kind": v.kind, "k": v.k, "draw": v.draw, "heads": [str(head) for head in v.heads], "chosen_by": v.heads.chosen_by}
+                {
+                    "kind": v.kind,
+                    "k": v.k,
+                    "draw": v.draw,
+                    "heads": [str(head) for head in v.heads],
+                    "chosen_by": v.heads.chosen_by,
+                }
                 for v in self.variants
             ],
             "values": {metric: _numbers(table) for metric, table in self.values.items()},
@@ -88,7 +95,9 @@ class AblationResult:
         row: Row = {"metric": metric, "kind": kind, "k": k, "mean": mean, "low": low, "high": high}
         if kind == "none":
             return row
-        row |= dict(zip(("drop", "drop_low", "drop_high"), bootstrap_mean(units[0] - items, draws=DRAWS, seed=self.seed), strict=True))
+        row |= dict(
+            zip(("drop", "drop_low", "drop_high"), bootstrap_mean(units[0] - items, draws=DRAWS, seed=self.seed), strict=True)
+        )
         if kind == "random":
             return row | _spread(means[found])
         controls = self.rows_of("random", k)
@@ -118,4 +127,8 @@ def _spread(means: Table) -> Row:
 
 def _numbers(table: Table) -> Any:
     """Lists with six decimals; what is not finite becomes null."""
-    return [_numbers(row) for row in table] if table.ndim > 1 else [None if not np.isfinite(x) else round(float(x), 6) for x in table]
+    return (
+        [_numbers(row) for row in table]
+        if table.ndim > 1
+        else [None if not np.isfinite(x) else round(float(x), 6) for x in table]
+    )

@@ -19,7 +19,9 @@ def layer_matched_random(chosen: HeadSet, pool: HeadScores | NDArray[np.bool_], 
     """
     allowed = ~np.isnan(pool.values) if isinstance(pool, HeadScores) else pool
     if allowed.shape != chosen.shape:
-        raise HeadwiseError(f"the chosen heads belong to a model of {_size(chosen.shape)}, the pool to one of {_size(allowed.shape)}")
+        raise HeadwiseError(
+            f"the chosen heads belong to a model of {_size(chosen.shape)}, the pool to one of {_size(allowed.shape)}"
+        )
     free = allowed & ~chosen.mask()
     if free.sum() < len(chosen):
         raise HeadwiseError(

@@ -40,11 +40,19 @@ def run_lm_eval(
     manager = _task_manager(None if include_path is None else str(include_path.resolve()))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown or not tasks:
-        raise HeadwiseError(f"lm-eval knows no task {', '.join(map(repr, unknown)) or '(none given)'}; see `lm_eval ls tasks` or give include_path")
+        raise HeadwiseError(
+            f"lm-eval knows no task {', '.join(map(repr, unknown)) or '(none given)'}; see `lm_eval ls tasks` or give include_path"
+        )
     # The harness may add a pad token to the tokenizer, so it gets its own.
     model = HFLM(pretrained=loaded.model, tokenizer=copy.deepcopy(loaded.tokenizer), batch_size=batch_size, backend="causal")
     found = simple_evaluate(
-        model, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False, bootstrap_iters=1000, confirm_run_unsafe_code=False
+        model,
+        tasks=list(tasks),
+        limit=limit,
+        task_manager=manager,
+        log_samples=False,
+        bootstrap_iters=1000,
+        confirm_run_unsafe_code=False,
     )
     kept = {name: found[name] for name in KEPT if name in found}
     return describe_model(loaded) | {"tasks": list(tasks), "limit": limit, "ablation": ablation} | kept

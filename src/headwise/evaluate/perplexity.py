@@ -36,7 +36,9 @@ def window_losses(model: Any, windows: Tensor, rows: int = ROWS) -> Tensor:
         raise HeadwiseError(f"perplexity needs windows [n, T] of at least 2 tokens; got shape {list(windows.shape)}")
     losses = torch.stack([_loss(model, window.to(model.device), rows) for window in windows])
     if not torch.isfinite(losses).all():
-        raise HeadwiseError("the model's loss on plain text is not finite (NaN or infinity); try --dtype float32 or another checkpoint")
+        raise HeadwiseError(
+            "the model's loss on plain text is not finite (NaN or infinity); try --dtype float32 or another checkpoint"
+        )
     return losses
 
 
@@ -72,11 +74,15 @@ def plain_windows(task: Task, positions: int | None) -> tuple[Tensor, Tensor]:
     middle = (1 + end) / 2
     for count, tokens in (size for size in WINDOWS if positions is None or size[1] < positions):
         try:
-            calibration, plain = (text_windows(task.haystack, count, tokens, part, task.grid.seed) for part in ((end, middle), (middle, 1.0)))
+            calibration, plain = (
+                text_windows(task.haystack, count, tokens, part, task.grid.seed) for part in ((end, middle), (middle, 1.0))
+            )
             return calibration, plain
         except PromptError:  # too little text for windows of this length
             continue
-    raise PromptError(f"the haystack has too little text behind its first {end:.0%} for perplexity; give more with --haystack DIR")
+    raise PromptError(
+        f"the haystack has too little text behind its first {end:.0%} for perplexity; give more with --haystack DIR"
+    )
 
 
 def with_bos(windows: Tensor, tokenizer: Tokenizer) -> Tensor:

@@ -54,7 +54,9 @@ def sign_flip_test(differences: Values, alternative: str = "two-sided", draws: i
     extreme = 0
     for start in range(0, total, step):
         count = min(step, total - start)
-        flips = np.arange(start, start + count)[:, None] >> np.arange(len(x)) & 1 if exact else rng.integers(2, size=(count, len(x)))
+        flips = (
+            np.arange(start, start + count)[:, None] >> np.arange(len(x)) & 1 if exact else rng.integers(2, size=(count, len(x)))
+        )
         sums = (1.0 - 2.0 * flips) @ x
         if alternative == "two-sided":
             extreme += int((np.abs(sums) >= abs(observed) - slack).sum())

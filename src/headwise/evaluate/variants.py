@@ -34,7 +34,9 @@ def head_variants(scores: HeadScores, top: Iterable[int], controls: int, seed: i
     variants = [Variant("none", 0, 0, HeadSet((), scores.shape, "no head"))]
     for k in top:
         if 2 * k > scored:
-            raise HeadwiseError(f"top {k} leaves too few of {scored} scored heads for its controls; choose a K of 1 to {scored // 2}")
+            raise HeadwiseError(
+                f"top {k} leaves too few of {scored} scored heads for its controls; choose a K of 1 to {scored // 2}"
+            )
         strongest = scores.top(k)
         draws: dict[frozenset[HeadId], HeadSet] = {}
         for attempt in range(ATTEMPTS * controls):

@@ -20,6 +20,8 @@ def gini(values: Array) -> float:
 def pearson(a: Array, b: Array) -> float:
     """Pearson correlation of two score tables over the heads that both score; NaN if one is constant."""
     both = ~(np.isnan(a) | np.isnan(b))
+    if not both.any():
+        return float("nan")
     x, y = a[both] - a[both].mean(), b[both] - b[both].mean()
     norm = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / norm) if norm > 0 else float("nan")

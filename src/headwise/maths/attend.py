@@ -38,7 +38,9 @@ def attend(
         past = None
     length = key.shape[2] + (past[0].shape[2] if past else 0)
     if query.shape[2] > key.shape[2]:
-        raise HeadwiseError(f"{query.shape[2]} queries for {key.shape[2]} new keys and {length} in all; queries are the last positions")
+        raise HeadwiseError(
+            f"{query.shape[2]} queries for {key.shape[2]} new keys and {length} in all; queries are the last positions"
+        )
     if softcap is not None or (mask is not None and (sinks is not None or past is not None)):
         out = _explicit(query, _joined(past, key, 0), _joined(past, value, 1), scaling, mask, softcap, sinks)
     elif mask is not None:
@@ -137,7 +139,7 @@ def _explicit(
     query: Tensor, keys: Keys, values: Keys, scaling: float, mask: Tensor | None, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
     """Softmax over written-out logits, a few query rows at a time, in float32."""
-    batch, heads, rows, dim = query.shape
+    batch, heads, rows, _ = query.shape
     length = keys.length
     mask = _causal_mask(rows, length, query.device) if mask is None else mask
     step = max(1, EXPLICIT_LOGITS // (batch * heads * length))

@@ -87,10 +87,14 @@ class NeedleComposer:
     def _chat_frame(self) -> tuple[str, str]:
         tokenizer = self._encoder.tokenizer
         if not getattr(tokenizer, "chat_template", None):
-            raise PromptError("--chat asked for, but the model's tokenizer has no chat template; leave --chat out for base models")
+            raise PromptError(
+                "--chat asked for, but the model's tokenizer has no chat template; leave --chat out for base models"
+            )
         text = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True)
         if text.count(_MARK) != 1:
-            raise PromptError("the chat template changes the user's text, so spans cannot be placed; use --template without --chat")
+            raise PromptError(
+                "the chat template changes the user's text, so spans cannot be placed; use --template without --chat"
+            )
         opening, closing = text.split(_MARK)
         return opening, closing
 

@@ -44,7 +44,7 @@ class PieceEncoder:
         """Ids of `text` as it stands inside a longer text (keep its leading space)."""
         for anchor, ids in self._anchors.items():
             joined = self._plain(anchor + text)
-            if joined[: len(ids)] == ids:
+            if ids and joined[: len(ids)] == ids and len(joined) > len(ids):
                 return tuple(joined[len(ids) :])
         return tuple(self._plain(text))
 

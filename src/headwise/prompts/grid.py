@@ -17,7 +17,9 @@ from headwise.prompts.needles import Needle
 
 @dataclass(frozen=True)
 class GridOptions:
-    """lengths: context lengths in tokens (needle included). depths: fractions in [0, 1]. windows: haystack windows per needle and
+    """What a grid consists of.
+
+    lengths: context lengths in tokens (needle included). depths: fractions in [0, 1]. windows: haystack windows per needle and
     length. part: share of the haystack to draw from. seed: of windows and of the order of groups.
     """
 
@@ -84,12 +86,40 @@ def group_specs(options: GridOptions, needles: int) -> list[GroupSpec]:
     return [specs[i] for i in order]
 
 
-def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
-    """Compose the prompts of a group. positions: what the model can hold, or None.
+def plan_groups(task: Task, positions: int | None) -> list[GroupSpec]:
+    """All groups of a task in their order, every needle checked at every length before any work is done.
 
-    Raises `PromptError` if a prompt and its answer do not fit into the model, or the needle not into the length.
+    positions: what the model can hold, or None. Raises `PromptError` if a prompt and its answer do not fit into the model, or a needle
+    not into a length.
     """
-    needle, options, composer = task.needles[spec.needle], task.grid, task.composer
+    specs = group_specs(task.grid, len(task.needles))
+    for spec in specs:
+        _haystack_tokens(spec, task, positions)
+    return specs
+
+
+def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
+    """Compose the prompts of a group. Raises as `plan_groups`, or `PromptError` for a haystack that is too short."""
+    needle, options = task.needles[spec.needle], task.grid
+    room = _haystack_tokens(spec, task, positions)
+    window = task.haystack.window(room, (options.seed, 2, spec.length, spec.needle, spec.window), options.part)
+    prompts = tuple(task.composer.compose(window, needle, depth) for depth in options.depths)
+    info = tuple(
+        {
+            "length": spec.length,
+            "depth": round(depth, 6),
+            "needle": spec.needle,
+            "window": spec.window,
+            "realised_depth": round(at, 6),
+        }
+        for depth, at in zip(options.depths, (window.place(d) / room for d in options.depths), strict=True)
+    )
+    return Group(spec.key, needle, prompts, info)
+
+
+def _haystack_tokens(spec: GroupSpec, task: Task, positions: int | None) -> int:
+    """Tokens of the haystack around the needle; refuses what does not fit."""
+    needle, composer = task.needles[spec.needle], task.composer
     room = spec.length - composer.context_cost(needle)
     if room < 1:
         raise PromptError(f"a context of {spec.length} tokens has no room for the needle {needle.needle!r}; use a longer one")
@@ -100,13 +130,7 @@ def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
             f"a context of {spec.length} tokens makes a prompt of {longest}, but the model has {positions} positions; "
             f"choose --lengths of at most {spec.length - (longest - positions)}"
         )
-    window = task.haystack.window(room, (options.seed, 2, spec.length, spec.needle, spec.window), options.part)
-    prompts = tuple(composer.compose(window, needle, depth) for depth in options.depths)
-    info = tuple(
-        {"length": spec.length, "depth": round(depth, 6), "needle": spec.needle, "window": spec.window, "realised_depth": round(at, 6)}
-        for depth, at in zip(options.depths, (window.place(d) / room for d in options.depths), strict=True)
-    )
-    return Group(spec.key, needle, prompts, info)
+    return room
 
 
 def even_depths(count: int) -> tuple[float, ...]:

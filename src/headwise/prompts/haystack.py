@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,9 @@ class Haystack:
         low, high = (round(share * len(self._ids)) for share in part)
         starts = self._starts[(self._starts >= low) & (self._starts + tokens <= high)]
         if not len(starts):
-            raise PromptError(f"a context of {tokens} tokens was asked for, but the haystack has only {high - low}; add texts with --haystack DIR")
+            raise PromptError(
+                f"a context of {tokens} tokens was asked for, but the haystack has only {high - low}; add texts with --haystack DIR"
+            )
         start = int(np.random.default_rng(list(seed)).choice(starts))
         inside = self._starts[(self._starts > start) & (self._starts < start + tokens)] - start
         ids = tuple(int(i) for i in self._ids[start : start + tokens])
@@ -105,4 +108,4 @@ def split_sentences(text: str) -> list[str]:
     """Sentences with the white space in front of each; joined they give the text."""
     cuts = [match.end() for match in SENTENCE.finditer(text)]
     bounds = sorted({0, *cuts, len(text)})
-    return [text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(bounds)]

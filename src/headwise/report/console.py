@@ -41,10 +41,18 @@ def grid_table(cells: Sequence[Mapping[str, Any]]) -> Table:
 
 def lm_eval_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     """One row per run of lm-evaluation-harness, one column per metric."""
-    metrics = [key for key, value in next(iter(runs[0]["results"].values())).items() if isinstance(value, int | float) and "_stderr" not in key]
+    metrics = [
+        key
+        for key, value in next(iter(runs[0]["results"].values())).items()
+        if isinstance(value, int | float) and "_stderr" not in key
+    ]
     table = Table("heads removed", *(metric.split(",")[0] for metric in metrics), box=None, header_style="bold", pad_edge=False)
     for run in runs:
         values = next(iter(run["results"].values()))
-        name = "none" if run["kind"] == "none" else f"{run['kind']} {run['k']}" + (f" (draw {run['draw'] + 1})" if run["kind"] == "random" else "")
+        name = (
+            "none"
+            if run["kind"] == "none"
+            else f"{run['kind']} {run['k']}" + (f" (draw {run['draw'] + 1})" if run["kind"] == "random" else "")
+        )
         table.add_row(name, *(f"{values[metric]:.4g}" for metric in metrics))
     return table

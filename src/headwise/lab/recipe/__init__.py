@@ -1,0 +1,1 @@
+"""How the lab models are made: corpus, tokenizer, mixture, training, evaluation."""

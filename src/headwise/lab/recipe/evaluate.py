@@ -54,10 +54,18 @@ def grid_result(loaded: Loaded, needles: list[Needle], haystack: Haystack, seed:
     task = Task(needles, haystack, composer, GridOptions(LENGTHS, even_depths(DEPTHS), seed=seed))
     cells = measure_needle_grid(loaded, task, max_new_tokens=32)["cells"]
     table = {
-        str(length): {f"{depth:.2f}": _mean([c["exact"] for c in cells if (c["length"], c["depth"]) == (length, depth)]) for depth in task.grid.depths}
+        str(length): {
+            f"{depth:.2f}": _mean([c["exact"] for c in cells if (c["length"], c["depth"]) == (length, depth)])
+            for depth in task.grid.depths
+        }
         for length in LENGTHS
     }
-    return {"runs": len(cells), "exact": _mean([c["exact"] for c in cells]), "recall": _mean([c["recall"] for c in cells]), "grid": table}
+    return {
+        "runs": len(cells),
+        "exact": _mean([c["exact"] for c in cells]),
+        "recall": _mean([c["recall"] for c in cells]),
+        "grid": table,
+    }
 
 
 def _mean(values: list[float]) -> float:
@@ -76,7 +84,10 @@ def book_perplexity(loaded: Loaded, folder: Path, windows: int = 40, length: int
     tokens = torch.tensor(chosen)
     per_token = perplexity(loaded.model, tokens)
     characters = sum(len(loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in chosen)
-    return {"perplexity": round(per_token, 3), "bits_per_character": round(math.log2(per_token) * windows * (length - 1) / characters, 4)}
+    return {
+        "perplexity": round(per_token, 3),
+        "bits_per_character": round(math.log2(per_token) * windows * (length - 1) / characters, 4),
+    }
 
 
 def main() -> None:

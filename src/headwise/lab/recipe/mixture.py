@@ -27,7 +27,9 @@ class Mixture:
         self._bos = tokenizer.token_to_id("<s>")
         self._question, self._answer = encode("Question:"), encode("\nAnswer:")
         self._stop, self._newline = encode("."), encode("\n")
-        self._cloze = [encode(t) for t in (" How does the passage go on?", " What comes next?", " Finish the sentence from the text.")]
+        self._cloze = [
+            encode(t) for t in (" How does the passage go on?", " What comes next?", " Finish the sentence from the text.")
+        ]
         self._vocabulary = tokenizer.get_vocab_size()
         vocabulary = tokenizer.get_vocab()
         ends = [i for piece, i in vocabulary.items() if piece.rstrip('"')[-1:] in (".", "!", "?") or piece == "Ċ"]
@@ -82,7 +84,7 @@ class Mixture:
         edge = bool(self._edges) and rng.random() < self._edges
         if edge:
             asked = 1
-        told = int(round(np.exp(rng.uniform(np.log(asked), np.log(max(asked, length / 45))))))
+        told = round(float(np.exp(rng.uniform(np.log(asked), np.log(max(asked, length / 45))))))
         facts = [self._facts(rng) for _ in range(max(asked, told))]
         blocks: list[Row] = []
         for fact in facts[:asked]:

@@ -196,11 +196,15 @@ def train(recipe: Recipe, mixture: Mixture, model: Any, work: Path, save_every: 
                 log.flush()
             if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
                 values = [stepper.state_dict() for stepper in steppers]
-                torch.save({"model": model.state_dict(), "optimizers": values, "step": step + 1, "seconds": seconds}, work / "state.tmp")
+                torch.save(
+                    {"model": model.state_dict(), "optimizers": values, "step": step + 1, "seconds": seconds}, work / "state.tmp"
+                )
                 os.replace(work / "state.tmp", state)
 
 
-def _line(step: int, ids: torch.Tensor, weights: torch.Tensor, each: torch.Tensor, right: torch.Tensor, seconds: float) -> dict[str, Any]:
+def _line(
+    step: int, ids: torch.Tensor, weights: torch.Tensor, each: torch.Tensor, right: torch.Tensor, seconds: float
+) -> dict[str, Any]:
     answer, book, repeat = weights == ANSWER_WEIGHT, weights == 1, weights == 2
     mean = lambda values, where: round(float(values[where].float().mean()), 4) if where.any() else None  # noqa: E731
     return {
@@ -233,7 +237,9 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
     options = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "headwise.lab.recipe.train", *sys.argv[1:]], {**os.environ, **ENVIRONMENT})
+        os.execve(
+            sys.executable, [sys.executable, "-m", "headwise.lab.recipe.train", *sys.argv[1:]], {**os.environ, **ENVIRONMENT}
+        )
     from tokenizers import Tokenizer
 
     options.work.mkdir(parents=True, exist_ok=True)
@@ -241,8 +247,10 @@ def main() -> None:
     if not path.exists():
         train_tokenizer(text[:400_000] for text in training_books(options.books)).save(str(path))
     tokenizer = Tokenizer.from_file(str(path))
-    tokens = np.load(options.work / "train.npy") if (options.work / "train.npy").exists() else np.asarray(
-        tokenize_books(training_books(options.books), tokenizer, options.work / "train.npy")
+    tokens = (
+        np.load(options.work / "train.npy")
+        if (options.work / "train.npy").exists()
+        else np.asarray(tokenize_books(training_books(options.books), tokenizer, options.work / "train.npy"))
     )
     sample = tokenizer.decode(tokens[:3_000_000].tolist())
     facts = FactMaker(tokenizer, [sample[i : i + 200_000] for i in range(0, len(sample), 200_000)])

@@ -6,7 +6,7 @@ the needle copied during an answer, averaged over the runs that the model solves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,22 +16,24 @@ from numpy.typing import NDArray
 
 from headwise.attach import observe
 from headwise.core import HeadScores, HeadwiseError, NoSuccessfulRunError
-from headwise.engine import RunDirectory, leaves, total_cost, traced_answer
+from headwise.engine import RunDirectory, leaves, traced_answer
+from headwise.engine.progress import Report, silent
 from headwise.evaluate.metrics import exact_match, unigram_recall
 from headwise.evaluate.provenance import describe_model, stop_ids
 from headwise.families import Loaded
 from headwise.maths.agreement import top_overlap
 from headwise.maths.copy import MATCHES, RULES, copy_score
-from headwise.prompts.grid import Group, Task, describe_task, group_specs, make_group
+from headwise.prompts.grid import Group, Task, describe_task, make_group, plan_groups
 
 SCORE_VERSION = 1
 STABLE_TOP, STABLE_OVERLAP, STABLE_GROUPS = 16, 0.9, 8
-Report = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)
 class CopyOptions:
-    """rule, match: see `copy_score`. gate: a run counts if the unigram recall of its answer is above it. max_new_tokens: longest answer.
+    """How heads are scored.
+
+    rule, match: see `copy_score`. gate: a run counts if the unigram recall of its answer is above it. max_new_tokens: longest answer.
     until_stable: stop once the strongest heads of two halves of the groups agree.
     """
 
@@ -42,9 +44,9 @@ class CopyOptions:
     until_stable: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, known in (("rule", self.rule, RULES), ("match", self.match, MATCHES)):
-            if value not in known:
-                raise HeadwiseError(f"unknown {name} {value!r}; use {' or '.join(known)}")
+        for name, known in (("rule", RULES), ("match", MATCHES)):
+            if getattr(self, name) not in known:
+                raise HeadwiseError(f"unknown {name} {getattr(self, name)!r}; use {' or '.join(known)}")
         if not 0 <= self.gate < 1:
             raise HeadwiseError(f"the gate must lie in [0, 1); got {self.gate:g}")
         if self.max_new_tokens < 1:
@@ -56,38 +58,29 @@ def find_copy_heads(
     task: Task,
     options: CopyOptions,
     directory: RunDirectory | None = None,
-    report: Report = lambda done, total, remark: None,
+    report: Report = silent,
 ) -> HeadScores:
     """Copy scores of all query heads.
 
-    directory: finished groups are kept there and not run again. report(done, total, remark): called with tokens run, for progress.
+    directory: finished groups are kept there and not run again. report(done, total, remark): progress in context tokens.
     Returns scores with one row of per-run values per solved run; every run, solved or not, is listed in provenance["cells"].
     Raises `NoSuccessfulRunError` if the model solves no run, `PromptError` for prompts that cannot be made.
     """
     stop = stop_ids(loaded)
-    specs = group_specs(task.grid, len(task.needles))
-    # Every needle at the longest length, so that a context that does not fit is refused before any work is done.
-    for spec in specs:
-        if spec.length == max(task.grid.lengths) and spec.window == 0:
-            make_group(spec, task, loaded.layout.positions)
+    specs = plan_groups(task, loaded.layout.positions)
     groups: list[NDArray[np.float32]] = []
     cells: list[dict[str, Any]] = []
-    expected = sum(spec.length for spec in specs) * max(1, len(task.grid.depths)) * 2 // 3
-    done = 0
+    done, total = 0, sum(spec.length for spec in specs)
     for spec in specs:
         found = directory.load(spec.key) if directory else None
         if found is None:
-            group = make_group(spec, task, loaded.layout.positions)
-            found = _run_group(loaded, group, options, stop)
+            found = _run_group(loaded, make_group(spec, task, loaded.layout.positions), options, stop)
             if directory:
                 directory.save(spec.key, *found)
-            done += total_cost([prompt.ids for prompt in group.prompts])
-        else:
-            expected -= spec.length * len(task.grid.depths) * 2 // 3
         groups.append(found[0]["scores"])
         cells += found[1]
-        solved = sum(cell["success"] for cell in cells)
-        report(done, max(expected, done), f"{solved} of {len(cells)} runs solved")
+        done += spec.length
+        report(done, total, f"{sum(cell['success'] for cell in cells)} of {len(cells)} runs solved")
         if options.until_stable and _stable(groups):
             break
     return _collect(loaded, task, options, np.concatenate(groups), cells)
@@ -95,7 +88,8 @@ def find_copy_heads(
 
 def describe_run(loaded: Loaded, task: Task, options: CopyOptions) -> dict[str, Any]:
     """All that decides the result, as plain data."""
-    return {"score": "copy", "score_version": SCORE_VERSION, "options": asdict(options)} | describe_task(task) | describe_model(loaded)
+    score = {"score": "copy", "score_version": SCORE_VERSION, "options": asdict(options)}
+    return score | describe_task(task) | describe_model(loaded)
 
 
 def _run_group(loaded: Loaded, group: Group, options: CopyOptions, stop: frozenset[int]) -> Any:
@@ -108,7 +102,12 @@ def _run_group(loaded: Loaded, group: Group, options: CopyOptions, stop: frozens
             answer = traced_answer(loaded.model, seen, leaf, prompt.gold, stop, options.max_new_tokens, loaded.layout.is_hybrid)
             text = loaded.tokenizer.decode(answer.ids, skip_special_tokens=True)
             recall = unigram_recall(text, group.needle.answer)
-            cell |= {"answer": text, "recall": recall, "exact": exact_match(text, group.needle.answer), "success": recall > options.gate}
+            cell |= {
+                "answer": text,
+                "recall": recall,
+                "exact": exact_match(text, group.needle.answer),
+                "success": recall > options.gate,
+            }
             if cell["success"]:
                 keys, emitted = (torch.tensor(ids, device=answer.argmax.device) for ids in (prompt.ids, answer.ids))
                 table = copy_score(answer.argmax, keys, emitted, prompt.span("answer"), options.rule, options.match)
@@ -120,8 +119,7 @@ def _run_group(loaded: Loaded, group: Group, options: CopyOptions, stop: frozens
 def _solved(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Runs [run, L, H] that passed the gate (an unsolved run is NaN everywhere)."""
     runs = np.concatenate(list(groups))
-    solved: NDArray[np.float32] = runs[~np.isnan(runs).all(axis=(1, 2))]
-    return solved
+    return np.asarray(runs[~np.isnan(runs).all(axis=(1, 2))])
 
 
 def _stable(groups: list[NDArray[np.float32]]) -> bool:
@@ -129,11 +127,13 @@ def _stable(groups: list[NDArray[np.float32]]) -> bool:
     halves = [_solved(groups[i::2]) for i in range(2)] if len(groups) >= STABLE_GROUPS else []
     if not halves or min(map(len, halves)) == 0:
         return False
-    k = min(STABLE_TOP, max(1, halves[0][0].size // 4))
-    return top_overlap(halves[0].mean(axis=0), halves[1].mean(axis=0), k) >= STABLE_OVERLAP
+    top = min(STABLE_TOP, max(1, halves[0][0].size // 4))
+    return top_overlap(*(half.mean(axis=0) for half in halves), top) >= STABLE_OVERLAP
 
 
-def _collect(loaded: Loaded, task: Task, options: CopyOptions, runs: NDArray[np.float32], cells: list[dict[str, Any]]) -> HeadScores:
+def _collect(
+    loaded: Loaded, task: Task, options: CopyOptions, runs: NDArray[np.float32], cells: list[dict[str, Any]]
+) -> HeadScores:
     solved = [cell["success"] for cell in cells]
     if not any(solved):
         raise NoSuccessfulRunError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -14,20 +14,18 @@ from headwise.attach import MODES, SCOPES, ablate, attached, head_means
 from headwise.attach.caches import full_cache
 from headwise.core import HeadScores, HeadSet, HeadwiseError
 from headwise.engine import Leaf, RunDirectory, answer_variants, leaves, prefill
+from headwise.engine.progress import Report, silent
 from headwise.engine.rundir import Cell
 from headwise.evaluate.ablation_table import METRICS, AblationResult
 from headwise.evaluate.metrics import exact_match, unigram_recall
-from headwise.evaluate.perplexity import losses_without, plain_windows, with_bos
+from headwise.evaluate.perplexity import losses_without, with_bos
 from headwise.evaluate.provenance import describe_model, stop_ids
-from headwise.evaluate.variants import Variant, describe_scores, distinct_sets, head_variants
+from headwise.evaluate.variants import describe_scores, distinct_sets, head_variants
 from headwise.families import Loaded
-from headwise.prompts.grid import Group, Task, describe_task, group_specs, make_group
-
-__all__ = ["AblationOptions", "AblationResult", "Variant", "ablation_sweep", "describe_run", "make_variants", "plain_windows"]
+from headwise.prompts.grid import Group, Task, describe_task, make_group, plan_groups
 
 TOKENS = 16_384  # rows x prompt tokens in one pass of scope `all`
 PERPLEXITY_DRAWS = 5  # random draws per K whose perplexity is measured
-Report = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,6 @@ class AblationOptions:
                 raise HeadwiseError(f"{name} must be at least 1; got {getattr(self, name)}")
 
 
-def make_variants(scores: HeadScores, options: AblationOptions) -> tuple[Variant, ...]:
-    """See `head_variants`."""
-    return head_variants(scores, options.top, options.controls, options.seed)
-
-
 def ablation_sweep(
     loaded: Loaded,
     scores: HeadScores,
@@ -70,20 +63,19 @@ def ablation_sweep(
     calibration: Tensor | None = None,
     plain: Tensor | None = None,
     directory: RunDirectory | None = None,
-    report: Report = lambda done, total, remark: None,
+    report: Report = silent,
 ) -> AblationResult:
-    """Answer every prompt of the task under every variant (see `make_variants`), and measure perplexity under some of them.
+    """Answer every prompt of the task under every variant (see `head_variants`), and measure perplexity under some of them.
 
     calibration: text for mode `mean`. plain: text for perplexity, always under scope `all`. Both are ids [n, T] without BOS (it is added),
     from `plain_windows` or elsewhere. directory: finished parts are kept there and not run again.
     Raises `HeadwiseError` for heads of another model, a K without controls, or mode `mean` without calibration text.
     """
-    variants = make_variants(scores, options)
+    variants = head_variants(scores, options.top, options.controls, options.seed)
     sets, places = distinct_sets(variants)
     for heads in sets:
         loaded.layout.check(heads)
-    specs = group_specs(task.grid, len(task.needles))
-    make_group(max(specs, key=lambda spec: spec.length), task, loaded.layout.positions)  # refused, if at all, before any work is done
+    specs = plan_groups(task, loaded.layout.positions)
     without = partial(ablate, loaded.model, mode=options.mode, means=_means(loaded, options, calibration))
     cells: list[Cell] = []
     for spec in specs:
@@ -105,7 +97,12 @@ def ablation_sweep(
 
 def describe_run(loaded: Loaded, scores: HeadScores, task: Task, options: AblationOptions) -> dict[str, Any]:
     """All that decides the result (texts of your own for calibration and perplexity aside), as plain data."""
-    run: dict[str, Any] = {"mode": options.mode, "scope": options.scope, "options": asdict(options), "head_file": describe_scores(scores)}
+    run: dict[str, Any] = {
+        "mode": options.mode,
+        "scope": options.scope,
+        "options": asdict(options),
+        "head_file": describe_scores(scores),
+    }
     return run | describe_task(task) | describe_model(loaded)
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 from headwise.attach import attached
 from headwise.engine import RunDirectory, answer_variants, leaves, prefill
+from headwise.engine.progress import Report, silent
 from headwise.evaluate.metrics import exact_match, unigram_recall
 from headwise.evaluate.provenance import describe_model, stop_ids
 from headwise.families import Loaded
-from headwise.prompts.grid import Group, Task, group_specs, make_group
-
-Report = Callable[[float, float, str], None]
+from headwise.prompts.grid import Group, Task, make_group, plan_groups
 
 
 def measure_needle_grid(
@@ -22,15 +20,14 @@ def measure_needle_grid(
     task: Task,
     max_new_tokens: int = 50,
     directory: RunDirectory | None = None,
-    report: Report = lambda done, total, remark: None,
+    report: Report = silent,
 ) -> dict[str, Any]:
     """Run every cell of the grid once.
 
     Returns {"cells": [{length, depth, needle, answer, recall, exact, gold_logprob, ...}], "recall", "exact": means in [0, 1], ...}.
     """
     stop = stop_ids(loaded)
-    specs = group_specs(task.grid, len(task.needles))
-    make_group(max(specs, key=lambda spec: spec.length), task, loaded.layout.positions)
+    specs = plan_groups(task, loaded.layout.positions)
     cells: list[dict[str, Any]] = []
     total, done = sum(spec.length for spec in specs), 0
     for spec in specs:
@@ -51,9 +48,7 @@ def _run_group(loaded: Loaded, group: Group, stop: frozenset[int], limit: int) -
         for leaf in leaves(loaded.model, [prompt.ids for prompt in group.prompts]):
             gold = group.prompts[leaf.index].gold
             prefill(loaded.model, leaf.past, leaf.rest[:-1])
-            answers = answer_variants(
-                loaded.model, leaf.past, leaf.rest[-1:], gold, [None], lambda _: nullcontext(), stop, limit
-            )
+            answers = answer_variants(loaded.model, leaf.past, leaf.rest[-1:], gold, [None], lambda _: nullcontext(), stop, limit)
             text = loaded.tokenizer.decode(answers[0].ids, skip_special_tokens=True)
             wanted = group.needle.answer
             info[leaf.index] |= {
