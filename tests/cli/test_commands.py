@@ -112,3 +112,29 @@ def test_info(planted, headwise):
     assert "qwen3_next" in families["supported"]
     assert "mamba" in families["refused"]
     assert "llama" in headwise("info", planted.model).out
+
+
+@pytest.mark.slow
+def test_an_lm_eval_task_with_heads_ablated(planted, heads, headwise, tmp_path):
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    rows = [
+        {"text": "the river was slow and wide in that year so we took a boat"},
+        {"text": "men were cutting wood near our road"},
+    ]
+    (tasks / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tasks / "plain.yaml").write_text(
+        "task: plain_text\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tasks / 'rows.jsonl'}}}, cache_dir: {tasks / 'cache'}}}\n"
+        'test_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\n'
+        "metric_list: [{metric: bits_per_byte}]\n"
+    )
+    done = headwise(
+        "ablate", planted.model, "--heads", heads, "--task", "lm-eval:plain_text", "--include-path", tasks, "--top", "1", "-o", "l.json",
+        "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    runs = json.loads((tmp_path / "l.json").read_text())["runs"]
+    assert [(run["kind"], run["k"]) for run in runs] == [("none", 0), ("top", 1), ("random", 1)]
+    assert runs[1]["ablation"]["heads"] == ["L1H2"]
+    assert runs[0]["results"]["plain_text"]["bits_per_byte,none"] > 0

@@ -45,9 +45,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the result. Learning rates are peaks: warm-up, constant, then linear decay to 5 %; each polish starts at 30 %.
+    """All that decides the result. Learning rates are peaks: warm-up, constant, then linear decay to 5 %; the polish starts at 30 %.
 
-    polish: last phases for what the others leave weak: facts at the very start and end of long contexts.
+    polish: a last phase for what the others leave weak: facts at the very start and end of long contexts.
     """
 
     layers: int = 8
@@ -72,10 +72,7 @@ class Recipe:
         )
     )
 
-    polish: tuple[Phase, ...] = (
-        Phase(110, 16_128, (1152, 768, 512, 256), (0.5, 0.2, 0.15, 0.15), edges=0.5),
-        Phase(70, 16_128, (1152, 768), (0.75, 0.25), edges=0.6),
-    )
+    polish: Phase = Phase(110, 16_128, (1152, 768, 512, 256), (0.5, 0.2, 0.15, 0.15), edges=0.5)
 
     @property
     def main_steps(self) -> int:
@@ -83,11 +80,11 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        return self.main_steps + sum(phase.steps for phase in self.polish)
+        return self.main_steps + self.polish.steps
 
     def shape(self, step: int) -> tuple[int, int, float]:
         """(rows, length, edges) of an update."""
-        for phase in (*self.phases, *self.polish):
+        for phase in (*self.phases, self.polish):
             if step < phase.steps:
                 break
             step -= phase.steps
@@ -97,12 +94,7 @@ class Recipe:
     def rate(self, step: int) -> float:
         """Factor on the peak learning rates."""
         if step >= self.main_steps:
-            step -= self.main_steps
-            for phase in self.polish:
-                if step < phase.steps:
-                    break
-                step -= phase.steps
-            return 0.01 + 0.29 * (1 - step / phase.steps)
+            return 0.01 + 0.29 * (1 - (step - self.main_steps) / self.polish.steps)
         down = (step - self.decay_from * self.main_steps) / ((1 - self.decay_from) * self.main_steps)
         return min(1.0, (step + 1) / self.warmup) * (1 - 0.95 * max(0.0, down))
 
