@@ -80,7 +80,7 @@ def sweep(
         if row["kind"] == "random":
             rows[key + " sd"] = row["sd_draws"]
         if row["kind"] == "top":
-            rows[key + " p_paired"], rows[key + " p_rank"] = row["p_paired"], row["p_rank"]
+            rows[key + " p_paired"], rows[key + " p_rank"] = row.get("p_paired"), row.get("p_rank")
             rows[key + " ci"] = (row["low"], row["high"])
     return rows
 
@@ -111,7 +111,7 @@ def main() -> None:
     }
     if "detect" not in chosen.only:
         for mode in ("zero", "uniform", "mean"):
-            result[f"{mode} answer"] = sweep(loaded, scores, mode, "answer", depths=5)
+            result[f"{mode} answer"] = sweep(loaded, scores, mode, "answer", depths=3)
         result["zero all"] = sweep(loaded, scores, "zero", "all", depths=2)
         result["zero answer, items of zero all"] = sweep(loaded, scores, "zero", "answer", depths=2)
     show(result | {"hardware": hardware()}, chosen.json)

@@ -100,7 +100,7 @@ def _unmasked(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tupl
 def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax over the union of two disjoint key sets from the softmax over each (float32)."""
     share = torch.sigmoid(lse - other_lse).unsqueeze(-1)
-    return out.float() * share + other.float() * (1 - share), torch.logaddexp(lse, other_lse)
+    return torch.lerp(other.float(), out.float(), share), torch.logaddexp(lse, other_lse)
 
 
 def _with_lse(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool) -> tuple[Tensor, Tensor]:
