@@ -57,7 +57,7 @@ def build_model(h: dict[str, int], a: dict[str, np.ndarray]) -> torch.nn.Module:
         state[f"model.layers.{i}.self_attn.q_proj.weight"] = to_half_rotation(a["wq"][i], h["n_heads"])
         state[f"model.layers.{i}.self_attn.k_proj.weight"] = to_half_rotation(a["wk"][i], h["n_kv_heads"])
     model = LlamaForCausalLM(config)
-    model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()})
+    model.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
     return model.eval()
 
 

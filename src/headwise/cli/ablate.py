@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headwise.cli import options as o
 from headwise.cli.progress import progress
+
+if TYPE_CHECKING:
+    from headwise.core import HeadScores
+    from headwise.families import Loaded
+    from headwise.methods.test.ablation import AblationOptions
+    from headwise.prompts.grid import Task
 
 
 def ablate(
@@ -56,9 +62,6 @@ def ablate(
 
         run_task(loaded, scores, task, options, limit, include_path, path, overwrite, json)
         return
-    from headwise.engine import RunDirectory
-    from headwise.evaluate.perplexity import plain_windows
-    from headwise.methods.test.ablation import ablation_sweep, describe_run
     from headwise.prompts.grid import even_depths
 
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
@@ -66,6 +69,16 @@ def ablate(
         loaded, split="test", lengths=wanted, depths=even_depths(depths), windows=windows, needles=needles, haystack=haystack,
         template=template, chat=chat, seed=seed,
     )  # fmt: skip
+    _sweep(loaded, scores, grid, options, path, overwrite, json)
+
+
+def _sweep(
+    loaded: Loaded, scores: HeadScores, grid: Task, options: AblationOptions, path: Path, overwrite: bool, json: bool
+) -> None:  # fmt: skip
+    from headwise.engine import RunDirectory
+    from headwise.evaluate.perplexity import plain_windows
+    from headwise.methods.test.ablation import ablation_sweep, describe_run
+
     directory = RunDirectory(path.with_name(path.name + ".run"), describe_run(loaded, scores, grid, options))
     texts = plain_windows(grid, loaded.layout.positions)
     with progress("ablating", hidden=json) as report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,11 +50,15 @@ def load(model: str | None, device: str, dtype: str, revision: str | None = None
     from transformers.utils import logging
 
     from headwise.families import load_model
-    from headwise.lab import bundled_model
+    from headwise.lab import DEFAULT, bundled_model
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load_model(str(bundled_model()) if model is None else model, device, dtype, revision)
+    if model is not None:
+        return load_model(model, device, dtype, revision)
+    loaded = load_model(str(bundled_model()), device, dtype)
+    # Results name the model, not the place where it happens to be installed.
+    return loaded._replace(layout=replace(loaded.layout, name=DEFAULT))
 
 
 def numbers(text: str, name: str) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ class Draft(NamedTuple):
     logprob: Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def verify_draft(model: Any, cache: DynamicCache, rest: Sequence[int], gold: Sequence[int], rows: int = 1) -> Draft:
     """One pass over rest + gold, appended to `cache`. Raises `HeadwiseError` if a logit is NaN or infinite."""
     count = len(gold)
@@ -56,7 +56,7 @@ def verify_draft(model: Any, cache: DynamicCache, rest: Sequence[int], gold: Seq
     return Draft(predicted, accepted, logprob)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(
     model: Any, cache: DynamicCache, rest: Sequence[int], stop: Collection[int], limit: int, rows: int = 1
 ) -> list[tuple[int, ...]]:

@@ -43,7 +43,7 @@ def total_cost(prompts: Sequence[Sequence[int]]) -> int:
 def prefill(model: Any, cache: DynamicCache, ids: Sequence[int]) -> None:
     """Append tokens to a cache."""
     if ids:
-        with torch.inference_mode():
+        with torch.no_grad():
             model(input_ids=token_tensor(model, ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 

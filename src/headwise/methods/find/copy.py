@@ -128,7 +128,7 @@ def _stable(groups: list[NDArray[np.float32]]) -> bool:
     if not halves or min(map(len, halves)) == 0:
         return False
     top = min(STABLE_TOP, max(1, halves[0][0].size // 4))
-    return top_overlap(*(half.mean(axis=0) for half in halves), top) >= STABLE_OVERLAP
+    return top_overlap(halves[0].mean(axis=0), halves[1].mean(axis=0), top) >= STABLE_OVERLAP
 
 
 def _collect(
