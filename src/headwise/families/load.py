@@ -31,6 +31,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", revision: s
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     place = resolve_device(device)
+    kind = resolve_dtype(dtype, place)
     folder = Path(name)
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1 or not name.strip()):
         raise HeadwiseError(f"no such model folder: {name!r}; give a folder with config.json or a hub id like 'owner/name'")
@@ -40,7 +41,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", revision: s
         raise HeadwiseError(f"cannot load model {name!r}: {_first_line(error)}; give a folder or a hub id") from error
     family_of(config.model_type)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=resolve_dtype(dtype, place))
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=kind)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise HeadwiseError(f"cannot load model {name!r}: {_first_line(error)}") from error
