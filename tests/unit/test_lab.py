@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from headwise.core import HeadSet, NoSuccessfulRunError
+from headwise.core import NoSuccessfulRunError
 from headwise.families import load_model
 from headwise.lab import bundled_model
 from headwise.methods.find.copy import CopyOptions, find_copy_heads
@@ -92,7 +92,3 @@ def test_stories260k_has_no_retrieval_head(tmp_path):
     assert "Once upon a time, there was a little girl named Lily." in loaded.tokenizer.decode(story[0])
     with pytest.raises(NoSuccessfulRunError):
         find_copy_heads(loaded, task_of(loaded, bundled_needles("detect")[:8], (128,)), CopyOptions(max_new_tokens=12))
-
-
-def test_head_sets_of_the_lab_fit(lab):
-    lab.layout.check(HeadSet.of([(7, 7)], (8, 8)))
