@@ -8,7 +8,7 @@ from common import best_of, hardware, options, show
 from headwise.attach import ablate, attached
 from headwise.attach.caches import full_cache
 from headwise.core import HeadSet
-from headwise.engine import answer_variants, prefill
+from headwise.engine import Leaf, answer_variants, prefill
 from headwise.evaluate.provenance import stop_ids
 from headwise.families import load_model
 from headwise.lab import bundled_model
@@ -40,7 +40,9 @@ def main() -> None:
         with attached(loaded.model):
             past = full_cache(loaded.model)
             prefill(loaded.model, past, prompt.ids[:-1])
-            return list(answer_variants(loaded.model, past, prompt.ids[-1:], prompt.gold, sets, enter, stop_ids(loaded), LIMIT))
+            return list(
+                answer_variants(loaded.model, Leaf(0, prompt.ids, past), prompt.gold, sets, enter, stop_ids(loaded), LIMIT)
+            )
 
     @torch.no_grad()
     def plain() -> None:

@@ -38,7 +38,7 @@ def untrained_scores(loaded: Loaded, task: Task) -> np.ndarray:
     torch.manual_seed(0)
     model = type(loaded.model)(loaded.model.config).eval()
     tables = []
-    with observe(model) as seen:
+    with observe(model, argmax_only=True) as seen:
         for spec in group_specs(task.grid, len(task.needles))[:8]:
             group = make_group(spec, task, loaded.layout.positions)
             for leaf in leaves(model, [p.ids for p in group.prompts]):

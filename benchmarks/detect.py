@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from headwise.attach import attached, observe
 from headwise.core import Prompt, Span
-from headwise.engine import decode, leaves, traced_answer
+from headwise.engine import decode_one, leaves, traced_answer
 from headwise.evaluate.provenance import stop_ids
 from headwise.families import layout_of, load_model
 from headwise.lab import bundled_model
@@ -53,7 +53,7 @@ def random_case(dtype: torch.dtype, length: int = 4096, answer: int = LIMIT) -> 
         prompts.append(Prompt(ids, {"answer": Span(at, at + len(needle))}))
     with attached(model):
         own = {
-            leaf.index: decode(model, leaf.past, leaf.rest, frozenset(), answer)[0]
+            leaf.index: decode_one(model, leaf.past, leaf.ids, frozenset(), answer)
             for leaf in leaves(model, [p.ids for p in prompts])
         }
     return model, [Prompt(p.ids, p.spans, own[i]) for i, p in enumerate(prompts)], frozenset()
@@ -72,7 +72,7 @@ def ours(case: Case) -> list[tuple[tuple[int, ...], torch.Tensor]]:
     """Emitted ids and hits [L, H, T] of every prompt."""
     model, prompts, stop = case
     hybrid, found = layout_of(model).is_hybrid, {}
-    with observe(model) as seen:
+    with observe(model, argmax_only=True) as seen:
         for leaf in leaves(model, [p.ids for p in prompts]):
             prompt = prompts[leaf.index]
             answer = traced_answer(model, seen, leaf, prompt.gold, stop, len(prompt.gold) if not stop else LIMIT, hybrid)

@@ -13,7 +13,7 @@ from headwise.attach import ablate, attached, head_means
 from headwise.attach.caches import full_cache
 from headwise.core import HeadScores, HeadwiseError, UnsupportedModelError
 from headwise.core.headfile import load_result
-from headwise.engine import RunDirectory, answer_variants, prefill
+from headwise.engine import Leaf, RunDirectory, answer_variants, prefill
 from headwise.evaluate.metrics import exact_match, unigram_recall
 from headwise.evaluate.perplexity import perplexity, plain_windows, with_bos
 from headwise.evaluate.provenance import stop_ids
@@ -92,12 +92,11 @@ def test_answers_of_batched_variants_equal_plain_generation(loaded, task, mode, 
     for prompt, answer in prompts_of(task)[:2]:
         rule = {"mode": mode, "scope": scope, "answer_from": len(prompt.ids) - 1, "means": means}
         with attached(loaded.model):
-            past, rest = full_cache(loaded.model), prompt.ids
+            leaf = Leaf(0, prompt.ids, full_cache(loaded.model))
             if scope == "answer":
-                prefill(loaded.model, past, rest[:-1])
-                rest = rest[-1:]
+                prefill(loaded.model, leaf.past, prompt.ids[:-1])
             got = answer_variants(
-                loaded.model, past, rest, prompt.gold, sets, partial(ablate, loaded.model, **rule), stop_ids(loaded), 6
+                loaded.model, leaf, prompt.gold, sets, partial(ablate, loaded.model, **rule), stop_ids(loaded), 6
             )
         for heads, found in zip(sets, got, strict=True):
             _, _, logprob, ids = one_at_a_time(loaded, prompt, answer, partial(ablate, loaded.model, heads, **rule), 6)

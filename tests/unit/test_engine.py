@@ -1,6 +1,7 @@
-"""The engine against plain transformers: prefix trees, leaves, forks, drafts, traced answers, run directories."""
+"""The engine against plain transformers: shared prefixes, leaves, forks, drafts, traced answers, run directories."""
 
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,9 +11,21 @@ from hypothesis import strategies as st
 
 from headwise.attach import attached, observe
 from headwise.attach.caches import fork, full_cache, shared_past
+from headwise.attach.tail import last_rows
 from headwise.core import HeadwiseError
-from headwise.engine import RunDirectory, answer_variants, leaves, prefill, total_cost, traced_answer, verify_draft
-from headwise.engine.tree import LEAST_SHARED, cost, prefix_tree
+from headwise.engine import (
+    Leaf,
+    RunDirectory,
+    answer_variants,
+    decode_one,
+    decode_rows,
+    leaves,
+    prefill,
+    traced_answer,
+    verify_draft,
+)
+from headwise.engine.greedy import guess
+from headwise.engine.sharing import branch_points, sharing_order
 from headwise.families import layout_of
 from headwise.maths.copy import copy_hits
 from headwise.testing import planted_copier, planted_task, tiny_model
@@ -47,7 +60,7 @@ def continued(model, cache, ids):
     return model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True).logits[0]
 
 
-# ---- the tree of common prefixes
+# ---- what prompts share
 
 
 @st.composite
@@ -61,43 +74,44 @@ def families_of_prompts(draw):
     return prompts
 
 
-def walk(node, prompts, text=()):
-    """(prompt index, text of its node) for every leaf; checks that nodes extend their parents."""
-    own = tuple(prompts[node.sample][: node.length])
-    assert len(own) == node.length
-    assert own[: len(text)] == tuple(text)
-    for index in node.leaves:
-        yield index, own
-    for child in node.children:
-        assert child.length > node.length
-        yield from walk(child, prompts, own)
+def common(one, two):
+    return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+
+
+@given(families_of_prompts())
+def test_every_prompt_continues_its_best_partner(prompts):
+    order = sharing_order(prompts)
+    assert sorted(index for index, _ in order) == list(range(len(prompts)))
+    for place, (index, shared) in enumerate(order):
+        earlier = [prompts[other] for other, _ in order[:place]]
+        # No prompt run before shares more; every prompt keeps a token of its own.
+        assert shared == max((min(common(prompts[index], p), len(p) - 1, len(prompts[index]) - 1) for p in earlier), default=0)
 
 
 @given(families_of_prompts(), st.integers(1, 20))
-def test_every_prompt_occurs_once_and_is_rebuilt_exactly(prompts, least):
-    tree = prefix_tree(prompts, least)
-    found = list(walk(tree, prompts))
-    assert sorted(index for index, _ in found) == list(range(len(prompts)))
-    for index, text in found:
-        assert tuple(prompts[index][: len(text)]) == text
-        assert len(text) < len(prompts[index])  # every prompt keeps a token of its own
-
-
-@given(families_of_prompts(), st.integers(1, 20))
-def test_cost_lies_between_the_longest_prompt_and_all_prompts(prompts, least):
-    tree = prefix_tree(prompts, least)
-    total = tree.length + cost(tree, prompts)
-    assert max(map(len, prompts)) <= total <= sum(map(len, prompts))
+def test_branch_points_serve_every_later_prompt(prompts, least):
+    order = sharing_order(prompts)
+    for place in range(len(order)):
+        later = [shared for _, shared in order[place + 1 :]]
+        points = branch_points(later, 0, least)
+        assert points == sorted(set(points))
+        assert all(b - a >= least for a, b in pairwise([0, *points]))
+        for count in range(1, len(later) + 1):
+            usable = min(later[:count])  # what the prompt `count` places further shares with the present one
+            best = max((point for point in points if point <= usable), default=0)
+            assert usable - best < 2 * least or usable - best < least + min(later)
 
 
 def test_a_depth_grid_costs_its_distinct_text():
     haystack, needle, question = list(range(100)), [500] * 5, [600] * 7
     prompts = [haystack[:at] + needle + haystack[at:] + question for at in (0, 25, 50, 75, 100)]
     # Every prompt runs what follows its needle's place; the stretches before them are run once.
-    assert total_cost(prompts) == 75 + sum(100 - min(at, 75) + 12 for at in (0, 25, 50, 75, 100))
-    assert total_cost([haystack] * 4) == 99 + 4
-    short = [[1] * (LEAST_SHARED - 1) + [i, i] for i in range(3)]
-    assert total_cost(short) == sum(map(len, short))  # too little in common to be worth a pass
+    assert to_run(prompts) == 112 + sum(100 - at + 12 for at in (0, 25, 50, 75))
+    assert to_run([haystack] * 4) == 100 + 3
+
+
+def to_run(prompts):
+    return sum(len(prompts[index]) - shared for index, shared in sharing_order(prompts))
 
 
 # ---- leaves
@@ -117,29 +131,30 @@ def shared_prompts():
 
 
 def test_leaf_passes_equal_plain_forwards(model):
-    prompts, seen, advanced = shared_prompts(), [], []
+    prompts, seen, ran = shared_prompts(), [], 0
     with attached(model):
-        for leaf in leaves(model, prompts, advanced.append):
-            ids = prompts[leaf.index]
-            assert leaf.past.get_seq_length() + len(leaf.rest) == len(ids)
+        for leaf in leaves(model, prompts):
+            assert list(leaf.ids) == prompts[leaf.index]
+            assert leaf.past.get_seq_length() + len(leaf.rest) == len(leaf.ids)
+            ran += len(leaf.rest)
             got = continued(model, leaf.past, leaf.rest)
             seen.append((leaf.index, got))
     assert sorted(index for index, _ in seen) == list(range(len(prompts)))
-    assert sum(advanced) == total_cost(prompts) < sum(map(len, prompts))
+    assert ran <= to_run(prompts) < sum(map(len, prompts))
     for index, got in seen:
         torch.testing.assert_close(got, plain_logits(model, prompts[index])[-len(got) :], **tolerance(model))
 
 
-def test_what_a_receiver_does_to_its_cache_harms_nobody(model):
+def test_what_a_receiver_appends_or_leaves_out_harms_nobody(model):
     prompts = shared_prompts()
     with attached(model):
         for leaf in leaves(model, prompts):
+            if leaf.index % 3 == 0:
+                prefill(model, leaf.past, leaf.rest[: len(leaf.rest) // 2])
+                continue
             got = continued(model, leaf.past, leaf.rest)
             torch.testing.assert_close(got, plain_logits(model, prompts[leaf.index])[-len(got) :], **tolerance(model))
             continued(model, leaf.past, tokens(5, 99))
-            for layer in leaf.past.layers:
-                if getattr(layer, "keys", None) is not None:
-                    layer.keys.zero_()
 
 
 def test_forks_grow_independently(model):
@@ -191,6 +206,67 @@ def test_rows_over_a_shared_past_equal_separate_runs(model):
     torch.testing.assert_close(again, plain_logits(model, start + rows[0].tolist())[-7:], **tolerance(model))
 
 
+# ---- greedy decoding
+
+
+def test_a_guess_is_what_followed_the_longest_match():
+    assert guess([1, 2, 3, 4, 9, 2, 3], 2) == [4, 9]
+    assert guess([5, 3, 7, 1, 2, 3, 8, 4, 2, 3], 1) == [8]  # two tokens match, not only the newest
+    assert guess([1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]  # a loop goes on
+    assert guess([1, 2, 3], 4) == guess([7], 4) == guess([7, 7], 0) == []
+
+
+def test_drafts_from_the_text_do_not_change_greedy_answers(model):
+    ids = tokens(20) * 2 + tokens(6, 3)
+    expected = generated(model, ids, set(), 24)
+    with attached(model):
+        for said in (0, 1, 7):
+            cache = full_cache(model)
+            prefill(model, cache, ids[:-1])
+            assert decode_one(model, cache, ids, set(), 24, expected[:said]) == expected
+        cache = full_cache(model)
+        assert decode_rows(model, cache, ids, set(), 24, 2) == [expected] * 2
+        stop = {expected[5]}
+        assert decode_one(model, full_cache(model), ids, stop, 24) == generated(model, ids, stop, 24)
+
+
+def test_a_copying_answer_takes_few_passes():
+    """A model that repeats its text: drafts of eight tokens come true."""
+    (copier, _), passes = planted_copier(), []
+    text = [0, *torch.arange(20, 32).tolist() * 3]
+    handle = copier.register_forward_hook(lambda *_: passes.append(1))
+    with attached(copier):
+        answer = decode_one(copier, full_cache(copier), text, set(), 24)
+    handle.remove()
+    assert answer == tuple(text[1:25])
+    assert len(passes) <= 4
+
+
+# ---- rows that nobody reads
+
+
+@torch.no_grad()
+def test_leaving_out_rows_of_the_last_layer_changes_no_logit_that_is_read(model):
+    ids = tokens(40)
+    with attached(model):
+        for start in (0, 17):
+            cache = full_cache(model)
+            prefill(model, cache, ids[:start])
+            whole = torch.tensor([ids[start:]])
+            with last_rows(model, 5), observe(model, spans=[(3, 9)]) as seen:
+                got = model(input_ids=whole, past_key_values=cache, use_cache=True, logits_to_keep=5).logits[0]
+                statistics = (seen.argmax, seen.mass)
+            torch.testing.assert_close(got, plain_logits(model, ids)[-5:], **tolerance(model))
+            again = continued(model, cache, tokens(3, 5))  # the cache holds all keys and values
+            torch.testing.assert_close(again, plain_logits(model, ids + tokens(3, 5))[-3:], **tolerance(model))
+            with observe(model, spans=[(3, 9)]) as seen:
+                cache = full_cache(model)
+                prefill(model, cache, ids[:start])
+                continued(model, cache, ids[start:])
+            assert torch.equal(statistics[0], seen.argmax)
+            torch.testing.assert_close(statistics[1], seen.mass, equal_nan=True, **tolerance(model))
+
+
 # ---- answers from drafts
 
 
@@ -221,7 +297,7 @@ def answered(model, ids, gold, stop, limit):
     with attached(model):
         past = full_cache(model)
         prefill(model, past, ids[:-1])
-        answers = answer_variants(model, past, ids[-1:], gold, [0, 1], lambda _: nullcontext(), stop, limit)
+        answers = answer_variants(model, Leaf(0, tuple(ids), past), gold, [0, 1], lambda _: nullcontext(), stop, limit)
         assert past.get_seq_length() == len(ids) - 1
     with observe(model) as seen:
         leaf = next(iter(leaves(model, [ids])))
@@ -229,7 +305,7 @@ def answered(model, ids, gold, stop, limit):
     assert answers[0].ids == answers[1].ids == tuple(traced.ids)
     assert answers[0].gold_logprob == pytest.approx(answers[1].gold_logprob, abs=1e-4)
     assert answers[0].gold_logprob == pytest.approx(traced.gold_logprob, abs=1e-4)
-    assert traced.argmax.shape[-1] == traced.mass.shape[-2] == len(traced.ids)
+    assert traced.argmax.shape[-1] == len(traced.ids)
     return tuple(traced.ids), traced
 
 
@@ -275,9 +351,9 @@ def test_rows_end_each_at_their_own_stop():
     with attached(model):
         past = full_cache(model)
         prefill(model, past, ids[:-1])
-        answers = answer_variants(model, past, ids[-1:], said[:2], ["a", "b"], enter, {last}, 8)
+        answers = answer_variants(model, Leaf(0, tuple(ids), past), said[:2], ["a", "b"], enter, {last}, 8)
         assert [answer.ids for answer in answers] == [tuple(said[: said.index(last) + 1])] * 2
-        answer_variants(model, past, ids[-1:], said[:2], ["a"], enter, {said[2]}, 8)
+        answer_variants(model, Leaf(0, tuple(ids), past), said[:2], ["a"], enter, {said[2]}, 8)
     assert entered == [["a", "b"], ["a", "b"], ["a"]]
 
 

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from headwise.attach.plan import NAME, Call, no_dropout, plan_for_module
+from headwise.attach.tail import padded
 from headwise.maths.attend import attend
 
 
@@ -43,7 +44,12 @@ def headwise_attention(
     length = key.shape[2] + (past[0].shape[2] if past else 0)
     for edit in plan.edits:
         query = edit.query(layer, query, length)
-    out = attend(query, key, value, scaling=scaling, mask=attention_mask, past=past, softcap=softcap, sinks=s_aux)
+    total = query.shape[2]
+    wanted = min(plan.tail[1], total) if plan.tail and plan.tail[0] == layer else total
+    rows, mask = query, attention_mask
+    if wanted < total:
+        rows, mask = query[:, :, -wanted:], None if mask is None else mask[:, :, -wanted:]
+    out = padded(attend(rows, key, value, scaling=scaling, mask=mask, past=past, softcap=softcap, sinks=s_aux), total)
     if plan.taps or plan.edits:
         keys = (past[0], key) if past else (key,)
         values = (past[1], value) if past else (value,)

@@ -37,6 +37,12 @@ def fork(cache: DynamicCache, length: int | None = None) -> DynamicCache:
     return twin
 
 
+def cut_back(cache: DynamicCache, count: int) -> None:
+    """Take the last `count` positions out of a cache of `full_cache` or `shared_past` (recurrent states cannot be cut)."""
+    if count:
+        cache.crop(-count)
+
+
 def _fork_layer(layer: Any, length: int | None) -> Any:
     twin = copy.copy(layer)
     if isinstance(layer, LinearAttentionCacheLayerMixin):

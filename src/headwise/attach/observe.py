@@ -17,8 +17,8 @@ from headwise.maths.rows import RowStats, row_statistics
 class Observation:
     """Row statistics of the latest forward pass, layer by layer."""
 
-    def __init__(self, layers: int, rows: int | None, spans: Sequence[tuple[int, int]]) -> None:
-        self._layers, self.rows, self.spans = layers, rows, tuple(spans)
+    def __init__(self, layers: int, rows: int | None, spans: Sequence[tuple[int, int]], argmax_only: bool) -> None:
+        self._layers, self.rows, self.spans, self._argmax_only = layers, rows, tuple(spans), argmax_only
         self.by_layer: dict[int, RowStats] = {}
         self.paused = False
 
@@ -40,6 +40,7 @@ class Observation:
             spans=self.spans,
             softcap=call.softcap,
             sinks=call.sinks,
+            argmax_only=self._argmax_only,
         )
 
     @property
@@ -66,15 +67,17 @@ class Observation:
 
 
 @contextmanager
-def observe(model: Any, rows: int | None = None, spans: Sequence[tuple[int, int]] = ()) -> Iterator[Observation]:
+def observe(
+    model: Any, rows: int | None = None, spans: Sequence[tuple[int, int]] = (), argmax_only: bool = False
+) -> Iterator[Observation]:
     """Collect row statistics inside the block.
 
     rows: how many of the newest query rows of each forward pass (None = all). spans: key ranges [start, stop) whose attention mass
     is wanted. Both may be changed on the yielded object between passes, and `paused` stops the counting for a while. Each pass
-    replaces the statistics of the one before.
+    replaces the statistics of the one before. argmax_only: leave log-sum-exp and mass out (NaN), which is cheaper.
     """
     with attached(model) as plan:
-        observation = Observation(plan.layout.shape[0], rows, spans)
+        observation = Observation(plan.layout.shape[0], rows, spans, argmax_only)
         plan.taps.append(observation)
         try:
             yield observation

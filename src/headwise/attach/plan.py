@@ -46,12 +46,16 @@ class Edit(Protocol):
 
 @dataclass
 class Plan:
-    """State of one attached model; lives as long as the outermost `with` block."""
+    """State of one attached model; lives as long as the outermost `with` block.
+
+    past: layer -> keys and values that all batch rows share (see `shared_past`). tail: see `last_rows`.
+    """
 
     layout: Layout
     taps: list[Callable[[Call], None]] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    tail: tuple[int, int] | None = None
     depth: int = 0
 
 

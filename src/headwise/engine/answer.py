@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from headwise.attach.caches import shared_past
+from headwise.attach.tail import last_rows
 from headwise.core.errors import HeadwiseError
-from headwise.engine.runner import token_tensor
+from headwise.engine.greedy import decode_one, decode_rows
+from headwise.engine.runner import Leaf, token_tensor
 
 Variant = TypeVar("Variant")
 
@@ -46,7 +48,8 @@ def verify_draft(model: Any, cache: DynamicCache, rest: Sequence[int], gold: Seq
     """One pass over rest + gold, appended to `cache`. Raises `HeadwiseError` if a logit is NaN or infinite."""
     count = len(gold)
     ids = token_tensor(model, [*rest, *gold], rows)
-    logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=count + 1).logits.float()
+    with last_rows(model, count + 1):
+        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=count + 1).logits.float()
     if not torch.isfinite(logits).all():
         raise HeadwiseError("the model's logits are not finite (NaN or infinity); try --dtype float32 or another checkpoint")
     predicted = logits.argmax(dim=-1)
@@ -54,29 +57,6 @@ def verify_draft(model: Any, cache: DynamicCache, rest: Sequence[int], gold: Seq
     accepted = (predicted[:, :count] == target).int().cumprod(dim=1).sum(dim=1)
     logprob = logits[:, :count].log_softmax(dim=-1).gather(-1, target.unsqueeze(-1)).sum(dim=(1, 2))
     return Draft(predicted, accepted, logprob)
-
-
-@torch.no_grad()
-def decode(
-    model: Any, cache: DynamicCache, rest: Sequence[int], stop: Collection[int], limit: int, rows: int = 1
-) -> list[tuple[int, ...]]:
-    """Greedy decoding of all rows after `rest`; each ends with its first stop token or after `limit` tokens. Grows `cache`.
-
-    It also ends where the model's positions end.
-    """
-    answers: list[list[int]] = [[] for _ in range(rows)]
-    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if positions is not None:
-        limit = min(limit, positions - cache.get_seq_length() - len(rest) + 1)
-    ids = token_tensor(model, rest, rows)
-    while True:
-        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        ids = logits[:, -1:].argmax(dim=-1)
-        for answer, new in zip(answers, ids[:, 0].tolist(), strict=True):
-            if not answer or (answer[-1] not in stop and len(answer) < limit):
-                answer.append(new)
-        if all(answer[-1] in stop or len(answer) >= limit for answer in answers):
-            return [tuple(answer) for answer in answers]
 
 
 def draft_answer(draft: Draft, row: int, stop: Collection[int], limit: int) -> tuple[int, ...] | None:
@@ -90,25 +70,28 @@ def draft_answer(draft: Draft, row: int, stop: Collection[int], limit: int) -> t
 
 def answer_variants(
     model: Any,
-    past: DynamicCache,
-    rest: Sequence[int],
+    leaf: Leaf,
     gold: Sequence[int],
     variants: Sequence[Variant],
     enter: Callable[[Sequence[Variant]], AbstractContextManager[Any]],
     stop: Collection[int],
     limit: int,
 ) -> list[Answer]:
-    """One greedy answer per variant; all continue `past` (one row, left as it is) with `rest`.
+    """One greedy answer per variant; all continue the leaf's past (one row, left as it is) with its rest.
 
     enter(variants) opens the block in which batch row i behaves as variants[i].
     """
-    rows = len(variants)
-    with enter(variants), shared_past(model, past, rows) as cache:
+    rows, rest = len(variants), leaf.rest
+    with enter(variants), shared_past(model, leaf.past, rows) as cache:
         draft = verify_draft(model, cache, rest, gold, rows)
     answers = [draft_answer(draft, row, stop, limit) for row in range(rows)]
     open_rows = [row for row, answer in enumerate(answers) if answer is None]
     if open_rows:
-        with enter([variants[row] for row in open_rows]), shared_past(model, past, len(open_rows)) as cache:
-            for row, ids in zip(open_rows, decode(model, cache, rest, stop, limit, len(open_rows)), strict=True):
-                answers[row] = ids
+        with enter([variants[row] for row in open_rows]), shared_past(model, leaf.past, len(open_rows)) as cache:
+            if len(open_rows) == 1:
+                found = [decode_one(model, cache, leaf.ids, stop, limit)]
+            else:
+                found = decode_rows(model, cache, rest, stop, limit, len(open_rows))
+        for row, ids in zip(open_rows, found, strict=True):
+            answers[row] = ids
     return [Answer(ids or (), float(draft.logprob[row])) for row, ids in enumerate(answers)]

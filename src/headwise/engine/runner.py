@@ -1,8 +1,8 @@
-"""The shared-prefix runner: prefill every shared stretch of text once, hand out each prompt's rest with its cache."""
+"""The shared-prefix runner: every stretch of text that several prompts begin with is run once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,40 +10,41 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from headwise.attach.caches import fork, full_cache
-from headwise.attach.plan import device_of
-from headwise.engine.tree import Node, cost, prefix_tree
-
-Advance = Callable[[int], None]
+from headwise.attach.caches import cut_back, fork, full_cache
+from headwise.attach.plan import attached, device_of
+from headwise.attach.tail import last_rows
+from headwise.engine.sharing import branch_points, sharing_order
 
 
 @dataclass
 class Leaf:
-    """One prompt, ready for its own pass: `past` holds the tokens before `rest`; both belong to the receiver."""
+    """One prompt, ready for its own pass: ids = what `past` holds + `rest`.
+
+    The receiver may append to `past`: the prompt's own `rest` first, then what it likes. It must not change what is in there, and
+    must be done with it when it asks for the next leaf.
+    """
 
     index: int
+    ids: tuple[int, ...]
     past: DynamicCache
-    rest: tuple[int, ...]
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """Tokens that `past` does not hold yet."""
+        return self.ids[self.past.get_seq_length() :]
 
 
-def leaves(model: Any, prompts: Sequence[Sequence[int]], advance: Advance | None = None) -> Iterator[Leaf]:
-    """Yield every prompt once, in the order that keeps fewest caches alive. Run inside `attached` (or any attach block).
-
-    advance: called with the number of tokens just prefilled or handed out, for progress bars; see `total_cost`.
-    """
-    yield from _walk(model, prefix_tree(prompts), prompts, full_cache(model), advance or (lambda _: None))
-
-
-def total_cost(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that `leaves` and its receiver will run."""
-    tree = prefix_tree(prompts)
-    return tree.length + cost(tree, prompts)
+def leaves(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Leaf]:
+    """Yield every prompt once, in the order that shares most text. Run inside `attached` (or any attach block)."""
+    with attached(model) as plan:
+        hybrid = plan.layout.is_hybrid
+    yield from (_from_snapshots if hybrid else _by_cutting_back)(model, prompts)
 
 
 def prefill(model: Any, cache: DynamicCache, ids: Sequence[int]) -> None:
     """Append tokens to a cache."""
     if ids:
-        with torch.no_grad():
+        with torch.no_grad(), last_rows(model, 1):
             model(input_ids=token_tensor(model, ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
@@ -52,15 +53,25 @@ def token_tensor(model: Any, ids: Sequence[int], rows: int = 1) -> Tensor:
     return torch.tensor([list(ids)], dtype=torch.int64, device=device_of(model)).expand(rows, -1)
 
 
-def _walk(model: Any, node: Node, prompts: Sequence[Sequence[int]], cache: DynamicCache, advance: Advance) -> Iterator[Leaf]:
-    done = cache.get_seq_length()
-    if node.length > done:
-        prefill(model, cache, prompts[node.sample][done : node.length])
-        advance(node.length - done)
-    for index in node.leaves:
-        rest = tuple(prompts[index][node.length :])
-        yield Leaf(index, fork(cache), rest)
-        advance(len(rest))
-    for i, child in enumerate(node.children):
-        # The last child may take the cache over; nobody needs it afterwards.
-        yield from _walk(model, child, prompts, cache if i + 1 == len(node.children) else fork(cache), advance)
+def _by_cutting_back(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Leaf]:
+    """One cache serves all: it is cut back to what the next prompt shares with the one that has just filled it."""
+    cache, before = full_cache(model), 0
+    for index, shared in sharing_order(prompts):
+        usable = min(shared, before, cache.get_seq_length())
+        cut_back(cache, cache.get_seq_length() - usable)
+        yield Leaf(index, tuple(prompts[index]), cache)
+        before = len(prompts[index])
+
+
+def _from_snapshots(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Leaf]:
+    """Recurrent states cannot be cut back, so a copy is kept wherever a later prompt will branch off."""
+    order = sharing_order(prompts)
+    snapshots = [full_cache(model)]
+    for place, (index, shared) in enumerate(order):
+        while snapshots[-1].get_seq_length() > shared:
+            snapshots.pop()
+        cache = fork(snapshots[-1])
+        for length in branch_points([n for _, n in order[place + 1 :]], cache.get_seq_length()):
+            prefill(model, cache, prompts[index][cache.get_seq_length() : length])
+            snapshots.append(fork(cache))
+        yield Leaf(index, tuple(prompts[index]), cache)

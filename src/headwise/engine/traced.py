@@ -8,22 +8,22 @@ from typing import Any
 
 from torch import Tensor
 
-from headwise.attach.caches import fork
+from headwise.attach.caches import fork, shared_past
 from headwise.attach.observe import Observation
-from headwise.engine.answer import decode, draft_answer, verify_draft
+from headwise.engine.answer import draft_answer, verify_draft
+from headwise.engine.greedy import decode_one
 from headwise.engine.runner import Leaf, prefill
 
 
 @dataclass(frozen=True)
 class TracedAnswer:
-    """ids: greedy tokens, stop token included. argmax [L, H, T], mass [L, H, T, N]: row t belongs to the query that predicts ids[t].
+    """ids: greedy tokens, stop token included. argmax [L, H, T]: row t belongs to the query that predicts ids[t].
 
     gold_logprob: log-probability of the gold ids in nats.
     """
 
     ids: tuple[int, ...]
     argmax: Tensor
-    mass: Tensor
     gold_logprob: float
 
 
@@ -33,22 +33,25 @@ def traced_answer(
     """Greedy answer to a leaf inside `with observe(model) as seen`.
 
     The pass that verifies the gold draft also yields the statistics. Where the model says something else, its own answer is decoded
-    and scored in one more pass over that answer alone. hybrid: the model has recurrent layers, whose state cannot be cut back.
+    from there on and scored in one more pass over that answer alone. hybrid: the model has recurrent layers, whose state cannot be cut
+    back.
     """
-    rest, past = leaf.rest, leaf.past
+    past, last = leaf.past, len(leaf.ids) - 1
     if hybrid:
         seen.paused = True
-        prefill(model, past, rest[:-1])
-        rest = rest[-1:]
+        prefill(model, past, leaf.rest[:-1])
     before = fork(past) if hybrid else None
     seen.paused, seen.rows = False, len(gold) + 1
-    draft = verify_draft(model, past, rest, gold)
+    draft = verify_draft(model, past, leaf.rest, gold)
     answer = draft_answer(draft, 0, stop, limit)
     if answer is None:
-        start = before or fork(past, past.get_seq_length() - len(gold) - 1)
+        agreed = 0 if hybrid else int(draft.accepted[0]) + 1  # the token that contradicts the draft is the model's own, too
+        said = draft.predicted[0, :agreed].tolist()
         seen.paused = True
-        answer = decode(model, fork(start), rest[-1:], stop, limit)[0]
+        # A block of its own for the new tokens: growing a long cache would copy it at every step.
+        with shared_past(model, before or fork(past, last + agreed), 1) as cache:
+            answer = decode_one(model, cache, leaf.ids, stop, limit, said)
         seen.paused, seen.rows = False, len(answer)
-        verify_draft(model, start, rest[-1:], answer[:-1])
+        verify_draft(model, before or fork(past, last), leaf.ids[-1:], answer[:-1])
     steps = len(answer)
-    return TracedAnswer(answer, seen.argmax[:, 0, :, :steps], seen.mass[:, 0, :, :steps], float(draft.logprob[0]))
+    return TracedAnswer(answer, seen.argmax[:, 0, :, :steps], float(draft.logprob[0]))

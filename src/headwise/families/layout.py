@@ -53,8 +53,8 @@ def layout_of(model: nn.Module) -> Layout:
     config: Any = model.config
     family = family_of(config.model_type)
     text = config.get_text_config(decoder=True)
-    layers = _follow(model, family.layers)
-    modules = {i: _follow(layer, family.attention) for i, layer in enumerate(layers) if hasattr(layer, family.attention)}
+    layers = follow(model, family.layers)
+    modules = {i: follow(layer, family.attention) for i, layer in enumerate(layers) if hasattr(layer, family.attention)}
     if not modules:
         raise UnsupportedModelError(f"no attention found at {family.layers}.*.{family.attention} of {type(model).__name__}")
     heads, dim = int(text.num_attention_heads), _head_dim(text)
@@ -75,7 +75,7 @@ def layout_of(model: nn.Module) -> Layout:
 def _self_check(layout: Layout) -> None:
     """The output projection must take heads x head_dim inputs; otherwise heads would be cut at the wrong places."""
     for layer, module in layout.modules.items():
-        projection = _follow(module, layout.family.output)
+        projection = follow(module, layout.family.output)
         width = projection.weight.shape[0] if layout.family.query == "conv" else projection.weight.shape[1]
         if width != layout.shape[1] * layout.head_dim:
             raise UnsupportedModelError(
@@ -96,5 +96,6 @@ def _window(module: nn.Module, text: Any, layer: int) -> int | None:
     return int(window) if window else None
 
 
-def _follow(root: Any, path: str) -> Any:
+def follow(root: Any, path: str) -> Any:
+    """The attribute at a dotted path."""
     return reduce(getattr, path.split("."), root)

@@ -47,8 +47,10 @@ def visible_logits(
         if mask is not None:
             logits = logits.masked_fill(~mask[..., start:stop], -torch.inf)
         elif stop > length - rows + 1:
-            key_position = torch.arange(start, stop, device=query.device)
-            logits = logits.masked_fill(key_position > position.unsqueeze(-1), -torch.inf)
+            # Every row sees the keys before the first row; only the keys of the rows themselves need a mask.
+            first = max(start, length - rows)
+            key_position = torch.arange(first, stop, device=query.device)
+            logits[..., first - start :].masked_fill_(key_position > position.unsqueeze(-1), -torch.inf)
         yield start, logits
 
 

@@ -27,6 +27,8 @@ class RowStats:
     argmax [B, H, R] int64: key position of the largest logit; the lowest position wins a tie; -1 if nothing is visible.
     lse    [B, H, R] float32: log-sum-exp of the visible logits, sink logit included if the model has one.
     mass   [B, H, R, N] float32: attention weight on each span, in [0, 1].
+
+    lse and mass are NaN if only the argmax was asked for.
     """
 
     argmax: Tensor
@@ -43,6 +45,7 @@ def row_statistics(
     spans: Sequence[tuple[int, int]] = (),
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    argmax_only: bool = False,
     block: int = BLOCK,
 ) -> RowStats:
     """Statistics of the given query rows over all keys they may see.
@@ -51,6 +54,7 @@ def row_statistics(
     keys: [B or 1, G, S_i, d] each, one after another along the sequence (batch 1 = shared by all batch rows); H % G == 0.
     mask [B or 1, 1, R, S] bool, True = visible, or None for causal. spans: N ranges [start, stop) of key positions.
     softcap: cap * tanh(logit / cap) before the softmax. sinks [H]: one extra logit per head that takes mass but is no key.
+    argmax_only: leave the sums out, which cost more than the comparison.
     """
     batch, heads, rows, _ = query.shape
     device = query.device
@@ -65,6 +69,9 @@ def row_statistics(
         peak = logits.gather(-1, top).squeeze(-1)
         where = torch.where(peak > best, top.squeeze(-1) + start, where)
         highest = torch.maximum(best, peak)
+        if argmax_only:
+            best = highest
+            continue
         # exp(-inf - -inf) would be NaN where nothing has been visible yet.
         anchor = torch.where(highest.isinf(), torch.zeros_like(highest), highest)
         rescale = torch.exp(best - anchor)
@@ -73,6 +80,8 @@ def row_statistics(
         if spans:
             mass = mass * rescale.unsqueeze(-1) + weights @ _membership(spans, start, logits.shape[-1], device)
         best = highest
+    if argmax_only:
+        return RowStats(where, torch.full_like(best, torch.nan), torch.full_like(mass, torch.nan))
     lse = torch.log(total) + torch.where(best.isinf(), torch.zeros_like(best), best)
     if sinks is not None:
         lse = torch.logaddexp(lse, sink)

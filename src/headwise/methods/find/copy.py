@@ -96,7 +96,7 @@ def _run_group(loaded: Loaded, group: Group, options: CopyOptions, stop: frozens
     """({"scores": [depth, L, H]}, info per depth); unsolved runs hold NaN."""
     scores = np.full((len(group.prompts), *loaded.layout.shape), np.nan, dtype=np.float32)
     info = [dict(cell) for cell in group.info]
-    with observe(loaded.model) as seen:
+    with observe(loaded.model, argmax_only=True) as seen:
         for leaf in leaves(loaded.model, [prompt.ids for prompt in group.prompts]):
             prompt, cell = group.prompts[leaf.index], info[leaf.index]
             answer = traced_answer(loaded.model, seen, leaf, prompt.gold, stop, options.max_new_tokens, loaded.layout.is_hybrid)

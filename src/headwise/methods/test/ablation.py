@@ -117,7 +117,7 @@ def _run_group(loaded: Loaded, group: Group, sets: list[HeadSet], options: Ablat
             enter = partial(without, scope=options.scope, answer_from=len(prompt.ids) - 1)
             rows = max(1, min(options.rows, TOKENS // len(leaf.rest)))
             batches = [sets[start : start + rows] for start in range(0, len(sets), rows)]
-            answer = partial(answer_variants, loaded.model, leaf.past, leaf.rest, prompt.gold)
+            answer = partial(answer_variants, loaded.model, leaf, prompt.gold)
             answers = [found for batch in batches for found in answer(batch, enter, stop, options.max_new_tokens)]
             texts = [loaded.tokenizer.decode(found.ids, skip_special_tokens=True) for found in answers]
             tables["recall"][:, leaf.index] = [unigram_recall(text, gold) for text in texts]
@@ -130,11 +130,11 @@ def _run_group(loaded: Loaded, group: Group, sets: list[HeadSet], options: Ablat
 def _starts(model: Any, prompts: Sequence[Sequence[int]], scope: str) -> Iterator[Leaf]:
     """Where variants part: at the last prompt token (scope `answer`), or at the first (scope `all`)."""
     if scope == "all":
-        yield from (Leaf(i, full_cache(model), tuple(prompt)) for i, prompt in enumerate(prompts))
+        yield from (Leaf(i, tuple(prompt), full_cache(model)) for i, prompt in enumerate(prompts))
         return
     for leaf in leaves(model, prompts):
         prefill(model, leaf.past, leaf.rest[:-1])
-        yield Leaf(leaf.index, leaf.past, leaf.rest[-1:])
+        yield leaf
 
 
 def _means(loaded: Loaded, options: AblationOptions, calibration: Tensor | None) -> Tensor | None:

@@ -48,7 +48,7 @@ def _run_group(loaded: Loaded, group: Group, stop: frozenset[int], limit: int) -
         for leaf in leaves(loaded.model, [prompt.ids for prompt in group.prompts]):
             gold = group.prompts[leaf.index].gold
             prefill(loaded.model, leaf.past, leaf.rest[:-1])
-            answers = answer_variants(loaded.model, leaf.past, leaf.rest[-1:], gold, [None], lambda _: nullcontext(), stop, limit)
+            answers = answer_variants(loaded.model, leaf, gold, [None], lambda _: nullcontext(), stop, limit)
             text = loaded.tokenizer.decode(answers[0].ids, skip_special_tokens=True)
             wanted = group.needle.answer
             info[leaf.index] |= {
