@@ -30,7 +30,7 @@ quick: $(READY)  ## tests without the slow ones
 
 lab: $(READY)  ## train the bundled model from scratch: make lab BOOKS=FOLDER (about an hour on two cores)
 	$(BIN)/python -m headwise.lab.recipe.train --books $(BOOKS) --work .lab
-	$(BIN)/python -m headwise.lab.recipe.evaluate --books $(BOOKS) --model .lab/model
+	$(BIN)/python -m headwise.lab.recipe.evaluate --books $(BOOKS) --model .lab/lab-6m/model
 
 clean:
 	rm -rf $(VENV) headwise-out

@@ -66,10 +66,11 @@ def test_an_untrained_copy_has_none(lab):
 def test_its_recipe_is_the_recipe_of_the_code():
     from dataclasses import asdict
 
-    from headwise.lab.recipe.train import Recipe
+    from headwise.lab.recipe.recipes import RECIPES
 
-    saved = json.loads((bundled_model() / "recipe.json").read_text())
-    assert saved == json.loads(json.dumps(asdict(Recipe())))
+    for folder in bundled_model().parent.iterdir():
+        saved = json.loads((folder / "recipe.json").read_text())
+        assert saved == json.loads(json.dumps(asdict(RECIPES[folder.name])))
 
 
 def test_the_recipe_holds_out_what_it_should():

@@ -1,4 +1,4 @@
-"""Train a lab model from scratch: `python -m headwise.lab.recipe.train --books FOLDER --work FOLDER`.
+"""Train a lab model from scratch: `python -m headwise.lab.recipe.train --model NAME --books FOLDER --work FOLDER`.
 
 A run is a list of phases of growing sequence length. It writes a checkpoint every few minutes and continues exactly where it
 stopped. The malloc settings matter on Linux CPUs (large tensors are otherwise returned to the system at each step), so the
@@ -13,114 +13,52 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from headwise.lab import bundled_model
 from headwise.lab.recipe.corpus import tokenize_books, training_books
 from headwise.lab.recipe.facts import FactMaker
 from headwise.lab.recipe.mixture import ANSWER_WEIGHT, Mixture
+from headwise.lab.recipe.recipes import RECIPES, Recipe
 from headwise.lab.recipe.tokenizer import save_for_transformers, train_tokenizer
+from headwise.lab.recipe.world_rows import WorldRows
 
 # Large tensors stay with the process; threads that wait sleep, so that other work beside the training does not stall it.
+Rows = Mixture | WorldRows
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-@dataclass(frozen=True)
-class Phase:
-    """`steps` updates; each draws one of `lengths` (tokens) with the matching probability, `tokens` in all per update.
-
-    edges: see `Mixture.batch`.
-    """
-
-    steps: int
-    tokens: int
-    lengths: tuple[int, ...]
-    shares: tuple[float, ...] = (1.0,)
-    edges: float = 0.0
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides the result. Learning rates are peaks: warm-up, constant, then linear decay to 5 %; the polish starts at 30 %.
-
-    polish: a last phase for what the others leave weak: facts at the very start and end of long contexts.
-    """
-
-    layers: int = 8
-    heads: int = 8
-    kv_heads: int = 4
-    head_dim: int = 32
-    hidden: int = 256
-    ffn: int = 512
-    positions: int = 1280
-    seed: int = 0
-    matrix_rate: float = 4e-3
-    other_rate: float = 2e-3
-    weight_decay: float = 0.02
-    warmup: int = 60
-    decay_from: float = 0.65
-    phases: tuple[Phase, ...] = field(
-        default=(
-            Phase(700, 8_192, (128,)),
-            Phase(150, 16_384, (256,)),
-            Phase(150, 16_384, (512, 256), (0.7, 0.3)),
-            Phase(250, 16_128, (1152, 512, 256), (0.7, 0.15, 0.15)),
-        )
-    )
-
-    polish: Phase = Phase(110, 16_128, (1152, 768, 512, 256), (0.5, 0.2, 0.15, 0.15), edges=0.5)
-
-    @property
-    def main_steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
-
-    @property
-    def steps(self) -> int:
-        return self.main_steps + self.polish.steps
-
-    def shape(self, step: int) -> tuple[int, int, float]:
-        """(rows, length, edges) of an update."""
-        for phase in (*self.phases, self.polish):
-            if step < phase.steps:
-                break
-            step -= phase.steps
-        length = int(np.random.default_rng([self.seed, 77, step]).choice(phase.lengths, p=phase.shares))
-        return phase.tokens // length, length, phase.edges
-
-    def rate(self, step: int) -> float:
-        """Factor on the peak learning rates."""
-        if step >= self.main_steps:
-            return 0.01 + 0.29 * (1 - (step - self.main_steps) / self.polish.steps)
-        down = (step - self.decay_from * self.main_steps) / ((1 - self.decay_from) * self.main_steps)
-        return min(1.0, (step + 1) / self.warmup) * (1 - 0.95 * max(0.0, down))
-
-
-def build_model(recipe: Recipe, vocabulary: int, bos: int, eos: int) -> torch.nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def build_model(recipe: Recipe, vocabulary: int, bos: int, eos: int) -> Any:
+    """A fresh model of the recipe's architecture, or the weights of the model that it continues."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(recipe.seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=recipe.hidden,
-            intermediate_size=recipe.ffn,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            num_key_value_heads=recipe.kv_heads,
-            head_dim=recipe.head_dim,
-            max_position_embeddings=recipe.positions,
-            tie_word_embeddings=True,
-            bos_token_id=bos,
-            eos_token_id=eos,
-            pad_token_id=eos,
-            # Compiled eager attention is faster than the SDPA kernel on CPUs at these head sizes and lengths.
-            attn_implementation="eager",
-        )
+    config = AutoConfig.for_model(
+        recipe.family,
+        vocab_size=vocabulary,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.ffn,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        head_dim=recipe.head_dim,
+        max_position_embeddings=recipe.positions,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_base},
+        tie_word_embeddings=True,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=eos,
     )
+    # Compiled eager attention is faster than the SDPA kernel on CPUs at these head sizes and lengths.
+    options: dict[str, Any] = {"config": config, "attn_implementation": "eager", "dtype": torch.float32}
+    if recipe.start:
+        return AutoModelForCausalLM.from_pretrained(bundled_model(recipe.start), **options)
+    return AutoModelForCausalLM.from_config(**options)
 
 
 def optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -153,7 +91,7 @@ def make_loss(model: Any) -> Any:
     return torch.compile(loss, dynamic=False)
 
 
-def prepare(mixture: Mixture, recipe: Recipe, step: int) -> tuple[torch.Tensor, ...]:
+def prepare(mixture: Rows, recipe: Recipe, step: int) -> tuple[torch.Tensor, ...]:
     rows, length, edges = recipe.shape(step)
     ids, weights = mixture.batch(step, rows, length + 1, edges)
     chosen = choose_positions(weights[:, 1:], np.random.default_rng([recipe.seed, 5, step]))
@@ -166,7 +104,7 @@ def prepare(mixture: Mixture, recipe: Recipe, step: int) -> tuple[torch.Tensor, 
     )
 
 
-def train(recipe: Recipe, mixture: Mixture, model: Any, work: Path, save_every: int) -> None:
+def train(recipe: Recipe, mixture: Rows, model: Any, work: Path, save_every: int) -> None:
     steppers, loss_of = optimizers(model, recipe), make_loss(model)
     state, first, seconds = work / "state.pt", 0, 0.0
     if state.exists():
@@ -220,18 +158,31 @@ def _line(
 
 def export(model: Any, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
     """The plain checkpoint that `AutoModelForCausalLM` reads: bfloat16 safetensors, config, tokenizer, recipe."""
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     config = model.config.__class__.from_dict(model.config.to_dict())
-    plain = LlamaForCausalLM(config)
+    plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(model.state_dict())
     plain.to(torch.bfloat16).save_pretrained(folder)
     save_for_transformers(tokenizer, folder, recipe.positions)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
 
 
+def training_text(books: Path, work: Path) -> tuple[Any, np.ndarray]:
+    """The tokenizer and the ids of the training books; both are kept in `work` and shared by all recipes."""
+    from tokenizers import Tokenizer
+
+    path, ids = work / "tokenizer.json", work / "train.npy"
+    if not path.exists():
+        train_tokenizer(text[:400_000] for text in training_books(books)).save(str(path))
+    tokenizer = Tokenizer.from_file(str(path))
+    tokens = np.load(ids) if ids.exists() else np.asarray(tokenize_books(training_books(books), tokenizer, ids))
+    return tokenizer, tokens
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=list(RECIPES), default="lab-6m", help="which recipe")
     parser.add_argument("--books", type=Path, required=True, help="folder with books-0.jsonl.xz ... books-3.jsonl.xz")
     parser.add_argument("--work", type=Path, default=Path(".lab"), help="checkpoints, token ids, log")
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
@@ -240,23 +191,15 @@ def main() -> None:
         os.execve(
             sys.executable, [sys.executable, "-m", "headwise.lab.recipe.train", *sys.argv[1:]], {**os.environ, **ENVIRONMENT}
         )
-    from tokenizers import Tokenizer
-
-    options.work.mkdir(parents=True, exist_ok=True)
-    recipe, path = Recipe(), options.work / "tokenizer.json"
-    if not path.exists():
-        train_tokenizer(text[:400_000] for text in training_books(options.books)).save(str(path))
-    tokenizer = Tokenizer.from_file(str(path))
-    tokens = (
-        np.load(options.work / "train.npy")
-        if (options.work / "train.npy").exists()
-        else np.asarray(tokenize_books(training_books(options.books), tokenizer, options.work / "train.npy"))
-    )
+    recipe, work = RECIPES[options.model], options.work / options.model
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer, tokens = training_text(options.books, options.work)
     sample = tokenizer.decode(tokens[:3_000_000].tolist())
     facts = FactMaker(tokenizer, [sample[i : i + 200_000] for i in range(0, len(sample), 200_000)])
+    rows = (WorldRows if recipe.rows == "world" else Mixture)(tokenizer, tokens, facts, recipe.seed)
     model = build_model(recipe, tokenizer.get_vocab_size(), bos=0, eos=1)
-    train(recipe, Mixture(tokenizer, tokens, facts, recipe.seed), model, options.work, options.save_every)
-    export(model, tokenizer, recipe, options.work / "model")
+    train(recipe, rows, model, work, options.save_every)
+    export(model, tokenizer, recipe, work / "model")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""The recipes of all lab models, by name. A recipe and the training text decide a model up to the rounding of the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`steps` updates; each draws one of `lengths` (tokens) with the matching probability, `tokens` in all per update.
+
+    edges: see `Mixture.batch`.
+    """
+
+    steps: int
+    tokens: int
+    lengths: tuple[int, ...]
+    shares: tuple[float, ...] = (1.0,)
+    edges: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the result. Learning rates are peaks: warm-up, constant, then linear decay to 5 %; the polish starts at 30 %.
+
+    polish: a last phase for what the others leave weak: facts at the very start and end of long contexts. family: `llama` or `qwen3` (norms on
+    queries and keys). rows: `needles` (`Mixture`) or `world` (`WorldRows`). start: name of the model whose weights are continued.
+    """
+
+    layers: int = 8
+    heads: int = 8
+    kv_heads: int = 4
+    head_dim: int = 32
+    hidden: int = 256
+    ffn: int = 512
+    positions: int = 1280
+    seed: int = 0
+    matrix_rate: float = 4e-3
+    other_rate: float = 2e-3
+    weight_decay: float = 0.02
+    warmup: int = 60
+    decay_from: float = 0.65
+    phases: tuple[Phase, ...] = field(
+        default=(
+            Phase(700, 8_192, (128,)),
+            Phase(150, 16_384, (256,)),
+            Phase(150, 16_384, (512, 256), (0.7, 0.3)),
+            Phase(250, 16_128, (1152, 512, 256), (0.7, 0.15, 0.15)),
+        )
+    )
+    polish: Phase = Phase(110, 16_128, (1152, 768, 512, 256), (0.5, 0.2, 0.15, 0.15), edges=0.5)
+    family: str = "llama"
+    rope_base: float = 10_000.0
+    rows: str = "needles"
+    start: str | None = None
+
+    @property
+    def main_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def steps(self) -> int:
+        return self.main_steps + self.polish.steps
+
+    def shape(self, step: int) -> tuple[int, int, float]:
+        """(rows, length, edges) of an update."""
+        for phase in (*self.phases, self.polish):
+            if step < phase.steps:
+                break
+            step -= phase.steps
+        length = int(np.random.default_rng([self.seed, 77, step]).choice(phase.lengths, p=phase.shares))
+        return phase.tokens // length, length, phase.edges
+
+    def rate(self, step: int) -> float:
+        """Factor on the peak learning rates."""
+        if step >= self.main_steps:
+            return 0.01 + 0.29 * (1 - (step - self.main_steps) / self.polish.steps)
+        down = (step - self.decay_from * self.main_steps) / ((1 - self.decay_from) * self.main_steps)
+        return min(1.0, (step + 1) / self.warmup) * (1 - 0.95 * max(0.0, down))
+
+
+WORLD = Recipe(
+    positions=512,
+    rows="world",
+    decay_from=0.6,
+    phases=(
+        Phase(600, 8_192, (128,)),
+        Phase(300, 16_384, (256,)),
+        Phase(550, 16_384, (512, 256), (0.75, 0.25)),
+    ),
+    polish=Phase(0, 16_384, (512,)),
+)
+RECIPES = {
+    "lab-6m": Recipe(),
+    "world-6m": WORLD,
+    "world-6m-seed1": replace(WORLD, seed=1),
+    "world-6m-qwen3": replace(WORLD, seed=2, family="qwen3"),
+    "world-6m-long": replace(
+        WORLD,
+        positions=2048,
+        seed=3,
+        rope_base=100_000.0,
+        start="world-6m",
+        matrix_rate=1.5e-3,
+        other_rate=8e-4,
+        warmup=10,
+        decay_from=0.3,
+        phases=(Phase(200, 16_384, (2048, 1024, 512), (0.6, 0.2, 0.2)),),
+    ),
+}
