@@ -46,9 +46,9 @@ def _facts_and_words(rng: np.random.Generator, room: int) -> Options:
 
 
 def _needle(rng: np.random.Generator, room: int) -> Options:
-    options = _facts_and_words(rng, room - QUESTION)
-    questions = 1 + int(rng.integers(0, 1 + min(7, options["facts"], room // 60)))
-    return options | {"questions": questions}
+    questions = int(rng.integers(1, max(2, min(9, room // 50))))
+    options = _facts_and_words(rng, room - (QUESTION - 2) * questions)
+    return options | {"facts": max(options["facts"], questions - 1), "questions": questions}
 
 
 def _key_value(rng: np.random.Generator, room: int) -> Options:
