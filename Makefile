@@ -2,6 +2,7 @@
 PYTHON ?= python3
 # Pinned, and installed first: an unpinned torch may bring gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
+MODEL ?= lab-6m
 VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
@@ -28,9 +29,8 @@ check: $(READY)
 quick: $(READY)  ## tests without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
-lab: $(READY)  ## train the bundled model from scratch: make lab BOOKS=FOLDER (about an hour on two cores)
-	$(BIN)/python -m headwise.lab.recipe.train --books $(BOOKS) --work .lab
-	$(BIN)/python -m headwise.lab.recipe.evaluate --books $(BOOKS) --model .lab/lab-6m/model
+lab: $(READY)  ## train a bundled model from scratch: make lab MODEL=world-6m BOOKS=FOLDER (an hour or two on two cores)
+	$(BIN)/python -m headwise.lab.recipe.train --model $(MODEL) --books $(BOOKS) --work .lab
 
 clean:
 	rm -rf $(VENV) headwise-out

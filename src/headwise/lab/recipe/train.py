@@ -33,8 +33,8 @@ Rows = Mixture | WorldRows
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def build_model(recipe: Recipe, vocabulary: int, bos: int, eos: int) -> Any:
-    """A fresh model of the recipe's architecture, or the weights of the model that it continues."""
+def build_model(recipe: Recipe, vocabulary: int, bos: int, eos: int, start: Path | None) -> Any:
+    """A fresh model of the recipe's architecture, or the weights of the model in `start` under the recipe's configuration."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(recipe.seed)
@@ -56,8 +56,8 @@ def build_model(recipe: Recipe, vocabulary: int, bos: int, eos: int) -> Any:
     )
     # Compiled eager attention is faster than the SDPA kernel on CPUs at these head sizes and lengths.
     options: dict[str, Any] = {"config": config, "attn_implementation": "eager", "dtype": torch.float32}
-    if recipe.start:
-        return AutoModelForCausalLM.from_pretrained(bundled_model(recipe.start), **options)
+    if start:
+        return AutoModelForCausalLM.from_pretrained(start, **options)
     return AutoModelForCausalLM.from_config(**options)
 
 
@@ -197,7 +197,11 @@ def main() -> None:
     sample = tokenizer.decode(tokens[:3_000_000].tolist())
     facts = FactMaker(tokenizer, [sample[i : i + 200_000] for i in range(0, len(sample), 200_000)])
     rows = (WorldRows if recipe.rows == "world" else Mixture)(tokenizer, tokens, facts, recipe.seed)
-    model = build_model(recipe, tokenizer.get_vocab_size(), bos=0, eos=1)
+    start = None
+    if recipe.start:
+        retrained = options.work / recipe.start / "model"
+        start = retrained if retrained.exists() else bundled_model(recipe.start)
+    model = build_model(recipe, tokenizer.get_vocab_size(), bos=0, eos=1, start=start)
     train(recipe, rows, model, work, options.save_every)
     export(model, tokenizer, recipe, work / "model")
 
