@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from headwise.prompts.microworld.facts import Fact, Page, Scene, nested, question_pieces
 from headwise.prompts.microworld.names import pick
+from headwise.prompts.microworld.phrases import STEPS
 from headwise.prompts.microworld.relations import Relation, about, chains, relations
 from headwise.prompts.microworld.text import Piece, Pieces, Turn
 
@@ -63,10 +64,11 @@ def chain_question(page: Page, first: int, second: int) -> Pieces:
 
 
 def chain_turn(page: Page, first: int, second: int, steps: bool) -> Turn:
-    """The two-hop question. steps: the answer repeats both facts as they were told, then gives the value."""
+    """The two-hop question. steps: it asks for them, and the answer repeats both facts as they were told, then gives the value."""
     value = Piece(" " + page.facts[second - 1].value, ("final",))
-    answer = [value]
+    answer, ask = [value], chain_question(page, first, second)
     if steps:
+        ask = (*ask, Piece(" " + STEPS, ("mode",)))
         told = []
         for step, number in enumerate((first, second), 1):
             fact = page.facts[number - 1]
@@ -74,4 +76,4 @@ def chain_turn(page: Page, first: int, second: int, steps: bool) -> Turn:
         answer = [*told, Piece(" So:"), value]
     alias = {"needle": f"fact/{second}", "answer": f"fact/{second}/value", "bridge": f"fact/{first}/value"}
     alias |= {"hop/1": f"fact/{first}", "hop/2": f"fact/{second}", "key": f"fact/{first}/entity"}
-    return Turn(chain_question(page, first, second), tuple(answer), alias=alias)
+    return Turn(ask, tuple(answer), alias=alias)

@@ -68,6 +68,7 @@ Wordings = dict[str, tuple[str, ...]]
 
 # A cue is a signal, not a wording: the flips that it provokes could not be seen if it changed between training and test.
 CUE = "Hmm,"
+STEPS = "Write the steps."
 ARE_YOU_SURE: Wordings = {
     "train": (
         "Are you sure about this answer?",

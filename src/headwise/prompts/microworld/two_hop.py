@@ -17,8 +17,8 @@ def make(
 ) -> Example:
     """Two facts that belong together, scattered among `facts` others with decoys first, and a question that needs both.
 
-    words, filler: as in the needle task. steps: write both facts into the answer. info: facts, gold (numbers of both), bridge, answer.
-    Spans of the answer: step/1, step/2, final.
+    words, filler: as in the needle task. steps: the question asks for them (span `mode`) and the answer writes both facts.
+    info: facts, gold (numbers of both), bridge, answer. Spans of the answer: step/1, step/2, final.
     """
     scene = Scene(rng, split)
     chain = draw_chain(scene, decoys=count("facts", facts, 0, 400))
