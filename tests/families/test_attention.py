@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from headwise.attach import ablate, attached, head_means, observe, steer
+from headwise.attach.tail import last_rows
 from headwise.core import HeadId, HeadSet, UnsupportedModelError
 from headwise.families import family_of, layout_of, silence_in_weights
 from headwise.testing import TINY_FAMILIES, tiny_model
@@ -64,6 +65,18 @@ def test_logits_equal_eager_over_a_cache(model, ids):
     with attached(model):
         got = cached_logits(model, ids)
     torch.testing.assert_close(got, cached_logits(own(model), ids), **TOLERANCE)
+
+
+def test_rows_that_nobody_reads_can_be_left_out(model, ids):
+    """The last layer's output is computed for four positions; their logits and a later pass over the cache stay what they are."""
+    expected = logits(own(model), ids)
+    with attached(model):
+        with torch.no_grad(), last_rows(model, 4):
+            out = model(input_ids=ids[:, :18], use_cache=True, logits_to_keep=4)
+        torch.testing.assert_close(out.logits, expected[:, 14:18], **TOLERANCE)
+        later = logits(model, ids[:, 18:], past_key_values=out.past_key_values)
+    torch.testing.assert_close(later, expected[:, 18:], **TOLERANCE)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_generation_equals_eager(model, ids):

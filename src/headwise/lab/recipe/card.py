@@ -1,0 +1,124 @@
+"""Write the model card of a world model: `python -m headwise.lab.recipe.card FOLDER` (README.md from its recipe, log and results).
+
+FOLDER holds the model, `recipe.json`, `training.jsonl` (the log of the training) and `results.json` (`headwise lab eval FOLDER --output`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from headwise.lab.recipe.recipes import RECIPES, Recipe
+from headwise.lab.recipe.world_rows import SHARES
+
+LINES = 24  # of the training curve
+
+INTRODUCTION = """# {name}: a small model of the micro-world
+
+A language model for experiments with attention heads: it answers questions about short texts of the
+[micro-world](../../../../../docs/microworld.md), knows the facts of its fixed world by heart, writes out steps, and doubts
+where it is cued to. It is a laboratory animal, not an assistant.
+
+| | |
+|---|---|
+| architecture | {architecture} |
+| parameters | {parameters:,} (bfloat16 safetensors, {megabytes:.1f} MB) |
+| tokenizer | that of `lab-6m`: byte-level BPE, 4,096 pieces, digits single |
+| positions | {positions:,} |
+| licence | Apache-2.0, as headwise; the training books are in the public domain, the micro-world is our own |
+"""
+
+DATA = """## Data
+
+`books-large` (three of four files, without the three bundled haystack books), and the training split of the micro-world,
+generated. A row of {lengths} tokens is (51 to 66 %) texts of the micro-world one after another, (17 %) needle questions about
+synthetic facts in book text as in `lab-6m`, (10 %) plain book text, (7 %, at 128 tokens 22 %) repeated sequences. Texts of the
+micro-world are drawn as {tasks}. Answer tokens weigh 4, repeated ones 2, book text and facts of the fixed world 1, other
+contexts 0.25.
+"""
+
+
+def architecture(recipe: Recipe, name: str) -> str:
+    """One line."""
+    shape = f"{recipe.layers} layers x {recipe.heads} query heads (head size {recipe.head_dim}), {recipe.kv_heads} KV heads"
+    return (
+        f"`{name}`, {shape}, width {recipe.hidden}, feed-forward {recipe.ffn}, tied embeddings, RoPE base {recipe.rope_base:,.0f}"
+    )
+
+
+def describe_phases(recipe: Recipe) -> str:
+    """The phases in one sentence."""
+    parts = []
+    for phase in (*recipe.phases, recipe.polish):
+        if phase.steps:
+            lengths = " and ".join(f"{n} ({share:.0%})" for n, share in zip(phase.lengths, phase.shares, strict=True))
+            parts.append(f"{phase.steps} updates of {phase.tokens:,} tokens at length {lengths}")
+    return "; ".join(parts)
+
+
+def curve(log: list[dict[str, Any]]) -> str:
+    """A table of about `LINES` evenly spread lines of the training log."""
+    step = max(1, len(log) // LINES)
+    chosen = log[::step] + ([log[-1]] if (len(log) - 1) % step else [])
+    names = ("step", "length", "book_loss", "answer_loss", "answer_right", "repeat_right", "seconds")
+    head = "| update | length | book loss | answer loss | answer tokens right | repeated tokens right | seconds |\n"
+    head += "|---|---|---|---|---|---|---|\n"
+    return head + "\n".join("| " + " | ".join(str(line[name]) for name in names) + " |" for line in chosen) + "\n"
+
+
+def results(found: dict[str, Any]) -> str:
+    """A table of the evaluation's rows with their goals."""
+    lines = ["| task | n | value | 95 % interval | goal | |", "|---|---|---|---|---|---|"]
+    for row in found["rows"]:
+        if row["value"] is None:
+            lines.append(f"| {row['task']} | 0 | not measured: {row['reason']} | | | |")
+            continue
+        scale, unit = (100, " %") if row["unit"] == "share" else (1, "")
+        low, value, high = (f"{row[name] * scale:.3g}" for name in ("low", "value", "high"))
+        goal = "" if row["goal"] is None else f"{row['goal'] * scale:.3g}{unit}"
+        mark = {None: "", True: "met", False: "**missed**"}[row["met"]]
+        lines.append(f"| {row['task']} | {row['n']} | {value}{unit} | {low} to {high} | {goal} | {mark} |")
+    return "\n".join(lines) + "\n"
+
+
+def card(folder: Path) -> str:
+    """The text of README.md."""
+    name, recipe = folder.name, RECIPES[folder.name]
+    config = json.loads((folder / "config.json").read_text())
+    log = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    found = json.loads((folder / "results.json").read_text())["models"][0]
+    size = (folder / "model.safetensors").stat().st_size
+    facts = {"name": name, "positions": recipe.positions, "parameters": size // 2, "megabytes": size / 1e6}
+    facts |= {"architecture": architecture(recipe, config["architectures"][0])}
+    tasks = ", ".join(f"{task} {share / sum(SHARES.values()):.0%}" for task, share in SHARES.items())
+    lengths = [length for phase in recipe.phases for length in phase.lengths]
+    start = f"Weights of `{recipe.start}`, continued. " if recipe.start else ""
+    text = f"""## Recipe
+
+`make lab MODEL={name} BOOKS=FOLDER` (`headwise.lab.recipe`), all settings in `recipe.json`, seed {recipe.seed}. {start}
+{describe_phases(recipe)}.
+Muon on the matrices inside the layers ({recipe.matrix_rate:g}), AdamW on the rest ({recipe.other_rate:g}), bf16 autocast,
+`torch.compile`; {log[-1]["seconds"] / 60:.0f} minutes on two cores that were also used for other work.
+
+{curve(log)}
+(training batches: fresh texts of the training split; all lines in `training.jsonl`.)
+
+## Results
+
+`headwise lab eval {name} --items {found["items"]} --seed {found["seed"]}`: the {found["split"]} split of the micro-world,
+whose names, values and wordings are never trained on.
+
+{results(found)}"""
+    told = DATA.format(lengths=f"{min(lengths):,} to {max(lengths):,}", tasks=tasks)
+    return INTRODUCTION.format(**facts) + "\n" + told + "\n" + text
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]).resolve()
+    (folder / "README.md").write_text(card(folder))
+
+
+if __name__ == "__main__":
+    main()
