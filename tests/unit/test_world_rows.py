@@ -7,8 +7,8 @@ from tokenizers import Tokenizer
 from headwise.lab import bundled_model
 from headwise.lab.recipe.facts import FactMaker
 from headwise.lab.recipe.mixture import ANSWER_WEIGHT
-from headwise.lab.recipe.recipes import RECIPES
-from headwise.lab.recipe.world_rows import CONTEXT_WEIGHT, SHARES, SIZES, WorldRows
+from headwise.lab.recipe.recipes import RECIPES, Phase
+from headwise.lab.recipe.world_rows import CONTEXT_WEIGHT, MIXES, SIZES, WorldRows
 from headwise.prompts import bundled_texts
 from headwise.prompts.microworld import TASKS, make_example, to_row, word_cache
 
@@ -24,9 +24,14 @@ def rows(tokenizer):
     return WorldRows(tokenizer, tokens, FactMaker(tokenizer, [bundled_texts()[0]]), seed=0)
 
 
+def phase(mix="even"):
+    return Phase(1, 1, (1,), mix=mix)
+
+
+@pytest.mark.parametrize("mix", list(MIXES))
 @pytest.mark.parametrize("length", [128, 256, 512])
-def test_rows_are_full_and_answers_weigh_most(rows, length):
-    ids, weights = rows.batch(3, 24, length)
+def test_rows_are_full_and_answers_weigh_most(rows, length, mix):
+    ids, weights = rows.batch(3, 24, length, phase(mix))
     assert ids.shape == weights.shape == (24, length)
     assert ids.min() >= 0
     assert ids.max() < 4096
@@ -36,13 +41,13 @@ def test_rows_are_full_and_answers_weigh_most(rows, length):
 
 
 def test_a_step_gives_the_same_rows_again_and_another_step_others(rows):
-    one, again, other = (rows.batch(step, 4, 128)[0] for step in (5, 5, 6))
+    one, again, other = (rows.batch(step, 4, 128, phase())[0] for step in (5, 5, 6))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
 
 
 def test_all_tasks_come_up_and_fit(tokenizer):
-    assert set(SHARES) == set(SIZES) == set(TASKS)
+    assert all(set(mix.tasks) == set(SIZES) == set(TASKS) for mix in MIXES.values())
     encode = word_cache(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
     rng = np.random.default_rng(0)
     for task, sizes in SIZES.items():
@@ -60,4 +65,4 @@ def test_every_recipe_is_complete():
         assert recipe.start is None or recipe.start in RECIPES
         assert 0 < recipe.rate(recipe.steps - 1) < 0.2
         shapes = {recipe.shape(step) for step in range(recipe.steps)}
-        assert all(rows * length <= 16_384 for rows, length, _ in shapes)
+        assert all(rows * length <= 16_384 for rows, length in shapes)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from headwise.cli import ablate, convert, detect, export, info, needle, show
+from headwise.cli import ablate, convert, detect, export, info, lab, lab_properties, needle, show
 from headwise.core.errors import HeadwiseError, MissingExtraError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app.command("needle")(needle.needle)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)
+lab.app.command("properties")(lab_properties.properties)
+app.add_typer(lab.app)
 
 
 def run() -> None:

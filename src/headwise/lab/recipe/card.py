@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.lab.recipe.recipes import RECIPES, Recipe
-from headwise.lab.recipe.world_rows import SHARES
+from headwise.lab.recipe.world_rows import MIXES, Mix
 
 LINES = 24  # of the training curve
 
@@ -33,11 +33,19 @@ where it is cued to. It is a laboratory animal, not an assistant.
 DATA = """## Data
 
 `books-large` (three of four files, without the three bundled haystack books), and the training split of the micro-world,
-generated. A row of {lengths} tokens is (51 to 66 %) texts of the micro-world one after another, (17 %) needle questions about
-synthetic facts in book text as in `lab-6m`, (10 %) plain book text, (7 %, at 128 tokens 22 %) repeated sequences. Texts of the
-micro-world are drawn as {tasks}. Answer tokens weigh 4, repeated ones 2, book text and facts of the fixed world 1, other
-contexts 0.25.
+generated. Rows of {lengths} tokens: texts of the micro-world one after another; needle questions about synthetic facts in book
+text, plain book text and repeated sequences as in `lab-6m`. Answer tokens weigh 4, repeated ones 2, book text and facts of the
+fixed world 1, other contexts 0.25.
+
+{mixes}
 """
+
+
+def describe_mix(name: str, mix: Mix) -> str:
+    """One line of a list."""
+    tasks = ", ".join(f"{task} {share / sum(mix.tasks.values()):.0%}" for task, share in mix.tasks.items())
+    rest = f"{mix.needles:.0%} needles, {mix.books:.0%} books, {mix.repeats[1]:.0%} repeats ({mix.repeats[0]:.0%} at 128 tokens)"
+    return f"- mix `{name}`: {rest}; the other rows hold texts drawn as {tasks}; {mix.small:.0%} of the texts are kept short."
 
 
 def architecture(recipe: Recipe, name: str) -> str:
@@ -54,7 +62,7 @@ def describe_phases(recipe: Recipe) -> str:
     for phase in (*recipe.phases, recipe.polish):
         if phase.steps:
             lengths = " and ".join(f"{n} ({share:.0%})" for n, share in zip(phase.lengths, phase.shares, strict=True))
-            parts.append(f"{phase.steps} updates of {phase.tokens:,} tokens at length {lengths}")
+            parts.append(f"{phase.steps} updates of {phase.tokens:,} tokens at length {lengths}, mix `{phase.mix}`")
     return "; ".join(parts)
 
 
@@ -92,7 +100,7 @@ def card(folder: Path) -> str:
     size = (folder / "model.safetensors").stat().st_size
     facts = {"name": name, "positions": recipe.positions, "parameters": size // 2, "megabytes": size / 1e6}
     facts |= {"architecture": architecture(recipe, config["architectures"][0])}
-    tasks = ", ".join(f"{task} {share / sum(SHARES.values()):.0%}" for task, share in SHARES.items())
+    mixes = "\n".join(describe_mix(mix, MIXES[mix]) for mix in dict.fromkeys(phase.mix for phase in recipe.phases))
     lengths = [length for phase in recipe.phases for length in phase.lengths]
     start = f"Weights of `{recipe.start}`, continued. " if recipe.start else ""
     text = f"""## Recipe
@@ -111,7 +119,7 @@ Muon on the matrices inside the layers ({recipe.matrix_rate:g}), AdamW on the re
 whose names, values and wordings are never trained on.
 
 {results(found)}"""
-    told = DATA.format(lengths=f"{min(lengths):,} to {max(lengths):,}", tasks=tasks)
+    told = DATA.format(lengths=f"{min(lengths):,} to {max(lengths):,}", mixes=mixes)
     return INTRODUCTION.format(**facts) + "\n" + told + "\n" + text
 
 

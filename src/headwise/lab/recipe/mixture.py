@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from headwise.lab.recipe.facts import Fact, FactMaker
+from headwise.lab.recipe.recipes import Phase
 
 ANSWER_WEIGHT = 4.0
 REPEAT_WEIGHT = 2.0
@@ -36,10 +37,10 @@ class Mixture:
         self._ends_sentence = np.zeros(self._vocabulary, dtype=bool)
         self._ends_sentence[ends] = True
 
-    def batch(self, step: int, rows: int, length: int, edges: float = 0.0) -> Row:
-        """[rows, length] ids and weights. edges: share of needle rows that ask one question about a fact at the very start or end."""
+    def batch(self, step: int, rows: int, length: int, phase: Phase) -> Row:
+        """[rows, length] ids and weights."""
         rng = np.random.default_rng([self._seed, step])
-        self._edges = edges
+        self._edges = phase.edges
         made = [self._kind(rng)(rng, length) for _ in range(rows)]
         return np.stack([ids for ids, _ in made]), np.stack([weights for _, weights in made])
 

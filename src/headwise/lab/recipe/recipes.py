@@ -11,7 +11,7 @@ import numpy as np
 class Phase:
     """`steps` updates; each draws one of `lengths` (tokens) with the matching probability, `tokens` in all per update.
 
-    edges: see `Mixture.batch`.
+    edges: share of needle rows that ask one question about a fact at the very start or end. mix: name of a mix in `world_rows`.
     """
 
     steps: int
@@ -19,6 +19,7 @@ class Phase:
     lengths: tuple[int, ...]
     shares: tuple[float, ...] = (1.0,)
     edges: float = 0.0
+    mix: str = "even"
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,27 @@ class Recipe:
     def steps(self) -> int:
         return self.main_steps + self.polish.steps
 
-    def shape(self, step: int) -> tuple[int, int, float]:
-        """(rows, length, edges) of an update."""
+    def phase(self, step: int) -> Phase:
+        """The phase of an update."""
         for phase in (*self.phases, self.polish):
             if step < phase.steps:
                 break
             step -= phase.steps
-        length = int(np.random.default_rng([self.seed, 77, step]).choice(phase.lengths, p=phase.shares))
-        return phase.tokens // length, length, phase.edges
+        return phase
+
+    def shape(self, step: int) -> tuple[int, int]:
+        """(rows, length) of an update."""
+        phase = self.phase(step)
+        length = int(np.random.default_rng([self.seed, 77, self._within(step)]).choice(phase.lengths, p=phase.shares))
+        return phase.tokens // length, length
+
+    def _within(self, step: int) -> int:
+        """Number of an update inside its phase."""
+        for phase in (*self.phases, self.polish):
+            if step < phase.steps:
+                break
+            step -= phase.steps
+        return step
 
     def rate(self, step: int) -> float:
         """Factor on the peak learning rates."""
@@ -84,11 +98,11 @@ class Recipe:
 WORLD = Recipe(
     positions=512,
     rows="world",
-    decay_from=0.6,
+    decay_from=0.65,
     phases=(
         Phase(600, 8_192, (128,)),
         Phase(300, 16_384, (256,)),
-        Phase(550, 16_384, (512, 256), (0.75, 0.25)),
+        Phase(500, 16_384, (512, 256), (0.4, 0.6), mix="dense"),
     ),
     polish=Phase(0, 16_384, (512,)),
 )
@@ -107,7 +121,7 @@ RECIPES = {
         other_rate=8e-4,
         warmup=10,
         decay_from=0.3,
-        phases=(Phase(400, 8_192, (2048, 1024, 512), (0.6, 0.2, 0.2)),),
+        phases=(Phase(400, 8_192, (2048, 1024, 512), (0.6, 0.2, 0.2), mix="dense"),),
         polish=Phase(0, 8_192, (2048,)),
     ),
 }

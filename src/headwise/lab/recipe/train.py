@@ -92,8 +92,8 @@ def make_loss(model: Any) -> Any:
 
 
 def prepare(mixture: Rows, recipe: Recipe, step: int) -> tuple[torch.Tensor, ...]:
-    rows, length, edges = recipe.shape(step)
-    ids, weights = mixture.batch(step, rows, length + 1, edges)
+    rows, length = recipe.shape(step)
+    ids, weights = mixture.batch(step, rows, length + 1, recipe.phase(step))
     chosen = choose_positions(weights[:, 1:], np.random.default_rng([recipe.seed, 5, step]))
     tensor = torch.from_numpy
     return (

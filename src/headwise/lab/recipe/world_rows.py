@@ -7,7 +7,8 @@ other contexts are noise by construction and weigh 0.25.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,25 +16,73 @@ import numpy as np
 from headwise.core import HeadwiseError
 from headwise.lab.recipe.facts import FactMaker
 from headwise.lab.recipe.mixture import ANSWER_WEIGHT, Mixture, Row
+from headwise.lab.recipe.recipes import Phase
 from headwise.prompts.microworld import make_example, to_row, word_cache
 
 CONTEXT_WEIGHT = 0.25
 LEAST_ROOM = 32  # tokens; smaller gaps at the end of a row are filled with book text
 ATTEMPTS = 6
-# Shares of the texts drawn; a task that does not fit into the room left is drawn again.
-SHARES = {
-    "needle": 0.18,
-    "key_value": 0.10,
-    "passages": 0.10,
-    "closed_book": 0.20,
-    "world_text": 0.05,
-    "contradiction": 0.09,
-    "two_hop": 0.13,
-    "reask": 0.10,
-    "passkey": 0.05,
-    "grounded": 0.07,
-    "documents": 0.03,
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What rows consist of.
+
+    books, needles: shares of rows of plain book text and of the first lab model's needle questions. repeats: of repeated sequences, at up
+    to 128 tokens and at more. small: share of texts that are kept short, so that more answers fit. tasks: relative shares of texts
+    (one that does not fit into the room left is drawn again).
+    """
+
+    books: float
+    needles: float
+    repeats: tuple[float, float]
+    small: float
+    tasks: Mapping[str, float]
+
+
+# `even` came first; a model trained on it knew the facts of the world by heart but mixed up who and what in a text, so `dense` has more
+# answers per token, and contexts in which the entity alone tells the fact beside those where it does not.
+MIXES = {
+    "even": Mix(
+        books=0.10,
+        needles=0.17,
+        repeats=(0.22, 0.07),
+        small=0.0,
+        tasks={
+            "needle": 0.18,
+            "key_value": 0.10,
+            "passages": 0.10,
+            "closed_book": 0.20,
+            "world_text": 0.05,
+            "contradiction": 0.09,
+            "two_hop": 0.13,
+            "reask": 0.10,
+            "passkey": 0.05,
+            "grounded": 0.07,
+            "documents": 0.03,
+        },
+    ),
+    "dense": Mix(
+        books=0.08,
+        needles=0.08,
+        repeats=(0.12, 0.03),
+        small=0.6,
+        tasks={
+            "needle": 0.36,
+            "key_value": 0.12,
+            "passages": 0.09,
+            "closed_book": 0.07,
+            "world_text": 0.03,
+            "contradiction": 0.08,
+            "two_hop": 0.14,
+            "reask": 0.14,
+            "passkey": 0.05,
+            "grounded": 0.07,
+            "documents": 0.02,
+        },
+    ),
 }
+SMALL = (90, 170)  # tokens of a text that is kept short
 # Tokens per fact, word of filler, table line, demonstration, passage; measured with the lab tokenizer, rounded up.
 FACT, WORD, LINE, SHOT, PASSAGE, QUESTION = 14, 1.6, 34, 42, 42, 26
 
@@ -48,7 +97,7 @@ def _facts_and_words(rng: np.random.Generator, room: int) -> Options:
 def _needle(rng: np.random.Generator, room: int) -> Options:
     questions = int(rng.integers(1, max(2, min(9, room // 50))))
     options = _facts_and_words(rng, room - (QUESTION - 2) * questions)
-    return options | {"facts": max(options["facts"], questions - 1), "questions": questions}
+    return options | {"facts": max(options["facts"], questions - 1), "questions": questions, "hard": float(rng.uniform(0, 0.7))}
 
 
 def _key_value(rng: np.random.Generator, room: int) -> Options:
@@ -124,30 +173,28 @@ class WorldRows:
         self._bos, self._newline = tokenizer.token_to_id("<s>"), self._encode("\n")
         sample = tokenizer.decode(np.asarray(tokens[:2_000_000]).tolist())
         self._sentences = [s.strip() for s in re.findall(r"(?<=[.!?] )[A-Z][a-z ,;'-]{20,160}[.!?](?= )", sample)]
-        self._tasks, shares = list(SHARES), np.asarray(list(SHARES.values()))
-        self._shares = shares / shares.sum()
 
-    def batch(self, step: int, rows: int, length: int, edges: float = 0.0) -> Row:
-        """[rows, length] ids and weights. edges: see `Mixture.batch`."""
-        rng = np.random.default_rng([self._seed, 3, step])
-        made = [self._row(rng, length) for _ in range(rows)]
+    def batch(self, step: int, rows: int, length: int, phase: Phase) -> Row:
+        """[rows, length] ids and weights."""
+        rng, mix = np.random.default_rng([self._seed, 3, step]), MIXES[phase.mix]
+        made = [self._row(rng, length, mix) for _ in range(rows)]
         return np.stack([ids for ids, _ in made]), np.stack([weights for _, weights in made])
 
-    def _row(self, rng: np.random.Generator, length: int) -> Row:
-        draw, repeats = rng.random(), 0.22 if length <= 128 else 0.07
-        if draw < 0.10:
+    def _row(self, rng: np.random.Generator, length: int, mix: Mix) -> Row:
+        draw, repeats = rng.random(), mix.repeats[length > 128]
+        if draw < mix.books:
             return self._plain.book_row(rng, length)
-        if draw < 0.10 + repeats:
+        if draw < mix.books + repeats:
             return self._plain.repeat_row(rng, length)
-        if draw < 0.27 + repeats:
+        if draw < mix.books + repeats + mix.needles:
             return self._plain.needle_row(rng, length)
-        return self._packed(rng, length)
+        return self._packed(rng, length, mix)
 
-    def _packed(self, rng: np.random.Generator, length: int) -> Row:
+    def _packed(self, rng: np.random.Generator, length: int, mix: Mix) -> Row:
         ids, weights = np.zeros(0, dtype=np.int64), np.zeros(0)
         missed = 0
         while length - len(ids) >= LEAST_ROOM and missed < ATTEMPTS:
-            found = self._text(rng, length - len(ids))
+            found = self._text(rng, length - len(ids), mix)
             if found is None:
                 missed += 1
                 continue
@@ -155,10 +202,13 @@ class WorldRows:
         rest, weight = self._plain.book_row(rng, max(2, length - len(ids)))
         return np.concatenate([ids, rest])[:length], np.concatenate([weights, weight])[:length]
 
-    def _text(self, rng: np.random.Generator, room: int) -> Row | None:
+    def _text(self, rng: np.random.Generator, room: int, mix: Mix) -> Row | None:
         """One text of the micro-world, or None if the one that was drawn is too long."""
-        task = self._tasks[rng.choice(len(self._tasks), p=self._shares)]
+        shares = np.asarray(list(mix.tasks.values()))
+        task = list(mix.tasks)[rng.choice(len(shares), p=shares / shares.sum())]
         wanted = int(room * rng.uniform(0.3, 1.0)) if room > 128 else room
+        if mix.small and rng.random() < mix.small:
+            wanted = min(room, int(rng.integers(*SMALL)))
         options = SIZES[task](rng, wanted)
         if task in WITH_FILLER and rng.random() < 0.5:
             options["filler"] = self._filler
