@@ -12,7 +12,7 @@ from headwise.families import Loaded
 from headwise.lab.properties.detection import Evidence, needle_task, open_directory
 from headwise.lab.properties.paper import REMOVED, RETRIEVAL
 from headwise.lab.properties.settings import Settings, near_share
-from headwise.lab.properties.verdict import Check, Property, missing, share, span_of
+from headwise.lab.properties.verdict import Check, Property, missing, p_text, share, span_of
 from headwise.methods.test.ablation import AblationOptions, ablation_sweep, describe_run
 from headwise.prompts.grid import even_depths
 
@@ -97,7 +97,9 @@ def _checks(found: Evidence) -> list[Check]:
 
 def _random_check(name: str, rows: Sequence[dict[str, Any]], k: int) -> Check:
     top, random = row_of(rows, "recall", "top", k), row_of(rows, "recall", "random", k)
-    text = f"loss {random['drop']:.2f} against {top['drop']:.2f} (K = {k}, p {top['p_paired']:.3f}, rank p {top['p_rank']:.3f})"
+    text = (
+        f"loss {random['drop']:.2f} against {top['drop']:.2f} (K = {k}, {p_text(top['p_paired'])}, rank {p_text(top['p_rank'])})"
+    )
     small = random["drop"] <= MUCH_LESS * top["drop"] and top["p_paired"] <= LEVEL
     # With fewer than 19 draws no rank can be that rare, and it is not asked for.
     ranked = len(random["draws"]) < 1 / LEVEL - 1 or top["p_rank"] <= LEVEL

@@ -18,7 +18,7 @@ from headwise.families import Loaded
 from headwise.lab.properties.detection import Evidence, needle_task, needles_of
 from headwise.lab.properties.paper import DISTRIBUTIONS, RETRIEVAL
 from headwise.lab.properties.settings import Settings
-from headwise.lab.properties.verdict import Check, Property, missing, span_of
+from headwise.lab.properties.verdict import Check, Property, missing, p_text, span_of
 from headwise.maths.copy import copy_hits
 from headwise.methods.find.copy import CopyOptions
 from headwise.prompts.grid import make_group, plan_groups
@@ -114,7 +114,7 @@ def judge(models: Sequence[Evidence], seed: int) -> Property:
         steps = [row["steps"]["mean_active"] for row in rows if row["steps"]]
         sizes = "/".join(str(size) for size in sorted({found.shape[0] * found.shape[1] for found in models}))
         line = f"{span_of([always[0], always[-1]], 0)} always-on heads of {sizes}"
-        line += f"; {span_of([100 * s for s in steps], 0)} % of the retrieval heads copy at one step" if steps else ""
+        line += f"; {span_of([100 * s for s in steps], 0)} % of the retrieval heads copy at a step on average" if steps else ""
     data = {"models": rows, "paper": [{"name": m.name, "heads": m.heads, "always_on": m.always_on} for m in DISTRIBUTIONS]}
     notes = ["Frequency: share of solved runs in which a head copies at least one token. Always on: frequency 1."]
     claim = "A few heads copy in every context; the others copy in some contexts and at some steps only."
@@ -133,7 +133,7 @@ def _checks(row: dict[str, Any]) -> list[Check]:
     if not row["dependence"]:
         return [*checks, missing(name, "active sets by needle", rule, "solved runs of two needles are needed")]
     within, between, p = (row["dependence"][key] for key in ("within", "between", "p"))
-    text = f"Jaccard {within:.2f} for one needle, {between:.2f} across (p {p:.3f})"
+    text = f"Jaccard {within:.2f} for one needle, {between:.2f} across ({p_text(p)})"
     return [*checks, Check(name, "active sets by needle", text, rule, within > between and p <= LEVEL)]
 
 

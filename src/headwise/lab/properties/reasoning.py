@@ -19,7 +19,7 @@ from headwise.lab.properties.causal import row_of, usable_top
 from headwise.lab.properties.detection import Evidence
 from headwise.lab.properties.paper import REMOVED_MORE
 from headwise.lab.properties.settings import Settings, near_share
-from headwise.lab.properties.verdict import Check, Property, missing, span_of
+from headwise.lab.properties.verdict import Check, Property, missing, p_text, span_of
 
 ABLE = 0.5  # share right of the whole model below which a loss says nothing
 FLOOR = 0.3  # the same for direct answers, which models find hard
@@ -139,7 +139,7 @@ def _checks(found: Evidence, seed: int) -> list[Check]:
     if steps < ABLE:
         return [missing(name, "two-hop with steps", suffer, f"the whole model answers only {steps:.2f}")]
     k, top, p = m["k"], _mean(m, "steps", "top"), row_of(_task(m, "steps")["rows"], "exact", "top", m["k"])["p_paired"]
-    text = f"{steps:.2f} → {top:.2f}, random {_mean(m, 'steps', 'random'):.2f} (K = {k}, p {p:.3f})"
+    text = f"{steps:.2f} → {top:.2f}, random {_mean(m, 'steps', 'random'):.2f} (K = {k}, {p_text(p)})"
     checks = [Check(name, "two-hop with steps", text, suffer, top < HALF * steps and p <= LEVEL)]
     if memory < ABLE:
         return [*checks, missing(name, "closed book", hardly, f"the whole model answers only {memory:.2f}")]
@@ -160,7 +160,7 @@ def _supporting(m: dict[str, Any], seed: int, hardly: str) -> list[Check]:
     name, row = m["name"], row_of(_task(m, "closed_book")["rows"], "exact", "top", m["k"])
     top, random = _mean(m, "closed_book", "top"), _mean(m, "closed_book", "random")
     worse = top < random and row["p_paired"] <= LEVEL
-    text = f"{top:.2f} against {random:.2f} (p {row['p_paired']:.3f})"
+    text = f"{top:.2f} against {random:.2f} ({p_text(row['p_paired'])})"
     checks = [Check(name, "closed book, top against random heads", text, "not worse", not worse, main=False)]
     if {t["task"] for t in m["tasks"] if t["scope"] == "all"} == set(EVERYWHERE) and _task(m, "steps")["scope"] != "all":
         checks.append(_memory_check(m, seed, "all", hardly))

@@ -77,6 +77,11 @@ def share(value: float, digits: int = 0) -> str:
     return "–" if value != value else f"{100 * value:.{digits}f} %"
 
 
+def p_text(p: float) -> str:
+    """`p 0.012`, or `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+
 def span_of(values: Sequence[float], digits: int = 2) -> str:
     """`0.81` or `0.81–0.93`."""
     low, high = (f"{end:.{digits}f}" for end in (min(values), max(values)))

@@ -101,7 +101,7 @@ def _needle(rng: np.random.Generator, room: int) -> Options:
 
 
 def _key_value(rng: np.random.Generator, room: int) -> Options:
-    shots = int(rng.integers(0, 4))
+    shots = int(rng.integers(0, max(1, min(4, (room - 40) // (LINE + SHOT)))))
     most = (room - 20 - SHOT * (shots + 1)) // LINE
     return {"shots": shots, "k": int(rng.integers(shots + 1, max(shots + 2, most + 1)))}
 
