@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from headwise.prompts.microworld import SPLITS, Fact, check_support, corrupted, make_example, make_world, relations
+from headwise.prompts.microworld.names import names
 from headwise.prompts.microworld.relations import template
 from headwise.prompts.microworld.support import LABELS, read_sentence
 
@@ -300,3 +301,18 @@ def test_documents_have_about_the_words_asked_for():
         for words in (100, 400):
             for example in many("documents", "train", 4, kind=kind, words=words):
                 assert 0.7 * words < len(example.text.split()) < 1.3 * words + 20, kind
+
+
+def test_with_one_kind_only_the_entity_tells_facts_apart():
+    for example in many("needle", "test", 20, facts=5, kinds=1, questions=4):
+        assert len({fact.relation for fact in example.info["facts"]}) == 1
+        assert len({fact.entity for fact in example.info["facts"]}) == len(example.info["facts"])
+        assert 1 <= len(example.turns) <= min(4, len(example.info["facts"]))
+
+
+def test_training_copies_words_that_are_in_no_list():
+    closed = {r.name for r in relations().values() if not r.open}
+    for split, low, high in (("train", 0.3, 0.5), ("test", 0.0, 0.0)):
+        facts = [fact for example in many(split=split, task="needle", count=150, facts=8) for fact in example.info["facts"]]
+        made_up = [fact.value in names("code", split) for fact in facts if fact.relation in closed]
+        assert low <= np.mean(made_up) <= high

@@ -97,7 +97,10 @@ def _facts_and_words(rng: np.random.Generator, room: int) -> Options:
 def _needle(rng: np.random.Generator, room: int) -> Options:
     questions = int(rng.integers(1, max(2, min(9, room // 50))))
     options = _facts_and_words(rng, room - (QUESTION - 2) * questions)
-    return options | {"facts": max(options["facts"], questions - 1), "questions": questions, "hard": float(rng.uniform(0, 0.7))}
+    # In half of the texts only the entity tells facts apart; otherwise the relation alone is too often enough.
+    kinds = int(rng.integers(1, 3)) if rng.random() < 0.5 else None
+    options |= {"facts": max(options["facts"], questions - 1), "questions": questions, "kinds": kinds}
+    return options | {"hard": float(rng.uniform(0, 0.7))}
 
 
 def _key_value(rng: np.random.Generator, room: int) -> Options:

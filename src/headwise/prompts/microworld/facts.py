@@ -10,10 +10,11 @@ import numpy as np
 
 from headwise.prompts.microworld.names import check_split, pick, pool
 from headwise.prompts.microworld.phrases import filler_sentence
-from headwise.prompts.microworld.relations import Relation, Template, about, relations, template
+from headwise.prompts.microworld.relations import CLOSED, Relation, Template, about, relations, template
 from headwise.prompts.microworld.text import Example, Piece, Pieces, Turn
 
 _SUBJECTS = ("person",) * 8 + ("place", "ship")
+STRANGE = 0.4  # share of made-up words where training would have a trade, animal, instrument, food or colour
 _TWO_WORDS = 0.3  # share of code words that are two words
 
 
@@ -41,6 +42,9 @@ class Scene:
 
     def new(self, kind: str) -> str | None:
         """A name, number or word of a kind that this scene has not used; None if all are used."""
+        # Words of short lists would be learnt by heart in training, and the new ones of a test never be copied.
+        if kind in CLOSED and self.split == "train" and self.rng.random() < STRANGE:
+            kind = "code"
         made = self._draw(kind)
         if made is not None and kind == "code" and self.rng.random() < _TWO_WORDS:
             made += f" {self._draw(kind)}"

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from headwise.prompts.microworld.facts import Page, Scene, filler_for, lay_out
+from headwise.prompts.microworld.facts import Fact, Page, Scene, filler_for, lay_out
+from headwise.prompts.microworld.names import pick
 from headwise.prompts.microworld.options import count, share
+from headwise.prompts.microworld.relations import relations
 from headwise.prompts.microworld.text import Example
 
 
@@ -19,21 +21,36 @@ def make(
     questions: int = 1,
     depth: float | None = None,
     hard: float = 0.6,
+    kinds: int | None = None,
     filler: Any = None,
 ) -> Example:
     """A context of sentences in random order, then questions about facts in it.
 
-    facts: distractors besides the needle, a share `hard` of which has the entity or the relation of the needle. words: of filler;
+    facts: distractors besides the needle, a share `hard` of which has the entity or the relation of the needle. kinds: instead, all facts are of
+    so many relations and about different entities, so that with 1 only the entity tells them apart (fewer facts if values run out). words: of filler;
     filler: (rng, words) -> sentences to use instead of ours. questions: turns, about different facts. depth: place of the needle,
     the fact of the last turn (None: anywhere). info: facts, gold (number of each turn's fact), answer.
     """
     count("questions", questions, 1, facts + 1)
     scene = Scene(rng, split)
     target = scene.other()
-    told = [target, *(scene.distractor(target, share("hard", hard)) for _ in range(count("facts", facts, 0, 400)))]
+    count("facts", facts, 0, 400)
+    if kinds is None:
+        told = [target, *(scene.distractor(target, share("hard", hard)) for _ in range(facts))]
+    else:
+        told = [target, *_alike(scene, target, facts, count("kinds", kinds, 1, len(relations())))]
+        questions = min(questions, len(told))
     page = Page(scene)
     at = None if depth is None else (0, share("depth", depth))
     numbers = lay_out(page, told, filler_for(scene, words, filler), at)
     others = [told[1 + i] for i in rng.permutation(len(told) - 1)[: questions - 1]] if questions > 1 else []
     gold = tuple(numbers[fact] for fact in (*others, target))
     return page.example("needle", [page.turn(number) for number in gold], gold=gold)
+
+
+def _alike(scene: Scene, target: Fact, facts: int, kinds: int) -> list[Fact]:
+    """Facts about new entities, in the relation of the target and kinds - 1 others."""
+    others = [relation for name, relation in relations().items() if name != target.relation]
+    chosen = [relations()[target.relation], *(others[i] for i in scene.rng.permutation(len(others))[: kinds - 1])]
+    made = (scene.fact(pick(scene.rng, chosen)) for _ in range(facts))
+    return [fact for fact in made if fact]
