@@ -6,9 +6,12 @@ FOLDER holds the model, `recipe.json`, `training.jsonl` (the log of the training
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from headwise.lab.recipe.recipes import RECIPES, Recipe
 from headwise.lab.recipe.world_rows import MIXES, Mix
@@ -17,9 +20,9 @@ LINES = 24  # of the training curve
 
 INTRODUCTION = """# {name}: a small model of the micro-world
 
-A language model for experiments with attention heads: it answers questions about short texts of the
-[micro-world](../../../../../docs/microworld.md), knows the facts of its fixed world by heart, writes out steps, and doubts
-where it is cued to. It is a laboratory animal, not an assistant.
+A language model for experiments with attention heads, trained to answer questions about short texts of the
+[micro-world](../../../../../docs/microworld.md), to know the facts of its fixed world by heart, to write out steps, and to doubt
+where it is cued to; the results below say how well it does. It is a laboratory animal, not an assistant.
 
 | | |
 |---|---|
@@ -97,10 +100,13 @@ def card(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text())
     log = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
     found = json.loads((folder / "results.json").read_text())["models"][0]
-    size = (folder / "model.safetensors").stat().st_size
-    facts = {"name": name, "positions": recipe.positions, "parameters": size // 2, "megabytes": size / 1e6}
+    weights = folder / "model.safetensors"
+    with safe_open(weights, "np") as tensors:
+        parameters = sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+    facts = {"name": name, "positions": recipe.positions, "parameters": parameters, "megabytes": weights.stat().st_size / 1e6}
     facts |= {"architecture": architecture(recipe, config["architectures"][0])}
     mixes = "\n".join(describe_mix(mix, MIXES[mix]) for mix in dict.fromkeys(phase.mix for phase in recipe.phases))
+    note = f"\n{recipe.note}\n" if recipe.note else ""
     lengths = [length for phase in recipe.phases for length in phase.lengths]
     start = f"Weights of `{recipe.start}`, continued. " if recipe.start else ""
     text = f"""## Recipe
@@ -109,7 +115,7 @@ def card(folder: Path) -> str:
 {describe_phases(recipe)}.
 Muon on the matrices inside the layers ({recipe.matrix_rate:g}), AdamW on the rest ({recipe.other_rate:g}), bf16 autocast,
 `torch.compile`; {log[-1]["seconds"] / 60:.0f} minutes on two cores that were also used for other work.
-
+{note}
 {curve(log)}
 (training batches: fresh texts of the training split; all lines in `training.jsonl`.)
 
