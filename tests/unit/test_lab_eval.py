@@ -264,7 +264,7 @@ def test_a_model_that_says_the_truth_meets_every_goal(lab, oracle):
         **share_interval(np.ones(4)),
         "goal": 0.95,
         "met": True,
-        "options": {"facts": 6, "words": 60, "questions": 1, "depth": None, "hard": 0.6},
+        "options": {"facts": 6, "words": 60, "questions": 1, "depth": None, "hard": 0.6, "kinds": None},
         "tokens": rows["needle"]["tokens"],
         "wrong": [],
     }

@@ -314,5 +314,7 @@ def test_training_copies_words_that_are_in_no_list():
     closed = {r.name for r in relations().values() if not r.open}
     for split, low, high in (("train", 0.3, 0.5), ("test", 0.0, 0.0)):
         facts = [fact for example in many(split=split, task="needle", count=150, facts=8) for fact in example.info["facts"]]
-        made_up = [fact.value.split()[0] in names("code", split) for fact in facts if fact.relation in closed]  # some have two words
+        made_up = [
+            fact.value.split()[0] in names("code", split) for fact in facts if fact.relation in closed
+        ]  # some have two words
         assert low <= np.mean(made_up) <= high
