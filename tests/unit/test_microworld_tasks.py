@@ -41,9 +41,10 @@ ONE_RIGHT = [
     ("needle", {"questions": 3}),
     ("needle", {"facts": 20, "hard": 1.0}),
     ("contradiction", {}),
-    ("contradiction", {"values": "world", "facts": 9}),
+    ("contradiction", {"values": "world", "facts": 9, "questions": 4}),
     ("two_hop", {}),
-    ("passages", {"n": 8}),
+    ("two_hop", {"chains": 3}),
+    ("passages", {"n": 8, "questions": 5}),
     ("passages", {"n": 8, "hops": 2, "hard": 1.0}),
 ]
 
@@ -188,6 +189,25 @@ def test_reasking_has_its_proportions():
         assert info["given"] in {f.value for f in info["facts"] if f.relation == true.relation}
         assert ("Hmm," in example.text) == info["cue"]
         assert example.turns[1].answer_text == info["target"] == info["answer"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_round_of_reasking_is_judged_by_the_text(split):
+    for example in many("reask", split, 30, rounds=3, facts=8, flip=0.0):
+        assert len(example.turns) == 6
+        for first in range(0, 6, 2):
+            asked, challenge = example.turns[first : first + 2]
+            truth = read_answer(example, first)
+            assert len(truth) == 1
+            assert challenge.answer_text == ("Yes" if truth == {asked.answer_text} else "No")
+            assert asked.scored == (truth == {asked.answer_text})
+
+
+@pytest.mark.parametrize("task", ["needle", "contradiction", "passages"])
+def test_questions_ask_about_different_facts(task):
+    for example in many(task, "train", 20, questions=4):
+        assert len(example.turns) == 4
+        assert len({turn.alias["needle"] for turn in example.turns}) == 4
 
 
 def test_reasking_can_be_set():

@@ -24,6 +24,7 @@ def make(
     words: int = 30,
     values: str = "split",
     which: str | None = None,
+    questions: int = 1,
     world: World | None = None,
     filler: Any = None,
 ) -> Example:
@@ -31,9 +32,10 @@ def make(
 
     facts: distractors: other people of the world in the same relation, other relations of the same person, strangers. values: where
     the false value comes from: the split's own words, or what the world says about somebody else. which: as in closed_book.
-    info: facts, gold, world_value, answer (the passage's value).
+    questions: turns, about different facts; the last about the target. info: facts, gold, world_value, answer (the passage's value).
     """
     choice("values", values, VALUES)
+    count("questions", questions, 1, facts + 1)
     world = world or make_world()
     true = pick(rng, known_facts(split, which, world))
     scene = Scene(rng, split)
@@ -46,7 +48,7 @@ def make(
     page = Page(scene)
     numbers = lay_out(page, told, filler_for(scene, words, filler))
     gold = numbers[target]
-    return page.example("contradiction", [page.turn(gold)], gold=(gold,), world_value=true.value)
+    return page.example("contradiction", [*page.turns(questions - 1, gold), page.turn(gold)], gold=(gold,), world_value=true.value)
 
 
 def other_value(scene: Scene, true: Fact, values: str, world: World) -> Fact:

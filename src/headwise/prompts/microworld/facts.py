@@ -180,6 +180,11 @@ class Page:
         """A question about fact `number` and its answer."""
         return Turn(self.question(number), (Piece(" " + self.facts[number - 1].value),), alias=fact_alias(number))
 
+    def turns(self, amount: int, but: int) -> list[Turn]:
+        """Questions about so many different facts (fewer if there are not more), none of them fact `but`."""
+        others = [int(i) + 1 for i in self.rng.permutation(len(self.facts)) if i + 1 != but] if amount else []
+        return [self.turn(number) for number in others[:amount]]
+
     def example(self, task: str, turns: Sequence[Turn], **info: Any) -> Example:
         """The finished example. `info` always holds `facts`, `wordings` and, with a question, `answer`."""
         truth = {"facts": tuple(self.facts), "wordings": tuple(w.text for w in self.wordings), **info}

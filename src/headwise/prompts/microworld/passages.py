@@ -17,16 +17,26 @@ STYLES = ("numbered", "titled")
 Body = list[Fact]
 
 
-def make(rng: np.random.Generator, split: str, n: int = 6, hops: int = 1, hard: float = 0.5, style: str = "numbered") -> Example:
-    """N passages of two or three sentences, each about one entity, and one question.
+def make(
+    rng: np.random.Generator,
+    split: str,
+    n: int = 6,
+    hops: int = 1,
+    hard: float = 0.5,
+    style: str = "numbered",
+    questions: int = 1,
+) -> Example:
+    """N passages of two or three sentences, each about one entity, and a question.
 
     hops: 1, or 2 for a question whose two facts stand in two passages. hard: share of the other passages that have the relation asked
     for (of another entity), the entity asked for (in another relation), or a decoy of the chain. style: "Passage 3:" or "[3] Name".
+    questions: turns; those before the last ask about other facts of any passage.
     info: facts, gold (numbers of the facts needed), gold_passages (numbers), kinds (gold, hard, background per passage), answer.
     """
     count("hops", hops, 1, 2)
     count("n", n, hops, 200)
     choice("style", style, STYLES)
+    count("questions", questions, 1, n + 1)
     scene = Scene(rng, split)
     golds, decoys = _one(scene) if hops == 1 else _two(scene)
     amount = min(round(share("hard", hard) * (n - hops)), n - hops)
@@ -38,7 +48,7 @@ def make(rng: np.random.Generator, split: str, n: int = 6, hops: int = 1, hard: 
     target = [body[0] for body in golds]
     for kind, body in bodies:
         _pad(scene, body, relation if kind == "background" else "")
-    return _written(scene, bodies, target, rng.permutation(n).tolist(), style, hops)
+    return _written(scene, bodies, target, rng.permutation(n).tolist(), style, questions)
 
 
 def _one(scene: Scene) -> tuple[list[Body], list[Body]]:
@@ -65,7 +75,7 @@ def _pad(scene: Scene, body: Body, but: str) -> None:
 
 
 def _written(
-    scene: Scene, bodies: Sequence[tuple[str, Body]], target: Sequence[Fact], order: list[int], style: str, hops: int
+    scene: Scene, bodies: Sequence[tuple[str, Body]], target: Sequence[Fact], order: list[int], style: str, questions: int
 ) -> Example:
     page, numbers, gold = Page(scene), {}, []
     for number, which in enumerate(order, 1):
@@ -74,16 +84,17 @@ def _written(
         header(page, number, body[0].entity if style == "titled" else None)
         for i in scene.rng.permutation(len(body)):
             fact = body[i]
-            first = hops == 2 and fact is target[0]
+            first = len(target) == 2 and fact is target[0]
             numbers[fact] = tell_first(page, fact, name) if first else page.fact(fact, name)
         if len(body) == 1:
             page.text(" " + filler_sentence(scene.rng, scene.split), name, "filler")
         if kind == "gold":
             gold.append(number)
-    turn = _turn(page, [numbers[fact] for fact in target])
+    earlier = page.turns(questions - 1, numbers[target[-1]])
+    turns = [*earlier, _turn(page, [numbers[fact] for fact in target])]
     kinds = tuple(bodies[which][0] for which in order)
     info = {"gold": tuple(numbers[fact] for fact in target), "gold_passages": tuple(gold), "kinds": kinds}
-    return page.example("passages", [turn], **info, answer=target[-1].value)
+    return page.example("passages", turns, **info, answer=target[-1].value)
 
 
 def header(page: Page, number: int, title: str | None = None) -> None:
