@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from headwise.attach.depth import LayerReachedError
 from headwise.attach.plan import NAME, Call, no_dropout, plan_for_module
 from headwise.attach.tail import padded
 from headwise.maths.attend import attend
@@ -44,6 +45,8 @@ def headwise_attention(
     length = key.shape[2] + (past[0].shape[2] if past else 0)
     for edit in plan.edits:
         query = edit.query(layer, query, length)
+    if plan.last == layer and not plan.taps:
+        raise LayerReachedError
     total = query.shape[2]
     wanted = min(plan.tail[1], total) if plan.tail and plan.tail[0] == layer else total
     rows, mask = query, attention_mask
@@ -58,6 +61,8 @@ def headwise_attention(
             tap(call)
         for edit in plan.edits:
             out = edit.output(call, values, out)
+    if plan.last == layer:
+        raise LayerReachedError
     return out, None
 
 

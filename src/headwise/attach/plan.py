@@ -48,7 +48,7 @@ class Edit(Protocol):
 class Plan:
     """State of one attached model; lives as long as the outermost `with` block.
 
-    past: layer -> keys and values that all batch rows share (see `shared_past`). tail: see `last_rows`.
+    past: layer -> keys and values that all batch rows share (see `shared_past`). tail: see `last_rows`. last: see `run_to_layer`.
     """
 
     layout: Layout
@@ -56,6 +56,7 @@ class Plan:
     edits: list[Edit] = field(default_factory=list)
     past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     tail: tuple[int, int] | None = None
+    last: int | None = None
     depth: int = 0
 
 

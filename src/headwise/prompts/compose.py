@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from headwise.core.errors import PromptError
 from headwise.core.prompt import Prompt, Span
 from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.frame import frame
 from headwise.prompts.haystack import Window
 from headwise.prompts.needles import Needle
 
 BASE_TEMPLATE = "{context}\nQuestion: {question}\nAnswer: {answer_prefix}"
 CHAT_TEMPLATE = "{context}\n\nAnswer from the text above, in a few words.\n{question}"
 FIELDS = ("context", "question", "answer_prefix")
-_MARK = "\ue000"  # private-use character that stands for the user's turn while a chat template is applied
 
 
 class NeedleComposer:
@@ -24,11 +24,8 @@ class NeedleComposer:
         """template: text with {context}, {question} and, if wanted, {answer_prefix}. chat: wrap it by the model's chat template."""
         self._encoder = encoder
         template = template or (CHAT_TEMPLATE if chat else BASE_TEMPLATE)
-        opening, closing = self._chat_frame() if chat else ("", "")
-        self._head = self._fixed(opening) if chat else encoder.bos
-        self._check_bos()
+        self._frame = frame(encoder, chat)
         self._parts = _parse(template)
-        self._closing = closing
         self.template, self.chat = template, chat
 
     def compose(self, window: Window, needle: Needle, depth: float) -> Prompt:
@@ -36,14 +33,14 @@ class NeedleComposer:
 
         Spans cover exactly what they name; `gold` is the answer, the rest of its sentence, and a line break.
         """
-        pieces: list[tuple[str | None, tuple[int, ...]]] = [(None, self._head)]
+        pieces: list[tuple[str | None, tuple[int, ...]]] = [(None, self._frame.head)]
         for kind, text in self._with_values(needle):
             if kind == "context":
                 pieces += self._context(window, needle, depth)
             elif text:
                 pieces.append((kind if kind == "question" else None, self._encoder.encode_checked(text, kind or "template")))
-        if self._closing:
-            pieces.append((None, self._encoder.encode(self._closing)))
+        if self._frame.tail:
+            pieces.append((None, self._frame.tail))
         ids, spans = join(pieces)
         return Prompt(ids, spans, self.gold(needle))
 
@@ -83,28 +80,6 @@ class NeedleComposer:
                 yield kind, space + values[kind] if values[kind] else ""
             else:
                 yield None, literal.removesuffix(" ")
-
-    def _chat_frame(self) -> tuple[str, str]:
-        tokenizer = self._encoder.tokenizer
-        if not getattr(tokenizer, "chat_template", None):
-            raise PromptError(
-                "--chat asked for, but the model's tokenizer has no chat template; leave --chat out for base models"
-            )
-        text = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True)
-        if text.count(_MARK) != 1:
-            raise PromptError(
-                "the chat template changes the user's text, so spans cannot be placed; use --template without --chat"
-            )
-        opening, closing = text.split(_MARK)
-        return opening, closing
-
-    def _fixed(self, text: str) -> tuple[int, ...]:
-        return tuple(self._encoder.tokenizer.encode(text, add_special_tokens=False))
-
-    def _check_bos(self) -> None:
-        bos = self._encoder.tokenizer.bos_token_id
-        if bos is not None and self._head.count(bos) > 1:
-            raise PromptError(f"the chat template opens the prompt with {self._head.count(bos)} BOS tokens; expected one")
 
 
 def join(pieces: Iterable[tuple[str | None, tuple[int, ...]]]) -> tuple[tuple[int, ...], dict[str, Span]]:

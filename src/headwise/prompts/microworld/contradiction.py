@@ -48,7 +48,9 @@ def make(
     page = Page(scene)
     numbers = lay_out(page, told, filler_for(scene, words, filler))
     gold = numbers[target]
-    return page.example("contradiction", [*page.turns(questions - 1, gold), page.turn(gold)], gold=(gold,), world_value=true.value)
+    return page.example(
+        "contradiction", [*page.turns(questions - 1, gold), page.turn(gold)], gold=(gold,), world_value=true.value
+    )
 
 
 def other_value(scene: Scene, true: Fact, values: str, world: World) -> Fact:

@@ -1,0 +1,85 @@
+"""Passages computed once, then asked about any number of times: what a set of passages and a query's attention to it share.
+
+The passages' keys and values do not depend on the query, which stands behind them. So they are computed once, up to the deepest layer
+that is looked at, and every query is a short pass over its own tokens; several queries are rows of one batch over the shared past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headwise.attach.caches import full_cache, shared_past
+from headwise.attach.columns import Reduce, column_sums
+from headwise.attach.depth import run_to_layer
+from headwise.attach.plan import device_of
+from headwise.core.errors import PromptError
+from headwise.core.heads import HeadSet
+from headwise.core.prompt import Span
+from headwise.engine.runner import token_tensor
+from headwise.families.layout import layout_of
+
+CHUNK = 4096  # tokens of passages per pass
+BATCH_TOKENS = 2048  # tokens of queries per pass
+
+
+class Suffix(NamedTuple):
+    """What stands behind the passages, and which of its rows count."""
+
+    ids: tuple[int, ...]
+    rows: Span
+
+
+class PassageCache:
+    """Keys and values of a text up to one layer. heads: whose attention is wanted (None: all)."""
+
+    def __init__(self, model: Any, ids: Sequence[int], heads: HeadSet | None) -> None:
+        """Raises `PromptError` if the text leaves no position for a query."""
+        layout = layout_of(model)
+        if heads is not None:
+            layout.check(heads)
+        self.model, self.length, self.heads = model, len(ids), heads
+        self.deepest = max(layout.modules) if heads is None else max(head.layer for head in heads)
+        self._positions = layout.positions
+        self._check(1)
+        self._cache = full_cache(model)
+        for start in range(0, len(ids), CHUNK):
+            new = token_tensor(model, ids[start : start + CHUNK])
+            run_to_layer(model, self.deepest, input_ids=new, past_key_values=self._cache, use_cache=True)
+
+    def columns(self, suffixes: Sequence[Suffix], reduce: Reduce = lambda x: x) -> dict[int, Tensor]:
+        """Mean attention of each suffix's rows to every position of the text: layer -> [suffixes, wanted heads of the layer, length].
+
+        reduce: applied to each layer's [batch, heads, length] at once; the batch is all suffixes if they fit into `BATCH_TOKENS`.
+        """
+        longest = max(len(suffix.ids) for suffix in suffixes)
+        self._check(longest)
+        size = max(1, BATCH_TOKENS // longest)
+        parts = [self._batch(suffixes[i : i + size], reduce) for i in range(0, len(suffixes), size)]
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+
+    def _batch(self, suffixes: Sequence[Suffix], reduce: Reduce) -> dict[int, Tensor]:
+        width = max(len(suffix.ids) for suffix in suffixes)
+        ids = torch.tensor(
+            [[*s.ids, *[s.ids[-1]] * (width - len(s.ids))] for s in suffixes]
+        )  # nothing looks at the padding behind
+        weights = torch.zeros(len(suffixes), width)
+        for row, suffix in enumerate(suffixes):
+            weights[row, suffix.rows.start : suffix.rows.stop] = 1 / suffix.rows.length
+        with (
+            shared_past(self.model, self._cache, len(suffixes)) as cache,
+            column_sums(self.model, self.heads, self.length, weights, reduce) as seen,
+        ):
+            ids = ids.to(device_of(self.model))
+            run_to_layer(self.model, self.deepest, input_ids=ids, past_key_values=cache, use_cache=True)
+            return seen.by_layer
+
+    def _check(self, more: int) -> None:
+        if self._positions is not None and self.length + more > self._positions:
+            raise PromptError(
+                f"passages and query need {self.length + more} tokens, but the model has {self._positions} positions; use fewer "
+                "passages at a time"
+            )

@@ -1,0 +1,50 @@
+"""Column statistics: how much attention a few query rows pay to every single key, without holding an attention matrix.
+
+Beside the row statistics (`rows.py`): those say where a row looks, these say who is looked at. Two passes over blocks of keys (the
+log-sum-exp of each row, then the sums), float32 whatever the model's dtype; a single block is kept and not computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from headwise.maths.logits import Keys, visible_logits
+from headwise.maths.rows import BLOCK
+
+
+def attention_columns(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    *,
+    scaling: float,
+    weights: Tensor,
+    stop: int,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    block: int = BLOCK,
+) -> Tensor:
+    """Sum over query rows of row weight x attention weight, for the keys before position `stop`. Returns [B, H, stop] float32.
+
+    weights [B, R]: how much each query row counts (1 / n on n rows gives their mean attention; 0 leaves a row out).
+    The other arguments are those of `row_statistics`.
+    """
+    segments = Keys(tuple(keys))
+    logits = list(visible_logits(query, segments, scaling, mask, softcap, block)) if segments.length <= block else None
+    again = (lambda: logits) if logits is not None else (lambda: visible_logits(query, segments, scaling, mask, softcap, block))
+    lse = torch.full(query.shape[:3], -torch.inf, device=query.device)
+    for _, part in again():
+        lse = torch.logaddexp(lse, part.logsumexp(dim=-1))
+    if sinks is not None:
+        lse = torch.logaddexp(lse, sinks.float().view(1, -1, 1))
+    lse = lse.masked_fill(lse.isneginf(), 0)  # rows that see nothing: exp(-inf - 0) = 0
+    columns = query.new_zeros((*query.shape[:2], stop), dtype=torch.float32)
+    for start, part in again():
+        width = min(stop - start, part.shape[-1])
+        if width > 0:
+            shares = torch.exp(part[..., :width] - lse.unsqueeze(-1))
+            columns[..., start : start + width] += torch.einsum("br,bhrs->bhs", weights.float(), shares)
+    return columns
