@@ -4,26 +4,26 @@ import math
 
 import torch
 
+from headwise.families import layout_of
+
 
 @torch.no_grad()
 def attention_to_prefix(model, prefix, suffix, rows):
-    """[L][H] lists of mean attention from the suffix rows to each prefix token, by a plain eager forward of the whole prompt."""
+    """[L][H] mean attention from the suffix rows to each prefix token, by a plain eager pass; None for layers without attention."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
         out = model(torch.tensor([[*prefix, *suffix]]), output_attentions=True, use_cache=False)
     finally:
         model.set_attn_implementation(before)
-    table = []
-    for weights in out.attentions:  # [1, H, T, T]
-        if weights is None:
-            table.append(None)
-            continue
-        heads = []
-        for h in range(weights.shape[1]):
-            rows_of = [weights[0, h, len(prefix) + t, : len(prefix)].double() for t in range(*rows)]
-            heads.append(sum(rows_of) / len(rows_of))
-        table.append(heads)
+    table = [None] * layout_of(model).shape[0]
+    places = range(len(table)) if len(out.attentions) == len(table) else sorted(layout_of(model).modules)
+    for layer, weights in zip(places, out.attentions, strict=True):  # weights [1, H, T, T]
+        if weights is not None:
+            rows_of = [
+                [weights[0, h, len(prefix) + t, : len(prefix)].double() for t in range(*rows)] for h in range(weights.shape[1])
+            ]
+            table[layer] = [sum(of_head) / len(of_head) for of_head in rows_of]
     return table
 
 

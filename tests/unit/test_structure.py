@@ -15,7 +15,7 @@ ROOMS = {
     "prompts": {"core"},
     "families": {"core"},
     "attach": {"core", "maths", "families"},
-    "engine": {"core", "prompts", "attach", "families"},
+    "engine": {"core", "prompts", "attach", "families", "maths"},
     "evaluate": {"core", "maths", "prompts", "families", "attach", "engine"},
     "methods": {"core", "maths", "prompts", "families", "attach", "engine", "evaluate"},
     "scale": {"core"},  # methods only by name, through the registry
@@ -139,7 +139,7 @@ BAD = {
         "import transformers\nx = transformers.models",
         "from headwise.prompts import needles",
     ],
-    "engine/a.py": ["from headwise.methods.find import copy", "from headwise.maths import rows", "from headwise.lab import x"],
+    "engine/a.py": ["from headwise.methods.find import copy", "from headwise.evaluate import metrics", "from headwise.lab import x"],
     "methods/find/a.py": [
         "from headwise.methods.find.copy import detect",
         "from headwise.methods import test",

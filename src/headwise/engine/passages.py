@@ -53,11 +53,12 @@ class PassageCache:
     def columns(self, suffixes: Sequence[Suffix], reduce: Reduce = lambda x: x) -> dict[int, Tensor]:
         """Mean attention of each suffix's rows to every position of the text: layer -> [suffixes, wanted heads of the layer, length].
 
-        reduce: applied to each layer's [batch, heads, length] at once; the batch is all suffixes if they fit into `BATCH_TOKENS`.
+        reduce: applied to each layer's [batch, heads, length] at once; the batch is at least two
+        suffixes if there are two, and as many as fit into `BATCH_TOKENS`.
         """
         longest = max(len(suffix.ids) for suffix in suffixes)
         self._check(longest)
-        size = max(1, BATCH_TOKENS // longest)
+        size = max(2, BATCH_TOKENS // longest)
         parts = [self._batch(suffixes[i : i + size], reduce) for i in range(0, len(suffixes), size)]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,4 +38,4 @@ def _pool(values: Tensor, trim: float | None, strict: bool) -> Tensor:
 
 
 def _divisor(length: int, normalize: str) -> float:
-    return {"sum": 1.0, "mean": float(length), "sqrt": length**0.5}[normalize]
+    return {"sum": 1.0, "mean": float(length), "sqrt": math.sqrt(length)}[normalize]

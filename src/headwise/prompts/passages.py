@@ -110,5 +110,10 @@ class PassageComposer:
         ids += self._frame.tail
         return Prompt(tuple(ids), {"query": span, "official": Span(0, len(ids))})
 
+    @property
+    def overhead(self) -> int:
+        """Tokens in front of the first passage."""
+        return len(self._frame.head) + len(self._encode_some(self.layout.intro)) + 1
+
     def _encode_some(self, text: str) -> tuple[int, ...]:
         return self._encode(text) if text else ()

@@ -1,0 +1,1 @@
+"""Ranking passages by attention."""

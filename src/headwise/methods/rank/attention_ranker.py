@@ -1,0 +1,97 @@
+"""Attention ranker: order passages by the attention that chosen heads pay to them from a query, without generating.
+
+Zhang et al. 2025 (QRHead, arXiv:2506.09944, sec. 3) with chosen heads; Chen et al. 2024 (ICR, arXiv:2410.02642) with all heads. A passage's
+score is the calibrated attention summed over heads and over its tokens; the passages are computed once for any number of queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from headwise.core import HeadSet, HeadwiseError
+from headwise.engine.passage_index import PassageIndex, Text, as_passage, ranked
+from headwise.engine.passage_table import scorable_heads
+from headwise.engine.scoring import OFFICIAL, Scoring
+from headwise.engine.windows import OVERFLOW, rank_in_windows
+from headwise.families import Loaded
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.passages import PassageComposer, PassageLayout
+
+ORDERS = ("given", "reversed")
+
+
+class AttentionRanker:
+    """Ranks passages for queries with one model and one set of heads."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        heads: HeadSet | None = None,
+        *,
+        span: str = "query",
+        calibrate: bool = True,
+        trim: float | None = None,
+        normalize: str = "sum",
+        order: str = "given",
+        overflow: str = "tournament",
+        layout: PassageLayout | str = "plain",
+        chat: bool = False,
+    ) -> None:
+        """heads: of this model, best from `headwise detect --score query`; None for all that see the whole text (ICR).
+
+        span, trim, normalize: see `Scoring`. calibrate: subtract what a query without content gets. order: of the passages in the prompt;
+        `reversed` puts the first one next to the query. overflow: for more passages than fit, see `rank_in_windows`. layout: wording
+        around passages and query, see `LAYOUTS`. chat: wrap the prompt by the model's chat template.
+        Raises `HeadwiseError` for unknown options and for heads of another model, of layers without attention, or none at all.
+        """
+        for name, given, allowed in (("order", order, ORDERS), ("overflow", overflow, OVERFLOW)):
+            if given not in allowed:
+                raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")
+        self.heads = scorable_heads(loaded.layout) if heads is None else heads
+        if not len(self.heads):
+            raise HeadwiseError("no heads to rank with; choose at least one")
+        loaded.layout.check(self.heads)
+        self.loaded, self.scoring = loaded, Scoring(span, trim, normalize)
+        self.calibrate, self.backwards, self.overflow = calibrate, order == "reversed", overflow
+        self.composer = PassageComposer(PieceEncoder(loaded.tokenizer), layout, chat)
+
+    @classmethod
+    def official(cls, loaded: Loaded, heads: HeadSet | None = None, chat: bool = False) -> AttentionRanker:
+        """The released procedure of QRHead (with all heads: of ICR), in our wording.
+
+        Everything behind the passages is averaged, low tokens are trimmed, the first passage stands last, too many are refused.
+        """
+        ranker = cls(loaded, heads, order="reversed", overflow="refuse", layout="instructed", chat=chat)
+        ranker.scoring = replace(OFFICIAL)
+        return ranker
+
+    def index(self, passages: Sequence[Text]) -> PassageIndex:
+        """Compute the passages once, for any number of queries. Raises `PromptError` if they do not fit, or one is empty."""
+        model = self.loaded.model
+        return PassageIndex(model, self.composer, self.heads, passages, self.scoring, self.calibrate, self.backwards)
+
+    def rank(
+        self, query: str, passages: Sequence[Text], top_k: int | None = None, return_documents: bool = False
+    ) -> list[dict[str, Any]]:
+        """Passages from the most to the least relevant: `corpus_id`, `score` and, if wanted, `text`, as cross-encoders give them.
+
+        More passages than fit are handled as `overflow` says; nothing is ever cut.
+        """
+
+        def score(chosen: Sequence[int]) -> Any:
+            return self.index([passages[i] for i in chosen]).scores([query])[0]
+
+        scores = rank_in_windows(score, self._costs(passages), self._room(query), self.overflow)
+        return ranked(scores, passages, top_k, return_documents)
+
+    def _costs(self, passages: Sequence[Text]) -> list[int]:
+        """Tokens of each passage with its tag (of the largest number) and line break."""
+        return [len(self.composer.passage(as_passage(passage), len(passages))) + 1 for passage in passages]
+
+    def _room(self, query: str) -> int | None:
+        """Tokens that passages may take beside the query."""
+        positions = self.loaded.layout.positions
+        behind = max(len(s.ids) for s in self.scoring.suffixes(self.composer, (query, self.scoring.null_query)))
+        return None if positions is None else positions - behind - self.composer.overhead

@@ -1,0 +1,82 @@
+"""Labelled queries with their passages: JSON lines of the user, and texts of the micro-world."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headwise.core.errors import PromptError
+from headwise.prompts.microworld import Example, make_example
+from headwise.prompts.passages import Passage, RankingExample
+
+WANTED = '{"query": "...", "passages": ["...", {"title": "...", "text": "..."}], "gold": [0]}'
+
+
+def read_lines(path: Path, what: str) -> list[Any]:
+    """Objects of a JSON-lines file (.gz too). Raises `PromptError` with the line that is no JSON."""
+    try:
+        raw = path.read_bytes()
+        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise PromptError(f"cannot read {what} from {path}: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found.append(json.loads(line))
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise PromptError(f"{path}, line {number}: no valid JSON ({error})") from error
+    if not found:
+        raise PromptError(f"{path} holds no {what}")
+    return found
+
+
+def read_ranking_examples(path: Path) -> list[RankingExample]:
+    """One query per line: `query`, `passages` (texts, or objects with text and title), `gold` (indices from 0), `id` if wanted."""
+    return [_example(row, f"{path}, entry {number}") for number, row in enumerate(read_lines(path, "queries"), 1)]
+
+
+def passage_of(row: Any, place: str) -> Passage:
+    """A passage from a text or an object with `text` and, if wanted, `title`."""
+    if isinstance(row, str):
+        return Passage(row)
+    if isinstance(row, Mapping) and isinstance(row.get("text"), str) and isinstance(row.get("title") or "", str):
+        return Passage(row["text"], row.get("title") or "")
+    raise PromptError(f"{place}: a passage is a text, or an object with text and title; got {str(row)[:60]!r}")
+
+
+def from_microworld(example: Example) -> RankingExample:
+    """The last question of a `passages` text."""
+    count = len(example.info["kinds"])
+    texts = ["".join(p.text for p in example.context if f"passage/{i}" in p.names) for i in range(1, count + 1)]
+    passages = tuple(Passage(text.split(":", 1)[1].strip()) for text in texts)
+    query = "".join(piece.text for piece in example.turns[-1].ask).strip()
+    return RankingExample(query, passages, frozenset(number - 1 for number in example.info["gold_passages"]))
+
+
+def microworld_examples(count: int, split: str, seed: int = 0, n: int = 8, **options: Any) -> list[RankingExample]:
+    """`count` queries over `n` passages of the micro-world each; the question shares no word of meaning with the passage."""
+    made = (make_example("passages", split, np.random.default_rng([seed, 23, i]), n=n, **options) for i in range(count))
+    return [from_microworld(example) for example in made]
+
+
+def _example(row: Any, place: str) -> RankingExample:
+    if not isinstance(row, Mapping) or not {"query", "passages", "gold"} <= set(row):
+        raise PromptError(f"{place}: expected {WANTED}")
+    query, passages, gold = row["query"], row["passages"], row["gold"]
+    if not isinstance(query, str) or not query.strip():
+        raise PromptError(f"{place}: the query is empty or no text")
+    if not isinstance(passages, Sequence) or isinstance(passages, str) or not passages:
+        raise PromptError(f"{place}: passages must be a list that is not empty")
+    if not isinstance(gold, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in gold):
+        raise PromptError(f"{place}: gold must be a list of passage numbers from 0; got {str(gold)[:60]}")
+    made = tuple(passage_of(passage, place) for passage in passages)
+    wrong = [i for i in gold if not 0 <= i < len(made)]
+    if wrong:
+        raise PromptError(f"{place}: gold passage {wrong[0]} does not exist; there are {len(made)}")
+    return RankingExample(query, made, frozenset(gold), str(row.get("id", "")))
