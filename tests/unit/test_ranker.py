@@ -13,8 +13,9 @@ from headwise.engine.passage_table import measure_passages, scorable_heads
 from headwise.engine.scoring import OFFICIAL, Scoring
 from headwise.engine.windows import rank_in_windows, windows
 from headwise.families import Loaded, layout_of
+from headwise.maths.agreement import split_half_top_overlap
 from headwise.maths.query import RULES
-from headwise.methods.find.query import query_scores, stability
+from headwise.methods.find.query import query_scores
 from headwise.methods.rank.attention_ranker import AttentionRanker
 from headwise.prompts import PieceEncoder
 from headwise.prompts.passages import LAYOUTS, Passage, PassageComposer, RankingExample
@@ -283,9 +284,10 @@ def test_sliding_layers_and_queries_without_gold_are_left_out_and_said_so():
         measure_passages(loaded.model, loaded.layout, PassageComposer(PieceEncoder(loaded.tokenizer)), examples[1:])
 
 
-def test_stability_is_the_overlap_of_halves(table):
-    assert stability(query_scores(table), 1) == 1.0
-    assert np.isnan(stability(replace(query_scores(table), runs=None, run_info=()), 1))
+def test_halves_of_the_queries_agree_on_the_planted_head(table):
+    runs = query_scores(table).runs
+    assert split_half_top_overlap(runs, 1) == 1.0
+    assert np.isnan(split_half_top_overlap(runs[:1], 1))
 
 
 # ---- data

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def detect(
     model: o.Model = None,
-    score: Annotated[str, typer.Option(help="Which score: copy.")] = "copy",
+    score: Annotated[
+        str, typer.Option(help="copy (heads that copy a needle) or query (heads that look from a question to what answers it).")
+    ] = "copy",
     lengths: o.Lengths = None,
     depths: o.Depths = 10,
     windows: o.Windows = 1,
@@ -26,8 +28,21 @@ def detect(
     template: o.Template = None,
     chat: o.Chat = False,
     rule: Annotated[
-        str, typer.Option(help="set (share of needle tokens copied) or multiset (as the released code counts).")
-    ] = "set",
+        str | None,
+        typer.Option(
+            help="copy: set (share of needle tokens copied) or multiset (as the released code counts). "
+            "query: mass, calibrated_mass, ndcg, mrr or contrastive.",
+            show_default="set; calibrated_mass",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="query: JSON lines with query, passages and gold.", show_default="64 texts of the micro-world"),
+    ] = None,
+    span: Annotated[
+        str, typer.Option(help="query: average over the `query`'s words or all behind the passages (`official`).")
+    ] = "query",
+    layout: Annotated[str, typer.Option(help="query: wording around passages: plain or instructed.")] = "plain",
     match: Annotated[str, typer.Option(help="token, or position (the aligned needle position only).")] = "token",
     gate: Annotated[float, typer.Option(help="A run counts if its unigram recall is above this.")] = 0.5,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 50,
@@ -43,16 +58,20 @@ def detect(
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
-    """Find retrieval heads: the heads that copy a needle out of a long context into the answer."""
-    if score != "copy":
-        raise HeadwiseError(f"unknown score {score!r}; known: copy")
+    """Find retrieval heads: those that copy a needle into the answer, or those that look from a question to what answers it."""
+    if score not in ("copy", "query"):
+        raise HeadwiseError(f"unknown score {score!r}; known: copy, query")
     path = o.output_path(output, model, score, overwrite)
-    from headwise.core import save_heads
+    if score == "query":
+        from headwise.cli.detect_query import query_heads
+
+        tell(query_heads(model, device, dtype, revision, data, rule, span, layout, chat, seed, json), path, overwrite, json)
+        return
     from headwise.engine import RunDirectory
     from headwise.methods.find.copy import CopyOptions, describe_run, find_copy_heads
     from headwise.prompts.grid import even_depths, paper_lengths
 
-    chosen = CopyOptions(rule, match, gate, max_new_tokens, until_stable)
+    chosen = CopyOptions(rule or "set", match, gate, max_new_tokens, until_stable)
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
     loaded = o.load(model, device, dtype, revision)
     task = o.make_task(
@@ -68,16 +87,18 @@ def detect(
     except NoSuccessfulRunError:
         directory.remove()
         raise
-    save_heads(scores, path, overwrite)
+    tell(scores, path, overwrite, json)
     directory.remove()
-    _tell(scores, path, json)
 
 
-def _tell(scores: HeadScores, path: Path, json: bool) -> None:
+def tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:
+    """Write the head file and the heat map, and say what was found."""
+    from headwise.core import save_heads
     from headwise.report.console import print_all
     from headwise.report.figures import heat_map
     from headwise.report.tables import head_table, summary_lines
 
+    save_heads(scores, path, overwrite)
     picture = path.with_suffix(".heatmap.png")
     heat_map(scores, picture)
     if json:

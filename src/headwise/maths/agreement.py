@@ -44,3 +44,12 @@ def top_overlap(a: Array, b: Array, k: int) -> float:
     """Share of the k strongest heads of `a` that are among the k strongest of `b`; NaN scores count as weakest."""
     tops = [set(np.argsort(-np.nan_to_num(x, nan=-np.inf), axis=None, kind="stable")[:k].tolist()) for x in (a, b)]
     return len(tops[0] & tops[1]) / k
+
+
+def split_half_top_overlap(runs: Array, k: int, splits: int = 50, seed: int = 0) -> float:
+    """Mean share of the k strongest heads that two random disjoint halves of the runs [run, layer, head] have in common; NaN below 2 runs."""
+    if len(runs) < 2:
+        return float("nan")
+    rng, half = np.random.default_rng([seed, 22]), len(runs) // 2
+    orders = [rng.permutation(len(runs)) for _ in range(splits)]
+    return float(np.mean([top_overlap(runs[o[:half]].mean(axis=0), runs[o[half : 2 * half]].mean(axis=0), k) for o in orders]))

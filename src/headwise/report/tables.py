@@ -13,13 +13,13 @@ from rich.text import Text
 
 from headwise.core.errors import HeadwiseError
 from headwise.core.heads import HeadId, HeadScores
-from headwise.maths.agreement import gini, split_half_reliability
+from headwise.maths.agreement import gini, split_half_reliability, split_half_top_overlap
 from headwise.report.canvas import subject
 from headwise.report.numbers import capital, count, interval, layer_kind, noun, scored, thresholds
 from headwise.report.sweep import METRICS, Row, Sweep, read_sweep
 
 NAMED = 8
-"""At most so many always-on heads are listed by name."""
+"""At most so many always-on heads are listed by name, and so many of the strongest are compared between halves of the runs."""
 UNKNOWN = "–"
 SHORT = {"recall": "Recall", "exact": "Exact", "logprob": "Log-prob.", "perplexity": "Perplexity"}
 
@@ -62,6 +62,10 @@ def summary_lines(scores: HeadScores) -> list[str]:
     reliability = split_half_reliability(scores.runs)
     halves = f"mean correlation of random halves of {count(len(scores.runs), 'run')}"
     lines.append(f"split-half reliability {_number(reliability)} ({halves})")
+    if len(scores.runs) > 1 and known.size >= 4 * NAMED:
+        lines.append(f"strongest {NAMED}: two random halves share {split_half_top_overlap(scores.runs, NAMED):.0%} of them")
+    if (rule := scores.provenance.get("rule")) is not None:
+        lines.append(f"rule {rule} over {count(len(scores.runs), 'labelled text')}")
     if (total := scores.provenance.get("runs")) is not None:
         solved = int(scores.provenance.get("solved", len(scores.runs)))
         lines.append(f"{solved} of {count(int(total), 'run')} solved ({solved / max(int(total), 1):.1%})")

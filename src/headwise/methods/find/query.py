@@ -13,7 +13,6 @@ import numpy as np
 
 from headwise.core import HeadScores, HeadwiseError
 from headwise.engine.passage_table import PassageTable
-from headwise.maths.agreement import top_overlap
 from headwise.maths.query import RULES, query_score
 
 SCORE_VERSION = 1
@@ -45,15 +44,3 @@ def query_scores(
     return HeadScores(
         runs.mean(axis=0), "query", SCORE_VERSION, runs.astype(np.float32), info, {**(provenance or {}), **made, **counts}
     )
-
-
-def stability(scores: HeadScores, top: int, seed: int = 0, draws: int = 20) -> float:
-    """Mean share of the `top` heads that two disjoint halves of the queries have in common, in [0, 1]; NaN below two queries."""
-    runs = scores.runs
-    if runs is None or len(runs) < 2:
-        return float("nan")
-    rng, half, shares = np.random.default_rng([seed, 22]), len(runs) // 2, []
-    for _ in range(draws):
-        order = rng.permutation(len(runs))
-        shares.append(top_overlap(runs[order[:half]].mean(axis=0), runs[order[half : 2 * half]].mean(axis=0), top))
-    return float(np.mean(shares))

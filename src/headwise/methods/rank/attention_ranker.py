@@ -6,13 +6,15 @@ score is the calibrated attention summed over heads and over its tokens; the pas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from headwise.core import HeadSet, HeadwiseError
-from headwise.engine.passage_index import PassageIndex, Text, as_passage, ranked
+from headwise.engine.passage_index import PassageIndex, Scores, Text, as_passage, ranked
 from headwise.engine.passage_table import scorable_heads
+from headwise.engine.progress import Report, silent
 from headwise.engine.scoring import OFFICIAL, Scoring
 from headwise.engine.windows import OVERFLOW, rank_in_windows
 from headwise.families import Loaded
@@ -79,12 +81,20 @@ class AttentionRanker:
 
         More passages than fit are handled as `overflow` says; nothing is ever cut.
         """
+        return ranked(next(self.scores([query], passages)), passages, top_k, return_documents)
 
-        def score(chosen: Sequence[int]) -> Any:
-            return self.index([passages[i] for i in chosen]).scores([query])[0]
+    def scores(self, queries: Sequence[str], passages: Sequence[Text]) -> Iterator[Scores]:
+        """Scores of all passages [P] for one query after the other; the passages are read once if they fit together."""
+        costs, rooms = self._costs(passages), [self._room(query) for query in queries]
+        if all(room is None or sum(costs) <= room for room in rooms):
+            yield from self.index(passages).scores(queries)
+            return
+        for query, room in zip(queries, rooms, strict=True):
+            yield rank_in_windows(partial(self._window, query, passages), costs, room, self.overflow)
 
-        scores = rank_in_windows(score, self._costs(passages), self._room(query), self.overflow)
-        return ranked(scores, passages, top_k, return_documents)
+    def _window(self, query: str, passages: Sequence[Text], chosen: Sequence[int]) -> Scores:
+        scores: Scores = self.index([passages[i] for i in chosen]).scores([query])[0]
+        return scores
 
     def _costs(self, passages: Sequence[Text]) -> list[int]:
         """Tokens of each passage with its tag (of the largest number) and line break."""
@@ -95,3 +105,26 @@ class AttentionRanker:
         positions = self.loaded.layout.positions
         behind = max(len(s.ids) for s in self.scoring.suffixes(self.composer, (query, self.scoring.null_query)))
         return None if positions is None else positions - behind - self.composer.overhead
+
+
+def rank_collection(
+    ranker: AttentionRanker,
+    passages: Mapping[str, Text],
+    queries: Mapping[str, str],
+    candidates: Mapping[str, Iterable[str]],
+    report: Report = silent,
+) -> dict[str, dict[str, float]]:
+    """Query id -> passage id -> score for each query's candidates (passage ids in their first order).
+
+    Queries about the same passages share one pass over them if those fit into one prompt.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for query, chosen in candidates.items():
+        groups.setdefault(tuple(chosen), []).append(query)
+    run: dict[str, dict[str, float]] = {}
+    for keys, members in groups.items():
+        texts, asked = [passages[key] for key in keys], [queries[query] for query in members]
+        for query, scores in zip(members, ranker.scores(asked, texts), strict=True):
+            run[query] = dict(zip(keys, scores.tolist(), strict=True))
+            report(len(run), len(candidates), f"{len(keys)} passages")
+    return run

@@ -1,0 +1,164 @@
+"""`headwise rank`: order passages by the attention of chosen heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headwise.cli import options as o
+from headwise.cli.progress import progress
+from headwise.core.errors import HeadwiseError
+
+if TYPE_CHECKING:
+    from headwise.core import HeadSet
+    from headwise.families import Loaded
+    from headwise.prompts.passages import Passage
+
+Candidates = dict[str, dict[str, float]]
+
+
+def rank(
+    model: o.Model = None,
+    queries: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
+    passages: Annotated[
+        Path | None, typer.Option(help="JSON lines with id, text and, if wanted, title.", show_default=False)
+    ] = None,
+    beir: Annotated[Path | None, typer.Option(help="Folder in BEIR layout, instead of both.", show_default=False)] = None,
+    heads: Annotated[
+        Path | None, typer.Option(help="Head file, best of `headwise detect --score query`.", show_default="all heads")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many of the strongest heads to rank with.")] = 8,
+    candidates: Annotated[str, typer.Option(help="What is ranked per query: all, judged, bm25:N, or a TREC run file.")] = "all",
+    max_words: Annotated[
+        int | None, typer.Option(help="Cut longer passages to so many words, and say how many were.", show_default="none is cut")
+    ] = None,
+    evaluate: Annotated[Path | None, typer.Option(help="Judgements (BEIR or TREC form).", show_default="those of --beir")] = None,
+    official: Annotated[bool, typer.Option("--official", help="The released QRHead procedure, step by step.")] = False,
+    span: Annotated[str, typer.Option(help="query or official.")] = "query",
+    normalize: Annotated[str, typer.Option(help="sum, mean or sqrt over a passage's tokens.")] = "sum",
+    order: Annotated[str, typer.Option(help="given, or reversed (the first candidate next to the query).")] = "given",
+    overflow: Annotated[str, typer.Option(help="More than fits: tournament, anchored or refuse.")] = "tournament",
+    layout: Annotated[str, typer.Option(help="Wording around passages: plain or instructed.")] = "plain",
+    chat: o.Chat = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write the TREC run.", show_default="headwise-out/...")
+    ] = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+) -> None:
+    """Rank passages for queries without generating; one pass reads all passages, each query is a short pass behind them."""
+    path = output or o.output_path(None, model, "run", overwrite).with_suffix(".trec")
+    if path.exists() and not overwrite:
+        raise HeadwiseError(f"{path} exists; give another --output or --overwrite (results are never merged)")
+    from headwise.core.headfile import write_atomically
+    from headwise.methods.rank.attention_ranker import AttentionRanker, rank_collection
+    from headwise.prompts.collections import trec_lines
+
+    texts, asked, judged = _collection(queries, passages, beir, evaluate)
+    chosen = _candidates(candidates, texts, asked, judged)
+    texts, cut = _shortened(texts, chosen, max_words)
+    loaded = o.load(model, device, dtype, revision)
+    options: dict[str, Any] = {"span": span, "normalize": normalize, "order": order, "overflow": overflow, "layout": layout}
+    some = _heads(heads, top, loaded)
+    ranker = AttentionRanker.official(loaded, some, chat) if official else AttentionRanker(loaded, some, chat=chat, **options)
+    with progress("ranking", hidden=json) as report:
+        run = rank_collection(ranker, texts, asked, chosen, report)
+    write_atomically(path, ("\n".join(trec_lines(run, "headwise")) + "\n").encode())
+    _tell(run, chosen, judged, candidates, cut, path, json)
+
+
+def _collection(
+    queries: Path | None, passages: Path | None, beir: Path | None, evaluate: Path | None
+) -> tuple[dict[str, Passage], dict[str, str], dict[str, dict[str, int]] | None]:
+    from headwise.prompts.collections import beir_files, read_passages, read_qrels, read_queries
+
+    if beir is not None and (queries is not None or passages is not None):
+        raise HeadwiseError("give --beir, or --queries with --passages, not both")
+    if beir is not None:
+        passages, queries, known = beir_files(beir)
+        evaluate = evaluate or known
+    if queries is None or passages is None:
+        raise HeadwiseError("nothing to rank: give --queries and --passages, or --beir FOLDER")
+    return read_passages(passages), read_queries(queries), None if evaluate is None else read_qrels(evaluate)
+
+
+def _candidates(
+    which: str, passages: dict[str, Passage], queries: dict[str, str], judged: dict[str, dict[str, int]] | None
+) -> Candidates:
+    """Query -> passages to rank, in their first order, with the score that put them there."""
+    from headwise.prompts.collections import read_run
+
+    if which == "all":
+        return {query: dict.fromkeys(passages, 0.0) for query in queries}
+    if which == "judged":
+        if judged is None:
+            raise HeadwiseError("--candidates judged needs judgements: give --evaluate or --beir")
+        found = {query: {p: 0.0 for p in judged.get(query, {}) if p in passages} for query in queries}
+    elif which.startswith("bm25:") and which[5:].isdecimal():
+        from headwise.evaluate.ranking import bm25_candidates
+
+        return bm25_candidates(queries, {key: f"{p.title} {p.text}" for key, p in passages.items()}, int(which[5:]))
+    elif Path(which).is_file():
+        run = read_run(Path(which))
+        unknown = next((p for scores in run.values() for p in scores if p not in passages), None)
+        if unknown is not None:
+            raise HeadwiseError(f"{which} ranks the passage {unknown!r}, which is not among the passages")
+        found = {q: dict(sorted(run.get(q, {}).items(), key=lambda item: -item[1])) for q in queries}
+    else:
+        raise HeadwiseError(f"unknown --candidates {which!r}; use all, judged, bm25:100 or the path of a TREC run")
+    return {query: scores for query, scores in found.items() if scores}
+
+
+def _shortened(passages: dict[str, Passage], candidates: Candidates, most: int | None) -> tuple[dict[str, Passage], int]:
+    """Passages cut to so many words, and how many of the candidates were cut."""
+    if most is None:
+        return passages, 0
+    if most < 1:
+        raise HeadwiseError(f"--max-words must be at least 1; got {most}")
+    used = {key for chosen in candidates.values() for key in chosen}
+    long = {key for key in used if len(passages[key].text.split()) > most}
+    return {key: p._replace(text=" ".join(p.text.split()[:most])) if key in long else p for key, p in passages.items()}, len(long)
+
+
+def _heads(file: Path | None, top: int, loaded: Loaded) -> HeadSet | None:
+    from headwise.core import load_heads
+
+    if file is None:
+        return None
+    chosen = load_heads(file).top(top)
+    loaded.layout.check(chosen)
+    return chosen
+
+
+def _tell(
+    run: Candidates,
+    first: Candidates,
+    judged: dict[str, dict[str, int]] | None,
+    candidates: str,
+    cut: int,
+    path: Path,
+    json: bool,
+) -> None:
+    from headwise.report.console import print_all
+
+    result: dict[str, Any] = {"run": str(path), "queries": len(run), "pairs": sum(map(len, run.values())), "cut": cut}
+    if judged is not None:
+        from headwise.evaluate.ranking import summary
+
+        result["measures"] = summary(judged, run)
+        if len({score for scores in first.values() for score in scores.values()}) > 1:
+            result["first_stage"] = summary(judged, first)
+    if json:
+        o.print_json(result)
+        return
+    if judged is not None:
+        from headwise.report.ranking import measure_table
+
+        print_all(measure_table(result["measures"], result.get("first_stage"), candidates))
+    shorter = f", {cut} different ones cut" if cut else ""
+    print_all(f"{result['pairs']} passages ranked for {result['queries']} queries{shorter}", f"run  {path}")

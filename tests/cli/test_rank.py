@@ -1,0 +1,137 @@
+"""`headwise detect --score query` and `headwise rank`, on files as users bring them."""
+
+import json
+import sys
+
+import pytest
+
+from headwise.core import HeadId, load_heads
+from headwise.prompts.collections import read_run
+from tests.cli.test_refusals import check_refused
+
+TEXTS = [
+    "the river was slow and wide",
+    "we took a boat to see old town",
+    "before snow came down from hills",
+    "men were cutting wood near our road",
+]
+QUERIES = ["the river", "a boat", "snow came", "cutting wood"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    rows = [{"query": q, "passages": TEXTS, "gold": [i]} for i, q in enumerate(QUERIES)]
+    (folder / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "p.jsonl").write_text("\n".join(json.dumps({"id": f"p{i}", "text": t}) for i, t in enumerate(TEXTS)))
+    (folder / "q.jsonl").write_text("\n".join(json.dumps({"id": f"q{i}", "text": q}) for i, q in enumerate(QUERIES)))
+    (folder / "qrels.tsv").write_text("query\tpassage\tgrade\n" + "\n".join(f"q{i}\tp{i}\t1" for i in range(4)))
+    return folder
+
+
+@pytest.fixture
+def query_file(planted, headwise, files, tmp_path):
+    path = tmp_path / "query.json"
+    done = headwise("detect", planted.model, "--score", "query", "--data", files / "labelled.jsonl", "-o", path, "--json")
+    assert done.code == 0, done.err
+    return path
+
+
+def arguments(files, *more):
+    return ["--queries", files / "q.jsonl", "--passages", files / "p.jsonl", "--evaluate", files / "qrels.tsv", *more]
+
+
+def test_query_heads_are_found_and_rank(planted, headwise, files, query_file, tmp_path):
+    scores = load_heads(query_file)
+    assert scores.score == "query"
+    assert scores.ranking()[0] == HeadId(1, 2)
+    done = headwise("rank", planted.model, *arguments(files), "--heads", query_file, "--top", 1, "-o", "r.trec", "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert {row["measure"]: row["value"] for row in result["measures"]}["nDCG@10"] == 1.0
+    run = read_run(tmp_path / "r.trec")
+    assert [max(run[f"q{i}"], key=run[f"q{i}"].get) for i in range(4)] == ["p0", "p1", "p2", "p3"]
+
+
+@pytest.mark.parametrize("rule", ["mass", "ndcg", "mrr", "contrastive"])
+def test_every_rule_runs_and_is_named(planted, headwise, files, rule, tmp_path):
+    done = headwise(
+        "detect", planted.model, "--score", "query", "--rule", rule, "--data", files / "labelled.jsonl", "-o", f"{rule}.json"
+    )
+    assert done.code == 0, done.err
+    assert load_heads(tmp_path / f"{rule}.json").provenance["rule"] == rule
+    assert f"rule {rule}" in done.out
+    assert "L1H2" in done.out
+
+
+def test_candidates_may_be_judged_or_a_run_or_bm25(planted, headwise, files, tmp_path):
+    for which, pairs in (("judged", 4), ("bm25:2", 8)):
+        done = headwise("rank", planted.model, *arguments(files, "--candidates", which, "-o", "a.trec", "--overwrite"), "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["pairs"] == pairs
+    assert "first_stage" in json.loads(done.out)
+    (tmp_path / "given" / "first.trec").write_text("q0 Q0 p1 1 0.2 x\nq0 Q0 p0 2 0.9 x\n")
+    done = headwise("rank", planted.model, *arguments(files, "--candidates", files / "first.trec", "-o", "b.trec"))
+    assert done.code == 0, done.err
+    assert set(read_run(tmp_path / "b.trec")) == {"q0"}
+    assert "First stage" in done.out
+
+
+def test_beir_official_windows_and_cut_passages(planted, headwise, files, tmp_path):
+    folder = tmp_path / "given" / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    for name, target in (("p.jsonl", "corpus.jsonl"), ("q.jsonl", "queries.jsonl"), ("qrels.tsv", "qrels/test.tsv")):
+        (folder / target).write_text((files / name).read_text())
+    done = headwise("rank", planted.model, "--beir", folder, "--official", "--max-words", 4, "-o", "c.trec")
+    assert done.code == 0, done.err
+    assert "4 different ones cut" in done.out
+    (folder / "corpus.jsonl").write_text("\n".join(json.dumps({"id": f"p{i}", "text": " ".join(TEXTS)}) for i in range(60)))
+    done = headwise("rank", planted.model, "--beir", folder, "-o", "d.trec", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["pairs"] == 240
+    check_refused(
+        headwise("rank", planted.model, "--beir", folder, "--overflow", "refuse", "-o", "e.trec"),
+        "60 passages have",
+        "tournament",
+    )
+    assert not (tmp_path / "e.trec").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ([], ["nothing to rank"]),
+        (["--queries", "Q"], ["nothing to rank"]),
+        (["--queries", "Q", "--passages", "P", "--beir", "."], ["not both"]),
+        (["--beir", "."], ["not in BEIR layout", "corpus.jsonl"]),
+        (["--queries", "Q", "--passages", "none.jsonl"], ["cannot read passages"]),
+        (["--queries", "Q", "--passages", "P", "--candidates", "judged"], ["needs judgements"]),
+        (["--queries", "Q", "--passages", "P", "--candidates", "some"], ["unknown --candidates 'some'"]),
+        (["--queries", "Q", "--passages", "P", "--candidates", "bm25:0"], ["at least 1"]),
+        (["--queries", "Q", "--passages", "P", "--max-words", "0"], ["--max-words must be at least 1"]),
+        (["--queries", "Q", "--passages", "P", "--span", "all"], ["unknown span 'all'"]),
+        (["--queries", "Q", "--passages", "P", "--layout", "fancy"], ["unknown passage layout 'fancy'"]),
+        (["--queries", "Q", "--passages", "P", "--chat"], ["no chat template"]),
+        (["--queries", "Q", "--passages", "P", "--heads", "none.json"], ["no such head file"]),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(planted, headwise, files, given, parts, tmp_path):
+    names = {"Q": files / "q.jsonl", "P": files / "p.jsonl"}
+    check_refused(headwise("rank", planted.model, *[names.get(a, a) for a in given]), *parts)
+    assert not (tmp_path / "headwise-out").exists()
+
+
+def test_a_result_is_not_overwritten_and_a_missing_extra_is_named(planted, headwise, files, monkeypatch, tmp_path):
+    (tmp_path / "a.trec").write_text("old")
+    check_refused(headwise("rank", planted.model, *arguments(files, "-o", "a.trec")), "a.trec exists")
+    assert (tmp_path / "a.trec").read_text() == "old"
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    check_refused(headwise("rank", planted.model, *arguments(files, "--candidates", "bm25:2")), "pip install 'headwise[rank]'")
+
+
+def test_wrong_query_data_is_refused(planted, headwise, files):
+    (files / "bad.jsonl").write_text('{"query": "a", "passages": ["x", "y"], "gold": []}')
+    for data, part in (("bad.jsonl", "none of 1 queries has both"), ("p.jsonl", "expected")):
+        check_refused(headwise("detect", planted.model, "--score", "query", "--data", files / data), part)
+    check_refused(headwise("detect", planted.model, "--score", "query", "--rule", "set"), "unknown rule 'set'")
