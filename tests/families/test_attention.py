@@ -148,6 +148,20 @@ def test_scope_answer_changes_only_the_answer_rows(model, ids, mode):
     assert (got[:, 20:] - before[:, 20:]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("mode", ["zero", "uniform"])
+def test_the_scope_counts_positions_also_over_caches_that_drop_old_ones(model, ids, mode):
+    """transformers' own caches keep only what a sliding window sees, so keys do not tell where a row stands."""
+    heads = some_heads(model)
+    with ablate(model, heads, mode=mode, scope="answer", answer_from=20), torch.no_grad():
+        whole = logits(model, ids)
+        cache, parts = None, []
+        for piece in (ids[:, :18], ids[:, 18:22], ids[:, 22:23], ids[:, 23:]):
+            out = model(piece, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            parts.append(out.logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-4, rtol=1e-3)
+
+
 def test_mean_ablation_puts_the_mean_in_place(model, ids):
     layout = layout_of(model)
     head = HeadId(next(iter(layout.modules)), 2)
@@ -155,10 +169,10 @@ def test_mean_ablation_puts_the_mean_in_place(model, ids):
     outputs = {}
 
     class Tap:
-        def query(self, layer, query, length):
+        def query(self, layer, query, start):
             return query
 
-        def output(self, call, values, output):
+        def output(self, call, values, output, start):
             outputs[call.layer] = output
             return output
 

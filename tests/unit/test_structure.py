@@ -18,11 +18,12 @@ ROOMS = {
     "engine": {"core", "prompts", "attach", "families", "maths"},
     "evaluate": {"core", "maths", "prompts", "families", "attach", "engine"},
     "methods": {"core", "maths", "prompts", "families", "attach", "engine", "evaluate"},
+    "serve": {"core", "prompts", "families", "engine", "methods"},
     "scale": {"core"},  # methods only by name, through the registry
     "report": {"core", "maths"},
     "testing": {"core", "maths", "families", "attach", "prompts"},
 }
-ROOMS["lab"] = set(ROOMS) | {"lab"}
+ROOMS["lab"] = set(ROOMS) - {"serve"} | {"lab"}
 ROOMS["cli"] = set(ROOMS)
 
 # Rooms whose third-party imports are limited; the standard library is always allowed.
@@ -139,7 +140,11 @@ BAD = {
         "import transformers\nx = transformers.models",
         "from headwise.prompts import needles",
     ],
-    "engine/a.py": ["from headwise.methods.find import copy", "from headwise.evaluate import metrics", "from headwise.lab import x"],
+    "engine/a.py": [
+        "from headwise.methods.find import copy",
+        "from headwise.evaluate import metrics",
+        "from headwise.lab import x",
+    ],
     "methods/find/a.py": [
         "from headwise.methods.find.copy import detect",
         "from headwise.methods import test",

@@ -37,30 +37,29 @@ class Ablation:
         self._from = 0 if scope == "all" else answer_from
         self._layers = set(mask.any(dim=2).any(dim=0).nonzero().flatten().tolist())
 
-    def query(self, layer: int, query: Tensor, length: int) -> Tensor:
+    def query(self, layer: int, query: Tensor, start: int) -> Tensor:
         """Zero the query of the chosen heads in mode `uniform`."""
         if self._mode != "uniform" or layer not in self._layers:
             return query
-        rows = self._rows(query.shape[2], length, query.device).view(1, 1, -1, 1)
+        rows = self._rows(query.shape[2], start, query.device).view(1, 1, -1, 1)
         return query.masked_fill(self._mask[:, layer, :, None, None] & rows, 0)
 
-    def output(self, call: Call, values: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def output(self, call: Call, values: tuple[Tensor, ...], output: Tensor, start: int) -> Tensor:
         """Replace the output of the chosen heads in modes `zero` and `mean`."""
         if self._mode == "uniform" or call.layer not in self._layers:
             return output
-        length = sum(value.shape[2] for value in values)
-        rows = self._rows(output.shape[1], length, output.device).view(1, -1, 1, 1)
+        rows = self._rows(output.shape[1], start, output.device).view(1, -1, 1, 1)
         chosen = self._mask[:, call.layer, None, :, None] & rows
         if self._means is None:
             return output.masked_fill(chosen, 0)
         return torch.where(chosen, self._means[call.layer].to(output.dtype), output)
 
-    def _rows(self, rows: int, length: int, device: torch.device) -> Tensor:
+    def _rows(self, rows: int, start: int, device: torch.device) -> Tensor:
         """[T] bool: rows inside the scope."""
         first = self._from
         if first is None:
-            first = length - 1 if rows == length else 0
-        return torch.arange(length - rows, length, device=device) >= first
+            first = 0 if start else rows - 1
+        return torch.arange(start, start + rows, device=device) >= first
 
 
 @contextmanager

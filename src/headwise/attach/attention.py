@@ -42,9 +42,9 @@ def headwise_attention(
     plan, layer = plan_for_module(module)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     past = plan.past.get(layer)
-    length = key.shape[2] + (past[0].shape[2] if past else 0)
+    start = plan.start(layer, query.shape[2], key.shape[2] + (past[0].shape[2] if past else 0)) if plan.edits else 0
     for edit in plan.edits:
-        query = edit.query(layer, query, length)
+        query = edit.query(layer, query, start)
     if plan.last == layer and not plan.taps:
         raise LayerReachedError
     total = query.shape[2]
@@ -60,7 +60,7 @@ def headwise_attention(
         for tap in plan.taps:
             tap(call)
         for edit in plan.edits:
-            out = edit.output(call, values, out)
+            out = edit.output(call, values, out, start)
     if plan.last == layer:
         raise LayerReachedError
     return out, None

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from headwise.core.errors import HeadwiseError
 from headwise.families.layout import Layout, layout_of
@@ -35,12 +36,12 @@ class Call:
 
 
 class Edit(Protocol):
-    """A change to what heads do. Both hooks return the tensor to go on with."""
+    """A change to what heads do. Both hooks return the tensor to go on with. start: position of the first query row in the text."""
 
-    def query(self, layer: int, query: Tensor, length: int) -> Tensor:
-        """Change the query [B, H, T, d] before attention; `length` = visible positions, new ones included."""
+    def query(self, layer: int, query: Tensor, start: int) -> Tensor:
+        """Change the query [B, H, T, d] before attention."""
 
-    def output(self, call: Call, values: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def output(self, call: Call, values: tuple[Tensor, ...], output: Tensor, start: int) -> Tensor:
         """Change the output [B, T, H, d] after attention."""
 
 
@@ -49,6 +50,7 @@ class Plan:
     """State of one attached model; lives as long as the outermost `with` block.
 
     past: layer -> keys and values that all batch rows share (see `shared_past`). tail: see `last_rows`. last: see `run_to_layer`.
+    before: positions in front of the pass that is running; None outside of the whole model.
     """
 
     layout: Layout
@@ -57,7 +59,28 @@ class Plan:
     past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     tail: tuple[int, int] | None = None
     last: int | None = None
+    before: int | None = None
+    hooks: list[Any] = field(default_factory=list)
     depth: int = 0
+
+    def enter(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Hook: a pass of the whole model begins."""
+        caches = [given for given in (*inputs, *options.values()) if isinstance(given, Cache)]
+        self.before = caches[0].get_seq_length() if caches else 0
+
+    def leave(self, *_: Any) -> None:
+        """Hook: it has ended, or failed."""
+        self.before = None
+
+    def start(self, layer: int, rows: int, length: int) -> int:
+        """Position of a layer's first query row. Its keys alone do not tell: caches of transformers drop what sliding windows cannot see."""
+        if self.before is not None:
+            return self.before
+        if rows < length and self.layout.windows[layer] is not None:
+            raise HeadwiseError(
+                "a part of the model was called over a cache; to change heads of sliding-window layers call the whole model"
+            )
+        return length - rows
 
 
 _PLANS: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
@@ -87,12 +110,18 @@ def attached(model: Any) -> Iterator[Plan]:
         for layer, module in plan.layout.modules.items():
             _BY_MODULE[module] = (plan, layer)
         model.set_attn_implementation(NAME)
+        plan.hooks = [
+            model.register_forward_pre_hook(plan.enter, with_kwargs=True),
+            model.register_forward_hook(plan.leave, always_call=True),
+        ]
     plan.depth += 1
     try:
         yield plan
     finally:
         plan.depth -= 1
         if plan.depth == 0:
+            for hook in plan.hooks:
+                hook.remove()
             for config, name in before:
                 config._attn_implementation = name
             for module in plan.layout.modules.values():

@@ -15,11 +15,32 @@ if TYPE_CHECKING:
     from headwise.core import HeadScores
 
 
+Score = Annotated[
+    str, typer.Option(help="copy (heads that copy a needle) or query (heads that look from a question to what answers it).")
+]
+Rule = Annotated[
+    str | None,
+    typer.Option(
+        help="copy: set (share of needle tokens copied) or multiset (as the released code counts). "
+        "query: mass, calibrated_mass, ndcg, mrr or contrastive.",
+        show_default="set; calibrated_mass",
+    ),
+]
+Data = Annotated[
+    Path | None, typer.Option(help="query: JSON lines with query, passages and gold.", show_default="64 texts of the micro-world")
+]
+Span = Annotated[str, typer.Option(help="query: average over the `query`'s words or all behind the passages (`official`).")]
+Layout = Annotated[str, typer.Option(help="query: wording around passages: plain or instructed.")]
+Match = Annotated[str, typer.Option(help="token, or position (the aligned needle position only).")]
+Gate = Annotated[float, typer.Option(help="A run counts if its unigram recall is above this.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]
+UntilStable = Annotated[bool, typer.Option("--until-stable", help="Stop when two halves of the runs agree on the top 16.")]
+PaperGrid = Annotated[bool, typer.Option("--paper-grid", help="20 lengths x 10 depths x 3 needles, as Wu et al.")]
+
+
 def detect(
     model: o.Model = None,
-    score: Annotated[
-        str, typer.Option(help="copy (heads that copy a needle) or query (heads that look from a question to what answers it).")
-    ] = "copy",
+    score: Score = "copy",
     lengths: o.Lengths = None,
     depths: o.Depths = 10,
     windows: o.Windows = 1,
@@ -27,29 +48,15 @@ def detect(
     haystack: o.Haystack = None,
     template: o.Template = None,
     chat: o.Chat = False,
-    rule: Annotated[
-        str | None,
-        typer.Option(
-            help="copy: set (share of needle tokens copied) or multiset (as the released code counts). "
-            "query: mass, calibrated_mass, ndcg, mrr or contrastive.",
-            show_default="set; calibrated_mass",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="query: JSON lines with query, passages and gold.", show_default="64 texts of the micro-world"),
-    ] = None,
-    span: Annotated[
-        str, typer.Option(help="query: average over the `query`'s words or all behind the passages (`official`).")
-    ] = "query",
-    layout: Annotated[str, typer.Option(help="query: wording around passages: plain or instructed.")] = "plain",
-    match: Annotated[str, typer.Option(help="token, or position (the aligned needle position only).")] = "token",
-    gate: Annotated[float, typer.Option(help="A run counts if its unigram recall is above this.")] = 0.5,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 50,
-    until_stable: Annotated[
-        bool, typer.Option("--until-stable", help="Stop when two halves of the runs agree on the top 16.")
-    ] = False,
-    paper_grid: Annotated[bool, typer.Option("--paper-grid", help="20 lengths x 10 depths x 3 needles, as Wu et al.")] = False,
+    rule: Rule = None,
+    data: Data = None,
+    span: Span = "query",
+    layout: Layout = "plain",
+    match: Match = "token",
+    gate: Gate = 0.5,
+    max_new_tokens: MaxNewTokens = 50,
+    until_stable: UntilStable = False,
+    paper_grid: PaperGrid = False,
     seed: o.Seed = 0,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from headwise.cli import ablate, convert, detect, export, info, lab, lab_properties, needle, rank, show
+from headwise.cli import ablate, convert, detect, export, info, lab, lab_properties, needle, rank, serve, show
 from headwise.core.errors import HeadwiseError, MissingExtraError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("show")(show.show)
 app.command("ablate")(ablate.ablate)
 app.command("needle")(needle.needle)
 app.command("rank")(rank.rank)
+app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from headwise.prompts.grid import Task
 
 Model = Annotated[
-    str | None, typer.Argument(help="Hub id or folder of the model. Default: the bundled lab model.", show_default=False)
+    str | None,
+    typer.Argument(
+        help="Hub id or folder of the model, or the name of a bundled one. Default: the bundled lab model.", show_default=False
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16 (auto: float32 on a CPU, as saved elsewhere).")]
@@ -46,7 +49,7 @@ PROMPT_PART = (0.0, 0.9)
 
 
 def load(model: str | None, device: str, dtype: str, revision: str | None = None) -> Loaded:
-    """Load the model, quietly; without a name the bundled one."""
+    """Load the model, quietly; a bundled one by its name, and without a name the default."""
     from transformers.utils import logging
 
     from headwise.families import load_model
@@ -54,11 +57,13 @@ def load(model: str | None, device: str, dtype: str, revision: str | None = None
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if model is not None:
-        return load_model(model, device, dtype, revision)
-    loaded = load_model(str(bundled_model()), device, dtype)
+    name = DEFAULT if model is None else model
+    bundled = bundled_model(name)
+    if not name or "/" in name or Path(name).is_dir() or not (bundled / "config.json").is_file():
+        return load_model(name, device, dtype, revision)
+    loaded = load_model(str(bundled), device, dtype)
     # Results name the model, not the place where it happens to be installed.
-    return loaded._replace(layout=replace(loaded.layout, name=DEFAULT))
+    return loaded._replace(layout=replace(loaded.layout, name=name))
 
 
 def numbers(text: str, name: str) -> tuple[int, ...]:

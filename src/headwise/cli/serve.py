@@ -1,0 +1,92 @@
+"""`headwise serve`: rank passages for other programs, over HTTP."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headwise.cli import options as o
+from headwise.core.errors import HeadwiseError, MissingExtraError
+
+if TYPE_CHECKING:
+    from headwise.core import HeadSet
+    from headwise.families import Loaded
+    from headwise.methods.rank.attention_ranker import AttentionRanker
+
+
+def serve(
+    model: o.Model = None,
+    heads: Annotated[
+        Path | None, typer.Option(help="Head file, best of `headwise detect --score query`.", show_default=False)
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many of the strongest heads to rank with.")] = 8,
+    all_heads: Annotated[bool, typer.Option("--all-heads", help="Rank with all heads, instead of --heads.")] = False,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine only with a key or --no-auth.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one and says which.")] = 8080,
+    layout: Annotated[
+        str | None, typer.Option(help="Wording around passages: plain or instructed.", show_default="plain")
+    ] = None,
+    chat: o.Chat = False,
+    official: Annotated[
+        bool, typer.Option("--official", help="The released QRHead procedure; refuses what does not fit.")
+    ] = False,
+    max_body: Annotated[int, typer.Option(help="Largest request in bytes.")] = 4 * 2**20,
+    max_passages: Annotated[int, typer.Option(help="Most passages per request.")] = 1000,
+    queue: Annotated[int, typer.Option(help="Most requests that wait; those beyond are refused (429).")] = 128,
+    cache_tokens: Annotated[int, typer.Option(help="Tokens of passages kept computed for further queries.")] = 32_768,
+    timeout: Annotated[float, typer.Option(help="Longest wait for an answer, in seconds.")] = 60.0,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Serve beyond this machine without a key.")] = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+) -> None:
+    """Serve /rerank as clients of Cohere, Jina and text-embeddings-inference speak it; the key is read from HEADWISE_API_KEY."""
+    try:
+        from headwise.serve import limits, run
+    except ImportError as error:
+        raise MissingExtraError(error.name or "FastAPI", "serve") from error
+    if official and layout is not None:
+        raise HeadwiseError("--official has a wording of its own; drop --layout")
+    key = limits.key_from(os.environ, no_auth)
+    limits.check_exposure(host, key, no_auth)
+    settings = limits.Settings(
+        api_key=key, max_body=max_body, max_passages=max_passages, queue=queue, cache_tokens=cache_tokens, timeout=timeout
+    )
+    chosen = _heads(heads, top, all_heads)
+
+    def make() -> AttentionRanker:
+        ranker = _ranker(o.load(model, device, dtype, revision), chosen, official, layout or "plain", chat)
+        typer.echo(f"ready      {ranker.loaded.layout.name}, {len(ranker.heads)} heads ({ranker.heads.chosen_by})")
+        return ranker
+
+    listening = run.bind(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"listening  http://{shown}:{listening.getsockname()[1]}/rerank, {'with' if key else 'without'} a key")
+    server = run.make_server(make, settings)
+    run.serve(server, listening)
+    if server.work.thread.is_alive():  # a load or a pass that is not waited for; Python must not be torn down under it
+        sys.stdout.flush()
+        os._exit(130 if server.force_exit else 0)
+
+
+def _heads(file: Path | None, top: int, every: bool) -> HeadSet | None:
+    """None: all heads. Read before the model, so that a wrong file is told at once."""
+    from headwise.core import load_heads
+
+    if (file is None) != every:
+        raise HeadwiseError("say which heads to rank with: either --heads FILE (and --top K) or --all-heads")
+    return None if file is None else load_heads(file).top(top)
+
+
+def _ranker(loaded: Loaded, heads: HeadSet | None, official: bool, layout: str, chat: bool) -> AttentionRanker:
+    from headwise.methods.rank.attention_ranker import AttentionRanker
+
+    if official:
+        return AttentionRanker.official(loaded, heads, chat)
+    return AttentionRanker(loaded, heads, layout=layout, chat=chat)

@@ -1,0 +1,159 @@
+"""What the service refuses, and how it says so: limits, the key, bodies that are too large or no JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from headwise.core.errors import HeadwiseError
+
+KEY_VARIABLE = "HEADWISE_API_KEY"
+DRAIN_BYTES, DRAIN_SECONDS = 16 * 2**20, 2.0  # of a refused body, see `Body.discard`
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits of one service, all at least 1.
+
+    api_key: what clients send as `Authorization: Bearer KEY`; None: open to all. max_body: bytes of a request. max_passages: of a request.
+    max_passage_chars, max_query_chars: characters of one passage (with its title) and of a query. queue: requests that wait for the model; those
+    beyond get 429. batch: at most so many waiting requests over the same passages run together. cache_tokens: tokens of passages kept computed.
+    timeout: seconds for a body to arrive, and again for its answer.
+    """
+
+    api_key: str | None = field(default=None, repr=False)
+    max_body: int = 4 * 2**20
+    max_passages: int = 1000
+    max_passage_chars: int = 200_000
+    max_query_chars: int = 20_000
+    queue: int = 128
+    batch: int = 32
+    cache_tokens: int = 32_768
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_body", "max_passages", "max_passage_chars", "max_query_chars", "queue", "batch", "cache_tokens"):
+            if getattr(self, name) < 1:
+                raise HeadwiseError(f"{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
+        if not 0 < self.timeout < float("inf"):
+            raise HeadwiseError(f"timeout must be a number of seconds above 0; got {self.timeout:g}")
+
+
+class RefusalError(Exception):
+    """An answer other than 200. kind: a stable word for programs; message: one line for people."""
+
+    def __init__(self, status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.message, self.headers = status, kind, " ".join(message.split()), headers
+
+
+def key_from(environment: Mapping[str, str], no_auth: bool = False) -> str | None:
+    """The key in HEADWISE_API_KEY, None if there is none. Raises `HeadwiseError` for one that no client could send."""
+    key = environment.get(KEY_VARIABLE)
+    if key is None:
+        return None
+    if no_auth:
+        raise HeadwiseError(f"{KEY_VARIABLE} is set, but --no-auth asks for a service without a key; drop one of them")
+    # An empty variable is what a secret that failed to arrive looks like: serving openly then would be a surprise.
+    if not key or not all("!" <= character <= "~" for character in key):
+        raise HeadwiseError(f"{KEY_VARIABLE} must be printable ASCII without spaces and not empty; set another one or unset it")
+    return key
+
+
+def check_exposure(host: str, key: str | None, no_auth: bool) -> None:
+    """Raises `HeadwiseError` if a service without a key would listen beyond this machine, unless that is wanted (`no_auth`)."""
+    if key is None and not no_auth and not is_loopback(host):
+        raise HeadwiseError(
+            f"without a key anybody who reaches {host or 'this machine'!r} could use the service; set {KEY_VARIABLE}, stay on 127.0.0.1, or "
+            "give --no-auth"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """True for addresses that only this machine reaches. Names other than localhost are not looked up and do not count."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_key(request: Request, key: str | None) -> None:
+    """Refuse with 401 unless the request carries the key. The comparison takes the same time wherever the keys differ."""
+    if key is None:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    # Header values arrive as latin-1; compare_digest takes text only if it is ASCII.
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), key.encode()):
+        raise RefusalError(
+            401,
+            "unauthorized",
+            "the key is missing or wrong; send it as 'Authorization: Bearer KEY'",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+class Body:
+    """The body of one request, read piece by piece, so that one that is too large is never held."""
+
+    def __init__(self, request: Request) -> None:
+        self._receive, self._more = request.receive, True
+        self._declared = request.headers.get("content-length", "")
+
+    async def read(self, limit: int) -> bytes:
+        """All of it. Refuses with 413 as soon as more than `limit` bytes are announced or have come."""
+        if self._declared.isdecimal() and int(self._declared) > limit:
+            raise _too_large(limit)
+        parts, size = [], 0
+        while self._more:
+            part = await self._next()
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(part)
+        return b"".join(parts)
+
+    async def discard(self) -> None:
+        """Read on and forget, within bounds. A client that still sends may never see the answer if its connection is closed at once."""
+
+        async def drain() -> None:
+            left = DRAIN_BYTES
+            while self._more and left > 0:
+                left -= len(await self._next())
+
+        try:
+            await asyncio.wait_for(drain(), DRAIN_SECONDS)
+        except (asyncio.TimeoutError, ClientDisconnect):
+            self._more = False
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        self._more = bool(message.get("more_body", False))
+        part: bytes = message.get("body", b"")
+        return part
+
+
+def _too_large(limit: int) -> RefusalError:
+    return RefusalError(413, "too_large", f"the body has more than {limit} bytes; send fewer or shorter passages at a time")
+
+
+def parse_json(request: Request, raw: bytes) -> Any:
+    """The JSON value in a body. Refuses with 415 for another content type and with 400 for anything else that cannot be read.
+
+    The content type is insisted on because a browser sends plain text anywhere without asking first, but JSON only where it is allowed to.
+    """
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RefusalError(415, "wrong_content_type", "send JSON with 'Content-Type: application/json'")
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:  # ValueError: also text that is not UTF-8 and numbers of absurd length
+        raise RefusalError(400, "malformed_json", f"the body is no JSON that can be read: {str(error)[:200]}") from error
