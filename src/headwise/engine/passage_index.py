@@ -39,12 +39,20 @@ class PassageIndex:
     ) -> None:
         """Raises `PromptError` if the passages do not fit, or one of them is empty."""
         self.passages, self._composer, self._scoring = tuple(passages), composer, scoring
+        composer.check([as_passage(text) for text in passages])
         self._order = list(range(len(passages)))[:: -1 if backwards else 1]
         prompt = composer.passages([as_passage(passages[i]) for i in self._order])
         self.tokens = len(prompt.ids)
         self._spans = [(s.start, s.stop) for s in (prompt.span(f"passage/{i}") for i in range(1, len(passages) + 1))]
         self._cache = PassageCache(model, prompt.ids, heads)
         self._null = self._columns([scoring.null_query])[0] if calibrate else None
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[passage]: tokens of each."""
+        out = np.empty(len(self._order), dtype=np.int64)
+        out[self._order] = [stop - start for start, stop in self._spans]
+        return out
 
     def scores(self, queries: Sequence[str]) -> Scores:
         """[query, passage], summed over heads; higher is more relevant. Not comparable between queries or sets of passages."""

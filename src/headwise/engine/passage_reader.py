@@ -18,11 +18,10 @@ from headwise.attach.caches import full_cache, shared_past
 from headwise.attach.columns import column_sums
 from headwise.attach.depth import run_to_layer
 from headwise.attach.steer import steer
-from headwise.core.errors import PromptError
 from headwise.core.heads import HeadSet
 from headwise.engine.greedy import decode_one
 from headwise.engine.passage_index import Text, as_passage
-from headwise.engine.passages import CHUNK
+from headwise.engine.passages import CHUNK, check_positions
 from headwise.engine.runner import prefill, token_tensor
 from headwise.engine.scoring import Scoring
 from headwise.families.layout import layout_of
@@ -49,7 +48,7 @@ class PassageReader:
         self.lengths = np.array([stop - start for start, stop in self.spans])
         self.ids, self.tokens = prompt.ids, len(prompt.ids)
         self._model, self._composer, self._positions = model, composer, layout_of(model).positions
-        self._check(1)
+        check_positions(self._positions, self.tokens + 1)
         self._cache = full_cache(model)
         for start in range(0, self.tokens, CHUNK):
             prefill(model, self._cache, self.ids[start : start + CHUNK])
@@ -57,7 +56,7 @@ class PassageReader:
     def head_masses(self, query: str, heads: HeadSet, scoring: Scoring) -> NDArray[np.float64]:
         """[head, passage]: mean attention of the query's rows to each passage, head by head in the order of layer and head."""
         suffix = scoring.suffixes(self._composer, [query])[0]
-        self._check(len(suffix.ids))
+        check_positions(self._positions, self.tokens + len(suffix.ids))
         weights = torch.zeros(1, len(suffix.ids))
         weights[0, suffix.rows.start : suffix.rows.stop] = 1 / suffix.rows.length
         with (
@@ -78,7 +77,7 @@ class PassageReader:
         boost: steer towards these passages from the question, which is all that stands behind the passages in the prompt.
         """
         ids = (*self.ids, *self._composer.query(query).ids)
-        self._check(len(ids) - self.tokens)
+        check_positions(self._positions, len(ids))
         with self._steered(boost, len(ids)), shared_past(self._model, self._cache, 1) as cache:
             yield ids, cache
 
@@ -93,10 +92,3 @@ class PassageReader:
         spans = [self.spans[i] for i in boost.passages]
         question = None if boost.rows == "all" else (self.tokens, length)
         return steer(self._model, None, spans, boost.delta, boost.rows, question, boost.bias_position)
-
-    def _check(self, more: int) -> None:
-        if self._positions is not None and self.tokens + more > self._positions:
-            raise PromptError(
-                f"passages and query need {self.tokens + more} tokens, but the model has {self._positions} positions; use fewer "
-                "passages at a time"
-            )

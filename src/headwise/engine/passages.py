@@ -44,7 +44,7 @@ class PassageCache:
         self.model, self.length, self.heads = model, len(ids), heads
         self.deepest = max(layout.modules) if heads is None else max(head.layer for head in heads)
         self._positions = layout.positions
-        self._check(1)
+        check_positions(self._positions, self.length + 1)
         self._cache = full_cache(model)
         for start in range(0, len(ids), CHUNK):
             new = token_tensor(model, ids[start : start + CHUNK])
@@ -57,7 +57,7 @@ class PassageCache:
         suffixes if there are two, and as many as fit into `BATCH_TOKENS`.
         """
         longest = max(len(suffix.ids) for suffix in suffixes)
-        self._check(longest)
+        check_positions(self._positions, self.length + longest)
         size = max(2, BATCH_TOKENS // longest)
         parts = [self._batch(suffixes[i : i + size], reduce) for i in range(0, len(suffixes), size)]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
@@ -78,9 +78,10 @@ class PassageCache:
             run_to_layer(self.model, self.deepest, input_ids=ids, past_key_values=cache, use_cache=True)
             return seen.by_layer
 
-    def _check(self, more: int) -> None:
-        if self._positions is not None and self.length + more > self._positions:
-            raise PromptError(
-                f"passages and query need {self.length + more} tokens, but the model has {self._positions} positions; use fewer "
-                "passages at a time"
-            )
+
+def check_positions(positions: int | None, tokens: int) -> None:
+    """Raise `PromptError` if passages and query need more tokens than the model has positions (None: no limit)."""
+    if positions is not None and tokens > positions:
+        raise PromptError(
+            f"passages and query need {tokens} tokens, but the model has {positions} positions; use fewer passages at a time"
+        )

@@ -77,8 +77,7 @@ class PassageComposer:
 
     def passages(self, passages: Sequence[Passage]) -> Prompt:
         """The shared part. A passage's span holds its tag, title and text. Raises `PromptError` for an empty passage or none at all."""
-        if not passages:
-            raise PromptError("no passages were given")
+        self.check(passages)
         ids, spans = [*self._frame.head, *self._encode_some(self.layout.intro)], {}
         for number, passage in enumerate(passages, 1):
             if number > 1 or self.layout.intro:
@@ -88,11 +87,17 @@ class PassageComposer:
             spans[f"passage/{number}"] = Span(start, len(ids))
         return Prompt(tuple(ids), spans)
 
+    def check(self, passages: Sequence[Passage]) -> None:
+        """Raise `PromptError` for an empty passage, by its place in this list, or none at all."""
+        if not passages:
+            raise PromptError("no passages were given")
+        for number, passage in enumerate(passages, 1):
+            if not passage.text.strip():
+                raise PromptError(f"passage {number} is empty; leave it out")
+
     def passage(self, passage: Passage, number: int) -> tuple[int, ...]:
         """Ids of one passage: tag, title and text."""
         text, title = passage.text.strip(), passage.title.strip()
-        if not text:
-            raise PromptError(f"passage {number} is empty; leave it out")
         words = f"{title.rstrip('.')}. {text}" if title else text
         return (*self._encode(self.layout.passage.format(number=number)), *self._encode(" " + words))
 

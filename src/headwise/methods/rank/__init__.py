@@ -1,1 +1,1 @@
-"""Ranking passages by attention."""
+"""Ranking passages by attention, and answering from the ones that count."""

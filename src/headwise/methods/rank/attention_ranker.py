@@ -98,6 +98,7 @@ class AttentionRanker:
 
     def _costs(self, passages: Sequence[Text]) -> list[int]:
         """Tokens of each passage with its tag (of the largest number) and line break."""
+        self.composer.check([as_passage(passage) for passage in passages])
         return [len(self.composer.passage(as_passage(passage), len(passages))) + 1 for passage in passages]
 
     def _room(self, query: str) -> int | None:

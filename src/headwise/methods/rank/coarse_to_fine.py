@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-import numpy as np
-
 from headwise.attach.steer import check_steering
 from headwise.core import HeadSet, HeadwiseError
-from headwise.engine.passage_index import PassageIndex, Text, as_passage
+from headwise.engine.passage_index import PassageIndex, Text
 from headwise.engine.passage_reader import Boost, PassageReader
 from headwise.engine.scoring import Scoring
 from headwise.engine.stages import CafeAnswer, Coarse, Fine, needed_heads, usable_heads
@@ -81,8 +79,7 @@ class CoarseToFine:
         """
         heads = needed_heads(self.coarse_heads, "coarse_heads")
         index = PassageIndex(self.loaded.model, self.composer, heads, passages, self.scoring, calibrate=False)
-        lengths = np.array([len(self.composer.passage(as_passage(p), number)) for number, p in enumerate(passages, 1)])
-        beta = passage_shares(index.head_masses(query), lengths, self.doc_pool)
+        beta = passage_shares(index.head_masses(query), index.lengths, self.doc_pool)
         kept, gamma = list(range(len(passages))), relevance(beta)
         if beta.any():
             kept = votes(beta, self.m1).tolist() if self.filter and len(kept) > self.m1 else kept
