@@ -29,8 +29,8 @@ check: $(READY)
 quick: $(READY)  ## tests without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
-lab: $(READY)  ## train a bundled model from scratch: make lab MODEL=world-6m BOOKS=FOLDER (an hour or two on two cores)
-	$(BIN)/python -m headwise.lab.recipe.train --model $(MODEL) --books $(BOOKS) --work .lab
+lab: $(READY)  ## train a bundled model from scratch: make lab MODEL=world-6m BOOKS=FOLDER WIKI=FILE (an hour or two on two cores)
+	$(BIN)/python -m headwise.lab.recipe.train --model $(MODEL) --books $(BOOKS) $(if $(WIKI),--wiki $(WIKI)) --work .lab
 
 clean:
 	rm -rf $(VENV) headwise-out

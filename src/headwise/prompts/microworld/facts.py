@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headwise.prompts.microworld.names import check_split, pick, pool
+from headwise.prompts.microworld.names import check_split, odd_word, pick, pool
 from headwise.prompts.microworld.phrases import filler_sentence
 from headwise.prompts.microworld.relations import CLOSED, Relation, Template, about, relations, template
 from headwise.prompts.microworld.text import Example, Piece, Pieces, Turn
 
 _SUBJECTS = ("person",) * 8 + ("place", "ship")
-STRANGE = 0.4  # share of made-up words where training would have a trade, animal, instrument, food or colour
+STRANGE = 0.4  # share of made-up words where training would have a trade, animal, instrument, food, colour or hiding place
 _TWO_WORDS = 0.3  # share of code words that are two words
 
 
@@ -43,11 +43,25 @@ class Scene:
     def new(self, kind: str) -> str | None:
         """A name, number or word of a kind that this scene has not used; None if all are used."""
         # Words of short lists would be learnt by heart in training, and the new ones of a test never be copied.
-        if kind in CLOSED and self.split == "train" and self.rng.random() < STRANGE:
-            kind = "code"
+        if self.split == "train" and (kind in CLOSED or kind == "spot") and self.rng.random() < STRANGE:
+            return self._strange(kind)
         made = self._draw(kind)
         if made is not None and kind == "code" and self.rng.random() < _TWO_WORDS:
             made += f" {self._draw(kind)}"
+        return made
+
+    def _strange(self, kind: str) -> str:
+        """A made-up word instead of one of a short list; a hiding place has up to two of them."""
+        if kind != "spot" and self.rng.random() < 0.5 and (code := self._draw("code")):
+            return code
+        made = odd_word(self.rng)
+        if kind == "spot":
+            material, container = pick(self.rng, pool("spot", self.split)).split()
+            draw = self.rng.random()
+            made = f"{made} {container}" if draw < 0.3 else f"{material} {made}" if draw < 0.6 else f"{made} {odd_word(self.rng)}"
+        if made in self.used:
+            return self._strange(kind)
+        self.used.add(made)
         return made
 
     def _draw(self, kind: str) -> str | None:

@@ -39,6 +39,11 @@ _CODE = (
     "bix dop fen gul jat kem lov mip nux pob rud sil tov vem wug zat",
 )
 _SYLLABLES = {"person": _PERSON, "place": _PLACE, "ship": _SHIP, "code": _CODE}
+# Parts of words that look English and are none, so that copying meets every way in which a tokenizer may cut a new word.
+_ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr qu r s sc sh sk sl sm sn sp st str sw t th tr tw v w wh"
+_VOWELS = "a ai au e ea ee i o oa oo ou u"
+_CODAS = "b ck d dge ff g l ll lt m mp n nd ng nk nt p r rd rk rm rn rt s sh sk ss st t tch th tt x"
+_ENDS = "- - er et le ow y in age ish s on"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 Item = TypeVar("Item")
 
@@ -98,6 +103,21 @@ def pool(kind: str, part: str) -> tuple[str, ...]:
     if kind == "spot":
         return tuple(f"{a} {b}" for a in words("material", part) for b in words("container", part))
     return words(kind, part)
+
+
+def odd_word(rng: np.random.Generator) -> str:
+    """A word of one to three syllables that is in no list."""
+    onsets, vowels, codas, ends = (row.split() for row in (_ONSETS, _VOWELS, _CODAS, _ENDS))
+    while True:
+        made = "".join(pick(rng, part) for part in (onsets, vowels, codas) * (1 + (rng.random() < 0.3)))
+        made += pick(rng, ends).replace("-", "")
+        if made not in _listed():
+            return made
+
+
+@cache
+def _listed() -> frozenset[str]:
+    return frozenset(word for words in _lists().values() for word in words)
 
 
 def random_key(rng: np.random.Generator, split: str, length: int) -> str:
