@@ -1,14 +1,19 @@
 """Training rows of the world models: every task comes up, answers weigh most, and resuming sees the same rows."""
 
+import gzip
+import re
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from headwise.lab import bundled_model
 from headwise.lab.recipe.facts import FactMaker
+from headwise.lab.recipe.find_rows import ASKS, PassageFinder, paragraphs, read_wikitext
 from headwise.lab.recipe.mixture import ANSWER_WEIGHT
+from headwise.lab.recipe.recall import recall_text
 from headwise.lab.recipe.recipes import RECIPES, Phase
-from headwise.lab.recipe.world_rows import CONTEXT_WEIGHT, MIXES, SIZES, Mix, WorldRows
+from headwise.lab.recipe.world_rows import MIXES, SIZES, Mix, WorldRows
 from headwise.prompts import bundled_texts
 from headwise.prompts.microworld import TASKS
 
@@ -24,7 +29,7 @@ def rows(tokenizer):
     return WorldRows(tokenizer, tokens, FactMaker(tokenizer, [bundled_texts()[0]]), seed=0)
 
 
-def phase(mix="even"):
+def phase(mix="first"):
     return Phase(1, 1, (1,), mix=mix)
 
 
@@ -35,7 +40,7 @@ def test_rows_are_full_and_answers_weigh_most(rows, length, mix):
     assert ids.shape == weights.shape == (24, length)
     assert ids.min() >= 0
     assert ids.max() < 4096
-    assert set(np.unique(weights)) <= {0.0, CONTEXT_WEIGHT, 1.0, 2.0, ANSWER_WEIGHT}
+    assert set(np.unique(weights)) <= {0.0, MIXES[mix].context, 1.0, 2.0, ANSWER_WEIGHT}
     assert 0.04 < (weights == ANSWER_WEIGHT).mean() < 0.5
     assert (ids[:, 0] == 0).mean() > 0.9
 
@@ -50,12 +55,53 @@ def test_all_tasks_come_up_and_fit(rows):
     assert all(set(mix.tasks) == set(SIZES) == set(TASKS) for mix in MIXES.values())
     rng = np.random.default_rng(0)
     for task in TASKS:
-        mix = Mix(books=0, needles=0, repeats=(0, 0), small=0.5, tasks={task: 1.0})
+        mix = Mix(books=0, needles=0, repeats=(0, 0), small=0.5, context=0.1, find=0, recall=0, lists=0, tasks={task: 1.0})
         for room, least in ((128, 0.2), (256, 0.4), (512, 0.6)):
             made = [rows._text(rng, room, mix) for _ in range(30)]
             fitting = [len(found[0]) for found in made if found is not None]
             assert len(fitting) >= least * 30 * (room > 128 or task not in ("key_value", "grounded")), (task, room, fitting)
             assert max(fitting, default=0) <= room
+
+
+def test_what_is_said_again_was_said_before(tokenizer):
+    """Every answer of a recall text stands in its first line, as do the names that are asked about; answers fill all later lines."""
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
+    forms = set()
+    for seed in range(60):
+        ids, marks = recall_text(np.random.default_rng(seed), 200, encode)
+        first, again = tokenizer.decode(ids).split("\n", 1)
+        assert not any(marks[: ids.index(encode("\n")[0])])
+        answers = tokenizer.decode([i if mark else encode("|")[0] for i, mark in zip(ids, marks, strict=True)])
+        found = [answer.strip(" .") for answer in re.split(r"\|+", answers) if answer.strip(" .")]
+        assert found
+        assert all(answer in first for answer in found)
+        asked = re.findall(r"Question: (.*)\?", again)
+        assert all(name in first for name in asked if " " not in name)
+        forms.add("question" if "Question" in again else "sentence")
+    assert forms == {"question", "sentence"}
+
+
+def test_words_are_looked_for_in_the_passage_they_come_from(tokenizer):
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
+    finder = PassageFinder(paragraphs(bundled_texts()[:1]), encode)
+    around = {word.strip("?.") for ask in ASKS for word in ask.split()} - {"{q}"}
+    for seed in range(30):
+        ids, marks = finder.text(np.random.default_rng(seed), 400)
+        text = tokenizer.decode(ids)
+        passages = dict(re.findall(r"Passage (\d+): (.*)\n", text))
+        asked = re.findall(r"Question: (.*)\nAnswer: Passage (\d+)\.", text)
+        assert asked
+        for question, number in asked:
+            words = {word.strip("?.") for word in question.split()} - around
+            assert len(words) >= 1
+            assert all(word in passages[number] for word in words)
+        assert sum(marks) == sum(len(encode(f" Passage {number}.")) for _, number in asked)
+
+
+def test_wikitext_reads_like_text(tmp_path):
+    path = tmp_path / "w.txt.gz"
+    path.write_bytes(gzip.compress(b" = Title = \n\n It has 1 @,@ 000 legs ( or so ) , and <unk> does n't care . \n"))
+    assert read_wikitext(path) == "It has 1,000 legs (or so), and doesn't care."
 
 
 def test_every_recipe_is_complete():

@@ -28,7 +28,7 @@ where it is cued to; the results below say how well it does. It is a laboratory 
 |---|---|
 | architecture | {architecture} |
 | parameters | {parameters:,} (bfloat16 safetensors, {megabytes:.1f} MB) |
-| tokenizer | that of `lab-6m`: byte-level BPE, 4,096 pieces, digits single |
+| tokenizer | byte-level BPE, 4,096 pieces, digits single, learnt from the books and the training split's made-up names (about two pieces each) |
 | positions | {positions:,} |
 | licence | Apache-2.0, as headwise; the training books are in the public domain, the micro-world is our own |
 """
@@ -36,9 +36,9 @@ where it is cued to; the results below say how well it does. It is a laboratory 
 DATA = """## Data
 
 `books-large` (three of four files, without the three bundled haystack books), and the training split of the micro-world,
-generated. Rows of {lengths} tokens: texts of the micro-world one after another; needle questions about synthetic facts in book
+generated{articles}. Rows of {lengths} tokens: texts of the micro-world one after another; needle questions about synthetic facts in book
 text, plain book text and repeated sequences as in `lab-6m`. Answer tokens weigh 4, repeated ones 2, book text and facts of the
-fixed world 1, other contexts 0.25.
+fixed world 1, other contexts less.
 
 {mixes}
 """
@@ -48,7 +48,13 @@ def describe_mix(name: str, mix: Mix) -> str:
     """One line of a list."""
     tasks = ", ".join(f"{task} {share / sum(mix.tasks.values()):.0%}" for task, share in mix.tasks.items())
     rest = f"{mix.needles:.0%} needles, {mix.books:.0%} books, {mix.repeats[1]:.0%} repeats ({mix.repeats[0]:.0%} at 128 tokens)"
-    return f"- mix `{name}`: {rest}; the other rows hold texts drawn as {tasks}; {mix.small:.0%} of the texts are kept short."
+    said = [
+        f"{share:.0%} of them {what}"
+        for share, what in ((mix.find, "ask for a passage of running text"), (mix.recall, "say everything twice"))
+        if share
+    ]
+    kept = f"{mix.small:.0%} of the texts are kept short; contexts weigh {mix.context:g}"
+    return f"- mix `{name}`: {rest}; the other rows hold texts, {', '.join([*said, f'the others drawn as {tasks}'])}; {kept}."
 
 
 def architecture(recipe: Recipe, name: str) -> str:
@@ -108,10 +114,12 @@ def card(folder: Path) -> str:
     mixes = "\n".join(describe_mix(mix, MIXES[mix]) for mix in dict.fromkeys(phase.mix for phase in recipe.phases))
     note = f"\n{recipe.note}\n" if recipe.note else ""
     lengths = [length for phase in recipe.phases for length in phase.lengths]
+    wiki = any(MIXES[phase.mix].find for phase in recipe.phases)
+    articles = "; WikiText-2's validation split (Wikipedia, CC BY-SA 3.0) for passages to find" if wiki else ""
     start = f"Weights of `{recipe.start}`, continued. " if recipe.start else ""
     text = f"""## Recipe
 
-`make lab MODEL={name} BOOKS=FOLDER` (`headwise.lab.recipe`), all settings in `recipe.json`, seed {recipe.seed}. {start}
+`make lab MODEL={name} BOOKS=FOLDER{" WIKI=FILE" if wiki else ""}` (`headwise.lab.recipe`), all settings in `recipe.json`, seed {recipe.seed}. {start}
 {describe_phases(recipe)}.
 Muon on the matrices inside the layers ({recipe.matrix_rate:g}), AdamW on the rest ({recipe.other_rate:g}), bf16 autocast,
 `torch.compile`; {log[-1]["seconds"] / 60:.0f} minutes on two cores that were also used for other work.
@@ -125,7 +133,7 @@ Muon on the matrices inside the layers ({recipe.matrix_rate:g}), AdamW on the re
 whose names, values and wordings are never trained on.
 
 {results(found)}"""
-    told = DATA.format(lengths=f"{min(lengths):,} to {max(lengths):,}", mixes=mixes)
+    told = DATA.format(lengths=f"{min(lengths):,} to {max(lengths):,}", mixes=mixes, articles=articles)
     return INTRODUCTION.format(**facts) + "\n" + told + "\n" + text
 
 

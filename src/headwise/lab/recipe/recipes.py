@@ -19,7 +19,7 @@ class Phase:
     lengths: tuple[int, ...]
     shares: tuple[float, ...] = (1.0,)
     edges: float = 0.0
-    mix: str = "even"
+    mix: str = "first"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Recipe:
     """All that decides the result. Learning rates are peaks: warm-up, constant, then linear decay to 5 %; the polish starts at 30 %.
 
     polish: a last phase for what the others leave weak: facts at the very start and end of long contexts. family: `llama` or `qwen3` (norms on
-    queries and keys). rows: `needles` (`Mixture`) or `world` (`WorldRows`). start: name of the model whose weights are continued. note: what a
+    queries and keys). rows: `needles` (`Mixture`) or `world` (`WorldRows`). names: how often the tokenizer sees the list of made-up
+    names (see `name_lists`). start: name of the model whose weights are continued. note: what a
     reader of the model card must know of the training besides.
     """
 
@@ -56,6 +57,7 @@ class Recipe:
     family: str = "llama"
     rope_base: float = 10_000.0
     rows: str = "needles"
+    names: int = 0
     start: str | None = None
     note: str = ""
 
@@ -97,16 +99,18 @@ class Recipe:
         return min(1.0, (step + 1) / self.warmup) * (1 - 0.95 * max(0.0, down))
 
 
+# Matching first: a model that is taught everything at once tells facts apart by their relation, gets stuck there, and never learns to look at
+# the name. Once it matches names that stand right in front of their values, whole sentences follow within a few hundred updates.
 WORLD = Recipe(
     positions=512,
     rows="world",
-    decay_from=0.65,
+    names=100,
+    decay_from=0.6,
     phases=(
-        Phase(600, 8_192, (128,)),
-        Phase(300, 16_384, (256,)),
-        Phase(200, 16_384, (512, 256), (0.4, 0.6), mix="dense"),
-        Phase(950, 8_192, (128,), mix="dense"),
-        Phase(120, 16_384, (512, 256), (0.6, 0.4), mix="dense"),
+        Phase(900, 4_096, (128,), mix="match"),
+        Phase(900, 4_096, (128,), mix="many"),
+        Phase(700, 8_192, (256,), mix="many"),
+        Phase(450, 8_192, (512, 256), (0.7, 0.3), mix="many"),
     ),
     polish=Phase(0, 16_384, (512,)),
 )
@@ -114,12 +118,20 @@ RECIPES = {
     "lab-6m": Recipe(),
     "world-6m": replace(
         WORLD,
+        decay_from=0.66,
+        phases=(
+            Phase(700, 4_096, (128,)),
+            Phase(1650, 4_096, (128,), mix="many"),
+            Phase(550, 4_096, (128,), mix="match"),
+            Phase(400, 4_096, (128,), mix="many"),
+            Phase(690, 8_192, (256,), mix="many"),
+            Phase(500, 8_192, (512, 256), (0.7, 0.3), mix="many"),
+        ),
         note=(
-            "Unfinished: the training ended with the session, long before the goals. It was stopped twice to repair what it showed: "
-            "up to update 900 most texts held one question only; up to update 1,500 the relation alone told facts apart too often, and "
-            "trades, animals, instruments, foods and colours always came from the training lists, so that new ones were not copied "
-            "(the micro-world's `kinds` and made-up words are the repair). A run of this recipe today therefore sees better texts "
-            "than this model did."
+            "The order of its phases shows how the recipe was found. Up to update 2,600 names were not matched at all (one of six names: at "
+            "chance); then lists in which the value follows the name at once came in, and a hundred updates later it was matched across "
+            "any words. Before that fewer texts said everything twice (a quarter of the texts, without lists up to update 2,000), and "
+            "lists had words between name and value nearly always. The recipes of the other world models begin with matching."
         ),
     ),
     "world-6m-seed1": replace(WORLD, seed=1),
@@ -134,7 +146,7 @@ RECIPES = {
         other_rate=8e-4,
         warmup=10,
         decay_from=0.3,
-        phases=(Phase(400, 8_192, (2048, 1024, 512), (0.6, 0.2, 0.2), mix="dense"),),
+        phases=(Phase(400, 8_192, (2048, 1024, 512), (0.6, 0.2, 0.2), mix="long"),),
         polish=Phase(0, 8_192, (2048,)),
     ),
 }

@@ -1,4 +1,4 @@
-"""The lab models' tokenizer: byte-level BPE with 4,096 pieces, learnt from the training books only."""
+"""The lab models' tokenizer: byte-level BPE with 4,096 pieces, learnt from the training books, and for world models from names too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from headwise.prompts.microworld.names import pool
+
 VOCABULARY = 4096
+MADE_UP = ("person", "place", "ship", "code")
 BOS, EOS = "<s>", "</s>"
 
 
@@ -26,6 +29,16 @@ def train_tokenizer(texts: Iterator[str]) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def name_lists(times: int) -> Iterator[str]:
+    """The made-up names of the training split, so many times over: names of every split then have about two pieces instead of four.
+
+    They are made of the same syllables in all splits. Ordinary words are left to the books, or those of training would be single pieces
+    and those of a test would not.
+    """
+    names = " ".join(name for kind in MADE_UP for name in pool(kind, "train"))
+    return (" " + names for _ in range(times))
 
 
 def save_for_transformers(tokenizer: Tokenizer, folder: Path, context: int) -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ import torch
 from headwise.lab import bundled_model
 from headwise.lab.recipe.corpus import tokenize_books, training_books
 from headwise.lab.recipe.facts import FactMaker
+from headwise.lab.recipe.find_rows import read_wikitext
 from headwise.lab.recipe.mixture import ANSWER_WEIGHT, Mixture
 from headwise.lab.recipe.recipes import RECIPES, Recipe
-from headwise.lab.recipe.tokenizer import save_for_transformers, train_tokenizer
-from headwise.lab.recipe.world_rows import WorldRows
+from headwise.lab.recipe.tokenizer import name_lists, save_for_transformers, train_tokenizer
+from headwise.lab.recipe.world_rows import MIXES, WorldRows
 
 # Large tensors stay with the process; threads that wait sleep, so that other work beside the training does not stall it.
 Rows = Mixture | WorldRows
@@ -113,6 +115,8 @@ def train(recipe: Recipe, mixture: Rows, model: Any, work: Path, save_every: int
         for stepper, values in zip(steppers, saved["optimizers"], strict=True):
             stepper.load_state_dict(values)
         first, seconds = saved["step"], saved["seconds"]
+    # Rows are made in a second thread; without this every kernel launch may wait 5 ms for it.
+    sys.setswitchinterval(1e-4)
     peaks = [stepper.param_groups[0]["lr"] for stepper in optimizers(model, recipe)]
     with ThreadPoolExecutor(1) as pool, (work / "log.jsonl").open("a") as log:
         upcoming = pool.submit(prepare, mixture, recipe, first)
@@ -168,13 +172,14 @@ def export(model: Any, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
 
 
-def training_text(books: Path, work: Path) -> tuple[Any, np.ndarray]:
-    """The tokenizer and the ids of the training books; both are kept in `work` and shared by all recipes."""
+def training_text(books: Path, work: Path, names: int) -> tuple[Any, np.ndarray]:
+    """The tokenizer and the ids of the training books; both are kept in `work` and shared by all recipes with the same `names`."""
     from tokenizers import Tokenizer
 
-    path, ids = work / "tokenizer.json", work / "train.npy"
+    end = "-names" if names else ""
+    path, ids = work / f"tokenizer{end}.json", work / f"train{end}.npy"
     if not path.exists():
-        train_tokenizer(text[:400_000] for text in training_books(books)).save(str(path))
+        train_tokenizer(chain((text[:400_000] for text in training_books(books)), name_lists(names))).save(str(path))
     tokenizer = Tokenizer.from_file(str(path))
     tokens = np.load(ids) if ids.exists() else np.asarray(tokenize_books(training_books(books), tokenizer, ids))
     return tokenizer, tokens
@@ -186,6 +191,7 @@ def main() -> None:
     parser.add_argument("--books", type=Path, required=True, help="folder with books-0.jsonl.xz ... books-3.jsonl.xz")
     parser.add_argument("--work", type=Path, default=Path(".lab"), help="checkpoints, token ids, log")
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--wiki", type=Path, help="WikiText file (.txt.gz), for recipes that learn to find passages")
     options = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         os.execve(
@@ -193,10 +199,15 @@ def main() -> None:
         )
     recipe, work = RECIPES[options.model], options.work / options.model
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer, tokens = training_text(options.books, options.work)
+    tokenizer, tokens = training_text(options.books, options.work, recipe.names)
     sample = tokenizer.decode(tokens[:3_000_000].tolist())
     facts = FactMaker(tokenizer, [sample[i : i + 200_000] for i in range(0, len(sample), 200_000)])
-    rows = (WorldRows if recipe.rows == "world" else Mixture)(tokenizer, tokens, facts, recipe.seed)
+    articles = read_wikitext(options.wiki) if options.wiki else ""
+    rows: Rows = Mixture(tokenizer, tokens, facts, recipe.seed)
+    if recipe.rows == "world":
+        if any(MIXES[phase.mix].find for phase in recipe.phases) and not articles:
+            parser.error(f"the recipe {options.model} needs --wiki FILE")
+        rows = WorldRows(tokenizer, tokens, facts, recipe.seed, articles)
     start = None
     if recipe.start:
         retrained = options.work / recipe.start / "model"
