@@ -142,16 +142,14 @@ def spans_and_trimming(lab: Lab, chosen: PassageTable, test: PassageTable) -> di
     """Claims 8 and 10: the query's own words against all behind the passages; leaving low tokens out."""
     examples = lab.data("test", 6, seed=1)
     wordy = [RankingExample(LONG_START + e.query[:1].lower() + e.query[1:], e.passages, e.gold) for e in examples]
-    heads = query_scores(chosen).top(K)
-    official = lab.table(examples, Scoring(span="official"))
-    long = {span: hits(lab.table(wordy, Scoring(span=span)), heads) for span in ("query", "official")}
+    heads, query = query_scores(chosen).top(K), Scoring(span="query")
+    own = query_scores(lab.table(lab.data("selection", 6, 64), query)).top(K)  # each span with heads chosen by it
     return {
-        "query_span": share(hits(test, heads)),
-        "official_span": share(hits(official, heads)),
-        "long_query_query_span": share(long["query"]),
-        "long_query_official_span": share(long["official"]),
-        "trimmed": share(hits(lab.table(examples, Scoring(trim=2.0)), heads)),
-        "official_preset": share(hits(lab.table(examples, OFFICIAL), heads)),
+        "official_span": share(hits(test, heads)),
+        "query_span": share(hits(lab.table(examples, query), own)),
+        "long_query_official_span": share(hits(lab.table(wordy), heads)),
+        "long_query_query_span": share(hits(lab.table(wordy, query), own)),
+        "trimmed": share(hits(lab.table(examples, OFFICIAL), heads)),
     }
 
 

@@ -277,7 +277,8 @@ def planted():
 
 @pytest.fixture(scope="module")
 def table(planted):
-    return measure_passages(planted.model, planted.layout, PassageComposer(PieceEncoder(planted.tokenizer)), planted_examples())
+    composer = PassageComposer(PieceEncoder(planted.tokenizer))
+    return measure_passages(planted.model, planted.layout, composer, planted_examples(), Scoring(span="query"))
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def test_options_change_what_they_say(loaded):
     ]
     np.testing.assert_allclose(scores(calibrate=False, normalize="mean") * lengths, plain, rtol=1e-5)
     assert not np.allclose(scores(), plain)
-    assert not np.allclose(scores(span="official"), scores())
+    assert not np.allclose(scores(span="query"), scores())
     assert not np.allclose(scores(order="reversed"), scores())
 
 
@@ -224,7 +224,9 @@ def planted():
 @pytest.fixture(scope="module")
 def table():
     loaded = planted()
-    return measure_passages(loaded.model, loaded.layout, PassageComposer(PieceEncoder(loaded.tokenizer)), planted_examples())
+    composer = PassageComposer(PieceEncoder(loaded.tokenizer))
+    # The planted head answers to the query's own words.
+    return measure_passages(loaded.model, loaded.layout, composer, planted_examples(), Scoring(span="query"))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -248,7 +250,7 @@ def test_the_table_holds_the_masses_of_full_passes():
     loaded = tiny()
     example = RankingExample(QUERIES[0], tuple(p if isinstance(p, Passage) else Passage(p) for p in PASSAGES), frozenset({1}))
     composer = PassageComposer(PieceEncoder(loaded.tokenizer))
-    for scoring in (Scoring(), replace(OFFICIAL)):
+    for scoring in (Scoring(span="query"), Scoring(), replace(OFFICIAL)):
         table = measure_passages(loaded.model, loaded.layout, composer, [example], scoring, seed=None)
         shared, asked, null = composer.passages(example.passages), composer.query(example.query), composer.query("N/A")
         full = slow.attention_to_prefix(loaded.model, shared.ids, asked.ids, tuple(asked.span(scoring.span)))

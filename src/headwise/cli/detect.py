@@ -29,7 +29,7 @@ Rule = Annotated[
 Data = Annotated[
     Path | None, typer.Option(help="query: JSON lines with query, passages and gold.", show_default="64 texts of the micro-world")
 ]
-Span = Annotated[str, typer.Option(help="query: average over the `query`'s words or all behind the passages (`official`).")]
+Span = Annotated[str, typer.Option(help="query: average over all behind the passages (`official`) or the `query`'s words only.")]
 Layout = Annotated[str, typer.Option(help="query: wording around passages: plain or instructed.")]
 Match = Annotated[str, typer.Option(help="token, or position (the aligned needle position only).")]
 Gate = Annotated[float, typer.Option(help="A run counts if its unigram recall is above this.")]
@@ -50,7 +50,7 @@ def detect(
     chat: o.Chat = False,
     rule: Rule = None,
     data: Data = None,
-    span: Span = "query",
+    span: Span = "official",
     layout: Layout = "plain",
     match: Match = "token",
     gate: Gate = 0.5,

@@ -15,12 +15,12 @@ SPANS = ("query", "official")
 
 @dataclass(frozen=True)
 class Scoring:
-    """span: rows that are averaged: the `query`'s own words, or everything behind the passages (`official`, as in the released code).
+    """span: rows that are averaged: everything behind the passages (`official`, as in the released code), or the `query`'s own words.
 
     trim, normalize, strict: see `pool_passages`; trimming acts on calibrated values only. null_query: what calibration subtracts.
     """
 
-    span: str = "query"
+    span: str = "official"
     trim: float | None = None
     normalize: str = "sum"
     strict: bool = False
@@ -40,4 +40,4 @@ class Scoring:
 
 
 # The released procedure: everything behind the passages, tokens at or below mean - 2 standard deviations left out.
-OFFICIAL = Scoring(span="official", trim=2.0, strict=True)
+OFFICIAL = Scoring(trim=2.0, strict=True)

@@ -32,7 +32,7 @@ class AttentionRanker:
         loaded: Loaded,
         heads: HeadSet | None = None,
         *,
-        span: str = "query",
+        span: str = "official",
         calibrate: bool = True,
         trim: float | None = None,
         normalize: str = "sum",

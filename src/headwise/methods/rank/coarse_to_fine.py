@@ -43,7 +43,7 @@ class CoarseToFine:
         steer: bool = True,
         least_margin: float | None = None,
         doc_pool: str = "sum",
-        span: str = "query",
+        span: str = "official",
         layout: PassageLayout | str = "plain",
         chat: bool = False,
     ) -> None:
