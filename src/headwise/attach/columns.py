@@ -34,9 +34,7 @@ class ColumnSums:
 
     def _group(self, call: Call, kv: int, heads: list[int]) -> Tensor:
         rows = self._weights.shape[1]
-        mask = call.mask
-        if mask is not None and mask.dtype != torch.bool:
-            mask = mask > torch.finfo(mask.dtype).min / 2
+        mask = call.visible
         return attention_columns(
             call.query[:, heads, -rows:],
             [keys[:, kv : kv + 1] for keys in call.keys],
@@ -59,12 +57,7 @@ def column_sums(
     reduce: applied to a layer's [B, n, stop] before it is kept, so that nothing as long as the text need be held for all layers.
     """
     with attached(model) as plan:
-        if heads is None:
-            chosen = {layer: list(range(plan.layout.shape[1])) for layer in plan.layout.modules}
-        else:
-            plan.layout.check(heads)
-            chosen = {layer: sorted(h.head for h in heads if h.layer == layer) for layer in {h.layer for h in heads}}
-        sums = ColumnSums(chosen, stop, weights, reduce)
+        sums = ColumnSums(plan.layout.by_layer(heads), stop, weights, reduce)
         plan.taps.append(sums)
         try:
             yield sums

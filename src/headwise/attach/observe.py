@@ -28,10 +28,7 @@ class Observation:
             return
         total = call.query.shape[2]
         rows = total if self.rows is None else min(self.rows, total)
-        # Non-boolean masks come from callers who pass a 4D mask of their own; finite entries are visible.
-        mask = (
-            call.mask if call.mask is None or call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
-        )
+        mask = call.visible
         self.by_layer[call.layer] = row_statistics(
             call.query[:, :, total - rows :],
             call.keys,

@@ -34,6 +34,13 @@ class Call:
     sinks: Tensor | None
     output: Tensor
 
+    @property
+    def visible(self) -> Tensor | None:
+        """The mask as bool. Others come from callers who pass a 4D mask of their own; its finite entries are visible."""
+        if self.mask is None or self.mask.dtype == torch.bool:
+            return self.mask
+        return self.mask > torch.finfo(self.mask.dtype).min / 2
+
 
 class Edit(Protocol):
     """A change to what heads do. Both hooks return the tensor to go on with. start: position of the first query row in the text."""

@@ -101,12 +101,7 @@ def steer(
     check_steering(model, bias, rows, bias_position)
     first, stop = _rows(spans, rows, question)
     with attached(model) as plan:
-        if heads is None:
-            chosen = {layer: list(range(plan.layout.shape[1])) for layer in plan.layout.modules}
-        else:
-            plan.layout.check(heads)
-            chosen = {layer: sorted(h.head for h in heads if h.layer == layer) for layer in {h.layer for h in heads}}
-        edit = Steering(chosen, spans, bias, first, stop, bias_position == "pre_scale")
+        edit = Steering(plan.layout.by_layer(heads), spans, bias, first, stop, bias_position == "pre_scale")
         plan.edits.append(edit)
         try:
             yield

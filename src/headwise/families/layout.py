@@ -40,6 +40,13 @@ class Layout:
         """True if some layers keep a recurrent state, which cannot be cropped."""
         return len(self.modules) < self.shape[0]
 
+    def by_layer(self, heads: HeadSet | None) -> dict[int, list[int]]:
+        """Layer -> its chosen heads in ascending order (None: all heads of all attention layers). Raises like `check`."""
+        if heads is None:
+            return {layer: list(range(self.shape[1])) for layer in self.modules}
+        self.check(heads)
+        return {layer: sorted(h.head for h in heads if h.layer == layer) for layer in {h.layer for h in heads}}
+
     def check(self, heads: HeadSet) -> None:
         """Raise unless `heads` belong to a model of this shape and lie in attention layers."""
         heads.check_fits(self.shape, self.name)

@@ -7,7 +7,6 @@ score is the calibrated attention summed over heads and over its tokens; the pas
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -66,7 +65,7 @@ class AttentionRanker:
         Everything behind the passages is averaged, low tokens are trimmed, the first passage stands last, too many are refused.
         """
         ranker = cls(loaded, heads, order="reversed", overflow="refuse", layout="instructed", chat=chat)
-        ranker.scoring = replace(OFFICIAL)
+        ranker.scoring = OFFICIAL
         return ranker
 
     def index(self, passages: Sequence[Text]) -> PassageIndex:
