@@ -18,6 +18,7 @@ _NAMES = {
     "Prompt": "headwise.core",
     "Span": "headwise.core",
     "ablate": "headwise.attach",
+    "compress": "headwise.attach",
     "head_means": "headwise.attach",
     "load_heads": "headwise.core",
     "load_model": "headwise.families",

@@ -172,7 +172,7 @@ def test_mean_ablation_puts_the_mean_in_place(model, ids):
         def query(self, layer, query, start):
             return query
 
-        def output(self, call, values, output, start):
+        def output(self, call, output, start):
             outputs[call.layer] = output
             return output
 

@@ -44,7 +44,7 @@ class Ablation:
         rows = self._rows(query.shape[2], start, query.device).view(1, 1, -1, 1)
         return query.masked_fill(self._mask[:, layer, :, None, None] & rows, 0)
 
-    def output(self, call: Call, values: tuple[Tensor, ...], output: Tensor, start: int) -> Tensor:
+    def output(self, call: Call, output: Tensor, start: int) -> Tensor:
         """Replace the output of the chosen heads in modes `zero` and `mean`."""
         if self._mode == "uniform" or call.layer not in self._layers:
             return output

@@ -6,7 +6,7 @@ function transformers would pass no mask at all, also for padded batches.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from headwise.attach.depth import LayerReachedError
+from headwise.attach.held import Held, attend_held
 from headwise.attach.plan import NAME, Call, no_dropout, plan_for_module
 from headwise.attach.tail import padded
+from headwise.core.errors import HeadwiseError
 from headwise.maths.attend import attend
 
 
@@ -28,8 +30,8 @@ def register() -> None:
 def headwise_attention(
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | Held,
+    value: Tensor | Held,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -41,6 +43,10 @@ def headwise_attention(
     no_dropout(dropout)
     plan, layer = plan_for_module(module)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(key, Held) or isinstance(value, Held):
+        if plan.taps or plan.edits or plan.last is not None:
+            raise HeadwiseError("attention over a compressed cache cannot be observed, changed or cut short")
+        return attend_held(query, cast(Held, key), scaling=scaling, softcap=softcap, sinks=s_aux), None
     past = plan.past.get(layer)
     start = plan.start(layer, query.shape[2], key.shape[2] + (past[0].shape[2] if past else 0)) if plan.edits else 0
     for edit in plan.edits:
@@ -53,14 +59,16 @@ def headwise_attention(
     if wanted < total:
         rows, mask = query[:, :, -wanted:], None if mask is None else mask[:, :, -wanted:]
     out = padded(attend(rows, key, value, scaling=scaling, mask=mask, past=past, softcap=softcap, sinks=s_aux), total)
-    if plan.taps or plan.edits:
+    if plan.taps or plan.edits or plan.keeper:
         keys = (past[0], key) if past else (key,)
         values = (past[1], value) if past else (value,)
-        call = Call(layer, query, keys, attention_mask, scaling, softcap, s_aux, out)
+        call = Call(layer, query, keys, values, attention_mask, scaling, softcap, s_aux, out)
         for tap in plan.taps:
             tap(call)
         for edit in plan.edits:
-            out = edit.output(call, values, out, start)
+            out = edit.output(call, out, start)
+        if plan.keeper:
+            plan.keeper(call)
     if plan.last == layer:
         raise LayerReachedError
     return out, None

@@ -22,12 +22,13 @@ NAME = "headwise"
 class Call:
     """One attention call: what taps get to see.
 
-    query [B, H, T, d]; keys: segments [B or 1, G, S_i, d]; mask bool or None (causal); output [B, T, H, d] before ablation.
+    query [B, H, T, d]; keys, values: segments [B or 1, G, S_i, d]; mask bool or None (causal); output [B, T, H, d] before ablation.
     """
 
     layer: int
     query: Tensor
     keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
     mask: Tensor | None
     scaling: float
     softcap: float | None
@@ -48,7 +49,7 @@ class Edit(Protocol):
     def query(self, layer: int, query: Tensor, start: int) -> Tensor:
         """Change the query [B, H, T, d] before attention."""
 
-    def output(self, call: Call, values: tuple[Tensor, ...], output: Tensor, start: int) -> Tensor:
+    def output(self, call: Call, output: Tensor, start: int) -> Tensor:
         """Change the output [B, T, H, d] after attention."""
 
 
@@ -57,7 +58,7 @@ class Plan:
     """State of one attached model; lives as long as the outermost `with` block.
 
     past: layer -> keys and values that all batch rows share (see `shared_past`). tail: see `last_rows`. last: see `run_to_layer`.
-    before: positions in front of the pass that is running; None outside of the whole model.
+    before: positions in front of the pass that is running; None outside of the whole model. keeper: see `KeptCache`, if it runs over one.
     """
 
     layout: Layout
@@ -67,17 +68,20 @@ class Plan:
     tail: tuple[int, int] | None = None
     last: int | None = None
     before: int | None = None
+    keeper: Callable[[Call], None] | None = None
     hooks: list[Any] = field(default_factory=list)
     depth: int = 0
 
-    def enter(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def enter(self, model: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Hook: a pass of the whole model begins."""
         caches = [given for given in (*inputs, *options.values()) if isinstance(given, Cache)]
         self.before = caches[0].get_seq_length() if caches else 0
+        begin = getattr(caches[0], "begin", None) if caches else None
+        self.keeper = begin(model, inputs, options) if begin else None
 
     def leave(self, *_: Any) -> None:
         """Hook: it has ended, or failed."""
-        self.before = None
+        self.before = self.keeper = None
 
     def start(self, layer: int, rows: int, length: int) -> int:
         """Position of a layer's first query row. Its keys alone do not tell: caches of transformers drop what sliding windows cannot see."""

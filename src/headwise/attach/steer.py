@@ -48,7 +48,7 @@ class Steering:
         """Queries stay as they are."""
         return query
 
-    def output(self, call: Call, values: tuple[Tensor, ...], output: Tensor, start: int) -> Tensor:
+    def output(self, call: Call, output: Tensor, start: int) -> Tensor:
         """Attend once more for the steered rows and heads only, with the bias, and put their outputs in place."""
         chosen = self._heads.get(call.layer)
         if not chosen or not self._bias:
@@ -67,7 +67,7 @@ class Steering:
             place = slice(low - start, min(low + step, stop) - start)
             mask = _biased(call, bias, place, start)
             for heads, groups in _by_group(chosen, call):
-                out[:, place, heads] = _attend_again(call, values, place, heads, groups, mask).to(out.dtype)
+                out[:, place, heads] = _attend_again(call, place, heads, groups, mask).to(out.dtype)
         return out
 
     def _columns(self, call: Call, length: int, dropped: int) -> Tensor | None:
@@ -158,14 +158,14 @@ def _biased(call: Call, bias: Tensor, place: slice, start: int) -> Tensor:
     return bias.expand(seen.shape).masked_fill(~seen, torch.finfo(call.query.dtype).min)
 
 
-def _attend_again(call: Call, values: tuple[Tensor, ...], place: slice, heads: Pick, groups: slice, mask: Tensor) -> Tensor:
-    past = (call.keys[0][:, groups], values[0][:, groups]) if len(call.keys) == 2 else None
+def _attend_again(call: Call, place: slice, heads: Pick, groups: slice, mask: Tensor) -> Tensor:
+    past = (call.keys[0][:, groups], call.values[0][:, groups]) if len(call.keys) == 2 else None
     if mask.shape[1] > 1:
         mask = mask[:, heads]
     return attend(
         call.query[:, heads, place],
         call.keys[-1][:, groups],
-        values[-1][:, groups],
+        call.values[-1][:, groups],
         scaling=call.scaling,
         mask=mask if past else mask.to(call.query.dtype),  # without a past it goes to a kernel that wants one dtype
         past=past,

@@ -1,0 +1,1 @@
+"""Methods that make the key-value cache smaller; one file per published method."""
