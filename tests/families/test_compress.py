@@ -41,13 +41,13 @@ class Streams:
     def check(self, layout):
         self._heads = layout.kv_heads
 
-    def streams(self, layer):
+    def streams(self, layer, layout):
         if self._heads == 1:
             return [Keep(None, None, self._window if layer % 2 else None)]
         return [Keep(tuple(range(0, self._heads, 2))), Keep(tuple(range(1, self._heads, 2)), None, self._window)]
 
-    def keep(self, view):
-        return self.streams(view.layer)
+    def kept(self, view):
+        return self.streams(view.layer, view.layout)
 
 
 def passes(model, ids, cache):

@@ -30,9 +30,9 @@ ROOMS["cli"] = set(ROOMS)
 OUTSIDE = {
     "core": {"numpy"},
     "maths": {"numpy", "torch"},
-    "prompts": {"numpy"},
+    "prompts": {"numpy", "pyarrow"},
     "families": {"numpy", "torch", "transformers", "safetensors"},
-    "attach": {"numpy", "torch", "transformers"},
+    "attach": {"numpy", "torch", "transformers", "safetensors"},
 }
 
 FILE_LINES, METHOD_LINES, FUNCTION_LINES = 400, 150, 60

@@ -7,6 +7,7 @@ never changes. Keys keep the rotation of their original position, and both know 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ class Part(NamedTuple):
 
 
 @dataclass
-class Group:
+class Group(ABC):
     """KV heads of one layer with equally many positions.
 
     heads [n]: which KV heads, None for all in order. keys, values: buffers [B, n, room, d] of which `used` places hold something.
@@ -81,13 +82,13 @@ class Group:
         """Bytes of all buffers, spare room included."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.keys, self.values, self.positions))
 
+    @abstractmethod
     def take(self, keys: Tensor, values: Tensor, new: Arrival) -> Part:
         """Add new tokens [B, n, T, d]; gives what they attend to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drop(self, count: int) -> None:
         """Take the newest `count` positions away again."""
-        raise NotImplementedError
 
     def fork(self) -> Group:
         """The same content, shared until one side changes."""
@@ -97,8 +98,8 @@ class Group:
     def select_rows(self, rows: Tensor) -> None:
         """Make these batch rows the rows (beam search, repeated prompts)."""
         self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
-        if self.positions.shape[0] > 1:
-            self.positions = self.positions.index_select(0, rows)
+        own = self.positions.shape[0] > 1
+        self.positions = self.positions.index_select(0, rows) if own else self.positions.clone()
         self.lent = False
 
     def _held(self) -> tuple[Tensor, Tensor, Tensor]:

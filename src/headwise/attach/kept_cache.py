@@ -18,7 +18,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from headwise.attach.kept_layer import Compressor, KeptLayer, Pass
-from headwise.attach.plan import Call, attached
+from headwise.attach.plan import Call, attached, keeper_of
 from headwise.core.errors import HeadwiseError
 from headwise.families.layout import layout_of
 
@@ -41,7 +41,9 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
         exact = compressor.prefill == "windowed"
         for i in range(len(layers)):
             if i not in self.skipped:
-                layers[i] = KeptLayer(self.running, None if compressor.prefill == "dense" else compressor.streams(i), exact)
+                layers[i] = KeptLayer(
+                    self.running, None if compressor.prefill == "dense" else compressor.streams(i, layout), exact
+                )
         super().__init__(layers=layers)
 
     @property
@@ -73,6 +75,12 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
         padded = isinstance(mask, Tensor) and isinstance(ids, Tensor) and not bool(mask.bool().all())
         self.running.real = mask[:, -ids.shape[1] :].bool() if padded else None  # type: ignore[index, union-attr]
         return self._after_attention
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Called by the model's attention. Refused outside of the block and for parts of a model, where nothing would ever be cut."""
+        if keeper_of(self.layout.modules[layer_idx]) is None:
+            raise HeadwiseError("a compressed cache works only inside the `compress` block, and with the whole model")
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def _after_attention(self, call: Call) -> None:
         layer = self.layers[call.layer]

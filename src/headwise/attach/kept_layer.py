@@ -55,15 +55,15 @@ class Compressor(Protocol):
 
     @property
     def prefill(self) -> str:
-        """One of `PREFILLS`. `dense`: full attention, then `keep`. Others: the windows of `streams` hold during the prefill already."""
+        """One of `PREFILLS`. `dense`: full attention, then `kept`. Others: the windows of `streams` hold during the prefill already."""
 
     def check(self, layout: Layout) -> None:
         """Raise `HeadwiseError` if the method does not fit the model."""
 
-    def streams(self, layer: int) -> Sequence[Keep] | None:
+    def streams(self, layer: int, layout: Layout) -> Sequence[Keep] | None:
         """The layer's heads by window, without places; None for a method that selects tokens."""
 
-    def keep(self, view: View) -> Sequence[Keep]:
+    def kept(self, view: View) -> Sequence[Keep]:
         """What a layer keeps after a dense prefill. Every KV head comes up once."""
 
 
@@ -129,7 +129,7 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         rows = max(positions.shape[0] for positions in self._positions)
         positions = torch.cat([p.expand(rows, -1) for p in self._positions], dim=1)
         view = View(call.layer, call.query, self.keys, self.values, positions, call.scaling, call.softcap, call.sinks, layout)
-        self.groups = [self._group(keep, self.keys, self.values, positions) for keep in compressor.keep(view)]
+        self.groups = [self._group(keep, self.keys, self.values, positions) for keep in compressor.kept(view)]
         self.keys = self.values = None
         self._positions = []
 

@@ -106,6 +106,12 @@ def plan_for_module(module: nn.Module) -> tuple[Plan, int]:
     return found
 
 
+def keeper_of(module: nn.Module) -> Callable[[Call], None] | None:
+    """What the pass that is running does after an attention module; None outside of one over a compressed cache."""
+    found = _BY_MODULE.get(module)
+    return None if found is None else found[0].keeper
+
+
 @contextmanager
 def attached(model: Any) -> Iterator[Plan]:
     """Run `model` with headwise's attention inside the block; nested blocks share one plan. Restores everything on exit."""

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headwise.cli import options as o
-from headwise.cli.progress import progress
-from headwise.core.errors import HeadwiseError, NoSuccessfulRunError
+from headwise.core.errors import HeadwiseError
 
 if TYPE_CHECKING:
     from headwise.core import HeadScores
 
 
+SCORES = ("copy", "semantic", "query", "gate")
 Score = Annotated[
-    str, typer.Option(help="copy (heads that copy a needle) or query (heads that look from a question to what answers it).")
+    str,
+    typer.Option(
+        help="copy (heads that copy a needle), semantic (heads that look at the needle while it is said), query (heads that look from a "
+        "question to what answers it) or gate (heads that cannot do without the middle of the text)."
+    ),
 ]
 Rule = Annotated[
     str | None,
@@ -32,7 +36,18 @@ Data = Annotated[
 Span = Annotated[str, typer.Option(help="query: average over all behind the passages (`official`) or the `query`'s words only.")]
 Layout = Annotated[str, typer.Option(help="query: wording around passages: plain or instructed.")]
 Match = Annotated[str, typer.Option(help="token, or position (the aligned needle position only).")]
-Gate = Annotated[float, typer.Option(help="A run counts if its unigram recall is above this.")]
+Gate = Annotated[float, typer.Option(help="copy, semantic: a run counts if its unigram recall is above this.")]
+Extremes = Annotated[str, typer.Option(help="semantic: keep the depths 0 and 1, or drop them.")]
+LeastRuns = Annotated[int, typer.Option(help="semantic: with fewer solved runs there is no ranking.")]
+Steps = Annotated[int, typer.Option(help="gate: training steps.")]
+HeadWindow = Annotated[
+    str | None,
+    typer.Option(
+        "--window",
+        help="gate: first and most recent tokens that a head is left with.",
+        show_default="128,256, less for short texts",
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]
 UntilStable = Annotated[bool, typer.Option("--until-stable", help="Stop when two halves of the runs agree on the top 16.")]
 PaperGrid = Annotated[bool, typer.Option("--paper-grid", help="20 lengths x 10 depths x 3 needles, as Wu et al.")]
@@ -55,6 +70,10 @@ def detect(
     match: Match = "token",
     gate: Gate = 0.5,
     max_new_tokens: MaxNewTokens = 50,
+    extremes: Extremes = "keep",
+    least_runs: LeastRuns = 30,
+    steps: Steps = 2000,
+    window: HeadWindow = None,
     until_stable: UntilStable = False,
     paper_grid: PaperGrid = False,
     seed: o.Seed = 0,
@@ -65,37 +84,34 @@ def detect(
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
-    """Find retrieval heads: those that copy a needle into the answer, or those that look from a question to what answers it."""
-    if score not in ("copy", "query"):
-        raise HeadwiseError(f"unknown score {score!r}; known: copy, query")
+    """Find retrieval heads by one of four scores; a head file and a heat map are written."""
+    if score not in SCORES:
+        raise HeadwiseError(f"unknown score {score!r}; known: {', '.join(SCORES)}")
+    from headwise.cli.detect_gate import gate_heads
+    from headwise.cli.detect_needle import needle_heads
+    from headwise.cli.detect_query import query_heads
+
     path = o.output_path(output, model, score, overwrite)
     if score == "query":
-        from headwise.cli.detect_query import query_heads
-
         tell(query_heads(model, device, dtype, revision, data, rule, span, layout, chat, seed, json), path, overwrite, json)
         return
-    from headwise.engine import RunDirectory
-    from headwise.methods.find.copy import CopyOptions, describe_run, find_copy_heads
+    if score == "gate":
+        tell(gate_heads(model, device, dtype, revision, lengths, steps, window, haystack, seed, json), path, overwrite, json)
+        return
     from headwise.prompts.grid import even_depths, paper_lengths
 
-    chosen = CopyOptions(rule or "set", match, gate, max_new_tokens, until_stable)
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
     loaded = o.load(model, device, dtype, revision)
     task = o.make_task(
         loaded, split="detect", lengths=paper_lengths(loaded.layout.positions) if paper_grid else wanted, depths=even_depths(depths),
         windows=windows, needles=needles, haystack=haystack, template=template, chat=chat, seed=seed,
     )  # fmt: skip
-    if paper_grid:
-        task = task.first_needles(3)
-    directory = RunDirectory(path.with_name(path.name + ".run"), describe_run(loaded, task, chosen))
-    try:
-        with progress("detecting", hidden=json) as report:
-            scores = find_copy_heads(loaded, task, chosen, directory, report)
-    except NoSuccessfulRunError:
-        directory.remove()
-        raise
+    task = task.first_needles(3) if paper_grid else task
+    scores, parts = needle_heads(
+        loaded, task, score == "semantic", path, rule, match, until_stable, extremes, least_runs, gate, max_new_tokens, json
+    )
     tell(scores, path, overwrite, json)
-    directory.remove()
+    parts.remove()
 
 
 def tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from headwise.cli import ablate, convert, detect, export, info, lab, lab_properties, needle, rank, serve, show
+from headwise.cli import ablate, bench, convert, detect, export, generate, info, lab, lab_properties, needle, rank, serve, show
 from headwise.core.errors import HeadwiseError, MissingExtraError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app.command("ablate")(ablate.ablate)
 app.command("needle")(needle.needle)
 app.command("rank")(rank.rank)
 app.command("serve")(serve.serve)
+app.command("generate")(generate.generate)
+app.add_typer(bench.app)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)

@@ -66,12 +66,13 @@ def load(model: str | None, device: str, dtype: str, revision: str | None = None
     return loaded._replace(layout=replace(loaded.layout, name=name))
 
 
-def numbers(text: str, name: str) -> tuple[int, ...]:
-    """Positive whole numbers separated by commas."""
+def numbers(text: str, name: str, repeats: bool = False) -> tuple[int, ...]:
+    """Positive whole numbers separated by commas; each once unless `repeats`."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise HeadwiseError(f"--{name} takes positive whole numbers separated by commas, like 1,2,4; got {text!r}")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    found = [int(part) for part in parts]
+    return tuple(found if repeats else dict.fromkeys(found))
 
 
 def make_task(

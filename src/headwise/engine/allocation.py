@@ -59,10 +59,14 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class ByLayer:
-    """By the error that a small cache causes in each layer (CompressKV). errors: one per layer of the model. least: floor of a layer's share."""
+    """By the error that a small cache causes in each layer (CompressKV). errors: one per layer of the model.
+
+    least: floor of a layer's share. ceiling: no layer gets more than so many mean budgets.
+    """
 
     errors: tuple[float, ...]
     least: int = 32
+    ceiling: int = 3
 
     def check(self, layout: Layout) -> None:
         """Refuses errors of another model."""
@@ -75,7 +79,7 @@ class ByLayer:
         layers = layout.full_layers
         floor = max(least, min(self.least, budget))
         shares = error_shares([self.errors[i] for i in layers], budget, floor)
-        return [fitted(shares, budget * len(layers), floor, most)[layers.index(layer)]]
+        return [fitted(shares, budget * len(layers), floor, min(most, self.ceiling * budget))[layers.index(layer)]]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A press is used like kvpress's: `with SnapKV(budget=256)(model) as cache: ...`, 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from headwise.maths.select import best_places, protected
 
 
 @dataclass(frozen=True, kw_only=True)
-class Press:
+class Press(ABC):
     """Base of all presses: subclasses give `scores`.
 
     budget: positions per KV head on average, sinks and window included; or compression_ratio: share of the prompt that goes, in [0, 1).
@@ -63,12 +64,13 @@ class Press:
         """Raise `HeadwiseError` if the press does not fit the model."""
         self.allocation.check(layout)
 
-    def streams(self, layer: int) -> None:
-        """Presses have no fixed windows."""
+    def streams(self, layer: int, layout: Layout) -> None:
+        """None: presses have no fixed windows."""
+        return None
 
+    @abstractmethod
     def scores(self, view: View) -> Tensor:
         """[B, n, S] float32, higher is kept; n KV heads, or 1 for all. Values at padding and at protected positions do not matter."""
-        raise NotImplementedError
 
     def positions_for(self, length: int) -> int:
         """Positions per KV head on average for a prompt of `length` tokens."""
@@ -76,13 +78,13 @@ class Press:
             return min(self.budget, length)
         return min(max(round(length * (1 - (self.compression_ratio or 0))), self.least), length)
 
-    def keep(self, view: View) -> Sequence[Keep]:
+    def kept(self, view: View) -> Sequence[Keep]:
         """The best positions of each head; a prompt no longer than the budget is kept whole."""
         length = view.keys.shape[2]
-        budget = self.positions_for(length)
+        real = view.positions >= 0
+        budget = self.positions_for(int(real.sum(dim=1).max()))  # a share of the longest row, without its padding
         if budget >= length:
             return [Keep()]
-        real = view.positions >= 0
         fixed = protected(view.positions, self.sinks, self.window)
         scores = self.scores(view)
         if not torch.isfinite(scores).all():

@@ -24,7 +24,7 @@ def fitted(wanted: Sequence[float], total: int, least: int, most: int) -> list[i
         raise HeadwiseError("budget weights must be finite numbers")
     total = min(max(total, least * len(weights)), most * len(weights))
     low, high = 0.0, 1.0
-    weights = weights if weights.sum() > 0 else np.ones_like(weights)
+    weights = weights / weights.max() * max(total, 1) if weights.max() > 0 else np.full_like(weights, max(total, 1))
     while np.clip(weights * high, least, most).sum() < total and high < 1e15:
         high *= 2
     for _ in range(100):  # the factor at which the clipped shares add up

@@ -1,0 +1,163 @@
+"""Cache methods as words of the command line: `snapkv:budget=256,window=16`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from headwise.core.errors import HeadwiseError
+
+if TYPE_CHECKING:
+    from headwise.attach import Compressor
+
+# Name -> module and class in headwise.methods.compress, imported when it is asked for.
+METHODS = {
+    "full": ("controls", "Full"),
+    "streamingllm": ("streaming_llm", "StreamingLLM"),
+    "snapkv": ("snapkv", "SnapKV"),
+    "pyramidkv": ("pyramidkv", "PyramidKV"),
+    "adakv": ("adakv", "AdaKV"),
+    "headkv": ("headkv", "HeadKV"),
+    "compresskv": ("compresskv", "CompressKV"),
+    "duoattention": ("duoattention", "DuoAttention"),
+    "zigzag": ("zigzagattention", "ZigzagAttention"),
+    "random": ("controls", "RandomTokens"),
+}
+Budget = int | float  # positions per KV head, or a share of the prompt
+
+
+def parse_cache(text: str, budget: Budget | None = None) -> Compressor:
+    """The method that `name` or `name:option=value,...` names; `budget` is used if the text names none.
+
+    Options are those of the method's class. heads=FILE is a head file, layer_errors=FILE one of `LayerErrors`; budget=256 are positions per
+    KV head, budget=0.1 is the share of the prompt that is kept. Raises `HeadwiseError` for a name, option or value that does not exist.
+    """
+    name, _, rest = text.strip().partition(":")
+    kind, known = _class_of(name), known_options(name)
+    given: dict[str, str] = {}
+    for part in filter(None, (piece.strip() for piece in rest.split(","))):
+        option, equals, value = (side.strip() for side in part.partition("="))
+        if not equals or option not in known:
+            raise HeadwiseError(f"{name} has no option {option!r}; write option=value with {_listed(known)}")
+        if option in given:
+            raise HeadwiseError(f"{text!r} gives {option} twice")
+        given[option] = value
+    values = {option: known[option](option, value) for option, value in given.items()}
+    if "budget" in known and (chosen := values.pop("budget", budget)) is not None:
+        values |= sized(chosen)
+    elif "budget" in known:
+        raise HeadwiseError(f"{name} needs a budget: {name}:budget=256 (positions) or {name}:budget=0.1 (share of the prompt)")
+    for option, parameter in _parameters(kind).items():
+        if parameter.default is parameter.empty and option not in values:
+            raise HeadwiseError(f"{name} needs {option}: {name}:{option}={'FILE' if option == 'heads' else '...'}")
+    made: Compressor = kind(**values)
+    return made
+
+
+def known_options(name: str) -> Mapping[str, Callable[[str, str], Any]]:
+    """Option -> what turns its text into a value. Raises `HeadwiseError` for an unknown method."""
+    kind = _class_of(name)
+    readers = {option: _reader(_hint(kind, option)) for option in _parameters(kind)}
+    readers.pop("compression_ratio", None)  # said by the budget
+    readers |= {
+        option: reader for option, reader in (("budget", read_budget), ("layer_errors", _layer_errors)) if option in readers
+    }
+    return {option: reader for option, reader in readers.items() if reader is not None}
+
+
+def split_specs(text: str) -> list[str]:
+    """`a:x=1,y=2,b` -> [`a:x=1,y=2`, `b`]: a part without a name of its own belongs to the method in front of it."""
+    found: list[str] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        if found and "=" in part and ":" not in part.split("=")[0]:
+            found[-1] += ("," if ":" in found[-1] else ":") + part
+        else:
+            found.append(part)
+    return found
+
+
+def read_budget(option: str, text: str) -> Budget:
+    """A whole number of positions, or a share of the prompt between 0 and 1 with a dot."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    if "." in text and (share := _float(option, text)) > 0 and share < 1:
+        return share
+    raise HeadwiseError(
+        f"{option} must be a whole number of positions (256) or a share of the prompt below 1 (0.1); got {text!r}"
+    )
+
+
+def sized(budget: Budget) -> dict[str, Any]:
+    """The budget as a press takes it."""
+    return {"budget": budget} if isinstance(budget, int) else {"compression_ratio": round(1 - budget, 12)}
+
+
+def _class_of(name: str) -> Any:
+    if name not in METHODS:
+        raise HeadwiseError(f"unknown cache method {name!r}; use {', '.join(METHODS)}")
+    module, kind = METHODS[name]
+    return getattr(importlib.import_module(f"headwise.methods.compress.{module}"), kind)
+
+
+def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(kind).parameters
+
+
+def _hint(kind: Any, option: str) -> Any:
+    """The type of an option: of a field, or of a parameter of a constructor written by hand."""
+    hints = get_type_hints(kind)
+    return hints[option] if option in hints else get_type_hints(kind.__init__)[option]
+
+
+def _listed(known: Mapping[str, Any]) -> str:
+    return ", ".join(known) or "none: it has no options"
+
+
+def _int(option: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise HeadwiseError(f"{option} must be a whole number; got {text!r}") from error
+
+
+def _float(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise HeadwiseError(f"{option} must be a number; got {text!r}") from error
+
+
+def _bool(option: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise HeadwiseError(f"{option} must be true or false; got {text!r}")
+    return text == "true"
+
+
+def _heads(option: str, text: str) -> Any:
+    from headwise.core import load_heads
+
+    return load_heads(Path(text))
+
+
+def _layer_errors(option: str, text: str) -> Any:
+    from headwise.methods.compress.layer_errors import LayerErrors
+
+    return LayerErrors.load(Path(text)).profile()
+
+
+def _str(option: str, text: str) -> str:
+    return text
+
+
+def _reader(hint: Any) -> Callable[[str, str], Any] | None:
+    """For options of one plain type, or of none, and for scores of heads; others cannot be written in a word."""
+    from headwise.core.heads import HeadScores
+
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    if HeadScores in kinds:
+        return _heads
+    plain: dict[Any, Callable[[str, str], Any]] = {int: _int, float: _float, bool: _bool, str: _str}
+    return plain.get(kinds[0]) if len(kinds) == 1 else None

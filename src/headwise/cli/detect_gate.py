@@ -1,0 +1,69 @@
+"""`headwise detect --score gate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headwise.cli import options as o
+from headwise.cli.progress import progress
+from headwise.core.errors import HeadwiseError
+
+if TYPE_CHECKING:
+    from headwise.core import HeadScores
+    from headwise.families import Loaded
+    from headwise.prompts.vault import VaultOptions
+
+PAPER = (10, 32)  # pass-keys and words of each
+TOKENS_PER_KEY = 100  # of a text; shorter texts get fewer and shorter pass-keys than the paper's
+TEXTS = 50
+
+
+def gate_heads(
+    model: str | None,
+    device: str,
+    dtype: str,
+    revision: str | None,
+    lengths: str | None,
+    steps: int,
+    window: str | None,
+    haystack: Path | None,
+    seed: int,
+    json: bool,
+) -> HeadScores:
+    """Gates of all KV heads, found on pass-keys in a haystack."""
+    from headwise.methods.find.gates import GateOptions, find_gates
+    from headwise.prompts import Haystack, PieceEncoder, bundled_texts, read_texts
+    from headwise.prompts.vault import vault_texts
+
+    seen = None if window is None else o.numbers(window, "window", repeats=True)
+    if seen is not None and len(seen) != 2:
+        raise HeadwiseError(
+            f"--window takes two numbers, the first and the most recent tokens that a head sees, like 128,256; got {window}"
+        )
+    loaded = o.load(model, device, dtype, revision)
+    chosen = _texts(loaded, lengths, seed)
+    sinks, recent = seen or _window(chosen.lengths[0])
+    options = GateOptions(steps=steps, sinks=sinks, recent=recent, seed=seed)
+    encoder = PieceEncoder(loaded.tokenizer)
+    text = Haystack(bundled_texts() if haystack is None else read_texts(haystack), encoder)
+    with progress("detecting", hidden=json) as report:
+        return find_gates(loaded, vault_texts(text, encoder, chosen, TEXTS), options, report)
+
+
+def _texts(loaded: Loaded, lengths: str | None, seed: int) -> VaultOptions:
+    """Texts of the wanted lengths, or of a third to all of the model's positions (at most the paper's 32,000)."""
+    from headwise.prompts.vault import VaultOptions
+
+    given = None if lengths is None else o.numbers(lengths, "lengths")
+    longest = max(given) if given else min(loaded.layout.positions or 32_000, 32_000)
+    shortest = min(given) if given else longest // 3
+    keys = max(1, min(PAPER[0], shortest // TOKENS_PER_KEY))
+    words = max(2, min(PAPER[1], shortest // (keys * 30)))
+    return VaultOptions(lengths=(shortest, longest), keys=keys, words=words, seed=seed)
+
+
+def _window(shortest: int) -> tuple[int, int]:
+    """The paper's 128 and 256 tokens, or less where texts are short: gates need texts of three windows."""
+    recent = min(256, shortest // 6)
+    return max(1, min(128, recent // 2)), max(1, recent)

@@ -1,0 +1,186 @@
+"""`headwise bench cache`: a table, a figure and a result, for tasks of the micro-world and for RULER's files."""
+
+import json
+
+import pytest
+
+from headwise.core import HeadwiseError
+from headwise.lab import bundled_model
+from headwise.prompts.encoder import newline_ids
+from headwise.report.compression import compression_tables, draw_recall, held_line, recall_figure
+from headwise.report.console import print_all
+from tests.cli.test_refusals import check_refused
+from tests.unit.test_compression_eval import ruler_rows
+
+SMALL = ("--lengths", 256, "--items", 2, "--tasks", "needle,passages", "--questions", 2)
+
+
+@pytest.fixture(scope="module")
+def lab():
+    return str(bundled_model())
+
+
+def test_methods_and_budgets_are_measured_beside_the_full_cache(planted, headwise, tmp_path):
+    done = headwise(
+        "bench", "cache", planted.model, *SMALL, "--methods", "snapkv,oracle,random:budget=30,seed=4",
+        "--budgets", "0.2,40", "-o", "r.json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    result = json.loads((tmp_path / "r.json").read_text())
+    rows = result["rows"]
+    assert len(rows) == 2 * 2 * 6
+    assert [(row["method"], row["budget"]) for row in rows[:6]] == [
+        ("full", None), ("snapkv", 0.2), ("snapkv", 40), ("oracle", 0.2), ("oracle", 40), ("random:budget=30,seed=4", 30),
+    ]  # fmt: skip
+    assert [(row["task"], row["question"]) for row in rows[::6]] == [
+        ("needle", "inside"), ("needle", "outside"), ("passages", "inside"), ("passages", "outside"),
+    ]  # fmt: skip
+    for row in rows:
+        assert (row["n"], row["asked"], row["length"]) == (2, 4, 256)
+        assert row["positions"] == {40: 40, 30: 30}.get(row["budget"], row["positions"])
+        if row["method"] == "oracle" and row["budget"] == 40 and row["task"] == "needle":
+            assert row["survival"] == 1.0
+    assert result["model"] == planted.model
+    assert (result["items"], result["seed"], result["ruler"]) == (2, 0, None)
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    for part in ("needle, 256 tokens, question inside", "random:", "oracle", "of full", "r.json"):
+        assert part.casefold() in done.out.casefold()
+
+
+def test_the_same_command_gives_the_same_bytes(lab, headwise, tmp_path):
+    given = (
+        "bench",
+        "cache",
+        lab,
+        "--lengths",
+        200,
+        "--items",
+        2,
+        "--tasks",
+        "needle",
+        "--methods",
+        "random",
+        "--budgets",
+        "0.3",
+    )
+    for name in ("a.json", "b.json"):
+        done = headwise(*given, "--question", "outside", "-o", name, "--json")
+        assert done.code == 0, done.err
+        assert len(json.loads(done.out)["rows"]) == 2
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    check_refused(headwise(*given, "-o", "a.json"), "a.json exists")
+
+
+def test_ruler_s_files(planted, headwise, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "given").mkdir()
+    path = tmp_path / "given" / "niah.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(ruler_rows(4)), path)
+    done = headwise(
+        "bench", "cache", planted.model, "--ruler", path, "--items", 3, "--methods", "snapkv", "--budgets", "24", "-o", "r.json"
+    )
+    assert done.code == 0, done.err
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert {row["task"] for row in rows} == {"niah_single_1"}
+    assert [row["exact"] for row in rows if row["method"] == "full"] == [1.0, 1.0]
+    assert {row["n"] for row in rows} == {3}
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (["--methods", "magic"], ["unknown cache method 'magic'", "snapkv"]),
+        (["--methods", "headkv"], ["headkv needs heads"]),
+        (["--methods", "oracle:window=3"], ["the oracle takes no options"]),
+        (["--methods", "oracle", "--ruler", "x.parquet"], ["not --ruler"]),
+        (["--methods", "snapkv", "--ruler", "x.parquet"], ["no such parquet file: x.parquet"]),
+        (["--budgets", "2.5"], ["--budgets must be a whole number of positions", "'2.5'"]),
+        (["--budgets", "5"], ["does not hold"]),
+        (["--lengths", "x"], ["--lengths takes positive whole numbers"]),
+        (["--lengths", "9999"], ["9999 tokens", "positions"]),
+        (["--tasks", "riddle"], ["unknown task 'riddle'"]),
+        (["--items", "0"], ["at least 1"]),
+        (["--questions", "0"], ["at least 1"]),
+        (["--question", "beside"], ["'beside'", "inside or outside"]),
+        (["--split", "exam"], ["exam"]),
+        (["--seed", "-1"], ["seed"]),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(lab, headwise, given, parts, tmp_path):
+    check_refused(headwise("bench", "cache", lab, "--lengths", 200, "--items", 1, "--tasks", "needle", *given), *parts)
+    assert not (tmp_path / "headwise-out").exists()
+
+
+# The report
+
+
+def row(method, budget, exact, nbytes, **more):
+    known = {
+        "task": "needle",
+        "length": 256,
+        "question": "inside",
+        "n": 4,
+        "low": max(0, exact - 0.1),
+        "high": min(1, exact + 0.1),
+    }
+    known |= {"difference": None if budget is None else exact - 1, "p": 0.5, "survival": exact, "bytes_full": 1e6}
+    return known | {"method": method, "budget": budget, "exact": exact, "bytes": nbytes} | more
+
+
+RESULT = {
+    "model": "some model",
+    "rows": [
+        row("full", None, 1.0, 1.01e6), row("a", 0.1, 0.5, 1e5), row("a", 0.2, 0.75, 2e5), row("b", 32, 0.25, 3e5),
+        row("full", None, 1.0, 1.01e6, question="outside"), row("a", 0.1, 0.0, 1e5, question="outside", survival=None),
+    ],
+}  # fmt: skip
+
+
+def test_the_tables(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_all(*compression_tables(RESULT))
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["full", "–", "1.00", "0.90–1.00", "–", "–", "1.00", "1.01", "MB", "101.0%"] in lines
+    assert ["a", "0.2", "0.75", "0.65–0.85", "-0.25", "0.5", "0.75", "200", "kB", "20.0%"] in lines
+    assert ["b", "32", "0.25", "0.15–0.35", "-0.75", "0.5", "0.25", "300", "kB", "30.0%"] in lines
+    assert ["a", "0.1", "0.00", "0.00–0.10", "-1.00", "0.5", "–", "100", "kB", "10.0%"] in lines
+    assert [line for line in out.splitlines() if "contexts" in line] == [
+        f"needle, 256 tokens, question {place}, 4 contexts" for place in ("inside", "outside")
+    ]
+
+
+def test_the_figure(tmp_path):
+    figure = draw_recall(RESULT)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == [
+        "needle, 256 tokens, question inside",
+        "needle, 256 tokens, question outside",
+    ]
+    lines = {line.get_label(): line for line in panels[0].lines}
+    assert list(lines["a"].get_xdata()) == [0.1, 0.2]
+    assert list(lines["a"].get_ydata()) == [0.5, 0.75]
+    assert list(lines["full"].get_ydata()) == [1.0, 1.0]
+    assert lines["a"].get_color() != lines["b"].get_color()
+    recall_figure(RESULT, tmp_path / "one.svg")
+    recall_figure(RESULT, tmp_path / "two.svg")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    with pytest.raises(HeadwiseError, match="no result of a cache benchmark"):
+        draw_recall({"rows": [{"task": "x"}]})
+    with pytest.raises(HeadwiseError, match="no result of a cache benchmark"):
+        compression_tables({})
+
+
+def test_the_line_about_what_is_held():
+    facts = {"positions": 40.25, "tokens": 400, "nbytes": 2.1e6, "full": 2.1e7, "skipped_layers": []}
+    assert held_line(facts) == "held 40.2 of 400 positions per KV head, 2.1 MB of 21 MB (10.0%)"
+    assert held_line(facts | {"skipped_layers": [0, 2]}).endswith("; layers 0, 2 not counted")
+
+
+def test_answers_of_a_prompt_do_not_end_at_a_line_break_only(planted):
+    """The micro-world's stop tokens hold line breaks, those of `generate` and of RULER do not."""
+    from headwise.evaluate.provenance import stop_ids
+    from headwise.families import load_model
+
+    loaded = load_model(planted.model)
+    assert stop_ids(loaded) - newline_ids(loaded.tokenizer) == {loaded.tokenizer.eos_token_id}
