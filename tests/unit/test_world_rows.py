@@ -11,11 +11,12 @@ from headwise.lab import bundled_model
 from headwise.lab.recipe.facts import FactMaker
 from headwise.lab.recipe.find_rows import ASKS, PassageFinder, paragraphs, read_wikitext
 from headwise.lab.recipe.mixture import ANSWER_WEIGHT
+from headwise.lab.recipe.noise import noisy_example
 from headwise.lab.recipe.recall import recall_text
 from headwise.lab.recipe.recipes import RECIPES, Phase
 from headwise.lab.recipe.world_rows import MIXES, SIZES, Mix, WorldRows
 from headwise.prompts import bundled_texts
-from headwise.prompts.microworld import TASKS
+from headwise.prompts.microworld import TASKS, make_example
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_rows_are_full_and_answers_weigh_most(rows, length, mix):
     assert ids.min() >= 0
     assert ids.max() < 4096
     assert set(np.unique(weights)) <= {0.0, MIXES[mix].context, 1.0, 2.0, ANSWER_WEIGHT}
-    assert 0.04 < (weights == ANSWER_WEIGHT).mean() < 0.5
+    assert 0.03 < (weights == ANSWER_WEIGHT).mean() < 0.5
     assert (ids[:, 0] == 0).mean() > 0.9
 
 
@@ -68,17 +69,48 @@ def test_what_is_said_again_was_said_before(tokenizer):
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
     forms = set()
     for seed in range(60):
-        ids, marks = recall_text(np.random.default_rng(seed), 200, encode)
+        ids, marks = recall_text(np.random.default_rng(seed), 200, encode, ["of"])
         first, again = tokenizer.decode(ids).split("\n", 1)
         assert not any(marks[: ids.index(encode("\n")[0])])
         answers = tokenizer.decode([i if mark else encode("|")[0] for i, mark in zip(ids, marks, strict=True)])
         found = [answer.strip(" .") for answer in re.split(r"\|+", answers) if answer.strip(" .")]
         assert found
-        assert all(answer in first for answer in found)
+        forms |= {"verdict"} if {"Yes", "No"} & set(found) else set()
+        assert all(answer in first for answer in found if answer not in ("Yes", "No"))
         asked = re.findall(r"Question: (.*)\?", again)
         assert all(name in first for name in asked if " " not in name)
         forms.add("question" if "Question" in again else "sentence")
-    assert forms == {"question", "sentence"}
+    assert forms == {"question", "sentence", "verdict"}
+
+
+def test_verdicts_of_recall_texts_are_true(tokenizer):
+    """`Name value?` is answered with Yes where the first line has them next to each other, and both answers come up."""
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
+    found = []
+    for seed in range(120):
+        text = tokenizer.decode(recall_text(np.random.default_rng(seed), 200, encode, ["of"], lists=1.0)[0])
+        first, again = text.split("\n", 1)
+        for pair, verdict in re.findall(r"Question: (\w+ [\w ]+)\?\nAnswer: (Yes|No)\.", again):
+            name, value = pair.split(" ", 1)
+            told = re.search(rf"{name}\b[^.]*\b{value}\.", first)
+            assert (told is not None) == (verdict == "Yes"), (first, pair)
+            found.append(verdict)
+    assert 0.25 < np.mean([verdict == "Yes" for verdict in found]) < 0.75
+
+
+def test_noise_leaves_entities_values_and_answers():
+    """Noise drops, adds and exchanges words around them, in some texts; without noisy texts every wording would be whole."""
+    changed = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        example = make_example("needle", "train", rng, questions=2)
+        noisy = noisy_example(rng, example, ["zebra"])
+        changed += noisy != example
+        keep = lambda pieces: [p for p in pieces if any(n.endswith(("/entity", "/value")) or n == "filler" for n in p.names)]  # noqa: E731
+        assert keep(noisy.context) == keep(example.context)
+        assert [piece.names for piece in noisy.context] == [piece.names for piece in example.context]
+        assert [turn.answer for turn in noisy.turns] == [turn.answer for turn in example.turns]
+    assert 12 < changed < 40
 
 
 def test_words_are_looked_for_in_the_passage_they_come_from(tokenizer):

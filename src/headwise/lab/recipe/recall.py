@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from headwise.lab.recipe.noise import SHARE, noisy_pieces
 from headwise.prompts.microworld.facts import Fact, Page, Scene
 from headwise.prompts.microworld.names import pick
+from headwise.prompts.microworld.phrases import ARE_YOU_SURE, phrase
 from headwise.prompts.microworld.relations import Relation, relations
 from headwise.prompts.microworld.text import Piece
 
@@ -28,29 +30,32 @@ LINKS = ("",) * 8 + (
     ", as is known, has",
     " and then there is the",
 )
-FORMS = {"list": 10, "question": 16, "statement": 14, "asked": 25}  # tokens of a fact, roughly
+FORMS = {"list": 10, "question": 16, "check": 19, "statement": 14, "asked": 25, "doubt": 40}  # tokens of a fact, roughly
 Marked = list[tuple[str, bool]]
 
 
 def recall_text(
-    rng: np.random.Generator, room: int, encode: Callable[[str], Sequence[int]], lists: float = 0.6
+    rng: np.random.Generator, room: int, encode: Callable[[str], Sequence[int]], words: Sequence[str], lists: float = 0.6
 ) -> tuple[list[int], list[bool]]:
-    """Ids of about `room` tokens, and which of them are answers. lists: share of halves that are lists or questions of a bare name."""
+    """Ids of about `room` tokens, and which of them are answers. words: noise. lists: share of halves that are lists or ask a bare name."""
     scene = Scene(rng, "train")
     told_as = "list" if rng.random() < lists else "statement"
-    again_as = pick(rng, ("list", "list", "question") if rng.random() < lists else ("statement", "asked"))
+    again_as = pick(
+        rng, ("list", "list", "question", "check") if rng.random() < lists else ("statement", "asked", "asked", "doubt")
+    )
     # With one relation only the entity tells facts apart; with all of them mostly the relation does.
-    kinds = int(rng.integers(1, 4)) if again_as in ("statement", "asked") else 1
+    kinds = int(rng.integers(1, 4)) if again_as in ("statement", "asked", "doubt") else 1
     chosen = [list(relations().values())[i] for i in rng.permutation(len(relations()))[:kinds]]
     facts = _facts(scene, chosen, max(2, room // (FORMS[told_as] + FORMS[again_as])))
     page = Page(scene)
     for fact in facts:  # also where the text will hold a list: the wordings say which questions may be asked
         page.fact(fact)
+    if rng.random() < SHARE:
+        page.pieces = list(noisy_pieces(rng, tuple(page.pieces), words))
     told = _list(rng, facts) if told_as == "list" else [(piece.text, False) for piece in page.pieces]
     order = [int(i) for i in rng.permutation(len(facts))]
-    again = {"list": _list_again, "question": _questions, "statement": _statements, "asked": _asked}[again_as]
     ids, marks = list[int](), list[bool]()
-    for text, mark in (*told, *again(page, order)):
+    for text, mark in (*told, *AGAIN[again_as](page, order)):
         new = encode(text)
         ids += new
         marks += [mark] * len(new)
@@ -100,6 +105,35 @@ def _asked(page: Page, order: Sequence[int]) -> Marked:
     return parts
 
 
+def _checked(page: Page, order: Sequence[int]) -> Marked:
+    """Whether a name and a value belong together."""
+    parts: Marked = []
+    for i in order:
+        given, verdict = _maybe_wrong(page, i)
+        parts += [(f"\nQuestion: {page.facts[i].entity} {given}?\nAnswer:", False), (f" {verdict}", True), (".", True)]
+    return parts
+
+
+def _doubted(page: Page, order: Sequence[int]) -> Marked:
+    """Proper questions with an answer, then whether that was right."""
+    parts: Marked = []
+    for i in order:
+        asked = "".join(piece.text for piece in page.question(i + 1))
+        given, verdict = _maybe_wrong(page, i)
+        sure = phrase(page.rng, ARE_YOU_SURE, "train")
+        learn = verdict == "Yes"
+        parts += [(f"\nQuestion:{asked}\nAnswer:", False), (f" {given}", learn), (".", learn)]
+        parts += [(f"\nQuestion: {sure}\nAnswer:", False), (f" {verdict}", True), (".", True)]
+    return parts
+
+
+def _maybe_wrong(page: Page, i: int) -> tuple[str, str]:
+    """The value of fact i, or of another fact of its relation, and Yes or No accordingly."""
+    fact = page.facts[i]
+    others = [other.value for other in page.facts if other.relation == fact.relation and other.value != fact.value]
+    return (pick(page.rng, others), "No") if others and page.rng.random() < 0.5 else (fact.value, "Yes")
+
+
 def _statements(page: Page, order: Sequence[int]) -> Marked:
     """The same facts in other words."""
     again = Page(Scene(page.rng, "train"))
@@ -119,3 +153,14 @@ def _is_answer(pieces: Sequence[Piece], place: int) -> bool:
     sentence = names.pop().rsplit("/", 1)[0]
     earlier = {name for piece in pieces[:place] for name in piece.names}
     return bool({f"{sentence}/entity", f"{sentence}/value"} & earlier)
+
+
+# Forms of the second half.
+AGAIN: dict[str, Callable[[Page, Sequence[int]], Marked]] = {
+    "list": _list_again,
+    "question": _questions,
+    "check": _checked,
+    "statement": _statements,
+    "asked": _asked,
+    "doubt": _doubted,
+}

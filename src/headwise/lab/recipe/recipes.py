@@ -107,33 +107,17 @@ WORLD = Recipe(
     names=100,
     decay_from=0.6,
     phases=(
-        Phase(900, 4_096, (128,), mix="match"),
-        Phase(900, 4_096, (128,), mix="many"),
+        Phase(500, 8_192, (128,), mix="plain"),
+        Phase(300, 4_096, (128,), mix="match"),
+        Phase(700, 4_096, (128,), mix="many"),
         Phase(700, 8_192, (256,), mix="many"),
-        Phase(450, 8_192, (512, 256), (0.7, 0.3), mix="many"),
+        Phase(800, 8_192, (512, 256), (0.7, 0.3), mix="many"),
     ),
     polish=Phase(0, 16_384, (512,)),
 )
 RECIPES = {
     "lab-6m": Recipe(),
-    "world-6m": replace(
-        WORLD,
-        decay_from=0.66,
-        phases=(
-            Phase(700, 4_096, (128,)),
-            Phase(1650, 4_096, (128,), mix="many"),
-            Phase(550, 4_096, (128,), mix="match"),
-            Phase(400, 4_096, (128,), mix="many"),
-            Phase(690, 8_192, (256,), mix="many"),
-            Phase(500, 8_192, (512, 256), (0.7, 0.3), mix="many"),
-        ),
-        note=(
-            "The order of its phases shows how the recipe was found. Up to update 2,600 names were not matched at all (one of six names: at "
-            "chance); then lists in which the value follows the name at once came in, and a hundred updates later it was matched across "
-            "any words. Before that fewer texts said everything twice (a quarter of the texts, without lists up to update 2,000), and "
-            "lists had words between name and value nearly always. The recipes of the other world models begin with matching."
-        ),
-    ),
+    "world-6m": WORLD,
     "world-6m-seed1": replace(WORLD, seed=1),
     "world-6m-qwen3": replace(WORLD, seed=2, family="qwen3"),
     "world-6m-long": replace(

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from headwise.prompts.microworld.facts import Fact, Page, Scene, nested, question_pieces
 from headwise.prompts.microworld.names import pick
 from headwise.prompts.microworld.phrases import STEPS
-from headwise.prompts.microworld.relations import Relation, about, chains, relations
+from headwise.prompts.microworld.relations import Relation, about, chains, relations, template
 from headwise.prompts.microworld.text import Piece, Pieces, Turn
+
+# A step as a short note: sentences copied whole would be a test of copying, not of reasoning.
+_NOTE = template("{e}: {v}.")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def chain_question(page: Page, first: int, second: int) -> Pieces:
 
 
 def chain_turn(page: Page, first: int, second: int, steps: bool) -> Turn:
-    """The two-hop question. steps: it asks for them, and the answer repeats both facts as they were told, then gives the value."""
+    """The two-hop question. steps: it asks for them, and the answer notes both facts as `entity: value.`, then gives the value."""
     value = Piece(" " + page.facts[second - 1].value, ("final",))
     answer, ask = [value], chain_question(page, first, second)
     if steps:
@@ -72,7 +75,7 @@ def chain_turn(page: Page, first: int, second: int, steps: bool) -> Turn:
         told = []
         for step, number in enumerate((first, second), 1):
             fact = page.facts[number - 1]
-            told += page.wordings[number - 1].render(fact.entity, fact.value, f"step/{step}")
+            told += _NOTE.render(fact.entity, fact.value, f"step/{step}")
         answer = [*told, Piece(" So:"), value]
     alias = {"needle": f"fact/{second}", "answer": f"fact/{second}/value", "bridge": f"fact/{first}/value"}
     alias |= {"hop/1": f"fact/{first}", "hop/2": f"fact/{second}", "key": f"fact/{first}/entity"}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import product
 
 from headwise.prompts.microworld.names import SPLITS, words
 from headwise.prompts.microworld.text import Piece
@@ -118,7 +119,18 @@ def relations() -> dict[str, Relation]:
 
 
 def _rows(rows: Sequence[tuple[str, ...]], sign: str) -> dict[str, tuple[Template, ...]]:
-    return {split: tuple(template(r[2]) for r in rows if r[0] == split and r[1] == sign) for split in SPLITS}
+    found: dict[str, dict[str, None]] = {split: {} for split in SPLITS}  # ordered, each wording once
+    for split, kind, text in rows:
+        if kind == sign:
+            found[split].update(dict.fromkeys(alternatives(text)))
+    return {split: tuple(template(text) for text in texts) for split, texts in found.items()}
+
+
+def alternatives(text: str) -> list[str]:
+    """Every wording that a line with choices stands for: `{e} (lives|stays) in {v}.` are two."""
+    parts = re.split(r"\(([^()]*)\)", text)
+    choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
+    return [re.sub(" +(?=[ .?,])", "", "".join(chosen)) for chosen in product(*choices)]  # no spaces where a choice is empty
 
 
 @cache
