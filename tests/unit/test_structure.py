@@ -18,6 +18,7 @@ ROOMS = {
     "engine": {"core", "prompts", "attach", "families", "maths"},
     "evaluate": {"core", "maths", "prompts", "families", "attach", "engine"},
     "methods": {"core", "maths", "prompts", "families", "attach", "engine", "evaluate"},
+    "integrations": {"core", "maths", "families", "attach", "engine"},
     "serve": {"core", "prompts", "families", "engine", "methods"},
     "scale": {"core"},  # methods only by name, through the registry
     "report": {"core", "maths"},
