@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwise.attach import Keep, Window, compress
+from headwise.attach.kept_layer import KeptLayer
 from headwise.core import HeadwiseError
 from headwise.maths.memory import cache_bytes, full_counts, streaming_counts
 from headwise.methods.compress.adakv import AdaKV
@@ -126,3 +127,21 @@ def test_what_cannot_be_is_refused(options, message):
         cache_bytes([[1]], **{**FLOAT, **options})
     with pytest.raises(HeadwiseError, match="fewer than 0"):
         cache_bytes([[3, -1]], **FLOAT)
+
+
+@torch.no_grad()
+def test_a_dense_prefill_holds_one_full_layer_at_a_time(model, monkeypatch):
+    """While a prompt is read, the cache is never larger than one whole layer and what is kept of those before it."""
+    held = []
+    cut = KeptLayer.cut
+
+    def watched(layer, compressor, call, layout):
+        held.append(cache.nbytes)
+        cut(layer, compressor, call, layout)
+
+    monkeypatch.setattr(KeptLayer, "cut", watched)
+    with compress(model, SnapKV(**SIZES)) as cache:
+        cache.prefill(ids())
+        layer = cache_bytes(full_counts(LENGTH, 1, KV_HEADS), **FLOAT)
+        each = cache.nbytes // LAYERS
+    assert held == [layer + each * before for before in range(LAYERS)]
