@@ -124,7 +124,8 @@ class Growing(Group):
         if stop > self.keys.shape[2] or self.lent:
             self._move(stop + max(SPARE, stop // SPARE_SHARE))
         self.keys[:, :, self.used : stop], self.values[:, :, self.used : stop] = keys, values
-        self.positions[..., self.used : stop] = new.positions(keys.device)[:, None]
+        one = new.rows is None and new.tokens == 1  # the common case while decoding, without a tensor of its own
+        self.positions[..., self.used : stop] = new.start if one else new.positions(keys.device)[:, None]
         self.used = stop
         held_keys, held_values, positions = self._held()
         mask = _mask(positions, positions[..., -new.tokens :], None) if self.holes else None
