@@ -27,10 +27,11 @@ def test_readme_commands_exist():
     from headwise.cli.main import app
 
     commands = get_command(app).commands
+    every = [*commands.values(), *(sub for group in commands.values() for sub in getattr(group, "commands", {}).values())]
     named = set(re.findall(r"^headwise (\w+)", (ROOT / "README.md").read_text(), re.M))
     assert named
     assert named <= set(commands)
-    options = {option for command in commands.values() for parameter in command.params for option in parameter.opts}
+    options = {option for command in every for parameter in command.params for option in parameter.opts}
     assert set(re.findall(r"(?<=\s)--[a-z][a-z-]+", (ROOT / "README.md").read_text())) <= options | {"--help"}
 
 
