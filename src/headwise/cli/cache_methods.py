@@ -60,7 +60,8 @@ def parse_cache(text: str, budget: Budget | None = None) -> Compressor:
 def known_options(name: str) -> Mapping[str, Callable[[str, str], Any]]:
     """Option -> what turns its text into a value. Raises `HeadwiseError` for an unknown method."""
     kind = _class_of(name)
-    readers = {option: _reader(_hint(kind, option)) for option in _parameters(kind)}
+    hints = get_type_hints(kind)
+    readers = {option: _reader(hints[option]) for option in _parameters(kind)}
     readers.pop("compression_ratio", None)  # said by the budget
     readers |= {
         option: reader for option, reader in (("budget", read_budget), ("layer_errors", _layer_errors)) if option in readers
@@ -104,12 +105,6 @@ def _class_of(name: str) -> Any:
 
 def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(kind).parameters
-
-
-def _hint(kind: Any, option: str) -> Any:
-    """The type of an option: of a field, or of a parameter of a constructor written by hand."""
-    hints = get_type_hints(kind)
-    return hints[option] if option in hints else get_type_hints(kind.__init__)[option]
 
 
 def _listed(known: Mapping[str, Any]) -> str:
