@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Any
 
 WORD = re.compile(r"\w+")
 
@@ -19,3 +20,8 @@ def exact_match(answer: str, gold: str) -> bool:
     """Whether the first line of the answer is the gold answer, outer white space and a closing full stop aside."""
     line = answer.strip().split("\n")[0]
     return line.strip().rstrip(".").strip() == gold.strip().rstrip(".").strip()
+
+
+def judged(answer: str, gold: str) -> dict[str, Any]:
+    """How good an answer is, as it stands in the description of a run: {"answer", "recall" in [0, 1], "exact"}."""
+    return {"answer": answer, "recall": unigram_recall(answer, gold), "exact": exact_match(answer, gold)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from numpy.typing import NDArray
 from headwise.attach import observe
 from headwise.core import HeadScores, HeadwiseError, NoSuccessfulRunError
 from headwise.engine import RunDirectory, leaves, traced_answer
+from headwise.engine.group_runs import all_info, joined, run_groups, tell_solved
 from headwise.engine.progress import Report, silent
-from headwise.evaluate.metrics import exact_match, unigram_recall
+from headwise.engine.rundir import Cell
+from headwise.evaluate.metrics import judged
 from headwise.evaluate.provenance import describe_model, stop_ids
 from headwise.families import Loaded
 from headwise.maths.agreement import top_overlap
 from headwise.maths.copy import MATCHES, RULES, copy_score
-from headwise.prompts.grid import Group, Task, describe_task, make_group, plan_groups
+from headwise.prompts.grid import Group, Task, describe_task
 
 SCORE_VERSION = 1
 STABLE_TOP, STABLE_OVERLAP, STABLE_GROUPS = 16, 0.9, 8
@@ -66,24 +69,9 @@ def find_copy_heads(
     Returns scores with one row of per-run values per solved run; every run, solved or not, is listed in provenance["cells"].
     Raises `NoSuccessfulRunError` if the model solves no run, `PromptError` for prompts that cannot be made.
     """
-    stop = stop_ids(loaded)
-    specs = plan_groups(task, loaded.layout.positions)
-    groups: list[NDArray[np.float32]] = []
-    cells: list[dict[str, Any]] = []
-    done, total = 0, sum(spec.length for spec in specs)
-    for spec in specs:
-        found = directory.load(spec.key) if directory else None
-        if found is None:
-            found = _run_group(loaded, make_group(spec, task, loaded.layout.positions), options, stop)
-            if directory:
-                directory.save(spec.key, *found)
-        groups.append(found[0]["scores"])
-        cells += found[1]
-        done += spec.length
-        report(done, total, f"{sum(cell['success'] for cell in cells)} of {len(cells)} runs solved")
-        if options.until_stable and _stable(groups):
-            break
-    return _collect(loaded, task, options, np.concatenate(groups), cells)
+    run = partial(_run_group, loaded, options=options, stop=stop_ids(loaded))
+    cells = run_groups(loaded, task, run, tell_solved, directory, report, _stable if options.until_stable else None)
+    return _collect(loaded, task, options, joined(cells, "scores"), all_info(cells))
 
 
 def describe_run(loaded: Loaded, task: Task, options: CopyOptions) -> dict[str, Any]:
@@ -92,7 +80,7 @@ def describe_run(loaded: Loaded, task: Task, options: CopyOptions) -> dict[str, 
     return score | describe_task(task) | describe_model(loaded)
 
 
-def _run_group(loaded: Loaded, group: Group, options: CopyOptions, stop: frozenset[int]) -> Any:
+def _run_group(loaded: Loaded, group: Group, options: CopyOptions, stop: frozenset[int]) -> Cell:
     """({"scores": [depth, L, H]}, info per depth); unsolved runs hold NaN."""
     scores = np.full((len(group.prompts), *loaded.layout.shape), np.nan, dtype=np.float32)
     info = [dict(cell) for cell in group.info]
@@ -101,13 +89,8 @@ def _run_group(loaded: Loaded, group: Group, options: CopyOptions, stop: frozens
             prompt, cell = group.prompts[leaf.index], info[leaf.index]
             answer = traced_answer(loaded.model, seen, leaf, prompt.gold, stop, options.max_new_tokens, loaded.layout.is_hybrid)
             text = loaded.tokenizer.decode(answer.ids, skip_special_tokens=True)
-            recall = unigram_recall(text, group.needle.answer)
-            cell |= {
-                "answer": text,
-                "recall": recall,
-                "exact": exact_match(text, group.needle.answer),
-                "success": recall > options.gate,
-            }
+            cell |= judged(text, group.needle.answer)
+            cell["success"] = cell["recall"] > options.gate
             if cell["success"]:
                 keys, emitted = (torch.tensor(ids, device=answer.argmax.device) for ids in (prompt.ids, answer.ids))
                 table = copy_score(answer.argmax, keys, emitted, prompt.span("answer"), options.rule, options.match)
@@ -116,15 +99,14 @@ def _run_group(loaded: Loaded, group: Group, options: CopyOptions, stop: frozens
     return {"scores": scores}, info
 
 
-def _solved(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _solved(runs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Runs [run, L, H] that passed the gate (an unsolved run is NaN everywhere)."""
-    runs = np.concatenate(list(groups))
     return np.asarray(runs[~np.isnan(runs).all(axis=(1, 2))])
 
 
-def _stable(groups: list[NDArray[np.float32]]) -> bool:
+def _stable(cells: Sequence[Cell]) -> bool:
     """Whether every second group and the others put the same heads on top."""
-    halves = [_solved(groups[i::2]) for i in range(2)] if len(groups) >= STABLE_GROUPS else []
+    halves = [_solved(joined(cells[i::2], "scores")) for i in range(2)] if len(cells) >= STABLE_GROUPS else []
     if not halves or min(map(len, halves)) == 0:
         return False
     top = min(STABLE_TOP, max(1, halves[0][0].size // 4))

@@ -8,6 +8,7 @@ marks the needle.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,20 @@ from numpy.typing import NDArray
 from headwise.attach import observe
 from headwise.core import HeadScores, HeadwiseError, NoSuccessfulRunError
 from headwise.engine import RunDirectory, leaves, traced_answer
+from headwise.engine.group_runs import all_info, joined, run_groups, tell_solved
 from headwise.engine.progress import Report, silent
-from headwise.evaluate.metrics import exact_match, unigram_recall
+from headwise.engine.rundir import Cell
+from headwise.evaluate.metrics import judged
 from headwise.evaluate.provenance import describe_model, stop_ids
 from headwise.families import Loaded
 from headwise.maths.semantic import matching_steps, semantic_lift, semantic_score
-from headwise.prompts.grid import Group, Task, describe_task, make_group, plan_groups
+from headwise.prompts.grid import Group, Task, describe_task, plan_groups
 
 SCORE_VERSION = 1
 EXTREMES = ("keep", "drop")
 MORE = "use more depths, windows, lengths or needles, or a lower least_runs"
-Arrays = dict[str, NDArray[np.float32]]
+TABLES = ("scores", "lifts")
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -69,20 +73,9 @@ def find_semantic_heads(
     specs = plan_groups(chosen, loaded.layout.positions)
     if (count := len(specs) * len(chosen.grid.depths)) < options.least_runs:
         raise HeadwiseError(f"the grid has {count} runs, but a ranking needs {options.least_runs} solved ones; {MORE}")
-    found: list[Arrays] = []
-    cells: list[dict[str, Any]] = []
-    done, total = 0, sum(spec.length for spec in specs)
-    for spec in specs:
-        cell = directory.load(spec.key) if directory else None
-        if cell is None:
-            cell = _run_group(loaded, make_group(spec, chosen, loaded.layout.positions), options, stop)
-            if directory:
-                directory.save(spec.key, *cell)
-        found.append(cell[0])
-        cells += cell[1]
-        done += spec.length
-        report(done, total, f"{sum(cell['success'] for cell in cells)} of {len(cells)} runs solved")
-    return _collect(loaded, task, options, {name: np.concatenate([group[name] for group in found]) for name in found[0]}, cells)
+    run = partial(_run_group, loaded, options=options, stop=stop)
+    cells = run_groups(loaded, chosen, run, tell_solved, directory, report)
+    return _collect(loaded, task, options, {name: joined(cells, name) for name in TABLES}, all_info(cells))
 
 
 def describe_run(loaded: Loaded, task: Task, options: SemanticOptions) -> dict[str, Any]:
@@ -99,9 +92,9 @@ def _without_extremes(task: Task, options: SemanticOptions) -> Task:
     return replace(task, grid=replace(task.grid, depths=depths))
 
 
-def _run_group(loaded: Loaded, group: Group, options: SemanticOptions, stop: frozenset[int]) -> Any:
+def _run_group(loaded: Loaded, group: Group, options: SemanticOptions, stop: frozenset[int]) -> Cell:
     """({"scores", "lifts": [depth, L, H]}, info per depth); unsolved runs hold NaN."""
-    tables = {name: np.full((len(group.prompts), *loaded.layout.shape), np.nan, np.float32) for name in ("scores", "lifts")}
+    tables = {name: np.full((len(group.prompts), *loaded.layout.shape), np.nan, np.float32) for name in TABLES}
     info = [dict(cell) for cell in group.info]
     left_out = [layer for layer in range(loaded.layout.shape[0]) if layer not in loaded.layout.modules]
     with observe(loaded.model) as seen:
@@ -111,16 +104,10 @@ def _run_group(loaded: Loaded, group: Group, options: SemanticOptions, stop: fro
             seen.spans = (span,)
             answer = traced_answer(loaded.model, seen, leaf, prompt.gold, stop, options.max_new_tokens, loaded.layout.is_hybrid)
             text = loaded.tokenizer.decode(answer.ids, skip_special_tokens=True)
-            recall = unigram_recall(text, group.needle.answer)
             mass = seen.mass[:, 0, :, : len(answer.ids), 0]  # the pass that gave the answer is the one seen last
             matching = matching_steps(torch.tensor(answer.ids), torch.tensor(prompt.ids[span.start : span.stop])).to(mass.device)
-            cell |= {
-                "answer": text,
-                "recall": recall,
-                "exact": exact_match(text, group.needle.answer),
-                "success": recall > options.gate,
-                "matching_steps": int(matching.sum()),
-            }
+            cell |= judged(text, group.needle.answer) | {"matching_steps": int(matching.sum())}
+            cell["success"] = cell["recall"] > options.gate
             if cell["success"]:
                 tables["scores"][leaf.index] = semantic_score(mass, matching).cpu().numpy()
                 tables["lifts"][leaf.index] = semantic_lift(mass, matching, span.length, len(prompt.ids)).cpu().numpy()
@@ -137,7 +124,7 @@ def _collect(loaded: Loaded, task: Task, options: SemanticOptions, runs: Arrays,
         )
     if solved.sum() < options.least_runs:
         raise HeadwiseError(f"{solved.sum()} of {len(cells)} runs solved, but a ranking needs {options.least_runs}; {MORE}")
-    scores, lifts = (runs[name][solved].astype(np.float64) for name in ("scores", "lifts"))
+    scores, lifts = (runs[name][solved].astype(np.float64) for name in TABLES)
     counts = np.maximum((~np.isnan(lifts)).sum(axis=0), 1)
     lift = np.where(np.isnan(lifts).all(axis=0), np.nan, np.nansum(lifts, axis=0) / counts)
     provenance = describe_run(loaded, task, options) | {"runs": len(cells), "solved": int(solved.sum()), "cells": cells}

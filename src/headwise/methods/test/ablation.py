@@ -14,6 +14,7 @@ from headwise.attach import MODES, SCOPES, ablate, attached, head_means
 from headwise.attach.caches import full_cache
 from headwise.core import HeadScores, HeadSet, HeadwiseError
 from headwise.engine import Leaf, RunDirectory, answer_variants, leaves, prefill
+from headwise.engine.group_runs import all_info, joined, run_groups
 from headwise.engine.progress import Report, silent
 from headwise.engine.rundir import Cell
 from headwise.evaluate.ablation_table import METRICS, AblationResult
@@ -22,7 +23,7 @@ from headwise.evaluate.perplexity import losses_without, with_bos
 from headwise.evaluate.provenance import describe_model, stop_ids
 from headwise.evaluate.variants import describe_scores, distinct_sets, head_variants
 from headwise.families import Loaded
-from headwise.prompts.grid import Group, Task, describe_task, make_group, plan_groups
+from headwise.prompts.grid import Group, Task, describe_task
 
 TOKENS = 16_384  # rows x prompt tokens in one pass of scope `all`
 PERPLEXITY_DRAWS = 5  # random draws per K whose perplexity is measured
@@ -75,24 +76,19 @@ def ablation_sweep(
     sets, places = distinct_sets(variants)
     for heads in sets:
         loaded.layout.check(heads)
-    specs = plan_groups(task, loaded.layout.positions)
     without = partial(ablate, loaded.model, mode=options.mode, means=_means(loaded, options, calibration))
-    cells: list[Cell] = []
-    for spec in specs:
-        found = directory.load(spec.key) if directory else None
-        if found is None:
-            found = _run_group(loaded, make_group(spec, task, loaded.layout.positions), sets, options, without)
-            if directory:
-                directory.save(spec.key, *found)
-        cells.append(found)
-        report(len(cells), len(specs), f"{sum(len(info) for _, info in cells)} prompts, {len(sets)} sets of heads")
-    values = {metric: np.concatenate([arrays[metric] for arrays, _ in cells], axis=1)[places] for metric in METRICS}
+    run = partial(_run_group, loaded, sets=sets, options=options, without=without)
+    cells = run_groups(
+        loaded, task, run, lambda cells: f"{len(all_info(cells))} prompts, {len(sets)} sets of heads", directory, report
+    )
+    values = {metric: joined(cells, metric, axis=1)[places] for metric in METRICS}
     losses = np.empty((len(variants), 0))
     if plain is not None:
         measured = [variant.heads if variant.draw < PERPLEXITY_DRAWS else None for variant in variants]
         losses = losses_without(loaded.model, with_bos(plain, loaded.tokenizer), measured, without)
-    items = tuple(item for _, info in cells for item in info)
-    return AblationResult(variants, items, values, losses, options.seed, describe_run(loaded, scores, task, options))
+    return AblationResult(
+        variants, tuple(all_info(cells)), values, losses, options.seed, describe_run(loaded, scores, task, options)
+    )
 
 
 def describe_run(loaded: Loaded, scores: HeadScores, task: Task, options: AblationOptions) -> dict[str, Any]:

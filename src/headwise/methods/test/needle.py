@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from headwise.attach import attached
 from headwise.engine import RunDirectory, answer_variants, leaves, prefill
+from headwise.engine.group_runs import all_info, run_groups
 from headwise.engine.progress import Report, silent
-from headwise.evaluate.metrics import exact_match, unigram_recall
+from headwise.engine.rundir import Cell
+from headwise.evaluate.metrics import judged
 from headwise.evaluate.provenance import describe_model, stop_ids
 from headwise.families import Loaded
-from headwise.prompts.grid import Group, Task, make_group, plan_groups
+from headwise.prompts.grid import Group, Task
 
 
 def measure_needle_grid(
@@ -26,23 +30,13 @@ def measure_needle_grid(
 
     Returns {"cells": [{length, depth, needle, answer, recall, exact, gold_logprob, ...}], "recall", "exact": means in [0, 1], ...}.
     """
-    stop = stop_ids(loaded)
-    specs = plan_groups(task, loaded.layout.positions)
-    cells: list[dict[str, Any]] = []
-    total, done = sum(spec.length for spec in specs), 0
-    for spec in specs:
-        found = directory.load(spec.key) if directory else None
-        info = found[1] if found else _run_group(loaded, make_group(spec, task, loaded.layout.positions), stop, max_new_tokens)
-        if directory and not found:
-            directory.save(spec.key, {}, info)
-        cells += info
-        done += spec.length
-        report(done, total, f"recall {sum(cell['recall'] for cell in cells) / len(cells):.2f}")
+    run = partial(_run_group, loaded, stop=stop_ids(loaded), limit=max_new_tokens)
+    cells = all_info(run_groups(loaded, task, run, _tell, directory, report))
     means = {name: sum(cell[name] for cell in cells) / len(cells) for name in ("recall", "exact")}
     return describe_model(loaded) | means | {"runs": len(cells), "grid": asdict(task.grid), "cells": cells}
 
 
-def _run_group(loaded: Loaded, group: Group, stop: frozenset[int], limit: int) -> list[dict[str, Any]]:
+def _run_group(loaded: Loaded, group: Group, stop: frozenset[int], limit: int) -> Cell:
     info = [dict(cell) for cell in group.info]
     with attached(loaded.model):
         for leaf in leaves(loaded.model, [prompt.ids for prompt in group.prompts]):
@@ -50,11 +44,10 @@ def _run_group(loaded: Loaded, group: Group, stop: frozenset[int], limit: int) -
             prefill(loaded.model, leaf.past, leaf.rest[:-1])
             answers = answer_variants(loaded.model, leaf, gold, [None], lambda _: nullcontext(), stop, limit)
             text = loaded.tokenizer.decode(answers[0].ids, skip_special_tokens=True)
-            wanted = group.needle.answer
-            info[leaf.index] |= {
-                "answer": text,
-                "recall": unigram_recall(text, wanted),
-                "exact": exact_match(text, wanted),
-                "gold_logprob": answers[0].gold_logprob,
-            }
-    return info
+            info[leaf.index] |= judged(text, group.needle.answer) | {"gold_logprob": answers[0].gold_logprob}
+    return {}, info
+
+
+def _tell(cells: Sequence[Cell]) -> str:
+    recall = [one["recall"] for one in all_info(cells)]
+    return f"recall {sum(recall) / len(recall):.2f}"
