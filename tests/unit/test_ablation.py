@@ -297,20 +297,22 @@ def test_finished_groups_are_not_run_again(loaded, task, tmp_path, monkeypatch):
     expected = ablation_sweep(loaded, scores, task, chosen)
     real, runs = ablation._run_group, []
 
-    def stumble(*arguments):
+    def stumble(*arguments, **chosen):
         if len(runs) == 2:
             raise KeyboardInterrupt
         runs.append(1)
-        return real(*arguments)
+        return real(*arguments, **chosen)
 
     monkeypatch.setattr(ablation, "_run_group", stumble)
     directory = RunDirectory(tmp_path / "run", describe_run(loaded, scores, task, chosen))
     with pytest.raises(KeyboardInterrupt):
         ablation_sweep(loaded, scores, task, chosen, directory=directory)
-    monkeypatch.setattr(ablation, "_run_group", lambda *arguments: runs.append(1) or real(*arguments))
+    monkeypatch.setattr(ablation, "_run_group", lambda *arguments, **chosen: runs.append(1) or real(*arguments, **chosen))
     seen = []
     directory = RunDirectory(tmp_path / "run", describe_run(loaded, scores, task, chosen))
     resumed = ablation_sweep(loaded, scores, task, chosen, directory=directory, report=lambda *state: seen.append(state[:2]))
     assert len(runs) == 4
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert len(seen) == 4
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert seen[-1][0] == seen[-1][1] == sum(group.length for group in group_specs(task.grid, len(task.needles)))
     assert resumed.to_json() == expected.to_json()

@@ -189,7 +189,7 @@ def test_layers_without_softmax_attention_are_not_scored():
     from headwise.methods.find import semantic
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semantic, "unigram_recall", lambda *_: 1.0)
+        patch.setattr(semantic, "judged", lambda answer, _: {"answer": answer, "recall": 1.0, "exact": True})
         found = find_semantic_heads(loaded, replace(task, needles=(needle,)), FEW)
     assert np.isnan(found.values[[0, 2]]).all()
     assert (found.values[[1, 3]] >= 0).all()
