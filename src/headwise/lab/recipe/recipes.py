@@ -119,11 +119,11 @@ RECIPES = {
     "lab-6m": Recipe(),
     "world-6m": WORLD,
     "world-6m-seed1": replace(WORLD, seed=1),
-    "world-6m-qwen3": replace(  # the same course in three quarters of the updates
+    "world-6m-qwen3": replace(  # the same course in three fifths of the updates
         WORLD,
         seed=2,
         family="qwen3",
-        phases=tuple(replace(phase, steps=steps) for phase, steps in zip(WORLD.phases, (500, 250, 500, 450, 450), strict=True)),
+        phases=tuple(replace(phase, steps=steps) for phase, steps in zip(WORLD.phases, (500, 200, 400, 350, 350), strict=True)),
     ),
     "world-6m-long": replace(
         WORLD,
