@@ -20,7 +20,7 @@ ROOMS = {
     "methods": {"core", "maths", "prompts", "families", "attach", "engine", "evaluate"},
     "integrations": {"core", "maths", "families", "attach", "engine"},
     "serve": {"core", "prompts", "families", "engine", "methods"},
-    "scale": {"core"},  # methods only by name, through the registry
+    "scale": {"core", "maths"},  # files and streams; scorers come in through a protocol of core
     "report": {"core", "maths"},
     "testing": {"core", "maths", "families", "attach", "prompts"},
 }

@@ -8,24 +8,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headwise.cli import options as o
+from headwise.cli.detect_gate import gate_heads
+from headwise.cli.detect_needle import needle_heads
+from headwise.cli.detect_proxy import proxy_heads
+from headwise.cli.detect_query import query_heads
 from headwise.core.errors import HeadwiseError
 
 if TYPE_CHECKING:
     from headwise.core import HeadScores
+    from headwise.engine import RunDirectory
 
 
-SCORES = ("copy", "semantic", "query", "gate")
+SCORES = ("copy", "semantic", "query", "gate", "proxy")
 Score = Annotated[
     str,
     typer.Option(
         help="copy (heads that copy a needle), semantic (heads that look at the needle while it is said), query (heads that look from a "
-        "question to what answers it) or gate (heads that cannot do without the middle of the text)."
+        "question to what answers it), gate (heads that cannot do without the middle of the text) or proxy (heads that copy the value of a "
+        "key in a JSON object)."
     ),
 ]
 Rule = Annotated[
     str | None,
     typer.Option(
-        help="copy: set (share of needle tokens copied) or multiset (as the released code counts). "
+        help="copy, proxy: set (share of needle tokens copied) or multiset (as the released code counts). "
         "query: mass, calibrated_mass, ndcg, mrr or contrastive.",
         show_default="set; calibrated_mass",
     ),
@@ -36,7 +42,17 @@ Data = Annotated[
 Span = Annotated[str, typer.Option(help="query: average over all behind the passages (`official`) or the `query`'s words only.")]
 Layout = Annotated[str, typer.Option(help="query: wording around passages: plain or instructed.")]
 Match = Annotated[str, typer.Option(help="token, or position (the aligned needle position only).")]
-Gate = Annotated[float, typer.Option(help="copy, semantic: a run counts if its unigram recall is above this.")]
+Gate = Annotated[
+    float,
+    typer.Option(
+        help="copy, semantic: a run counts if its unigram recall is above this. proxy: share of questions that the model must answer."
+    ),
+]
+Samples = Annotated[int, typer.Option(help="proxy: number of prompts.")]
+Pairs = Annotated[int | None, typer.Option(help="proxy: pairs in the JSON object.", show_default="as many as fit")]
+KeyLength = Annotated[
+    int | None, typer.Option(help="proxy: characters of a key.", show_default="32, 8 in prompts below 1024 tokens")
+]
 Extremes = Annotated[str, typer.Option(help="semantic: keep the depths 0 and 1, or drop them.")]
 LeastRuns = Annotated[int, typer.Option(help="semantic: with fewer solved runs there is no ranking.")]
 Steps = Annotated[int, typer.Option(help="gate: training steps.")]
@@ -74,6 +90,9 @@ def detect(
     least_runs: LeastRuns = 30,
     steps: Steps = 2000,
     window: HeadWindow = None,
+    samples: Samples = 800,
+    pairs: Pairs = None,
+    key_length: KeyLength = None,
     until_stable: UntilStable = False,
     paper_grid: PaperGrid = False,
     seed: o.Seed = 0,
@@ -84,20 +103,17 @@ def detect(
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
-    """Find retrieval heads by one of four scores; a head file and a heat map are written."""
+    """Find retrieval heads by one of five scores; a head file and a heat map are written."""
     if score not in SCORES:
         raise HeadwiseError(f"unknown score {score!r}; known: {', '.join(SCORES)}")
-    from headwise.cli.detect_gate import gate_heads
-    from headwise.cli.detect_needle import needle_heads
-    from headwise.cli.detect_query import query_heads
-
-    path = o.output_path(output, model, score, overwrite)
+    path, given = o.output_path(output, model, score, overwrite), (model, device, dtype, revision)
     if score == "query":
-        tell(query_heads(model, device, dtype, revision, data, rule, span, layout, chat, seed, json), path, overwrite, json)
-        return
+        return tell(query_heads(*given, data, rule, span, layout, chat, seed, json), path, overwrite, json)
     if score == "gate":
-        tell(gate_heads(model, device, dtype, revision, lengths, steps, window, haystack, seed, json), path, overwrite, json)
-        return
+        return tell(gate_heads(*given, lengths, steps, window, haystack, seed, json), path, overwrite, json)
+    if score == "proxy":
+        scores, parts = proxy_heads(*given, path, lengths, samples, pairs, key_length, haystack, rule, gate, seed, json)
+        return tell(scores, path, overwrite, json, parts)
     from headwise.prompts.grid import even_depths, paper_lengths
 
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
@@ -110,12 +126,11 @@ def detect(
     scores, parts = needle_heads(
         loaded, task, score == "semantic", path, rule, match, until_stable, extremes, least_runs, gate, max_new_tokens, json
     )
-    tell(scores, path, overwrite, json)
-    parts.remove()
+    tell(scores, path, overwrite, json, parts)
 
 
-def tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:
-    """Write the head file and the heat map, and say what was found."""
+def tell(scores: HeadScores, path: Path, overwrite: bool, json: bool, parts: RunDirectory | None = None) -> None:
+    """Write the head file and the heat map, and say what was found. parts: of the run, no longer needed then."""
     from headwise.core import save_heads
     from headwise.report.console import print_all
     from headwise.report.figures import heat_map
@@ -128,5 +143,7 @@ def tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:
         from headwise.report.show import facts_of
 
         o.print_json({"head_file": str(path), "heat_map": str(picture), **facts_of(scores)})
-        return
-    print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", f"heat map   {picture}")
+    else:
+        print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", f"heat map   {picture}")
+    if parts:
+        parts.remove()

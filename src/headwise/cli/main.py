@@ -6,7 +6,22 @@ import sys
 
 import typer
 
-from headwise.cli import ablate, bench, convert, detect, export, generate, info, lab, lab_properties, needle, rank, serve, show
+from headwise.cli import (
+    ablate,
+    bench,
+    convert,
+    detect,
+    export,
+    generate,
+    info,
+    lab,
+    lab_properties,
+    needle,
+    rank,
+    select,
+    serve,
+    show,
+)
 from headwise.core.errors import HeadwiseError, MissingExtraError
 
 app = typer.Typer(
@@ -24,6 +39,7 @@ app.command("rank")(rank.rank)
 app.command("serve")(serve.serve)
 app.command("generate")(generate.generate)
 app.add_typer(bench.app)
+app.add_typer(select.app)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)

@@ -1,0 +1,1 @@
+"""Scores of documents by which a corpus is selected."""
