@@ -7,7 +7,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check quick lab clean
+.PHONY: demo test check quick docs lab clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,14 +23,18 @@ test: check  ## format, types and all tests
 	$(BIN)/python -m pytest --durations=10
 
 check: $(READY)
-	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/ruff check src tests examples benchmarks tools
 	$(BIN)/mypy
 
 quick: $(READY)  ## tests without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
+docs: $(READY)  ## build the documentation into site/; warnings are errors
+	$(BIN)/python tools/cli_reference.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lab: $(READY)  ## train a bundled model from scratch: make lab MODEL=world-6m BOOKS=FOLDER WIKI=FILE (an hour or two on two cores)
 	$(BIN)/python -m headwise.lab.recipe.train --model $(MODEL) --books $(BOOKS) $(if $(WIKI),--wiki $(WIKI)) --work .lab
 
 clean:
-	rm -rf $(VENV) headwise-out
+	rm -rf $(VENV) headwise-out site

@@ -7,7 +7,7 @@ import torch
 
 from headwise.attach import ablate, attached, head_means, observe, steer
 from headwise.attach.tail import last_rows
-from headwise.core import HeadId, HeadSet, UnsupportedModelError
+from headwise.core import HeadId, HeadSet, HeadwiseError, UnsupportedModelError
 from headwise.families import family_of, layout_of, silence_in_weights
 from headwise.testing import TINY_FAMILIES, tiny_model
 from tests.reference.rows import slow_row_statistics
@@ -211,6 +211,19 @@ def test_model_is_bit_identical_after_all_blocks(model, ids):
     assert {n: sorted(vars(m)) for n, m in model.named_modules()} == attributes
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(logits(model, ids), before)
+
+
+def test_a_pass_that_goes_around_our_attention_is_refused(model, ids):
+    heads = HeadSet((HeadId(min(layout_of(model).modules), 0),), layout_of(model).shape)
+    before = model.config._attn_implementation
+    with ablate(model, heads):
+        model.set_attn_implementation("eager")  # as a library that brings its own attention
+        with pytest.raises(HeadwiseError, match="did not run headwise's attention"):
+            model(input_ids=ids)
+    assert model.config._attn_implementation == before
+    with attached(model):  # nothing to see or to change: nothing to refuse
+        model.set_attn_implementation("eager")
+        model(input_ids=ids)
 
 
 def test_heads_of_another_model_are_refused(model):

@@ -34,6 +34,7 @@ OUTSIDE = {
     "prompts": {"numpy", "pyarrow"},
     "families": {"numpy", "torch", "transformers", "safetensors"},
     "attach": {"numpy", "torch", "transformers", "safetensors"},
+    "scale": {"numpy", "pyarrow", "fsspec", "ray"},
 }
 
 FILE_LINES, METHOD_LINES, FUNCTION_LINES = 400, 150, 60

@@ -59,6 +59,7 @@ class Plan:
 
     past: layer -> keys and values that all batch rows share (see `shared_past`). tail: see `last_rows`. last: see `run_to_layer`.
     before: positions in front of the pass that is running; None outside of the whole model. keeper: see `KeptCache`, if it runs over one.
+    calls: attention calls of that pass.
     """
 
     layout: Layout
@@ -71,17 +72,24 @@ class Plan:
     keeper: Callable[[Call], None] | None = None
     hooks: list[Any] = field(default_factory=list)
     depth: int = 0
+    calls: int = 0
 
     def enter(self, model: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Hook: a pass of the whole model begins."""
+        self.calls = 0
         caches = [given for given in (*inputs, *options.values()) if isinstance(given, Cache)]
         self.before = caches[0].get_seq_length() if caches else 0
         begin = getattr(caches[0], "begin", None) if caches else None
         self.keeper = begin(model, inputs, options) if begin else None
 
-    def leave(self, *_: Any) -> None:
-        """Hook: it has ended, or failed."""
+    def leave(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        """Hook: it has ended, or failed (output None). A pass that never came to our attention would be wrong without a word."""
         self.before = self.keeper = None
+        if output is not None and not self.calls and (self.taps or self.edits):
+            raise HeadwiseError(
+                f"this {type(model).__name__} did not run headwise's attention, so its heads were neither seen nor changed; "
+                "another library may have replaced its attention modules or its attn_implementation"
+            )
 
     def start(self, layer: int, rows: int, length: int) -> int:
         """Position of a layer's first query row. Its keys alone do not tell: caches of transformers drop what sliding windows cannot see."""
@@ -103,6 +111,7 @@ def plan_for_module(module: nn.Module) -> tuple[Plan, int]:
     found = _BY_MODULE.get(module)
     if found is None:
         raise HeadwiseError(f"attention {NAME!r} was used outside of a headwise `with` block")
+    found[0].calls += 1
     return found
 
 

@@ -35,8 +35,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise HeadFileError(f"could not write {path}: {error.strerror or error}; nothing was changed") from error
 
 
-def save_heads(scores: HeadScores, path: Path, overwrite: bool = False) -> None:
+def save_heads(scores: HeadScores, path: str | Path, overwrite: bool = False) -> None:
     """Write a head file. An existing file is refused unless `overwrite`; it is replaced then, never merged."""
+    path = Path(path)
     if path.exists() and not overwrite:
         raise HeadFileError(f"{path} exists; give another name or --overwrite (results are never merged)")
     write_atomically(path, _dump(to_json(scores)))
@@ -62,10 +63,11 @@ def load_result(path: Path) -> tuple[str, Any]:
     return "heads", load_heads(path)
 
 
-def load_heads(path: Path) -> HeadScores:
+def load_heads(path: str | Path) -> HeadScores:
     """Read a head file of any known format (headwise, Wu-style JSON, HeadKV JSON, DuoAttention TSV)."""
     from headwise.core.formats import read_foreign
 
+    path = Path(path)
     text = read_text(path)
     if path.suffix == ".tsv":
         return read_foreign(text, path)

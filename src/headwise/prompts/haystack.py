@@ -28,8 +28,9 @@ def bundled_texts() -> list[str]:
     return [clean(gzip.decompress(folder.joinpath(name).read_bytes()).decode("utf-8")) for name in names]
 
 
-def read_texts(folder: Path) -> list[str]:
+def read_texts(folder: str | Path) -> list[str]:
     """All .txt and .md files (plain or .gz) of a folder, in the order of their names."""
+    folder = Path(folder)
     if not folder.is_dir():
         raise PromptError(f"no such haystack folder: {folder}")
     paths = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))

@@ -47,8 +47,9 @@ def bundled_needles(split: str | None = None) -> list[Needle]:
     return [_needle(row) for row in rows if split in (None, row["split"])]
 
 
-def read_needles(path: Path) -> list[Needle]:
+def read_needles(path: str | Path) -> list[Needle]:
     """Needles of a JSON-lines file with the fields needle, question, answer and, if wanted, answer_prefix."""
+    path = Path(path)
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

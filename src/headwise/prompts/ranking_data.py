@@ -36,9 +36,9 @@ def read_lines(path: Path, what: str) -> list[Any]:
     return found
 
 
-def read_ranking_examples(path: Path) -> list[RankingExample]:
+def read_ranking_examples(path: str | Path) -> list[RankingExample]:
     """One query per line: `query`, `passages` (texts, or objects with text and title), `gold` (indices from 0), `id` if wanted."""
-    return [_example(row, f"{path}, entry {number}") for number, row in enumerate(read_lines(path, "queries"), 1)]
+    return [_example(row, f"{path}, entry {number}") for number, row in enumerate(read_lines(Path(path), "queries"), 1)]
 
 
 def passage_of(row: Any, place: str) -> Passage:

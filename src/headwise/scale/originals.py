@@ -80,7 +80,7 @@ class Originals:
     def _parquet_texts(self, file: InputFile, rows: Sequence[int]) -> dict[int, str]:
         column, found, first = self._options.text_column, dict[int, str](), 0
         with Source(self._place, file.path, True) as source:
-            table = pq.ParquetFile(pa.PythonFile(source, mode="r"), buffer_size=1 << 20)
+            table = pq.ParquetFile(pa.PythonFile(source, mode="r"), buffer_size=1 << 20, pre_buffer=False)
             for group in range(table.num_row_groups):
                 size = table.metadata.row_group(group).num_rows
                 wanted = sorted(row - first for row in rows if first <= row < first + size)
@@ -104,7 +104,7 @@ class Originals:
 
     def _copy_parquet(self, file: InputFile, chosen: NDArray[np.bool_], sink: Any) -> None:
         with Source(self._place, file.path, True) as source:
-            table = pq.ParquetFile(pa.PythonFile(source, mode="r"), buffer_size=1 << 20)
+            table = pq.ParquetFile(pa.PythonFile(source, mode="r"), buffer_size=1 << 20, pre_buffer=False)
             first = 0
             with pq.ParquetWriter(sink, table.schema_arrow, compression="zstd") as writer:
                 for group in range(table.num_row_groups):

@@ -1,0 +1,192 @@
+"""What pages may use without making it: files named as the pages name them, and Python names. Also what is made smaller, or not run here.
+
+Everything is made from the bundled models and from made-up scores, so that a page costs seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Commands that cannot run here, wherever they stand. They are still checked against the command line.
+NOT_RUN = {
+    r"--chat\b": "needs a model with a chat template",
+    r"lm-eval:": "needs data of lm-evaluation-harness",
+    r"^headwise serve": "a server that does not end; tests/cli/test_serve.py runs it",
+    r"^headwise lab (eval|properties)": "takes many minutes; tests/cli/test_lab.py runs it in small",
+    r"--paper-grid|--until-stable": "takes many minutes",
+}
+
+# Options put behind a command; the last one given counts. Pages that bring all they need are run as they stand.
+SMALLER = {
+    "headwise detect --score query": "--overwrite",
+    "headwise detect --score proxy": "--samples 4 --pairs 4 --lengths 512 --gate 0 --overwrite",
+    "headwise detect --score gate": "--lengths 200,300 --steps 2 --window 16,32 --overwrite",
+    "headwise detect --score semantic": "--lengths 128 --depths 2 --least-runs 1 --needles two.jsonl --overwrite",
+    "headwise detect": "--lengths 128 --depths 2 --needles two.jsonl --overwrite",
+    "headwise ablate": "--top 2 --lengths 128 --depths 1 --controls 1 --needles two.jsonl --overwrite",
+    "headwise needle": "--lengths 128 --depths 1 --needles two.jsonl --overwrite",
+    "headwise bench cache": "--items 1 --tasks needle --lengths 300 --budgets 0.3 --overwrite",
+    "headwise rank": "--overwrite",
+    "headwise select score": "--max-len 128 --batch-tokens 512",
+    "headwise generate": "--max-new-tokens 4",
+}
+
+# The same for Python: text of a page -> what is run in its place.
+REPLACED = {
+    "GateOptions(steps=400,": "GateOptions(steps=2, least_right=0.0,",
+    "lengths=(500, 1200), keys=5, words=8), count=50": "lengths=(260, 400), keys=2, words=2), count=2",
+    "max_new_tokens=64": "max_new_tokens=4",
+}
+
+# Pages whose MODEL must look up keys in a table, which lab-6m never learned.
+READERS = ("docs/scale.md", "docs/select.md", "docs/methods/attention-influence.md")
+PASSAGES = [
+    "The red door leads to the garden.",
+    "Ada has the key of the tower.",
+    "A boat came back over the sea.",
+    "The mill is old.",
+]
+QUERY = "Who has the key?"
+
+
+def smaller(words: list[str]) -> list[str]:
+    """The command with the options of the first fitting line of SMALLER behind it."""
+    for start, options in SMALLER.items():
+        if all(part in words for part in start.split()):
+            return [*words, *options.split()]
+    return words
+
+
+def reason_not_to_run(words: list[str]) -> str | None:
+    """Why a command is not run here, or None."""
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, " ".join(words))), None)
+
+
+def prepare(folder: Path, page: str) -> None:
+    """Put models, head files, texts and questions into `folder`, under the names that pages use."""
+    from headwise.core import save_heads
+    from headwise.lab import bundled_model
+    from headwise.prompts import bundled_needles, bundled_texts
+
+    for name in ("MODEL", "owner/name", "path/or/hub-id"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(bundled_model("world-6m" if page in READERS else "lab-6m"))
+    for name in ("FILE", "H.json", "heads.json", "headwise-out/model.copy.json"):
+        save_heads(made_up_scores("copy"), folder / name)
+    save_heads(made_up_scores("gate"), folder / "G.json")
+    save_heads(made_up_scores("query"), folder / "headwise-out/model.query.json")
+    write_lines(folder / "two.jsonl", [vars(needle) for needle in bundled_needles("test")[:2]])
+    write_lines(folder / "mine.jsonl", [vars(needle) for needle in bundled_needles("test")[:2]])
+    write_lines(folder / "labelled.jsonl", [{"query": QUERY, "passages": PASSAGES, "gold": [1]}] * 4)
+    write_lines(folder / "q.jsonl", [{"id": "q1", "text": QUERY}])
+    write_lines(folder / "p.jsonl", [{"id": f"p{i}", "text": text} for i, text in enumerate(PASSAGES)])
+    (folder / "texts").mkdir()
+    text = "\n\n".join(bundled_texts())[20_000:80_000]
+    (folder / "texts" / "book.txt").write_text(text, "utf-8")
+    (folder / "F").write_text(text[:2_000], "utf-8")
+    beir(folder / "FOLDER")
+    ruler(folder / "niah_single_1.parquet", text[:1_500])
+    corpus(folder / "corpus", text)
+
+
+def beir(folder: Path) -> None:
+    """A collection in BEIR's layout."""
+    (folder / "qrels").mkdir(parents=True)
+    write_lines(folder / "corpus.jsonl", [{"_id": f"p{i}", "title": "", "text": text} for i, text in enumerate(PASSAGES)])
+    write_lines(folder / "queries.jsonl", [{"_id": "q1", "text": QUERY}])
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tp1\t1\n")
+
+
+def corpus(folder: Path, text: str) -> None:
+    """Six documents of two domains in one Parquet file."""
+    pyarrow = pytest.importorskip("pyarrow", reason="a page reads parquet: pip install 'headwise[parquet]'")
+    from pyarrow import parquet
+
+    rows = [{"id": f"d{i}", "text": text[700 * i : 700 * (i + 1)], "domain": ("novels", "letters")[i % 2]} for i in range(6)]
+    folder.mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "part-00017.parquet")
+
+
+def ruler(path: Path, context: str) -> None:
+    """One question in RULER's layout."""
+    pyarrow = pytest.importorskip("pyarrow", reason="a page reads parquet: pip install 'headwise[parquet]'")
+    from pyarrow import parquet
+
+    row = {"context": context, "question": "What is the number?", "answer_prefix": " It is", "answer": ["1"], "max_new_tokens": 2}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """JSON lines."""
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", "utf-8")
+
+
+def made_up_scores(score: str) -> Any:
+    """Scores for the lab model that nobody measured: all different, in (0, 1), with runs."""
+    import numpy as np
+
+    from headwise import HeadScores
+
+    rng = np.random.default_rng(0)
+    values = rng.permutation(np.linspace(0.01, 0.99, 64)).reshape(8, 8)
+    if score == "gate":
+        values = np.repeat(values[:, ::2], 2, axis=1)  # one gate per KV head
+    runs = np.stack([values] * 4).astype(np.float32)
+    return HeadScores(
+        values, score, 1, runs, tuple({"length": 128, "depth": d, "needle": 0, "window": 0} for d in (0.0, 0.3, 0.7, 1.0))
+    )
+
+
+def common_names(loaded: Any) -> dict[str, Any]:
+    """Python names that the blocks of any page may use. Made once: encoding a bundled book takes a second."""
+    import torch
+
+    from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
+    from headwise.prompts.grid import GridOptions, Task
+    from headwise.prompts.vault import VaultOptions, vault_texts
+
+    encoder = PieceEncoder(loaded.tokenizer)
+    text, haystack = encoder.encode(bundled_texts()[0][:6_000]), Haystack(bundled_texts()[:1], encoder)
+    ids = torch.tensor([text[:400]])
+    grid = GridOptions((128,), (0.0, 0.3, 0.6, 1.0), 1, (0.0, 0.9), 0)
+    return {
+        "loaded": loaded,
+        "model": loaded.model,
+        "ids": ids,
+        "story": bundled_texts()[0][:3_000],
+        "inputs": {"input_ids": ids},
+        "context": ids,
+        "questions": [torch.tensor([text[400:410]]), torch.tensor([text[410:420]])],
+        "passages": PASSAGES,
+        "task": Task(bundled_needles("detect"), haystack, NeedleComposer(encoder), grid),
+        "texts": vault_texts(haystack, encoder, VaultOptions(lengths=(340, 400), keys=2, words=2), count=1),
+        "prompts": [text[:200], text[200:400]],
+        "answers": [text[400:404], text[404:408]],
+        "names": ["novels", "novels"],
+        "path": Path("errors.json"),
+        "gates": made_up_scores("gate"),
+        "heads": made_up_scores("copy"),
+        "torch": torch,
+    }
+
+
+def names_for(page: str, common: dict[str, Any]) -> dict[str, Any]:
+    """The same, with what differs on one page."""
+    if page == "docs/methods/query-heads.md":
+        return common | {"heads": common["heads"].top(8)}
+    if page == "docs/methods/attention-influence.md":
+        return common | {"text": common["story"], "texts": [common["story"]]}
+    if page in ("docs/scale.md", "docs/select.md"):
+        import pyarrow
+        from pyarrow import parquet
+
+        from headwise.testing.stub_scorer import StubScorer
+
+        batch = pyarrow.RecordBatch.from_pylist([{"id": "d1", "source": "novels", "text": common["story"]}])
+        return common | {"pq": parquet, "scorer": StubScorer(), "batch": batch}
+    return common
