@@ -39,7 +39,12 @@ def main() -> None:
         print(
             f"  {k:13d}   {rows['recall', 'top', k]:9.2f}   {rows['recall', 'random', k]:22.2f}   {rows['recall', 'bottom', k]:7.2f}"
         )
+    print(flush=True)
+    shown = headwise(
+        "show", str(OUT / "heads.json"), str(OUT / "ablation.json"), "--html", str(OUT / "explorer.html"), "--model", "lab-6m"
+    )
     print(f"\nhead file  {found['head_file']}\nheat map   {found['heat_map']}\ncurves     {result['picture']}")
+    print(f"explorer   {shown['page']}  (open it in a browser)")
     print(f"done in {time.perf_counter() - started:.0f} s. Next: headwise --help, README.md, docs/")
 
 

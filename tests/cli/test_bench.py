@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from headwise.core import HeadwiseError
@@ -69,6 +70,30 @@ def test_the_same_command_gives_the_same_bytes(lab, headwise, tmp_path):
         assert len(json.loads(done.out)["rows"]) == 2
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     check_refused(headwise(*given, "-o", "a.json"), "a.json exists")
+
+
+def test_rule_z5_takes_gates_with_a_measured_order(lab, headwise, tmp_path, monkeypatch):
+    from headwise.cli import detect_gate
+    from headwise.core import HeadScores, load_heads, save_heads
+
+    monkeypatch.setattr(detect_gate, "TEXTS", 2)
+    monkeypatch.setattr(detect_gate, "ORDER_TEXTS", 1)
+    given = (lab, "cpu", "auto", None, "200,240", 2, "4,16", None, 0, True)
+    save_heads(detect_gate.gate_heads(*given, layer_order=True), tmp_path / "g.json")
+    gates = load_heads(tmp_path / "g.json")
+    order = gates.provenance["layer_order"]
+    assert sorted(order) == list(range(8))
+    done = headwise(
+        "bench", "cache", lab, *SMALL[:4], "--tasks", "needle", "--question", "inside", "--json", "-o", "r.json",
+        "--methods", "zigzag:heads=g.json,rule=Z5,keep=0.25,sinks=4,recent=16",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    heads = json.loads((tmp_path / "r.json").read_text())["rows"][1]["survival_heads"]
+    assert all(np.ptp(row) == 0 for row in heads)  # one kind of head per layer
+    assert [layer for layer, row in enumerate(heads) if row[0] == 1] == sorted(order[-2:])
+    save_heads(HeadScores(gates.values, "gate"), tmp_path / "plain.json")
+    done = headwise("bench", "cache", lab, *SMALL, "--methods", "zigzag:heads=plain.json,rule=Z5")
+    check_refused(done, "for rule Z5, gates with a measured order of layers")
 
 
 def test_ruler_s_files(planted, headwise, tmp_path):

@@ -48,6 +48,10 @@ def cache(
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page: recall against bytes, and what each method keeps.", show_default=False),
+    ] = None,
     output: o.Output = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
@@ -62,21 +66,32 @@ def cache(
     from headwise.core.headfile import write_json
     from headwise.evaluate.compression import measure_compression
     from headwise.evaluate.provenance import describe_model
-    from headwise.report.compression import NOTE, compression_tables, recall_figure
-    from headwise.report.console import print_all
 
     contexts = _contexts(loaded, ruler, chat, tasks.split(","), wanted, (items, questions, split, seed))
+    protocols = [part.strip() for part in question.split(",")]
     with progress("cache", hidden=json) as report:
-        rows = measure_compression(loaded, chosen, contexts, [part.strip() for part in question.split(",")], seed, report)
+        rows = measure_compression(loaded, chosen, contexts, protocols, seed, report)
     result = describe_model(loaded) | {"methods": methods, "budgets": budgets, "items": items, "split": split, "seed": seed}
     result |= {"questions": questions, "ruler": None if ruler is None else ruler.name, "rows": rows}
     write_json(result, path, overwrite)
-    picture = path.with_suffix(".png")
+    if html is not None:
+        from headwise.cli.bench_page import write_cache_page
+
+        write_cache_page(html, result, loaded, chosen, contexts[0], protocols[0])
+    _tell(result, path, html, json)
+
+
+def _tell(result: dict[str, Any], path: Path, html: Path | None, json: bool) -> None:
+    from headwise.report.compression import NOTE, compression_tables, recall_figure
+    from headwise.report.console import print_all
+
+    picture, rows = path.with_suffix(".png"), [_short(row) for row in result["rows"]]
     recall_figure(result, picture)
     if json:
-        o.print_json({"result": str(path), "picture": str(picture), "rows": [_short(row) for row in rows]})
+        o.print_json({"result": str(path), "picture": str(picture), "page": None if html is None else str(html), "rows": rows})
         return
-    print_all(*compression_tables(result), NOTE, f"result     {path}", f"picture    {picture}")
+    pages = [] if html is None else [f"page       {html}"]
+    print_all(*compression_tables(result), NOTE, f"result     {path}", f"picture    {picture}", *pages)
 
 
 def _contexts(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PAPER = (10, 32)  # pass-keys and words of each
 TOKENS_PER_KEY = 100  # of a text; shorter texts get fewer and shorter pass-keys than the paper's
 TEXTS = 50
+ORDER_TEXTS = 4  # on which the order of layers is measured
 
 
 def gate_heads(
@@ -30,8 +31,11 @@ def gate_heads(
     haystack: Path | None,
     seed: int,
     json: bool,
+    layer_order: bool = False,
 ) -> HeadScores:
-    """Gates of all KV heads, found on pass-keys in a haystack."""
+    """Gates of all KV heads, found on pass-keys in a haystack. layer_order: with the order of layers for zigzag's rule Z5."""
+    from headwise.attach import Window
+    from headwise.methods.compress.zigzagattention import with_layer_order
     from headwise.methods.find.gates import GateOptions, find_gates
     from headwise.prompts import Haystack, PieceEncoder, bundled_texts, read_texts
     from headwise.prompts.vault import vault_texts
@@ -47,8 +51,13 @@ def gate_heads(
     options = GateOptions(steps=steps, sinks=sinks, recent=recent, seed=seed)
     encoder = PieceEncoder(loaded.tokenizer)
     text = Haystack(bundled_texts() if haystack is None else read_texts(haystack), encoder)
+    texts = vault_texts(text, encoder, chosen, TEXTS)
     with progress("detecting", hidden=json) as report:
-        return find_gates(loaded, vault_texts(text, encoder, chosen, TEXTS), options, report)
+        gates = find_gates(loaded, texts, options, report)
+    if not layer_order:
+        return gates
+    with progress("layers", hidden=json) as report:
+        return with_layer_order(loaded, gates, texts[:ORDER_TEXTS], Window(sinks, recent), report)
 
 
 def _texts(loaded: Loaded, lengths: str | None, seed: int) -> VaultOptions:

@@ -48,6 +48,10 @@ def rank(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to write the TREC run.", show_default="headwise-out/...")
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page: the best passages and the words that drew attention.", show_default=False),
+    ] = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
@@ -69,7 +73,11 @@ def rank(
     with progress("ranking", hidden=json) as report:
         run = rank_collection(ranker, texts, asked, chosen, report)
     write_atomically(path, ("\n".join(trec_lines(run, "headwise")) + "\n").encode())
-    _tell(run, chosen, judged, candidates, cut, path, json)
+    if html is not None:
+        from headwise.cli.rank_page import write_ranking
+
+        write_ranking(html, ranker, texts, asked, run, chosen, judged)
+    _tell(run, chosen, judged, candidates, cut, path, html, json)
 
 
 def _collection(
@@ -142,11 +150,18 @@ def _tell(
     candidates: str,
     cut: int,
     path: Path,
+    html: Path | None,
     json: bool,
 ) -> None:
     from headwise.report.console import print_all
 
-    result: dict[str, Any] = {"run": str(path), "queries": len(run), "pairs": sum(map(len, run.values())), "cut": cut}
+    result: dict[str, Any] = {
+        "run": str(path),
+        "page": None if html is None else str(html),
+        "queries": len(run),
+        "pairs": sum(map(len, run.values())),
+        "cut": cut,
+    }
     if judged is not None:
         from headwise.evaluate.ranking import summary
 
@@ -162,3 +177,5 @@ def _tell(
         print_all(measure_table(result["measures"], result.get("first_stage"), candidates))
     shorter = f", {cut} different ones cut" if cut else ""
     print_all(f"{result['pairs']} passages ranked for {result['queries']} queries{shorter}", f"run  {path}")
+    if html is not None:
+        print_all(f"page {html}")

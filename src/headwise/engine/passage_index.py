@@ -42,7 +42,7 @@ class PassageIndex:
         composer.check([as_passage(text) for text in passages])
         self._order = list(range(len(passages)))[:: -1 if backwards else 1]
         prompt = composer.passages([as_passage(passages[i]) for i in self._order])
-        self.tokens = len(prompt.ids)
+        self.tokens, self._ids = len(prompt.ids), prompt.ids
         self._spans = [(s.start, s.stop) for s in (prompt.span(f"passage/{i}") for i in range(1, len(passages) + 1))]
         self._cache = PassageCache(model, prompt.ids, heads)
         self._null = self._columns([scoring.null_query])[0] if calibrate else None
@@ -69,6 +69,13 @@ class PassageIndex:
         suffixes = self._scoring.suffixes(self._composer, [query])
         by_layer = self._cache.columns(suffixes, lambda columns: pool_passages(columns, self._spans))
         return self._in_given_order(torch.cat([by_layer[layer][0] for layer in sorted(by_layer)]))
+
+    def token_values(self, query: str) -> list[tuple[tuple[int, ...], Scores]]:
+        """Per passage its token ids and the value of each, which `scores` pools: attention summed over heads, calibrated if the index is."""
+        columns = self._columns([query])
+        values = (columns if self._null is None else columns - self._null)[0].double().cpu().numpy()
+        found = [(self._ids[start:stop], values[start:stop]) for start, stop in self._spans]
+        return [found[self._order.index(i)] for i in range(len(found))]
 
     def rank(self, query: str, top_k: int | None = None, return_documents: bool = False) -> list[dict[str, Any]]:
         """Passages from the most to the least relevant; see `ranked`."""

@@ -34,14 +34,14 @@ def held_line(facts: Mapping[str, Any]) -> str:
     skipped = f"; layers {', '.join(map(str, facts['skipped_layers']))} not counted" if facts["skipped_layers"] else ""
     return (
         f"held {facts['positions']:.1f} of {facts['tokens']} positions per KV head, "
-        f"{_bytes(facts['nbytes'])} of {_bytes(facts['full'])} ({facts['nbytes'] / facts['full']:.1%}){skipped}"
+        f"{bytes_text(facts['nbytes'])} of {bytes_text(facts['full'])} ({facts['nbytes'] / facts['full']:.1%}){skipped}"
     )
 
 
 def compression_tables(result: Mapping[str, Any]) -> list[Table]:
     """One table per task, length and place of the question; one line per method and budget."""
-    rows = _rows(result)
-    return [_table(label, [row for row in rows if _label(row) == label]) for label in dict.fromkeys(map(_label, rows))]
+    rows = checked_rows(result)
+    return [_table(label, [row for row in rows if label_of(row) == label]) for label in dict.fromkeys(map(label_of, rows))]
 
 
 def _table(label: str, rows: Sequence[Row]) -> Table:
@@ -55,7 +55,7 @@ def _table(label: str, rows: Sequence[Row]) -> Table:
         survival = UNKNOWN if row["survival"] is None else f"{row['survival']:.2f}"
         difference, p = (f"{row['difference']:+.2f}", f"{row['p']:.2g}") if row["difference"] is not None else (UNKNOWN, UNKNOWN)
         interval = f"{row['low']:.2f}–{row['high']:.2f}"
-        held = _bytes(row["bytes"]), f"{row['bytes'] / row['bytes_full']:.1%}"
+        held = bytes_text(row["bytes"]), f"{row['bytes'] / row['bytes_full']:.1%}"
         table.add_row(Text(row["method"]), budget, f"{row['exact']:.2f}", interval, difference, p, survival, *held)
     return table
 
@@ -67,8 +67,8 @@ def recall_figure(result: Mapping[str, Any], path: Path) -> None:
 
 def draw_recall(result: Mapping[str, Any]) -> Figure:
     """Share of exact answers against the share of the full cache's bytes; points of a method joined, the full cache as a dashed line."""
-    rows = _rows(result)
-    labels = list(dict.fromkeys(_label(row) for row in rows))
+    rows = checked_rows(result)
+    labels = list(dict.fromkeys(label_of(row) for row in rows))
     columns = min(2, len(labels))
     lines = -(-len(labels) // columns)
     figure = new_figure(max(5.4, columns * PANEL[0]), lines * PANEL[1] + 1.2)
@@ -77,7 +77,7 @@ def draw_recall(result: Mapping[str, Any]) -> Figure:
     for axes in panels[len(labels) :]:
         axes.set_visible(False)
     for axes, label in zip(panels, labels, strict=False):
-        _draw_panel(axes, [row for row in rows if _label(row) == label], methods)
+        _draw_panel(axes, [row for row in rows if label_of(row) == label], methods)
         axes.set_title(label, fontsize=SMALL, color=INK)
     add_legend(figure, {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)})
     set_title(figure, str(result.get("model", "")), "Compressed caches: exact answers against bytes")
@@ -98,7 +98,8 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], methods: Sequence[str]) -> None
     style(axes, "Bytes held, share of the full cache", "Exact answers\n(share, 95 % CI)")
 
 
-def _rows(result: Mapping[str, Any]) -> list[Row]:
+def checked_rows(result: Mapping[str, Any]) -> list[Row]:
+    """The rows of a benchmark. Raises `HeadwiseError` for another result."""
     needed = {"task", "length", "question", "method", "budget", "n", "exact", "low", "high", "difference", "bytes", "bytes_full"}
     rows = result.get("rows")
     if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, Mapping) and needed <= set(row) for row in rows):
@@ -106,12 +107,14 @@ def _rows(result: Mapping[str, Any]) -> list[Row]:
     return list(rows)
 
 
-def _label(row: Row) -> str:
+def label_of(row: Row) -> str:
+    """Task, length and place of the question."""
     length = "" if row["length"] is None else f", {row['length']} tokens"
     return f"{row['task']}{length}, question {row['question']}"
 
 
-def _bytes(count: float) -> str:
+def bytes_text(count: float) -> str:
+    """Bytes with a unit, three digits."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -6,23 +6,32 @@ Only the paper's abstract was to be had, so the rules that choose the layers are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
+from headwise.attach import Window
+from headwise.attach.gated import streaming_loss
 from headwise.core import HeadScores, HeadwiseError
+from headwise.engine.progress import Report, silent
 from headwise.engine.streaming import StreamingPattern
-from headwise.families import Layout
-from headwise.maths.gates import Pattern, kv_gates
+from headwise.families import Layout, Loaded
+from headwise.maths.gates import Pattern, highest, kept_count, kv_gates
 from headwise.maths.patterns import RULES, layer_pattern
+from headwise.prompts.vault import LabelledText
+
+ORDER = "layer_order"  # in the provenance of gates: layers in the order in which they come to stream
 
 
 @dataclass(frozen=True, eq=False)
 class ZigzagAttention(StreamingPattern):
     """heads: gates, or the retrieval layers themselves. keep: share of retrieval layers among those with full attention.
 
-    rule: `Z1` to `Z4`, see `layer_pattern` (a pattern measured with Z5 is given as layers). The rest: see `StreamingPattern`.
+    rule: see `layer_pattern`. `Z5` needs gates that hold a measured order of layers (`with_layer_order`); a pattern that Z5 has found may also
+    be given as layers. The rest: see `StreamingPattern`.
     """
 
     heads: HeadScores | Sequence[int]
@@ -30,8 +39,12 @@ class ZigzagAttention(StreamingPattern):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rule not in RULES or self.rule == "Z5":
-            raise HeadwiseError(f"rule {self.rule!r} is none of Z1 to Z4; give the layers that Z5 has found instead")
+        measured = isinstance(self.heads, HeadScores) and ORDER in self.heads.provenance
+        if self.rule not in RULES or (self.rule == "Z5" and not measured):
+            raise HeadwiseError(
+                f"rule {self.rule!r} is none of Z1 to Z4; give the layers that Z5 has found, or, for rule Z5, gates with a measured "
+                "order of layers (with_layer_order)"
+            )
 
     def pattern(self, layout: Layout) -> Pattern:
         """The retrieval layers among those with full attention, bool. Raises `HeadwiseError` for gates or layers of another model."""
@@ -42,10 +55,44 @@ class ZigzagAttention(StreamingPattern):
                 raise HeadwiseError(f"layer {wrong[0]} of {layout.name} is no layer with full attention; those are {full}")
             return Pattern(np.isin(full, [int(layer) for layer in self.heads]), 0, float("nan"))
         gates = kv_gates(self.heads, *layout.shape, layout.kv_heads, layout.name)
-        return layer_pattern(gates[full], self.keep, self.rule)
+        if self.rule != "Z5":
+            return layer_pattern(gates[full], self.keep, self.rule)
+        order = list(self.heads.provenance[ORDER])
+        if sorted(order) != full:
+            raise HeadwiseError(
+                f"the order of layers {order} is none of {layout.name}, whose layers with full attention are {full}"
+            )
+        kept = np.isin(full, order[len(full) - kept_count(self.keep, len(full)) :])
+        return Pattern(kept, 0, highest(gates[full].clip(0, 1).mean(axis=1)[~kept]))
 
     def describe(self, layout: Layout) -> dict[str, Any]:
         """See `StreamingPattern`, with the rule and the retrieval layers."""
         kept = zip(layout.full_layers, self.pattern(layout).kept, strict=True)
         rule = self.rule if isinstance(self.heads, HeadScores) else None
         return super().describe(layout) | {"rule": rule, "retrieval_layers": [layer for layer, whole in kept if whole]}
+
+
+def with_layer_order(
+    loaded: Loaded, gates: HeadScores, texts: Sequence[LabelledText], window: Window, report: Report = silent
+) -> HeadScores:
+    """The same gates with the order of rule Z5 in their provenance (`layer_order`), which serves every `keep`.
+
+    From all layers retrieving on, that layer comes next whose change to streaming raises the distillation loss least; the last one keeps
+    longest. window: what a streaming layer sees. L layers with full attention cost (L - 1)(L + 2) / 2 measurements, two passes over every
+    text each. report(done, total, remark): in measurements. Raises as `streaming_loss` and `layer_pattern` do.
+    """
+    layout, full = loaded.layout, loaded.layout.full_layers
+    table = kv_gates(gates, *layout.shape, layout.kv_heads, layout.name)[full]
+    rows = [(torch.tensor([text.ids], device=loaded.model.device), text.places) for text in texts]
+    measure, known = streaming_loss(loaded.model, rows, window), dict[bytes, float]()
+
+    def loss(kept: NDArray[np.bool_]) -> float:
+        if kept.tobytes() not in known:  # one search per number of kept layers, all along the same path
+            known[kept.tobytes()] = measure(kept)
+            report(len(known), (len(full) - 1) * (len(full) + 2) // 2, "layers that may stream")
+        return known[kept.tobytes()]
+
+    counts = range(len(full), 0, -1)
+    kept = [layer_pattern(table, count / len(full), "Z5", loss).kept for count in counts]
+    order = [full[int((a & ~b).argmax())] for a, b in zip(kept, [*kept[1:], np.zeros_like(kept[0])], strict=True)]
+    return replace(gates, provenance={**gates.provenance, ORDER: order})

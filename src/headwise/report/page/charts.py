@@ -69,14 +69,15 @@ def heat_map(
     )
     tips = _tooltip(alt, columns)
     base = alt.Chart(alt.NamedData(TABLE)).encode(x=across, y=down, tooltip=tips)
-    known, missing = f"isValid(datum.{value})", f"!isValid(datum.{value})"
+    known = f"isValid(datum.{value})"
+    missing = base.transform_filter(f"!isValid(datum.{value})").encode(tooltip=_tooltip(alt, {c: columns[c] for c in (y, x)}))
     corner = 1.5 if axes else 0
     layers = [
         base.transform_filter(known)
         .mark_rect(cornerRadius=corner, cursor="pointer" if cursor else "default")
         .encode(color=colour),
-        base.transform_filter(missing).mark_rect(cornerRadius=corner, color="$line", opacity=0.6),
-        base.transform_filter(missing).mark_text(text="×", color="$soft", fontSize=9),
+        missing.mark_rect(cornerRadius=corner, color="$line", opacity=0.6),
+        missing.mark_text(text="×", color="$soft", fontSize=9),
     ]
     if numbers:
         layers.append(base.transform_filter(known).mark_text(fontSize=11).encode(**_written(alt, value, numbers, domain)))

@@ -249,7 +249,7 @@
   }
 
   /* Comparison of a chosen pair. */
-  const NAMES = ["both files", "halves of the first file", "halves of the second file", "chance"];
+  const NAMES = ["both files", "halves of first", "halves of second", "chance"];
   const inPlace = (place, name) => place.querySelector(`[data-name^="${name}"]`);
   function startComparison(held) {
     const place = held.closest("section");

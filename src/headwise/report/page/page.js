@@ -149,4 +149,5 @@ const headwise = (() => {
   }
   return { data, make, start, drawAll, addCharts, viewOf, setRows, tableOf, written, rowsOf, isDark };
 })();
-headwise.start();
+// Not at once: other scripts of the page want to hear of the first chart, too.
+document.addEventListener("DOMContentLoaded", headwise.start);

@@ -1,0 +1,142 @@
+"""The page of `headwise bench cache`: recall against bytes, and what each method keeps of one text. Plain data in, one HTML file out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from headwise.report.compression import NOTE, UNKNOWN, Row, bytes_text, checked_rows, label_of
+from headwise.report.page.charts import lines
+from headwise.report.page.parts import Marked, details, figure, figures, header, marked_text, note, section, table, text_key
+from headwise.report.page.shell import Html, document, join, slug, tag, write_document
+
+Data = Mapping[str, Any]
+SHOWN = 1500  # tokens of a text at most
+COLUMNS = ("Method", "Budget", "Exact", "95 % CI", "To full", "p", "Survival", "Held", "Of full")
+STYLE = ".kept{border-top:1px solid var(--line);padding:.8rem 0 .2rem}.kept h3{margin:0}"
+
+
+def write_page(result: Data, example: Data, path: Path) -> Path:
+    """Write the page. result: of the benchmark. example: one text, and per method the share of layers and heads that hold each token."""
+    return write_document(path, page(result, example))
+
+
+def page(result: Data, example: Data) -> str:
+    """The whole document."""
+    rows = checked_rows(result)
+    labels = list(dict.fromkeys(map(label_of, rows)))
+    drawn = [_recall([row for row in rows if label_of(row) == label], label) for label in labels]
+    facts = {"Contexts per task": result["items"], "Methods": len({row["method"] for row in rows}), "Seed": result["seed"]}
+    body = join(
+        header(f"Compressed caches of {result['model']}", facts=facts),
+        section(
+            "Recall against bytes",
+            figures(*drawn),
+            lead="Share of right answers against the bytes that are held. Bands: 95 % intervals over contexts. Dashed: the full cache.",
+        ),
+        _kept(example),
+        section(
+            "Numbers",
+            *(details(label, _table([r for r in rows if label_of(r) == label]), open=i == 0) for i, label in enumerate(labels)),
+            note(NOTE),
+        ),
+    )
+    return document(f"headwise: compressed caches of {result['model']}", body, styles=[STYLE])
+
+
+def _recall(rows: Sequence[Row], label: str) -> Html:
+    full, others = rows[0], rows[1:]
+    share = [round(row["bytes"] / row["bytes_full"], 4) for row in others]
+    data: dict[str, list[Any]] = {"method": [row["method"] for row in others], "share": share}
+    data |= {name: [row[name] for row in others] for name in ("budget", "exact", "low", "high", "survival")}
+    columns = {
+        "method": "Method",
+        "budget": "Budget",
+        "share": "Bytes held, share of the full cache",
+        "exact": "Right answers",
+        "low": "95 % CI from",
+        "high": "to",
+        "survival": "Answer tokens held",
+    }
+    chart = lines(
+        data,
+        columns,
+        x="share",
+        y="exact",
+        low="low",
+        high="high",
+        series="method",
+        x_domain=(0, max([*share, 0.0]) * 1.05 or 1.0),
+        y_domain=(0, 1),
+        limits=[round(float(full["exact"]), 3)],
+        label=f"Right answers against bytes held, {label}",
+        name=f"recall-{slug(label)}",
+    )
+    return figure(chart, title=label)
+
+
+def _table(rows: Sequence[Row]) -> Html:
+    shown = []
+    for row in rows:
+        compared = (f"{row['difference']:+.2f}", f"{row['p']:.2g}") if row["difference"] is not None else (UNKNOWN, UNKNOWN)
+        shown.append(
+            (
+                row["method"],
+                UNKNOWN if row["budget"] is None else f"{row['budget']:g}",
+                f"{row['exact']:.2f}",
+                f"{row['low']:.2f}–{row['high']:.2f}",
+                *compared,
+                UNKNOWN if row["survival"] is None else f"{row['survival']:.2f}",
+                bytes_text(row["bytes"]),
+                f"{row['bytes'] / row['bytes_full']:.1%}",
+            )
+        )
+    return table(COLUMNS, shown, numbers=range(1, len(COLUMNS)), stacked=False)
+
+
+def _kept(example: Data) -> Html:
+    pieces, answers = example["pieces"], example["answers"]
+    start, stop = _window(len(pieces), answers)
+    texts = []
+    for one in example["methods"]:
+        held = sum(one["kept"]) / len(pieces)
+        budget = "" if one["budget"] is None else f", budget {one['budget']:g}"
+        marked = [(pieces[i], one["kept"][i], _inside(i, answers)) for i in range(start, stop)]
+        texts.append(
+            tag(
+                "div",
+                tag("h3", one["method"]),
+                note(f"{held:.1%} of the positions held, mean over layers and KV heads{budget}"),
+                marked_text(merged(marked), scale=1.0),
+                class_="kept",
+            )
+        )
+    cut = f" Tokens {start} to {stop} of {len(pieces)} are shown." if stop - start < len(pieces) else ""
+    return section(
+        "What is kept",
+        text_key(weights="share of layers and KV heads that hold a token", marks={"answer": "of the question"}),
+        *texts,
+        lead=f"The first text of {example['task']}, question {example['question']} of what is compressed.{cut}",
+    )
+
+
+def merged(pieces: Sequence[tuple[str, float, bool]]) -> list[Marked]:
+    """Neighbours that are held to the same twentieth, and marked alike, as one piece."""
+    keyed = [(text, round(20 * share) / 20, mark) for text, share, mark in pieces]
+    return [
+        ("".join(text for text, *_ in group), share, "answer" if mark else None)
+        for (share, mark), group in groupby(keyed, lambda one: one[1:])
+    ]
+
+
+def _window(length: int, answers: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """The stretch that is shown: all, or as much around the first answer."""
+    middle = answers[0][0] if answers else 0
+    start = max(0, min(middle - SHOWN // 2, length - SHOWN))
+    return start, min(length, start + SHOWN)
+
+
+def _inside(i: int, spans: Sequence[Sequence[int]]) -> bool:
+    return any(start <= i < stop for start, stop in spans)

@@ -1,0 +1,191 @@
+"""A browser, and pages made from made-up results, so that no model has to run."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headwise.core import load_heads
+from headwise.report.explorer import write_explorer
+from tests.unit.test_explorer import PUBLISHED, made_up, sweep
+
+EVIL = "<script>alert(1)</script>"
+SHOTS = Path(os.environ.get("HEADWISE_SCREENSHOTS", "headwise-out/screenshots")).resolve()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium; the tests are skipped where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+    path = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    with api.sync_playwright() as driver:
+        try:
+            started = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except api.Error as error:
+            pytest.skip(f"no chromium could be started (apt-get install chromium): {str(error).splitlines()[0]}")
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """visit(path, width, scheme, hash) -> the page once its charts are drawn; what it logged, asked for and alerted is in page.told."""
+    contexts = []
+
+    def open(path, width=1280, scheme="light", fragment=""):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.told = []
+        page.on("console", lambda message: page.told.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: page.told.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (page.told.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or page.told.append(f"request: {r.url}"))
+        page.goto(Path(path).as_uri() + fragment)
+        drawn(page)
+        return page
+
+    yield open
+    for context in contexts:
+        context.close()
+
+
+def drawn(page):
+    """Wait until every chart that can be seen has been drawn."""
+    page.wait_for_function(
+        """() => !document.querySelector(".chart") || [...document.querySelectorAll(".chart")].every(
+             (chart) => !chart.getClientRects().length || chart.querySelector("svg.marks"))"""
+    )
+
+
+def shot(page, name):
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+def traces():
+    words = [
+        "<s>",
+        *[f" word{i}" for i in range(120)],
+        " The",
+        " code",
+        " is",
+        f" {EVIL}",
+        ".",
+        *[f" more{i}" for i in range(60)],
+        " Which",
+        "?",
+    ]
+    needle = {"needle": [121, 126], "answer": [124, 125], "question": [186, 188]}
+    looked = {
+        "L3H4": [[[124, 0, 3], [5, 126, 0]], [[910, 50, 20], [400, 300, 100]]],
+        "L0H0": [[[0, 1, -1]] * 2, [[990, 5, 0]] * 2],
+    }
+    one = {
+        "pieces": [*words, f" {EVIL}", "."],
+        "prompt": len(words),
+        "spans": needle,
+        "heads": looked,
+        "info": {"about": f"Wanted: {EVIL}"},
+    }
+    return [one, one | {"info": {"about": "second"}}]
+
+
+def ranking():
+    pieces = [("Passage 1:", 0.0), (" The", -0.1), (f" {EVIL}", 0.9), (" mill", 0.4)]
+    rows = [{"id": f"p{i}", "rank": i, "before": 3 - i, "score": 1 / i, "grade": 2 - i, "pieces": pieces} for i in (1, 2)]
+    measures = [{"measure": "nDCG@10", "value": 0.9, "low": 0.8, "high": 1.0, "queries": 2}]
+    queries = [{"query": f"Who painted {EVIL}?", "candidates": 9, "passages": rows}] * 2
+    return {"model": "m", "heads": ["L0H1"] * 20, "total": 5, "queries": queries, "measures": measures}
+
+
+def cache_result():
+    rows = []
+    for question in ("inside", "outside"):
+        base = {
+            "task": "needle",
+            "length": 256,
+            "question": question,
+            "n": 3,
+            "bytes_full": 1000,
+            "positions": 9.0,
+            "survival": 0.4,
+        }
+        rows.append(
+            base
+            | {
+                "method": "full",
+                "budget": None,
+                "exact": 0.9,
+                "low": 0.8,
+                "high": 1.0,
+                "difference": None,
+                "p": None,
+                "bytes": 1000,
+            }
+        )
+        for method in ("snapkv", f"own:{EVIL}", "oracle"):
+            for budget in (0.1, 0.3):
+                found = {"exact": 0.5 + budget, "low": 0.4, "high": 0.9, "difference": -0.1, "p": 0.2, "bytes": 1000 * budget}
+                rows.append(base | found | {"method": method, "budget": budget})
+    result = {"model": "m", "items": 3, "seed": 0, "rows": rows}
+    kept = [float(x) for x in np.linspace(0, 1, 40)]
+    methods = [{"method": "snapkv", "budget": 0.1, "kept": kept}, {"method": "oracle", "budget": None, "kept": kept[::-1]}]
+    example = {
+        "task": "needle",
+        "question": "inside",
+        "pieces": [f" {EVIL if i == 7 else i}" for i in range(40)],
+        "answers": [[5, 9]],
+        "methods": methods,
+    }
+    return result, example
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory):
+    """Name -> path of every page."""
+    from headwise.report import compression_page, properties_page, ranking_page
+    from tests.unit.test_lab_properties import made_up as made_up_properties
+
+    folder = tmp_path_factory.mktemp("pages")
+    needles = [{"needle": f"The code is {EVIL}.", "question": "Which?", "answer": EVIL, "answer_prefix": ""}]
+    heads = made_up(5, layers=6, heads=8, runs=24, model=EVIL, needles=needles, sliding_layers=[2])
+    heads.values[3, 4] = 0.99  # the strongest
+    one = [(Path("heads.json"), "heads", heads), (Path("ablation.json"), "ablation", sweep())]
+    several = [(Path(f"{i}.json"), "heads", made_up(i, layers=6, heads=8, model=f"model {i}")) for i in range(3)]
+    cells = [{"length": n, "depth": d, "recall": d} for n in (100, 200) for d in (0, 0.5, 1)]
+    published = sorted([*PUBLISHED.rglob("*.tsv"), *PUBLISHED.rglob("*.json.gz")])
+    values = np.zeros((8, 8))
+    values[3, 1], values[5, 6] = 0.9, 0.4
+    made = {
+        "explorer": write_explorer(one, folder / "explorer.html", traces()),
+        "several": write_explorer([*several, (Path("n.json"), "needle", {"cells": cells})], folder / "several.html"),
+        "published": write_explorer([(file, "heads", load_heads(file)) for file in published], folder / "published.html"),
+        "ranking": ranking_page.write_page(ranking(), folder / "ranking.html"),
+        "cache": compression_page.write_page(*cache_result(), folder / "cache.html"),
+        "properties": properties_page.write_page(made_up_properties(values), folder / "properties.html")[0],
+    }
+    return made
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Bad files as a user may have them."""
+    texts = {"empty.json": "", "not.json": "{", "list.json": "[1]", "none.json": "{}", "table.tsv": "a\tb\n"}
+    nothing = {
+        "headwise_schema": 1,
+        "score": "copy",
+        "score_version": 1,
+        "layers": 1,
+        "heads": 1,
+        "values": [[None]],
+        "provenance": {},
+    }
+    texts["unscored.json"] = json.dumps(nothing)
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path

@@ -1,0 +1,194 @@
+"""Every page in a real browser: nothing fails, nothing is fetched, nothing overflows; heads open by mouse, keyboard and address."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.browser.conftest import EVIL, drawn, shot
+from tests.cli.conftest import headwise  # noqa: F401  # a fixture
+
+NAMES = ("explorer", "several", "published", "ranking", "cache", "properties")
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_is_whole_at_every_width(visit, pages, name, width):
+    page = visit(pages[name], width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shot(page, f"{name}-{width}")
+    assert page.told == []
+    assert page.locator("h1").count() == 1
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id).filter((id) => id)")
+    assert len(ids) == len(set(ids))
+    assert page.evaluate(
+        "[...document.querySelectorAll('.chart')].filter((c) => c.getClientRects().length).every((c) => c.querySelector('svg.marks'))"
+    )
+
+
+@pytest.mark.parametrize("name", ["explorer", "several", "ranking", "cache", "properties"])
+def test_dark_pages_are_dark(visit, pages, name):
+    page = visit(pages[name], 1280, "dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
+    shot(page, f"{name}-dark")
+    assert page.told == []
+    label = page.locator(".chart svg.marks text").first
+    if label.count():
+        assert sum(map(int, re.findall(r"\d+", label.evaluate("(e) => getComputedStyle(e).fill"))[:3])) > 400  # light ink
+
+
+def test_the_button_changes_the_colours(visit, pages):
+    page = visit(pages["explorer"])
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="Use dark colours").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    drawn(page)
+    page.get_by_role("button", name="Use light colours").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == light
+    assert page.told == []
+
+
+def chosen(page):
+    return page.locator(".file:not([hidden]) .chosen h3").first
+
+
+def cell(page, name, file=1):
+    return page.locator(f'.chart[data-name="map-{file}"] svg.marks [aria-label*="Name: {name};"]').first
+
+
+def test_a_click_opens_a_head(visit, pages):
+    page = visit(pages["explorer"])
+    assert not chosen(page).is_visible()
+    cell(page, "L3H4").click()
+    assert chosen(page).inner_text() == "L3H4"
+    assert page.url.endswith("#L3H4")
+    facts = page.locator(".about .facts").inner_text()
+    for part in ("0.99", "1 of 46", "KV head", "Attention", "full"):
+        assert part in facts
+    drawn(page)
+    assert page.locator(".runs svg.marks").is_visible()
+    page.locator('.chart[data-name="map-1"] svg.marks text', has_text="×").first.click()
+    assert chosen(page).inner_text() == "L1H0"
+    assert "not scored" in page.locator(".about .facts").inner_text()
+    page.get_by_role("button", name="Close (Esc)").click()
+    assert not chosen(page).is_visible()
+    assert "#" not in page.url
+    assert page.told == []
+
+
+def test_the_keyboard_moves_opens_and_closes(visit, pages):
+    page = visit(pages["explorer"])
+    page.locator('.chart[data-name="map-1"]').focus()
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("ArrowDown")  # the strongest head first
+    assert "L3H4" in page.get_by_role("status").inner_text()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    assert "L4H5" in page.get_by_role("status").inner_text()
+    page.keyboard.press("Enter")
+    assert chosen(page).inner_text() == "L4H5"
+    page.keyboard.press("Escape")
+    assert not chosen(page).is_visible()
+    for _ in range(9):
+        page.keyboard.press("ArrowLeft")
+    assert "L4H0" in page.get_by_role("status").inner_text()
+    assert page.told == []
+
+
+def test_an_address_opens_a_head(visit, pages):
+    page = visit(pages["explorer"], fragment="#L3H4")
+    assert chosen(page).inner_text() == "L3H4"
+    shot(page, "explorer-head")
+    page = visit(pages["explorer"], 390, fragment="#L3H4")
+    shot(page, "explorer-head-390")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page = visit(pages["several"], fragment="#3-L2H1")
+    assert chosen(page).inner_text() == "L2H1"
+    assert page.locator('.pick button[aria-pressed="true"]').inner_text().startswith("model 2")
+    page.go_back()
+    for wrong in ("#L99H0", "#9-L0H0", "#nothing"):
+        page = visit(pages["several"], fragment=wrong)
+        assert not chosen(page).is_visible()
+        assert page.told == []
+
+
+def test_a_head_is_followed_step_by_step(visit, pages):
+    page = visit(pages["explorer"], fragment="#L3H4")
+    trace = page.locator(".trace")
+    assert "91 %" in trace.locator("ol").inner_text()
+    assert trace.locator(".w.answer").inner_text() == f" {EVIL}"
+    assert "tokens …" in trace.locator(".gap").first.inner_text()
+    assert trace.locator(".steps .copied").count() == 1
+    trace.locator(".steps button").nth(1).click()
+    assert "40 %" in trace.locator("ol").inner_text()
+    page.keyboard.press("ArrowLeft")
+    assert "91 %" in trace.locator("ol").inner_text()
+    trace.locator(".gap").first.click()
+    assert trace.locator(".gap").count() == 0
+    assert " word50" in trace.locator(".marked").inner_text()
+    trace.get_by_role("button", name="Prompt 2").click()
+    assert "second" in trace.inner_text()
+    cell(page, "L2H2").click()
+    assert page.locator(".untraced").is_visible()
+    assert page.told == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_prompts_bring_is_text(visit, pages, name):
+    page = visit(pages[name], fragment="#L3H4" if name == "explorer" else "")
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    page.wait_for_timeout(200)
+    assert page.told == []
+    assert page.evaluate("[...document.scripts].every((s) => !s.textContent.startsWith('alert'))")
+    if name not in ("several", "published"):
+        assert (EVIL if name != "properties" else "<b>world</b>") in page.locator("body").inner_text()
+
+
+def test_every_figure_has_a_table(visit, pages):
+    page = visit(pages["explorer"])
+    tables = page.locator("details.data")
+    assert tables.count() == page.locator(".chart").count() - 1  # the runs of a head are a table of their own in its panel
+    tables.first.locator("summary").click()
+    rows = tables.first.locator("tbody tr")
+    assert rows.count() == 48
+    assert rows.nth(28).inner_text().split("\t")[0] == "L3H4"
+
+
+@pytest.mark.parametrize(("action", "start"), [("Save as SVG", b"<svg"), ("Save as PNG", b"\x89PNG")])
+def test_a_figure_can_be_saved(visit, pages, action, start):
+    page = visit(pages["cache"])
+    figure = page.locator(".chart").first
+    figure.locator("summary").click()
+    with page.expect_download() as download:
+        figure.get_by_text(action).click()
+    saved = Path(download.value.path()).read_bytes()
+    assert saved.startswith(start)
+    assert download.value.suggested_filename.startswith("recall-needle")
+
+
+def test_another_pair_of_files_can_be_compared(visit, pages):
+    page = visit(pages["several"])
+    section = page.locator("#compare-1")
+    before = section.locator('.chart[data-name="compare-heads-1"] svg.marks').inner_html()
+    section.locator('select[name="compare-b"]').select_option("3")
+    page.wait_for_function(
+        "(before) => document.querySelector('[data-name=\"compare-heads-1\"] svg.marks').innerHTML !== before", arg=before
+    )
+    page.locator(".pick button").nth(1).click()
+    assert page.locator('.file[data-file="2"]').is_visible()
+    assert not page.locator('.file[data-file="1"]').is_visible()
+    drawn(page)
+    assert page.told == []
+
+
+@pytest.mark.parametrize(
+    "name", ["empty.json", "not.json", "list.json", "none.json", "table.tsv", "unscored.json", "missing.json"]
+)
+def test_a_bad_file_is_one_readable_line(headwise, written, name):  # noqa: F811
+    done = headwise("show", written / name, "--html", written / "page.html")
+    lines = done.err.strip().splitlines()
+    assert (done.code, len(lines)) == (2, 1), lines
+    assert lines[0].startswith("headwise: error:")
+    assert name in lines[0]
+    assert not (written / "page.html").exists()

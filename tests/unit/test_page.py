@@ -1,0 +1,118 @@
+"""The shared parts of pages: what users and prompts bring is text and never markup; charts are whole Vega-Lite specifications."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from headwise.core import HeadwiseError
+from headwise.report.page import charts, parts, shell
+
+EVIL = "</script><script>alert('x')</script>"
+COLUMNS = {"x": "Across", "y": "Up", "v": "Value", "s": "Series"}
+DATA = {"x": [0, 1, 0, 1], "y": [0, 0, 1, 1], "v": [0.1, None, 0.5, 1.0], "s": ["a", "a", "b", "b"]}
+
+
+def some_charts():
+    look = {"label": "what it shows", "name": "chart"}
+    return [
+        charts.heat_map(DATA, COLUMNS, x="x", y="y", value="v", groups=2, cursor=True, numbers=".2f", **look),
+        charts.heat_map(DATA, COLUMNS, x="x", y="y", value="v", axes=False, legend=False, **look),
+        charts.histogram(DATA, COLUMNS, value="v", series="s", limits=(0.1,), **look),
+        charts.histogram(DATA, COLUMNS, value="v", log=True, **look),
+        charts.scatter(DATA, COLUMNS, x="x", y="v", series="s", limits=(0.5,), diagonal=True, cursor=("x", "y"), **look),
+        charts.lines(DATA, COLUMNS, x="x", y="v", low="x", high="y", series="s", colours={"b": "$grey"}, x_values=[0, 1], **look),
+        charts.bars(DATA, COLUMNS, category="s", value="v", **look),
+    ]
+
+
+def test_text_is_escaped_wherever_it_enters():
+    body = shell.join(
+        parts.header(EVIL, EVIL, facts={EVIL: EVIL}),
+        parts.section(EVIL, parts.note(EVIL), parts.details(EVIL, EVIL), lead=EVIL, aside=EVIL),
+        parts.table([EVIL, EVIL], [[EVIL, EVIL]], caption=EVIL),
+        parts.marked_text([(EVIL, 0.5, "needle"), (EVIL, None, None)], label=EVIL),
+        parts.text_key(weights=EVIL, marks={"answer": EVIL}),
+        parts.figure(charts.bars({"s": [EVIL], "v": [1]}, {"s": EVIL, "v": EVIL}, category="s", value="v", label=EVIL, name="x")),
+    )
+    page = shell.document(EVIL, body, data={EVIL: [EVIL]})
+    assert "<script>alert" not in page
+    assert page.count("</script") == page.count("<script") == 4  # the figure's data, the page's data, vega, page.js
+    assert "&lt;script&gt;alert" in page
+
+
+def test_data_survive_the_page():
+    data = {"text": EVIL + "  <!-- é", "numbers": np.array([1.5, np.nan]), "inside": (np.int64(3), float("inf"))}
+    tag = shell.data_tag(data)
+    assert "<!--" not in tag
+    read = json.loads(re.fullmatch(r"<script[^>]*>(.*)</script>", tag, re.DOTALL)[1])
+    assert read == {"text": data["text"], "numbers": [1.5, None], "inside": [3, None]}
+
+
+def test_scripts_are_there_only_if_needed():
+    plain = shell.document("t", parts.section("A", "b"))
+    assert "<script" not in plain
+    assert shell.document("t", shell.Html(), data={}).count("<script") == 2
+    assert "vegaEmbed" not in shell.document("t", shell.Html(), data={}).replace("await vegaEmbed", "")
+    assert "window.vegaEmbed" in shell.document("t", parts.figure(some_charts()[0]))
+
+
+def test_nothing_is_fetched():
+    page = shell.document("t", parts.figure(some_charts()[0]))
+    page = re.sub(r"(<script\b[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL)
+    assert not re.findall(r"<(?:script|img|link|iframe)\b[^>]*(?:src|href)=", page)
+    assert "@import" not in shell.resource("page.css")
+    assert "url(" not in shell.resource("page.css")
+
+
+def test_a_tag_has_the_attributes_that_are_given():
+    tag = shell.tag("a", "x", class_="c", data_name='"', href=None, hidden=True, open=False, name="n")
+    assert tag == '<a class="c" data-name="&quot;" hidden name="n">x</a>'
+
+
+@pytest.mark.parametrize("chart", some_charts(), ids=lambda chart: str(len(json.dumps(chart.spec))))
+def test_charts_are_valid_and_read_the_table(chart):
+    import vl_convert
+
+    assert chart.spec["width"] == "container"
+    spec = json.loads(json.dumps(chart.spec).replace('"container"', "300"))
+    rows = [dict(zip(DATA, row, strict=True)) for row in zip(*DATA.values(), strict=True)]
+    svg = vl_convert.vegalite_to_svg(spec | {"datasets": {charts.TABLE: rows}})
+    assert svg.startswith("<svg")
+    assert svg.count("<path") > 4
+
+
+def test_what_cannot_be_drawn_is_refused():
+    look = {"label": "l", "name": "n"}
+    with pytest.raises(HeadwiseError, match="give a height for 'l'"):
+        charts.heat_map("held", COLUMNS, x="x", y="y", value="v", **look)
+    with pytest.raises(HeadwiseError, match="a chart with series needs its own data"):
+        charts.scatter("held", COLUMNS, x="x", y="y", series="s", **look)
+    with pytest.raises(HeadwiseError, match=r"a column of a chart has a plain name; got 'a\.b'"):
+        charts.bars({"a.b": [1]}, {"a.b": "x"}, category="a.b", value="a.b", **look)
+    with pytest.raises(HeadwiseError, match="unknown mark 'x' in a text; use needle, answer, dropped"):
+        parts.marked_text([("a", 1.0, "x")])
+
+
+def test_weights_are_shares_of_the_heaviest_piece():
+    made = parts.marked_text([("light", 1.0, None), ("heavy", 4.0, None), ("none", 0.0, None), (" after", None, None)])
+    assert '<span class="w" style="--w:0.25" title="1">light</span>' in made
+    assert "--w:1.00" in made
+    assert made.endswith("</span>none after</p>")
+    assert 'style="--w:0.50"' in parts.marked_text([("a", 1.0, None)], scale=2.0)
+
+
+def test_every_colour_has_a_light_and_a_dark_form():
+    page = shell.document("t", shell.Html())
+    for name, (light, dark) in shell.THEME.items():
+        assert f"--{name}:{light}" in page
+        assert page.count(f"--{name}:{dark}") >= 2  # by the system's wish and by the button
+    assert set(charts.SERIES) <= {f"${name}" for name in shell.THEME}
+
+
+def test_a_page_is_replaced_whole(tmp_path):
+    path = tmp_path / "a" / "page.html"
+    shell.write_document(path, "one")
+    assert shell.write_document(path, "two").read_text() == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
