@@ -16,7 +16,7 @@ EVIL = "<script>alert(1)</script>"
 SHOTS = Path(os.environ.get("HEADWISE_SCREENSHOTS", "headwise-out/screenshots")).resolve()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while the driver runs, nobody else can run an event loop
 def browser():
     """Chromium; the tests are skipped where there is none."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")

@@ -151,6 +151,7 @@ def test_every_figure_has_a_table(visit, pages):
     assert tables.count() == page.locator(".chart").count() - 1  # the runs of a head are a table of their own in its panel
     tables.first.locator("summary").click()
     rows = tables.first.locator("tbody tr")
+    rows.nth(47).wait_for()  # filled when it is opened
     assert rows.count() == 48
     assert rows.nth(28).inner_text().split("\t")[0] == "L3H4"
 

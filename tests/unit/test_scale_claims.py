@@ -86,6 +86,26 @@ def test_many_threads_and_stale_claims_give_one_owner(tmp_path):
         assert len(won) == 1
 
 
+def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with Claims(tmp_path, 60) as first, Claims(tmp_path, 60) as second:
+        assert first.take("a")
+        assert not second.take("a")
+
+
+def test_a_turn_left_behind_does_not_block_for_ever(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / ".a.json.turn").touch()
+    for path in (tmp_path / "a.json", tmp_path / ".a.json.turn"):
+        os.utime(path, (0, 0))
+    with Claims(tmp_path, 60) as claims:
+        assert not claims.take("a")  # this one clears the way
+        assert claims.take("a")
+
+
 def test_a_used_process_number_is_no_sign_of_life(tmp_path):
     with Claims(tmp_path, 60) as claims:
         claims.take("a")

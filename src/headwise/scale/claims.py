@@ -42,19 +42,16 @@ class Claims:
         """Whether `name` is ours now: it was free, or its owner has died."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(2):
-            try:
-                number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                if not self._remove_if_stale(path):
-                    return False
-                continue
-            with os.fdopen(number, "w") as file:
-                file.write(self._text)
+        own = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        own.write_text(self._text)
+        try:
+            taken = self._take_free(own, path) or (self._stale(path) and self._take_over(own, path))
+        finally:
+            own.unlink(missing_ok=True)
+        if taken:
             with self._lock:
                 self._held.add(path)
-            return True
-        return False
+        return taken
 
     def release(self, name: str) -> None:
         """Give `name` back."""
@@ -78,21 +75,43 @@ class Claims:
                 with contextlib.suppress(OSError):
                     os.utime(path)
 
-    def _remove_if_stale(self, path: Path) -> bool:
-        """Whether a claim was stale, or gone by now, and is out of the way."""
+    def _take_free(self, own: Path, path: Path) -> bool:
+        """Put our claim there, whole and at once, unless there is one."""
         try:
-            text = path.read_text()
-            if not (_dead(text) or self._age(path) > self._stale_seconds):
-                return False
-            aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-            path.rename(aside)  # of several processes that see the same stale claim, one moves it
-        except FileNotFoundError:
-            return True
-        if aside.read_text() != text:  # another was faster, and this is its new claim
-            aside.rename(path)
+            try:
+                os.link(own, path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links: whole, but not at once
+                with path.open("x") as file:
+                    file.write(self._text)
+        except FileExistsError:
             return False
-        aside.unlink()
         return True
+
+    def _take_over(self, own: Path, path: Path) -> bool:
+        """Replace a stale claim. Of several processes that see the same one, only the one that holds the turn may."""
+        turn = path.with_name(f".{path.name}.turn")
+        try:
+            os.close(os.open(turn, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            if self._age(turn) > self._stale_seconds:  # its holder died; the next one to come finds it free
+                turn.unlink(missing_ok=True)
+            return False
+        try:
+            if not self._stale(path):  # another was faster, and this is its new claim
+                return False
+            os.replace(own, path)
+            return True
+        finally:
+            turn.unlink(missing_ok=True)
+
+    def _stale(self, path: Path) -> bool:
+        """Whether the claim's owner is dead or has not touched it for too long. A claim that is gone by now is free, not stale."""
+        try:
+            return _dead(path.read_text()) or self._age(path) > self._stale_seconds
+        except FileNotFoundError:
+            return False
 
     def _age(self, path: Path) -> float:
         """Seconds since a claim was touched, by the clock of the file system: machines' own clocks may differ."""
@@ -100,7 +119,10 @@ class Claims:
         probe.touch()
         now = probe.stat().st_mtime
         probe.unlink()
-        return now - path.stat().st_mtime
+        try:
+            return now - path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
 
 def _dead(text: str) -> bool:
