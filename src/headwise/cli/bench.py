@@ -138,5 +138,6 @@ def _oracle(size: Budget, prompt: Prompt) -> Compressor:
     from headwise.cli.cache_methods import sized
     from headwise.methods.compress.controls import Oracle
 
-    spans = prompt.spans.values()
-    return Oracle(positions=tuple(i for span in spans for i in range(span.start, span.stop)), **sized(size))
+    # With the token behind each answer: a model that cannot see where the answer ends says more than it.
+    spans, last = prompt.spans.values(), len(prompt.ids) - 1
+    return Oracle(positions=tuple(i for span in spans for i in range(span.start, min(span.stop, last) + 1)), **sized(size))

@@ -64,6 +64,9 @@ HeadWindow = Annotated[
         show_default="128,256, less for short texts",
     ),
 ]
+LayerOrder = Annotated[
+    bool, typer.Option("--layer-order", help="gate: also measure in which order whole layers may stream, for zigzag's rule Z5.")
+]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]
 UntilStable = Annotated[bool, typer.Option("--until-stable", help="Stop when two halves of the runs agree on the top 16.")]
 PaperGrid = Annotated[bool, typer.Option("--paper-grid", help="20 lengths x 10 depths x 3 needles, as Wu et al.")]
@@ -90,6 +93,7 @@ def detect(
     least_runs: LeastRuns = 30,
     steps: Steps = 2000,
     window: HeadWindow = None,
+    layer_order: LayerOrder = False,
     samples: Samples = 800,
     pairs: Pairs = None,
     key_length: KeyLength = None,
@@ -110,7 +114,7 @@ def detect(
     if score == "query":
         return tell(query_heads(*given, data, rule, span, layout, chat, seed, json), path, overwrite, json)
     if score == "gate":
-        return tell(gate_heads(*given, lengths, steps, window, haystack, seed, json), path, overwrite, json)
+        return tell(gate_heads(*given, lengths, steps, window, haystack, seed, json, layer_order), path, overwrite, json)
     if score == "proxy":
         scores, parts = proxy_heads(*given, path, lengths, samples, pairs, key_length, haystack, rule, gate, seed, json)
         return tell(scores, path, overwrite, json, parts)

@@ -40,6 +40,7 @@ PROTOCOLS = ("inside", "outside")
 SHOTS = {"key_value": 3}  # answered questions in front of each question of a task; none in others
 SPARE = 4  # tokens that an answer may have beyond the gold answer
 FILL = 0.95  # mean share of the wanted length that a prompt and its answer fill
+CHUNK = 64  # tokens that are read at a time by methods whose prefill is `chunked`
 MISSES = 100  # prompts in a row that do not fit, after which drawing ends
 
 Row = dict[str, Any]
@@ -266,7 +267,7 @@ class _Reading:
         """The cache as the method's own prefill would leave it, and the logits [1, vocabulary] behind the prompt."""
         cache = KeptCache(self._model, compressor)
         if compressor.prefill != "dense":
-            return cache, cache.prefill(self._ids)
+            return cache, cache.prefill(self._ids, chunk=CHUNK if compressor.prefill == "chunked" else None)
         others = self._full.fork().layers
         for i, view in self._views.items():
             keys, values = (view.keys,), (view.values,)
