@@ -12,11 +12,14 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from common import best_of, hardware, show
+from stream import overhead
 
 from headwise.core import HeadSet
 from headwise.core.documents import Encoded
@@ -146,16 +149,17 @@ def speed(repeats: int, count: int, layers: int, width: int, vocabulary: int) ->
     }
 
 
-def stream_overhead() -> float | None:
-    """Share of the time of a job over files that is not spent in the scorer; measured on the runner of `scale/`."""
-    return None
+def stream_overhead() -> float:
+    """Wall time of a job over files above the time in its scorer, as a share of the latter (see `stream.py`)."""
+    with tempfile.TemporaryDirectory() as folder:
+        return float(overhead(Path(folder))["stream_overhead"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--documents", type=int, default=160)
+    parser.add_argument("--documents", type=int, default=48)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--vocabulary", type=int, default=32_768)
