@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import numpy as np
@@ -35,6 +36,7 @@ def started(*arguments, key=None):
     process = subprocess.Popen(
         [sys.executable, "-m", "headwise", "serve", *map(str, arguments), "--port", "0"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # jobs in the background of a script ignore it
     )  # fmt: skip
     try:
         line = process.stdout.readline()
