@@ -19,11 +19,8 @@ def some_charts():
     return [
         charts.heat_map(DATA, COLUMNS, x="x", y="y", value="v", groups=2, cursor=True, numbers=".2f", **look),
         charts.heat_map(DATA, COLUMNS, x="x", y="y", value="v", axes=False, legend=False, **look),
-        charts.histogram(DATA, COLUMNS, value="v", series="s", limits=(0.1,), **look),
-        charts.histogram(DATA, COLUMNS, value="v", log=True, **look),
         charts.scatter(DATA, COLUMNS, x="x", y="v", series="s", limits=(0.5,), diagonal=True, cursor=("x", "y"), **look),
         charts.lines(DATA, COLUMNS, x="x", y="v", low="x", high="y", series="s", colours={"b": "$grey"}, x_values=[0, 1], **look),
-        charts.bars(DATA, COLUMNS, category="s", value="v", **look),
     ]
 
 
@@ -34,7 +31,7 @@ def test_text_is_escaped_wherever_it_enters():
         parts.table([EVIL, EVIL], [[EVIL, EVIL]], caption=EVIL),
         parts.marked_text([(EVIL, 0.5, "needle"), (EVIL, None, None)], label=EVIL),
         parts.text_key(weights=EVIL, marks={"answer": EVIL}),
-        parts.figure(charts.bars({"s": [EVIL], "v": [1]}, {"s": EVIL, "v": EVIL}, category="s", value="v", label=EVIL, name="x")),
+        parts.figure(charts.lines({"s": [EVIL], "v": [1]}, {"s": EVIL, "v": EVIL}, x="s", y="v", label=EVIL, name="x")),
     )
     page = shell.document(EVIL, body, data={EVIL: [EVIL]})
     assert "<script>alert" not in page
@@ -90,7 +87,7 @@ def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(HeadwiseError, match="a chart with series needs its own data"):
         charts.scatter("held", COLUMNS, x="x", y="y", series="s", **look)
     with pytest.raises(HeadwiseError, match=r"a column of a chart has a plain name; got 'a\.b'"):
-        charts.bars({"a.b": [1]}, {"a.b": "x"}, category="a.b", value="a.b", **look)
+        charts.lines({"a.b": [1]}, {"a.b": "x"}, x="a.b", y="a.b", **look)
     with pytest.raises(HeadwiseError, match="unknown mark 'x' in a text; use needle, answer, dropped"):
         parts.marked_text([("a", 1.0, "x")])
 

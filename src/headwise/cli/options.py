@@ -119,8 +119,3 @@ def print_json(data: Any) -> None:
     import json
 
     typer.echo(json.dumps(data, allow_nan=False))
-
-
-def finite(value: float) -> float | None:
-    """NaN and infinity as null."""
-    return value if value == value and abs(value) != float("inf") else None

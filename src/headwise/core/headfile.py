@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import math
 import os
 import zlib
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from headwise.core.errors import HeadFileError
 from headwise.core.heads import HeadScores
+from headwise.core.plain import plain
 
 SCHEMA = 1
 
@@ -47,7 +47,7 @@ def write_json(data: Any, path: Path, overwrite: bool = False) -> None:
     """Write any other result as JSON, under the same rules; NaN becomes null."""
     if path.exists() and not overwrite:
         raise HeadFileError(f"{path} exists; give another name or --overwrite (results are never merged)")
-    write_atomically(path, _dump(_finite(data)))
+    write_atomically(path, _dump(plain(data)))
 
 
 def load_result(path: Path) -> tuple[str, Any]:
@@ -137,14 +137,6 @@ def _dump(data: Any) -> bytes:
         return (json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n").encode()
     except (TypeError, ValueError) as error:
         raise HeadFileError(f"the result holds a value that JSON cannot hold ({error}); nothing was written") from error
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _nullable(table: Any) -> list[list[float | None]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.engine.progress import Report
+from headwise.core.progress import Report
 from headwise.engine.rundir import Cell, RunDirectory
 from headwise.families import Loaded
 from headwise.prompts.grid import Group, Task, make_group, plan_groups

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from headwise.core.errors import HeadwiseError
 from headwise.core.heads import HeadId, HeadSet
+from headwise.core.progress import Report, silent
 from headwise.engine.passages import PassageCache
-from headwise.engine.progress import Report, silent
 from headwise.engine.scoring import Scoring
 from headwise.families.layout import Layout
 from headwise.maths.passages import pool_passages

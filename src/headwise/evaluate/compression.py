@@ -21,9 +21,9 @@ from torch import Tensor
 from headwise.attach import Compressor, Keep, KeptCache, View, attached
 from headwise.attach.plan import Call
 from headwise.core.errors import HeadwiseError
+from headwise.core.progress import Report, silent
 from headwise.core.prompt import Prompt, Span
 from headwise.engine.greedy import decode_rows
-from headwise.engine.progress import Report, silent
 from headwise.engine.runner import token_tensor
 from headwise.evaluate.metrics import exact_match
 from headwise.evaluate.provenance import stop_ids

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from headwise.core.errors import HeadwiseError
-from headwise.engine.progress import Report, silent
+from headwise.core.progress import Report, silent
 from headwise.evaluate.perplexity import window_losses
 from headwise.evaluate.provenance import describe_model, stop_ids
 from headwise.evaluate.statistics import bootstrap_mean

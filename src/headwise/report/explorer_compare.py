@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headwise.core.plain import plain
 from headwise.maths.agreement import pearson, split_half_reliability, split_half_top_overlap, top_overlap
 from headwise.report.explorer_data import Entry
 from headwise.report.page.charts import GRID, heat_map, lines, scatter
@@ -110,8 +111,8 @@ def _pair(a: Entry, b: Entry, ks: Sequence[int], steady: dict[int, float | None]
     return {
         "a": a.number,
         "b": b.number,
-        "pearson": _finite(pearson(x, y)),
-        "spearman": _finite(pearson(_ranks(x), _ranks(y))),
+        "pearson": plain(pearson(x, y)),
+        "spearman": plain(pearson(_ranks(x), _ranks(y))),
         "bound": None if first is None or second is None else float(np.sqrt(first * second)),
         "overlap": [top_overlap(x, y, k) for k in ks],
     }
@@ -207,7 +208,3 @@ def _pair_table(held: Data) -> Html:
 
 def _number(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.3f}"
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

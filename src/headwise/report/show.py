@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from headwise.core import HeadScores
+from headwise.core.plain import plain
 from headwise.maths.agreement import gini, split_half_reliability
 
 Shown = tuple[list[RenderableType], list[Path], dict[str, Any]]
@@ -24,8 +25,8 @@ def facts_of(scores: HeadScores, top: int = 10) -> dict[str, Any]:
         "heads": scores.shape[1],
         "over_0.1": int((scores.values > 0.1).sum()),
         "over_0.5": int((scores.values > 0.5).sum()),
-        "gini": _finite(gini(scores.values)),
-        "split_half_reliability": _finite(reliability),
+        "gini": plain(gini(scores.values)),
+        "split_half_reliability": plain(reliability),
         "runs": scores.provenance.get("runs"),
         "solved": scores.provenance.get("solved"),
         "top": [{"head": str(head), "score": float(scores.values[head])} for head in ranking],
@@ -59,7 +60,3 @@ def show_result(data: dict[str, Any], stem: Path, format: str) -> Shown:
         return [ablation_table(data)], [picture], {"summary": data["summary"]}
     needle_grid(data["cells"], picture)
     return [grid_table(data["cells"])], [picture], {"recall": data["recall"], "exact": data["exact"]}
-
-
-def _finite(value: float) -> float | None:
-    return value if value == value else None

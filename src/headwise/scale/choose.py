@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.core.errors import HeadwiseError
+from headwise.core.progress import Report, silent
 from headwise.scale.arrow import pa, pq
 from headwise.scale.folder import Folder
 from headwise.scale.manifest import manifest, tables
-from headwise.scale.options import Report, silent
 from headwise.scale.originals import Originals
 from headwise.scale.sidecar import HASH_KEY
 from headwise.scale.tables import ScoreFiles

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from headwise.core.errors import HeadwiseError
+from headwise.core.plain import plain
 from headwise.scale.arrow import fs
 from headwise.scale.inputs import one_line, resolve
 
@@ -54,7 +54,7 @@ class Folder:
     def write_json(self, name: str, data: Any) -> None:
         """Write plain data, NaN as null, replacing an older file."""
         with self.whole(name) as stream:
-            stream.write((json.dumps(_finite(data), allow_nan=False, indent=1) + "\n").encode())
+            stream.write((json.dumps(plain(data), allow_nan=False, indent=1) + "\n").encode())
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -73,11 +73,3 @@ class Folder:
         if not isinstance(self._place, fs.LocalFileSystem):  # elsewhere a move may refuse to replace
             self.delete(name)
         self._place.move(temporary, path)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from headwise.core.documents import DocumentScorer, Encoded
+from headwise.core.progress import Report, silent
 from headwise.scale.claims import Claims
 from headwise.scale.inputs import InputFile, Inputs
-from headwise.scale.options import Report, ScoreOptions, Summary, silent
+from headwise.scale.options import ScoreOptions, Summary
 from headwise.scale.output import LostFileError, Output, Sidecar
 from headwise.scale.readers import Reader, Rows, UnreadableError
 from headwise.scale.sidecar import schema_of, score_rows

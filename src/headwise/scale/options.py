@@ -12,15 +12,9 @@ from typing import Any
 from headwise.core.documents import DocumentScorer
 from headwise.core.errors import HeadwiseError
 
-# report(done, total, remark), in bytes of input: the same type as `engine.progress.Report`, which this room may not import.
-Report = Callable[[float, float, str], None]
 ScorerFactory = Callable[[], DocumentScorer]
 SCHEMA = 1  # version of the sidecar's columns and of how a file is cut into chunks
 DOMAINS = ("none", "folder", "file")
-
-
-def silent(done: float, total: float, remark: str) -> None:
-    """A report that nobody reads."""
 
 
 @dataclass(frozen=True)

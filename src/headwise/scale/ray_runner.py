@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from headwise.core.errors import HeadwiseError, MissingExtraError
+from headwise.core.progress import Report, silent
 from headwise.scale.inputs import InputFile, Inputs, find_inputs, shard_of
 from headwise.scale.local_runner import Job
-from headwise.scale.options import Config, Report, ScoreOptions, ScorerFactory, Summary, silent
+from headwise.scale.options import Config, ScoreOptions, ScorerFactory, Summary
 from headwise.scale.output import Output
 from headwise.scale.score_files import check_columns
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headwise.core.errors import HeadwiseError
+from headwise.core.progress import Report, silent
 from headwise.scale.inputs import InputFile, Inputs, find_inputs, shard_of
 from headwise.scale.local_runner import Job
-from headwise.scale.options import Config, Report, ScoreOptions, ScorerFactory, Summary, silent
+from headwise.scale.options import Config, ScoreOptions, ScorerFactory, Summary
 from headwise.scale.output import Output
 from headwise.scale.readers import columns_of
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headwise.core.progress import Report, silent
 from headwise.maths.ranks import ranks_within, spearman
 from headwise.scale.manifest import shares_of, tables
-from headwise.scale.options import Report, silent
 from headwise.scale.tables import ScoreFiles
 from headwise.scale.thresholds import (
     COLUMNS,

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.core.errors import HeadwiseError
+from headwise.core.progress import Report, silent
 from headwise.maths.quantiles import BINS, TopCuts, images_of, tie_numbers, value_of
 from headwise.scale.arrow import pc
-from headwise.scale.options import Report, silent
 from headwise.scale.tables import ScoreFiles
 
 RANKS = ("score", "random", "longest", "perplexity")

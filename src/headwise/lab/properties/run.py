@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.core import HeadwiseError, save_heads
-from headwise.engine.progress import Report, silent
+from headwise.core.progress import Report, silent
 from headwise.evaluate.provenance import PACKAGES
 from headwise.families import Loaded
 from headwise.lab.properties import causal, control, dynamic, intrinsic, reasoning, sparse, universal

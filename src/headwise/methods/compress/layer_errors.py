@@ -22,8 +22,8 @@ from headwise.attach import View, attached
 from headwise.attach.plan import Call
 from headwise.core import HeadFileError, HeadwiseError
 from headwise.core.headfile import read_text, write_json
+from headwise.core.progress import Report, silent
 from headwise.engine.press import Press
-from headwise.engine.progress import Report, silent
 from headwise.engine.runner import token_tensor
 from headwise.evaluate.provenance import describe_model
 from headwise.families import Layout, Loaded

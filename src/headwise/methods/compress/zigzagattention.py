@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from headwise.attach import Window
 from headwise.attach.gated import streaming_loss
 from headwise.core import HeadScores, HeadwiseError
-from headwise.engine.progress import Report, silent
+from headwise.core.progress import Report, silent
 from headwise.engine.streaming import StreamingPattern
 from headwise.families import Layout, Loaded
 from headwise.maths.gates import Pattern, highest, kept_count, kv_gates

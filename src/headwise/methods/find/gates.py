@@ -18,7 +18,7 @@ from torch import Tensor
 from headwise.attach import Window
 from headwise.attach.gated import MIXES, gated, last_hidden
 from headwise.core import HeadScores, HeadwiseError
-from headwise.engine.progress import Report, silent
+from headwise.core.progress import Report, silent
 from headwise.evaluate.provenance import describe_model
 from headwise.families import Loaded
 from headwise.maths.gates import PENALTIES, gate_loss, rate_factor

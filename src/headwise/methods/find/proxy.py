@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from headwise.attach import observe
 from headwise.attach.caches import full_cache
 from headwise.core import HeadScores, HeadSet, HeadwiseError, PromptError
+from headwise.core.progress import Report, silent
 from headwise.engine import RunDirectory, verify_draft
-from headwise.engine.progress import Report, silent
 from headwise.evaluate.provenance import describe_model
 from headwise.families import Loaded
 from headwise.maths.copy import RULES, copy_score

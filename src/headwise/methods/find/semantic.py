@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from headwise.attach import observe
 from headwise.core import HeadScores, HeadwiseError, NoSuccessfulRunError
+from headwise.core.progress import Report, silent
 from headwise.engine import RunDirectory, leaves, traced_answer
 from headwise.engine.group_runs import all_info, joined, run_groups, tell_solved
-from headwise.engine.progress import Report, silent
 from headwise.engine.rundir import Cell
 from headwise.evaluate.metrics import judged
 from headwise.evaluate.provenance import describe_model, stop_ids

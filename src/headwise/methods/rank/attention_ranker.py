@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 from headwise.core import HeadSet, HeadwiseError
+from headwise.core.progress import Report, silent
 from headwise.engine.passage_index import PassageIndex, Scores, Text, as_passage, ranked
 from headwise.engine.passage_table import scorable_heads
-from headwise.engine.progress import Report, silent
 from headwise.engine.scoring import OFFICIAL, Scoring
 from headwise.engine.windows import OVERFLOW, rank_in_windows
 from headwise.families import Loaded

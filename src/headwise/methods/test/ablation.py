@@ -13,9 +13,9 @@ from torch import Tensor
 from headwise.attach import MODES, SCOPES, ablate, attached, head_means
 from headwise.attach.caches import full_cache
 from headwise.core import HeadScores, HeadSet, HeadwiseError
+from headwise.core.progress import Report, silent
 from headwise.engine import Leaf, RunDirectory, answer_variants, leaves, prefill
 from headwise.engine.group_runs import all_info, joined, run_groups
-from headwise.engine.progress import Report, silent
 from headwise.engine.rundir import Cell
 from headwise.evaluate.ablation_table import METRICS, AblationResult
 from headwise.evaluate.metrics import exact_match, unigram_recall

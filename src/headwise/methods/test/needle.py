@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from headwise.attach import attached
+from headwise.core.progress import Report, silent
 from headwise.engine import RunDirectory, answer_variants, leaves, prefill
 from headwise.engine.group_runs import all_info, run_groups
-from headwise.engine.progress import Report, silent
 from headwise.engine.rundir import Cell
 from headwise.evaluate.metrics import judged
 from headwise.evaluate.provenance import describe_model, stop_ids

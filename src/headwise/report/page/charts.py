@@ -16,7 +16,7 @@ Table = Mapping[str, Sequence[Any]]
 SERIES = ("$red", "$blue", "$green", "$purple", "$orange", "$sky", "$ink")  # Okabe and Ito's palette, in this order
 HEAT, GRID = "heatmap", "ramp"
 """Colour scales of the page: magma, from the page's ground to strong colour, for scores; cividis for shares from 0 to 1."""
-TABLE, ROW = "table", 24  # pixels of a row of cells or bars
+TABLE, ROW = "table", 24  # pixels of a row of cells
 
 
 @dataclass(frozen=True)
@@ -95,31 +95,6 @@ def heat_map(
     return Chart(_spec(made), data, columns, label, name)
 
 
-def histogram(
-    data: Table | str,
-    columns: Mapping[str, str],
-    *,
-    value: str,
-    label: str,
-    name: str,
-    bins: int = 40,
-    limits: Sequence[float] = (),
-    series: str | None = None,
-    log: bool = False,
-    height: int = 240,
-) -> Chart:
-    """How often values occur. limits: values marked by a dashed line. series: a column that splits the bars. log: counts on a log scale."""
-    alt = _altair()
-    counts = alt.Y("count()", title="Number", stack=None if log else "zero", scale=alt.Scale(type="symlog" if log else "linear"))
-    bars = alt.Chart(alt.NamedData(TABLE)).mark_bar(color="$red", binSpacing=1)
-    binned = alt.Bin(maxbins=bins)
-    tips = [alt.Tooltip("count()", title="Number"), alt.Tooltip(f"{value}:Q", bin=binned, title=columns[value])]
-    bars = bars.encode(x=alt.X(f"{value}:Q", bin=binned, title=columns[value]), y=counts, tooltip=tips)
-    if series:
-        bars = bars.encode(color=_series(alt, data, series, columns), opacity=alt.value(0.75))
-    return Chart(_spec(_sized(alt, [bars, *_limit_lines(alt, limits, "x")], height)), data, columns, label, name)
-
-
 def scatter(
     data: Table | str,
     columns: Mapping[str, str],
@@ -147,7 +122,7 @@ def scatter(
     base = alt.Chart(alt.NamedData(TABLE)).transform_filter(f"isValid(datum.{x}) && isValid(datum.{y})")
     base = base.encode(x=across, y=alt.Y(f"{y}:Q", title=columns[y], scale=_scale(alt, y_domain)), tooltip=_tooltip(alt, columns))
     colour = _series(alt, data, series, columns) if series else alt.value("$red")
-    layers = _limit_lines(alt, limits, "y")
+    layers = _limit_lines(alt, limits)
     if diagonal:
         layers.append(_diagonal(alt, data, x, y))
     if joined:
@@ -195,29 +170,13 @@ def lines(
         alt.Chart(alt.NamedData(TABLE)).transform_filter(f"isValid(datum.{y})").encode(x=across, tooltip=_tooltip(alt, columns))
     )
     colour = _series(alt, data, series, columns, colours) if series else alt.value("$red")
-    layers = _limit_lines(alt, limits, "y")
+    layers = _limit_lines(alt, limits)
     if low and high:
         bounded = base.transform_filter(f"isValid(datum.{low}) && isValid(datum.{high})")
         layers.append(bounded.mark_area(opacity=0.18).encode(y=alt.Y(f"{low}:Q", title=columns[y]), y2=f"{high}:Q", color=colour))
     layers.append(base.mark_line(strokeWidth=2).encode(y=upright, color=colour))
     layers.append(base.mark_circle(size=46, opacity=1).encode(y=upright, color=colour))
     return Chart(_spec(_sized(alt, layers, height)), data, columns, label, name)
-
-
-def bars(
-    data: Table | str, columns: Mapping[str, str], *, category: str, value: str, label: str, name: str, series: str | None = None
-) -> Chart:
-    """Horizontal bars, one row per category in the order of the data."""
-    alt = _altair()
-    made = alt.Chart(alt.NamedData(TABLE)).mark_bar(height={"band": 0.7}, color="$red")
-    made = made.encode(
-        x=alt.X(f"{value}:Q", title=columns[value], axis=alt.Axis(tickCount=8)),
-        y=alt.Y(f"{category}:N", sort=None, title=None, axis=alt.Axis(labelLimit=160)),
-        tooltip=_tooltip(alt, columns),
-    )
-    if series:
-        made = made.encode(color=_series(alt, data, series, columns))
-    return Chart(_spec(_sized(alt, [made], ROW * _distinct(data, category, label))), data, columns, label, name)
 
 
 def _altair() -> Any:
@@ -290,18 +249,15 @@ def _series(
     return alt.Color(f"{series}:N", title=columns[series], scale=alt.Scale(domain=names, range=shown), legend=legend, sort=None)
 
 
-def _limit_lines(alt: Any, limits: Sequence[float], axis: str) -> list[Any]:
-    """Dashed lines across the chart."""
+def _limit_lines(alt: Any, limits: Sequence[float]) -> list[Any]:
+    """Dashed lines across the chart at these values of y."""
     if not limits:
         return []
+    place = alt.Y("limit:Q")
     rows = alt.Data(values=[{"limit": limit} for limit in limits])
-    place = {axis: alt.X("limit:Q") if axis == "x" else alt.Y("limit:Q")}
-    rule = alt.Chart(rows).mark_rule(color="$grey", strokeDash=[4, 4]).encode(**place)
-    words = alt.Chart(rows).mark_text(
-        color="$soft", align="right" if axis == "y" else "left", dx=-2 if axis == "y" else 4, dy=-6 if axis == "y" else 8
-    )
-    side = {"x": alt.value("width")} if axis == "y" else {"y": alt.value(0)}
-    return [rule, words.encode(text="limit:Q", **place, **side)]
+    rule = alt.Chart(rows).mark_rule(color="$grey", strokeDash=[4, 4]).encode(y=place)
+    words = alt.Chart(rows).mark_text(color="$soft", align="right", dx=-2, dy=-6)
+    return [rule, words.encode(text="limit:Q", y=place, x=alt.value("width"))]
 
 
 def _diagonal(alt: Any, data: Table | str, x: str, y: str) -> Any:

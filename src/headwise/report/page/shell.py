@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,9 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from headwise.core.headfile import write_atomically
+from headwise.core.plain import plain
 from headwise.report.canvas import BLUE, GREY, INK, RED
 
 # Colours of pages and of figures in them, on light and on dark ground. The named ones are Okabe and Ito's.
@@ -77,7 +75,7 @@ def data_tag(data: Any, **attributes: object) -> Html:
 
 def to_json(data: Any) -> str:
     """Compact JSON of plain data and numpy values; NaN and infinities become null."""
-    return json.dumps(_plain(data), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain(data), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def document(
@@ -139,15 +137,3 @@ def _vega() -> str:
 
     code = javascript_bundle()  # type: ignore[call-arg]  # its stub asks for the optional argument
     return f"(()=>{{{code}}})();"
-
-
-def _plain(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {str(key): _plain(value) for key, value in data.items()}
-    if isinstance(data, np.ndarray):
-        return _plain(data.tolist())
-    if isinstance(data, list | tuple):
-        return [_plain(value) for value in data]
-    if isinstance(data, np.generic):
-        return _plain(data.item())
-    return None if isinstance(data, float) and not math.isfinite(data) else data
