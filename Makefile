@@ -17,7 +17,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)  ## find the retrieval heads of the bundled model and remove them
-	$(BIN)/python examples/demo.py
+	$(BIN)/headwise demo
 
 test: check  ## format, types and all tests
 	$(BIN)/python -m pytest --durations=10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any, NoReturn
 
 import typer
 
@@ -10,7 +11,9 @@ from headwise.cli import (
     ablate,
     bench,
     convert,
+    demo,
     detect,
+    doctor,
     export,
     generate,
     info,
@@ -24,13 +27,19 @@ from headwise.cli import (
 )
 from headwise.core.errors import HeadwiseError, MissingExtraError
 
+NEXT = "Start with: headwise demo (about two minutes, nothing is downloaded). What is installed: headwise doctor"
+STOPPED = 130  # by Ctrl-C
+UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of it inside typer
+
 app = typer.Typer(
     name="headwise",
     help="Find, test and use retrieval heads: the attention heads that carry information from a long context into the answer.",
+    epilog=NEXT,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo.demo)
 app.command("detect")(detect.detect)
 app.command("show")(show.show)
 app.command("ablate")(ablate.ablate)
@@ -43,6 +52,7 @@ app.add_typer(select.app)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)
+app.command("doctor")(doctor.doctor)
 lab.app.command("properties")(lab_properties.properties)
 app.add_typer(lab.app)
 
@@ -50,16 +60,23 @@ app.add_typer(lab.app)
 def run() -> None:
     """Entry point: errors that a user can cause become one line on stderr and exit status 2."""
     try:
-        app()
+        status = app(prog_name="headwise", standalone_mode=False)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+            sys.exit(error.exit_code)
+        command = f" ({error.ctx.command_path} --help tells more)" if error.ctx else ""
+        _fail(error.format_message() + command)
     except (HeadwiseError, MissingExtraError) as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
+        status = STOPPED
+    if status == STOPPED:
         sys.stderr.write("headwise: stopped; run the same command again to continue\n")
-        sys.exit(130)
+    sys.exit(status)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     sys.stderr.write("headwise: error: " + " ".join(message.split()) + "\n")
     sys.exit(2)

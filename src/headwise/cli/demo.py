@@ -1,0 +1,73 @@
+"""`headwise demo`: find the retrieval heads of a model, remove them, and look at them. Runs the commands that a user would."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headwise.cli import options as o
+
+REMOVED = (1, 2, 4, 8, 16)
+
+
+def demo(
+    model: o.Model = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; older ones are replaced.")] = Path(
+        "headwise-out/demo"
+    ),
+) -> None:
+    """Find the retrieval heads of a model, remove them, and write a page to look at them: a tour of three commands."""
+    from headwise.lab import DEFAULT
+
+    started, name = time.perf_counter(), model or DEFAULT
+    heads, ablation, page = (str(output / file) for file in ("heads.json", "ablation.json", "explorer.html"))
+    found = _headwise("detect", name, "--lengths", "256,512,1024", "--depths", "5", "-o", heads, "--overwrite")
+    _tell_heads(found)
+    removed = _headwise(
+        "ablate", name, "--heads", heads, "--top", ",".join(map(str, REMOVED)), "--lengths", "512", "--depths", "2", "--controls", "20",
+        "-o", ablation, "--overwrite",
+    )  # fmt: skip
+    _tell_removal(removed)
+    shown = _headwise("show", heads, ablation, "--html", page, "--model", name)
+    _say(f"\nhead file  {found['head_file']}\nheat map   {found['heat_map']}\ncurves     {removed['picture']}")
+    _say(f"explorer   {shown['page']}  (open it in a browser)")
+    _say(f"done in {time.perf_counter() - started:.0f} s. Next: docs/start.md does this step by step; headwise --help")
+
+
+def _headwise(*arguments: str) -> dict[str, Any]:
+    """Show a command and run it; its error is told by itself, and ends the demo."""
+    _say("$ headwise " + " ".join(arguments))
+    done = subprocess.run([sys.executable, "-m", "headwise", *arguments, "--json"], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _tell_heads(found: dict[str, Any]) -> None:
+    _say(f"\n  {found['solved']} of {found['runs']} needle questions answered.")
+    _say(
+        f"  {found['over_0.1']} of {found['layers'] * found['heads']} heads copy more than a tenth of the needle. The strongest:"
+    )
+    _say("  " + "   ".join(f"{entry['head']} {entry['score']:.2f}" for entry in found["top"][:8]))
+    _say(f"  Two halves of the runs agree to r = {found['split_half_reliability']:.3f}.\n")
+
+
+def _tell_removal(result: dict[str, Any]) -> None:
+    recall = {(row["kind"], row["k"]): row["mean"] for row in result["summary"] if row["metric"] == "recall"}
+    _say(f"\n  Needle recall without any change: {recall['none', 0]:.2f}")
+    _say("  heads removed   strongest   random (mean of draws)   weakest")
+    for k in REMOVED:
+        _say(f"  {k:13d}   {recall['top', k]:9.2f}   {recall['random', k]:22.2f}   {recall['bottom', k]:7.2f}")
+    _say("")
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+    sys.stdout.flush()  # before the next command writes
