@@ -145,10 +145,27 @@ def cache_result():
     return result, example
 
 
+def scored(folder):
+    """What `select report` would show of made-up scores; a domain and the documents are called something evil."""
+    from headwise.scale.summary import summarise
+    from headwise.scale.tables import ScoreFiles
+    from headwise.scale.thresholds import ChoiceOptions
+    from tests.unit.test_choose import random_rows, write_scores
+    from tests.unit.test_influence_page import more
+
+    write_scores(folder, "a", more(random_rows(1500, 1, ["books", EVIL]), 1))
+    data = summarise(ScoreFiles(str(folder)), ChoiceOptions(strata=4), named=2)
+    for kinds in data["named"].values():
+        for row in (row for rows in kinds.values() for row in rows):
+            row["text"] = f"A document about {EVIL}. " * 20
+    return data
+
+
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory):
     """Name -> path of every page."""
-    from headwise.report import compression_page, properties_page, ranking_page
+    pytest.importorskip("pyarrow")
+    from headwise.report import compression_page, influence, properties_page, ranking_page
     from tests.unit.test_lab_properties import made_up as made_up_properties
 
     folder = tmp_path_factory.mktemp("pages")
@@ -167,6 +184,7 @@ def pages(tmp_path_factory):
         "published": write_explorer([(file, "heads", load_heads(file)) for file in published], folder / "published.html"),
         "ranking": ranking_page.write_page(ranking(), folder / "ranking.html"),
         "cache": compression_page.write_page(*cache_result(), folder / "cache.html"),
+        "influence": influence.influence_page(scored(folder), folder / "influence.html"),
         "properties": properties_page.write_page(made_up_properties(values), folder / "properties.html")[0],
     }
     return made

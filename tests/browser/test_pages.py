@@ -8,7 +8,7 @@ import pytest
 from tests.browser.conftest import EVIL, drawn, shot
 from tests.cli.conftest import headwise  # noqa: F401  # a fixture
 
-NAMES = ("explorer", "several", "published", "ranking", "cache", "properties")
+NAMES = ("explorer", "several", "published", "ranking", "cache", "influence", "properties")
 pytestmark = pytest.mark.slow
 
 
@@ -27,7 +27,7 @@ def test_a_page_is_whole_at_every_width(visit, pages, name, width):
     )
 
 
-@pytest.mark.parametrize("name", ["explorer", "several", "ranking", "cache", "properties"])
+@pytest.mark.parametrize("name", ["explorer", "several", "ranking", "cache", "influence", "properties"])
 def test_dark_pages_are_dark(visit, pages, name):
     page = visit(pages[name], 1280, "dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
