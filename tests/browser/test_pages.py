@@ -77,6 +77,18 @@ def test_a_click_opens_a_head(visit, pages):
     assert page.told == []
 
 
+def test_the_runs_of_a_head_have_a_table_that_follows_the_head(visit, pages):
+    page = visit(pages["explorer"], fragment="#L3H4")
+    table = page.locator(".runs details.data")
+    table.locator("summary").click()
+    first = table.locator("tbody").inner_text()
+    assert len(first.splitlines()) == 12  # lengths x depths
+    cell(page, "L2H2").click()
+    page.wait_for_function("(first) => document.querySelector('.runs tbody').innerText !== first", arg=first)
+    assert table.locator("tbody tr").count() == 12
+    assert page.told == []
+
+
 def test_the_keyboard_moves_opens_and_closes(visit, pages):
     page = visit(pages["explorer"])
     page.locator('.chart[data-name="map-1"]').focus()
@@ -148,7 +160,7 @@ def test_what_prompts_bring_is_text(visit, pages, name):
 def test_every_figure_has_a_table(visit, pages):
     page = visit(pages["explorer"])
     tables = page.locator("details.data")
-    assert tables.count() == page.locator(".chart").count() - 1  # the runs of a head are a table of their own in its panel
+    assert tables.count() == page.locator(".chart").count()
     tables.first.locator("summary").click()
     rows = tables.first.locator("tbody tr")
     rows.nth(47).wait_for()  # filled when it is opened

@@ -127,7 +127,7 @@ def _panel(entry: Entry, traces: Sequence[Trace]) -> Html:
         "div", tag("h3", f"Strongest {noun(scores)}s"), table(columns, rows, numbers=(1, 2), stacked=False), class_="strongest"
     )
     chart = (
-        tag("div", figure(runs_chart(entry), table=False), class_="runs", hidden=True)
+        tag("div", figure(runs_chart(entry)), class_="runs", hidden=True)
         if scores.runs is not None and len(scores.runs)
         else ""
     )

@@ -145,7 +145,9 @@ const headwise = (() => {
     const chart = charts.get(element);
     chart.rows = rows;
     if (chart.view) await draw(element);
-    element.parentElement.querySelector("details.data table")?.closest(".scroll").remove();
+    const details = element.parentElement.querySelector("details.data");
+    details?.querySelector("table")?.closest(".scroll").remove();
+    if (details) fillTable(details);
   }
   return { data, make, start, drawAll, addCharts, viewOf, setRows, tableOf, written, rowsOf, isDark };
 })();
