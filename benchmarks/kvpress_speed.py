@@ -1,4 +1,4 @@
-"""SnapKV here and in kvpress: prefill with scoring, and decoding after it, on the same random Llama with the same share kept.
+"""SnapKV and AdaKV here and in kvpress: prefill with scoring, and decoding after it, on the same random Llama with the same share kept.
 
 kvpress needs an environment of its own (docs/kvpress.md), so one call measures one side: `--side headwise` here, `--side kvpress` there. Take
 turns and compare; `ratio_to_plain` is the prefill against a plain prefill of the same side in the same call.
@@ -26,15 +26,18 @@ def model_of(chosen: argparse.Namespace) -> Any:
 
 
 def block(chosen: argparse.Namespace, model: Any) -> Any:
-    """(block, cache) of one side. Both keep the same share, with the same window and kernel, and no sinks."""
+    """The open press of one side. Both keep the same share, with the same window and kernel, and no sinks."""
     ratio = 1 - chosen.share
     if chosen.side == "headwise":
+        from headwise.methods.compress.adakv import AdaKV
         from headwise.methods.compress.snapkv import SnapKV
 
-        return SnapKV(compression_ratio=ratio, window=64, kernel=5, sinks=0)(model)
-    from kvpress import SnapKVPress
+        kind = AdaKV if chosen.method == "adakv" else SnapKV
+        return kind(compression_ratio=ratio, window=64, kernel=5, sinks=0)(model)
+    from kvpress import AdaKVPress, SnapKVPress
 
-    return SnapKVPress(compression_ratio=ratio, window_size=64, kernel_size=5)(model)
+    press = SnapKVPress(compression_ratio=ratio, window_size=64, kernel_size=5)
+    return (AdaKVPress(press) if chosen.method == "adakv" else press)(model)
 
 
 @torch.no_grad()
@@ -60,6 +63,9 @@ def once(chosen: argparse.Namespace, model: Any, ids: torch.Tensor) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", choices=("headwise", "kvpress"), required=True)
+    parser.add_argument(
+        "--method", choices=("snapkv", "adakv"), default="snapkv", help="adakv: KV heads of a layer keep different numbers"
+    )
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--tokens", type=int, default=32)

@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from headwise.attach.caches import full_cache, shared_past
-from headwise.attach.columns import column_sums
-from headwise.attach.depth import run_to_layer
 from headwise.attach.steer import steer
 from headwise.core.heads import HeadSet
 from headwise.engine.greedy import decode_one
 from headwise.engine.passage_index import Text, as_passage
-from headwise.engine.passages import CHUNK, check_positions
-from headwise.engine.runner import prefill, token_tensor
+from headwise.engine.passages import CHUNK, check_positions, suffix_columns
+from headwise.engine.runner import prefill
 from headwise.engine.scoring import Scoring
 from headwise.families.layout import layout_of
 from headwise.maths.passages import pool_passages
@@ -57,17 +55,9 @@ class PassageReader:
         """[head, passage]: mean attention of the query's rows to each passage, head by head in the order of layer and head."""
         suffix = scoring.suffixes(self._composer, [query])[0]
         check_positions(self._positions, self.tokens + len(suffix.ids))
-        weights = torch.zeros(1, len(suffix.ids))
-        weights[0, suffix.rows.start : suffix.rows.stop] = 1 / suffix.rows.length
-        with (
-            shared_past(self._model, self._cache, 1) as cache,
-            column_sums(self._model, heads, self.tokens, weights, lambda columns: pool_passages(columns, self.spans)) as seen,
-        ):
-            deepest = max(head.layer for head in heads)
-            run_to_layer(
-                self._model, deepest, input_ids=token_tensor(self._model, suffix.ids), past_key_values=cache, use_cache=True
-            )
-            masses = torch.cat([seen.by_layer[layer][0] for layer in sorted(seen.by_layer)])
+        pool = lambda columns: pool_passages(columns, self.spans)  # noqa: E731
+        by_layer = suffix_columns(self._model, self._cache, self.tokens, heads, [suffix], pool)
+        masses = torch.cat([by_layer[layer][0] for layer in sorted(by_layer)])
         return np.asarray(masses.double().cpu().numpy())
 
     @contextmanager

@@ -42,7 +42,7 @@ class PassageCache:
         if heads is not None:
             layout.check(heads)
         self.model, self.length, self.heads = model, len(ids), heads
-        self.deepest = max(layout.modules) if heads is None else max(head.layer for head in heads)
+        self.deepest = deepest_layer(model, heads)
         self._positions = layout.positions
         check_positions(self._positions, self.length + 1)
         self._cache = full_cache(model)
@@ -59,24 +59,30 @@ class PassageCache:
         longest = max(len(suffix.ids) for suffix in suffixes)
         check_positions(self._positions, self.length + longest)
         size = max(2, BATCH_TOKENS // longest)
-        parts = [self._batch(suffixes[i : i + size], reduce) for i in range(0, len(suffixes), size)]
+        batches = [suffixes[i : i + size] for i in range(0, len(suffixes), size)]
+        parts = [suffix_columns(self.model, self._cache, self.length, self.heads, batch, reduce) for batch in batches]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
 
-    def _batch(self, suffixes: Sequence[Suffix], reduce: Reduce) -> dict[int, Tensor]:
-        width = max(len(suffix.ids) for suffix in suffixes)
-        ids = torch.tensor(
-            [[*s.ids, *[s.ids[-1]] * (width - len(s.ids))] for s in suffixes]
-        )  # nothing looks at the padding behind
-        weights = torch.zeros(len(suffixes), width)
-        for row, suffix in enumerate(suffixes):
-            weights[row, suffix.rows.start : suffix.rows.stop] = 1 / suffix.rows.length
-        with (
-            shared_past(self.model, self._cache, len(suffixes)) as cache,
-            column_sums(self.model, self.heads, self.length, weights, reduce) as seen,
-        ):
-            ids = ids.to(device_of(self.model))
-            run_to_layer(self.model, self.deepest, input_ids=ids, past_key_values=cache, use_cache=True)
-            return seen.by_layer
+
+def suffix_columns(
+    model: Any, past: Any, length: int, heads: HeadSet | None, suffixes: Sequence[Suffix], reduce: Reduce
+) -> dict[int, Tensor]:
+    """`PassageCache.columns` of one batch over any cache of the text: `past` holds its `length` tokens in every wanted layer, and is not changed."""
+    deepest = deepest_layer(model, heads)
+    width = max(len(suffix.ids) for suffix in suffixes)
+    padded = [[*s.ids, *[s.ids[-1]] * (width - len(s.ids))] for s in suffixes]  # nothing looks at the padding behind
+    weights = torch.zeros(len(suffixes), width)
+    for row, suffix in enumerate(suffixes):
+        weights[row, suffix.rows.start : suffix.rows.stop] = 1 / suffix.rows.length
+    with shared_past(model, past, len(suffixes)) as cache, column_sums(model, heads, length, weights, reduce) as seen:
+        ids = torch.tensor(padded).to(device_of(model))
+        run_to_layer(model, deepest, input_ids=ids, past_key_values=cache, use_cache=True)
+        return seen.by_layer
+
+
+def deepest_layer(model: Any, heads: HeadSet | None) -> int:
+    """The last layer with a wanted head (None: with any head)."""
+    return max(layout_of(model).modules) if heads is None else max(head.layer for head in heads)
 
 
 def check_positions(positions: int | None, tokens: int) -> None:

@@ -127,9 +127,7 @@ def _panel(entry: Entry, traces: Sequence[Trace]) -> Html:
         "div", tag("h3", f"Strongest {noun(scores)}s"), table(columns, rows, numbers=(1, 2), stacked=False), class_="strongest"
     )
     chart = (
-        tag("div", figure(runs_chart(entry)), class_="runs", hidden=True)
-        if scores.runs is not None and len(scores.runs)
-        else ""
+        tag("div", figure(runs_chart(entry)), class_="runs", hidden=True) if scores.runs is not None and len(scores.runs) else ""
     )
     key = text_key(weights="attention", marks={"needle": "in the prompt", "answer": "in the prompt"})
     traced = tag("div", key, tag("div", class_="trace"), class_="traces", hidden=True)

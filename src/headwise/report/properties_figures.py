@@ -257,7 +257,7 @@ def reasoning_panels(data: Data) -> list[Panel]:
     """Share right per task with and without heads, and what contradicted answers follow."""
     found = []
     for model in data["models"]:
-        text = f"{model['name']}: share of right answers, whole and without {heads_of(model['k'])}, random or strongest ones. "
+        text = f"{model['name']}: share of right answers, whole and without {heads_of(model['k'])}, random, the weakest or the strongest ones. "
         text += (
             "Contradicted fact: right is what the passage says. Removed everywhere: while reading, too, not only while answering."
         )
@@ -270,7 +270,7 @@ def reasoning_panels(data: Data) -> list[Panel]:
 
 
 def draw_tasks(model: Data) -> Figure:
-    """One row per task: whole model, random heads, strongest heads."""
+    """One row per task: whole model, and without random, the weakest, the strongest heads."""
     tasks = model["tasks"]
     figure = new_figure(WIDE, 0.38 * len(tasks) + 1.45)
     axes = figure.subplots()
@@ -290,6 +290,7 @@ def draw_tasks(model: Data) -> Figure:
                 zorder=2,
             )
             axes.plot([random["mean"]], [place], "D", color=GREY, markersize=6, label="random, all draws", zorder=3)
+            axes.plot([rows["bottom"]["mean"]], [place], "v", color=BLUE, markersize=6, label="weakest", zorder=4, clip_on=False)
             axes.plot([top["low"], top["high"]], [place] * 2, color=RED, linewidth=1.4, zorder=4)
             axes.plot([top["mean"]], [place], "o", color=RED, markersize=7.5, label="strongest, 95 % CI", zorder=5, clip_on=False)
         axes.plot(

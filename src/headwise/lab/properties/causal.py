@@ -113,5 +113,5 @@ def _line(measured: Sequence[dict[str, Any]]) -> str:
     at = [(m["rows"], m["halved_at"] or m["near_over"]) for m in measured]
     whole = span_of([row_of(m["rows"], "recall", "none")["mean"] for m in measured])
     top, random = (span_of([row_of(rows, "recall", kind, k)["mean"] for rows, k in at]) for kind in ("top", "random"))
-    ks = "/".join(str(k) for k in sorted({k for _, k in at}))
+    ks = " or ".join(str(k) for k in sorted({k for _, k in at}))
     return f"recall {whole} → {top} without the top {ks} heads; without as many random heads {random}"

@@ -24,6 +24,7 @@ from headwise.lab.properties.verdict import Check, Property, missing, p_text, sp
 ABLE = 0.5  # share right of the whole model below which a loss says nothing
 FLOOR = 0.3  # the same for direct answers, which models find hard
 HALF, HARDLY, LEVEL = 0.5, 0.25, 0.05  # of the whole model's share; of the loss on written steps; of tests
+KEEPS = f"keeps at least {HALF:g} of its share"
 DRAWS, SAMPLES = 2_000, 2
 EVERYWHERE = ("steps", "closed_book")  # tasks also measured with heads removed at every position
 
@@ -98,7 +99,7 @@ def difference_of_losses(a: dict[str, Any], b: dict[str, Any], seed: int) -> tup
 
 
 def judge(models: Sequence[Evidence], seed: int) -> Property:
-    """Main checks per model: written steps suffer; memory hardly does. Supporting: random heads, direct answers, other scope."""
+    """Main checks per model: written steps suffer; memory hardly does. Supporting: weak and random heads, direct answers, other scope."""
     checks = [check for found in models for check in _checks(found, seed)]
     measured = [found.reasoning for found in models if found.reasoning.get("tasks")]
     able = [m for m in measured if _whole(m, "steps") >= ABLE and _whole(m, "closed_book") >= ABLE]
@@ -108,7 +109,7 @@ def judge(models: Sequence[Evidence], seed: int) -> Property:
         for task, name in (("steps", "two-hop with steps"), ("closed_book", "closed book")):
             whole, top = ([_mean(m, task, kind) for m in able] for kind in ("none", "top"))
             parts.append(f"{name} {span_of(whole)} → {span_of(top)}")
-        line = "; ".join(parts) + f" without the top {'/'.join(str(k) for k in sorted({m['k'] for m in able}))}"
+        line = "; ".join(parts) + f" without the top {' or '.join(str(k) for k in sorted({m['k'] for m in able}))}"
     notes = [
         "Direct two-hop answers need the text as much as written steps do; the paper's answer-only tasks are answered from memory.",
         f"A loss is judged where the whole model answers at least {ABLE:g} of the questions ({FLOOR:g} for direct answers).",
@@ -158,10 +159,16 @@ def _memory_check(m: dict[str, Any], seed: int, scope: str | None, rule: str) ->
 
 def _supporting(m: dict[str, Any], seed: int, hardly: str) -> list[Check]:
     name, row = m["name"], row_of(_task(m, "closed_book")["rows"], "exact", "top", m["k"])
+    whole, bottom = _whole(m, "steps"), _mean(m, "steps", "bottom")
     top, random = _mean(m, "closed_book", "top"), _mean(m, "closed_book", "random")
     worse = top < random and row["p_paired"] <= LEVEL
     text = f"{top:.2f} against {random:.2f} ({p_text(row['p_paired'])})"
-    checks = [Check(name, "closed book, top against random heads", text, "not worse", not worse, main=False)]
+    checks = [
+        Check(
+            name, "two-hop with steps, weakest heads", f"{whole:.2f} → {bottom:.2f}", KEEPS, bottom >= HALF * whole, main=False
+        ),
+        Check(name, "closed book, top against random heads", text, "not worse", not worse, main=False),
+    ]
     if {t["task"] for t in m["tasks"] if t["scope"] == "all"} == set(EVERYWHERE) and _task(m, "steps")["scope"] != "all":
         checks.append(_memory_check(m, seed, "all", hardly))
     direct, rule = _whole(m, "direct"), "loses a smaller share than written steps"
