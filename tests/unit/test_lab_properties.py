@@ -213,7 +213,7 @@ def reasoning_of(name, whole, top):
         right = {kind: (np.arange(40) < share * 40).astype(float).tolist() for kind, share in (("none", before), ("top", after))}
         rows = [{"metric": "exact", "kind": "none", "k": 0, "mean": before}]
         rows += [{"metric": "exact", "kind": kind, "k": 8, "mean": mean, "p_paired": 0.001, "low": mean, "high": mean, "draws": [mean]}
-                 for kind, mean in (("top", after), ("random", before))]  # fmt: skip
+                 for kind, mean in (("top", after), ("random", before), ("bottom", before))]  # fmt: skip
         means = {"none": [before], "top": [after], "random": [before]}
         tasks.append({"task": task, "scope": "answer", "items": 40, "rows": rows, "right": right, "means": means, "samples": []})
     return {"name": name, "k": 8, "heads": 64, "tasks": tasks}
@@ -232,6 +232,17 @@ def test_reasoning_compares_steps_with_memory(values, whole, top, expected):
     found = evidence("a", values)
     found.reasoning = reasoning_of("a", whole, top)
     assert verdict_of(reasoning.judge([found], 0).checks) == expected
+
+
+def test_weak_heads_that_break_written_steps_are_told(values):
+    found = evidence("a", values)
+    found.reasoning = reasoning_of("a", (0.9, 1.0), (0.1, 1.0))
+    steps = found.reasoning["tasks"][0]
+    next(row for row in steps["rows"] if row["kind"] == "bottom")["mean"] = 0.2
+    checks = reasoning.judge([found], 0).checks
+    weakest = next(check for check in checks if check.what == "two-hop with steps, weakest heads")
+    assert (weakest.value, weakest.holds, weakest.main) == ("0.90 → 0.20", False, False)
+    assert verdict_of(checks) == "partly"
 
 
 def test_direct_answers_below_the_floor_are_not_judged(values):
