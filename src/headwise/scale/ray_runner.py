@@ -120,8 +120,7 @@ def _results(ray: Any, files: Sequence[InputFile], setup: _Setup, cluster: RayOp
         ),
         num_cpus=cluster.cpus,
         num_gpus=cluster.gpus,
-        max_restarts=-1,
-        max_task_retries=cluster.retries,
+        ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": cluster.retries},
     )
     for row in scored.iter_rows():
         yield json.loads(row["result"])
