@@ -23,6 +23,30 @@ def test_show_writes_a_page_and_says_where(heads, headwise, tmp_path):
     assert json.loads(done.out) == {"page": "page.html", "files": [str(heads)], "traces": 0}
 
 
+DETECTED = {
+    "semantic": ["--lengths", "120", "--depths", "2", "--least-runs", "1"],
+    "gate": ["lab-6m", "--lengths", "200,300", "--steps", "2", "--window", "16,32"],
+    "proxy": ["world-6m", "--samples", "2", "--pairs", "4", "--gate", "0"],
+}
+
+
+@pytest.mark.parametrize("score", DETECTED)
+def test_files_of_every_detector_are_shown(planted, headwise, tmp_path, score):
+    given = DETECTED[score] if score != "semantic" else [planted.model, *planted.own, *DETECTED[score]]
+    done = headwise("detect", "--score", score, *given, "-o", "h.json", "--json")
+    assert done.code == 0, done.err
+    assert headwise("show", "h.json").code == 0
+    done = headwise("show", "h.json", "--html", "page.html")
+    assert done.code == 0, done.err
+    assert len(data_of(tmp_path / "page.html")["files"]) == 1
+    assert ("Needle grid" in (tmp_path / "page.html").read_text()) == (score == "semantic")
+
+
+def test_a_query_file_is_shown(headwise, query_file, tmp_path):  # noqa: F811
+    assert headwise("show", query_file, "--html", "page.html").code == 0
+    assert headwise("show", query_file).code == 0
+
+
 def test_a_model_adds_what_its_heads_look_at(planted, heads, headwise, tmp_path):
     done = headwise("show", heads, "--html", "page.html", "--model", planted.model, "--top", 2)
     assert done.code == 0, done.err

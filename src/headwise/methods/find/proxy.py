@@ -127,20 +127,20 @@ def _run(loaded: Loaded, prompts: ProxyPrompts, samples: range, scoring: ProxySc
 
 
 def _collect(
-    loaded: Loaded, prompts: ProxyPrompts, scoring: ProxyScoring, runs: NDArray[np.float32], cells: list[dict[str, Any]]
+    loaded: Loaded, prompts: ProxyPrompts, scoring: ProxyScoring, runs: NDArray[np.float32], samples: list[dict[str, Any]]
 ) -> HeadScores:
-    right = np.array([cell["right"] for cell in cells])
+    right = np.array([sample["right"] for sample in samples])
     if right.mean() < scoring.least_accuracy or (scoring.wrong == "skip" and not right.any()):
         raise HeadwiseError(
-            f"the model answered {right.sum()} of {len(cells)} proxy questions, fewer than {scoring.least_accuracy:.0%}, so the heads it "
+            f"the model answered {right.sum()} of {len(samples)} proxy questions, fewer than {scoring.least_accuracy:.0%}, so the heads it "
             "uses cannot be told; try a smaller length, fewer pairs, smaller key_length or value_tokens, or lower least_accuracy"
         )
     kept = right if scoring.wrong == "skip" else np.ones_like(right)
     values = runs[kept].astype(np.float64).mean(axis=0)
     if not np.nanmax(values) > 0:
         raise HeadwiseError(f"no head copied a token of the value in {kept.sum()} proxy questions: all scores are 0")
-    tokens = [sum(cell[name] for cell in cells) for name in ("tokens_right", "answer_tokens")]
-    measured = {"accuracy": float(right.mean()), "token_accuracy": tokens[0] / tokens[1], "cells": cells}
+    tokens = [sum(sample[name] for sample in samples) for name in ("tokens_right", "answer_tokens")]
+    measured = {"accuracy": float(right.mean()), "token_accuracy": tokens[0] / tokens[1], "samples": samples}
     names = ("sample", "pairs", "tokens", "depth")
-    info = tuple({name: cell[name] for name in names} for cell, keep in zip(cells, kept, strict=True) if keep)
+    info = tuple({name: sample[name] for name in names} for sample, keep in zip(samples, kept, strict=True) if keep)
     return HeadScores(values, "proxy", SCORE_VERSION, runs[kept], info, describe_run(loaded, prompts, scoring) | measured)
