@@ -3,8 +3,10 @@
     python benchmarks/influence_training.py --books FOLDER --output FOLDER
 
 A corpus of micro-world documents and book passages is scored by a bundled model, and a fifth of each domain's tokens is chosen by influence, at
-random, by length, or by lowest loss. Small models are trained from scratch on equally many tokens of corpus plus choice (`none`: of the corpus
-alone), several seeds each, and measured on texts of the test split and on held-out books. Every step is kept in --output and not done again.
+random, by length, or by lowest loss. Small models are trained on equally many tokens of corpus plus choice (`none`: of the corpus alone), several
+seeds each, and measured on texts of the test split and on held-out books. All begin with the same weights: those of a model that has learnt to
+copy from novels, needles in them and repeated sequences (--start updates; from scratch a corpus this small teaches no copying, and then there is
+no retrieval to compare). A seed decides the order of the texts and the random choice. Every step is kept in --output and not done again.
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ from headwise.core.headfile import write_json
 from headwise.families import Loaded, load_model
 from headwise.lab import bundled_model
 from headwise.lab.recipe.corpus import training_books
+from headwise.lab.recipe.facts import FactMaker
 from headwise.lab.recipe.recipes import Phase, Recipe
-from headwise.lab.recipe.train import ENVIRONMENT, build_model, optimizers
+from headwise.lab.recipe.train import ENVIRONMENT, build_model, optimizers, training_text
+from headwise.lab.recipe.train import train as train_lab_model
+from headwise.lab.recipe.world_rows import WorldRows
 from headwise.methods.find.proxy import top_share
 from headwise.methods.select.influence import AttentionInfluence
 from headwise.prompts import PieceEncoder, bundled_texts
@@ -45,6 +50,8 @@ from headwise.scale.thresholds import ChoiceOptions
 VARIANTS = ("score", "random", "longest", "perplexity", "none")
 SHARE = 0.2  # of each domain's tokens, seen twice
 WORDS = (60, 240)  # of a document, evenly on a log scale
+NAMES = 100  # as in the recipe of the bundled world models, whose tokenizer this is
+CONTINUED = {"matrix_rate": 1.5e-3, "other_rate": 8e-4}  # peak learning rates behind a start, as of `world-6m-long`
 LENGTH, ROWS = 512, 8  # tokens and rows of an update
 SIZES = {"layers": 4, "heads": 8, "kv_heads": 4, "head_dim": 16, "hidden": 128, "ffn": 256, "positions": LENGTH}
 
@@ -53,7 +60,11 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--books", type=Path, required=True, help="folder with books-0.jsonl.xz ... (lab/recipe/corpus.py)")
     parser.add_argument("--output", type=Path, required=True, help="corpus, scores, choices, and one JSON per run")
-    parser.add_argument("--tokens", type=int, default=2_400_000, help="that a model is trained on; the corpus has a sixth less")
+    parser.add_argument("--tokens", type=int, default=1_200_000, help="that a model is trained on; the corpus has a sixth less")
+    parser.add_argument(
+        "--start", type=int, default=600, help="updates of 8,192 tokens of the model that all others begin with; 0: from scratch"
+    )
+    parser.add_argument("--work", type=Path, default=Path(".lab"), help="tokenizer and ids of the books (lab/recipe/train.py)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--selector", default="world-6m", help="bundled model that scores the corpus")
@@ -119,6 +130,22 @@ def chosen_rows(folder: Path, variant: str, seed: int) -> np.ndarray:
 # Training
 
 
+def start_model(folder: Path, books: Path, work: Path, updates: int) -> dict[str, torch.Tensor] | None:
+    """Weights that all variants begin with; None for none."""
+    if not updates:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer, tokens = training_text(books, work, NAMES)
+    recipe = Recipe(
+        **SIZES, rows="world", names=NAMES, phases=(Phase(updates, 8_192, (128,), mix="plain"),), polish=Phase(0, 1, (1,))
+    )
+    sample = tokenizer.decode(tokens[:3_000_000].tolist())
+    facts = FactMaker(tokenizer, [sample[i : i + 200_000] for i in range(0, len(sample), 200_000)])
+    model = build_model(recipe, tokenizer.get_vocab_size(), bos=0, eos=1, start=None)
+    train_lab_model(recipe, WorldRows(tokenizer, tokens, facts, recipe.seed), model, folder, 100)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
 def stream(documents: list[list[int]], chosen: np.ndarray, tokens: int, seed: int) -> np.ndarray:
     """`tokens` ids: every document once and the chosen ones twice, in random order; without a choice the corpus begins again."""
     rng = np.random.default_rng([seed, 1])
@@ -130,14 +157,19 @@ def stream(documents: list[list[int]], chosen: np.ndarray, tokens: int, seed: in
     return np.asarray(ids[:tokens], dtype=np.int64)
 
 
-def train(loaded: Loaded, ids: np.ndarray, seed: int, device: str) -> tuple[Any, float, float]:
+def train(
+    loaded: Loaded, ids: np.ndarray, seed: int, device: str, start: dict[str, torch.Tensor] | None
+) -> tuple[Any, float, float]:
     """(model, seconds, mean loss of the last tenth of updates)."""
     steps = len(ids) // (LENGTH * ROWS)
     recipe = Recipe(
-        **SIZES, seed=seed, warmup=max(1, steps // 20), phases=(Phase(steps, LENGTH * ROWS, (LENGTH,)),), polish=Phase(0, 1, (1,))
+        **SIZES, seed=seed, warmup=max(1, steps // 20), phases=(Phase(steps, LENGTH * ROWS, (LENGTH,)),), polish=Phase(0, 1, (1,)),
+        **({} if start is None else CONTINUED),
     )  # fmt: skip
     tokenizer = loaded.tokenizer
     model = build_model(recipe, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, None).to(device).train()
+    if start is not None:
+        model.load_state_dict(start)
     steppers = optimizers(model, recipe)
     peaks = [stepper.param_groups[0]["lr"] for stepper in steppers]
     batches = torch.from_numpy(ids[: steps * LENGTH * ROWS].reshape(steps, ROWS, LENGTH))
@@ -154,8 +186,8 @@ def train(loaded: Loaded, ids: np.ndarray, seed: int, device: str) -> tuple[Any,
         for stepper in steppers:
             stepper.step()
             stepper.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-    last = torch.stack(losses[-max(1, steps // 10) :]).mean().item()
+        losses.append(loss.item())  # no tensor: one that stays between steps would split the freed blocks, and memory would grow
+    last = float(np.mean(losses[-max(1, steps // 10) :]))
     return model.eval(), time.perf_counter() - started, last
 
 
@@ -222,14 +254,14 @@ def measure(model: Any, items: dict[str, list[Item]]) -> dict[str, float]:
 
 def one_run(
     folder: Path, variant: str, seed: int, tokens: int, loaded: Loaded, documents: list[list[int]], items: dict[str, list[Item]],
-    device: str,
+    device: str, start: dict[str, torch.Tensor] | None,
 ) -> None:  # fmt: skip
     path = folder / "runs" / f"{variant}-{seed}.json"
     if path.exists():
         return
     chosen = chosen_rows(folder, variant, seed)
     ids = stream(documents, chosen, tokens, seed)
-    model, seconds, loss = train(loaded, ids, seed, device)
+    model, seconds, loss = train(loaded, ids, seed, device, start)
     sizes = {"parameters": sum(p.numel() for p in model.parameters()), "tokens": len(ids), "seconds": round(seconds, 1)}
     twice = {"chosen_documents": int(chosen.sum()), "chosen_tokens": sum(len(documents[i]) for i in np.flatnonzero(chosen))}
     result = {"variant": variant, "seed": seed, **sizes, **twice, "training loss": loss, **measure(model, items)}
@@ -237,12 +269,23 @@ def one_run(
     print(f"{variant}, seed {seed}: {seconds:.0f} s, loss {loss:.3f}", flush=True)
 
 
+def measure_start(folder: Path, loaded: Loaded, items: dict[str, list[Item]], start: dict[str, torch.Tensor] | None) -> None:
+    """The model that all others begin with, as a row of its own."""
+    path = folder / "runs" / "start-0.json"
+    if start is None or path.exists():
+        return
+    tokenizer = loaded.tokenizer
+    model = build_model(Recipe(**SIZES), len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, None)
+    model.load_state_dict(start)
+    write_json({"variant": "start", "seed": 0, "chosen_documents": 0, "chosen_tokens": 0, **measure(model.eval(), items)}, path)
+
+
 # Reporting
 
 
 def report(runs: list[dict[str, Any]], as_json: bool) -> None:
     """Mean and spread over seeds per variant, and the mean difference to `random` of the same seed with its standard error."""
-    variants = [v for v in VARIANTS if any(run["variant"] == v for run in runs)]
+    variants = [v for v in ("start", *VARIANTS) if any(run["variant"] == v for run in runs)]
     by = {(run["variant"], run["seed"]): run for run in runs}
     names = [name for name in runs[0] if name.endswith((" loss", " right")) or name in ("chosen_documents", "chosen_tokens")]
     table: dict[str, dict[str, Any]] = {}
@@ -278,7 +321,14 @@ def main() -> None:
     folder = given.output
     folder.mkdir(parents=True, exist_ok=True)
     kinds = KINDS if given.repeats else tuple(kind for kind in KINDS if kind not in REPEATS)
-    setting = {"tokens": given.tokens, "kinds": kinds, "selector": given.selector, "samples": given.samples, "items": given.items}
+    setting = {
+        "tokens": given.tokens,
+        "kinds": kinds,
+        "selector": given.selector,
+        "samples": given.samples,
+        "items": given.items,
+        "start": given.start,
+    }
     known = folder / "setting.json"
     if known.exists() and json.loads(known.read_text()) != json.loads(json.dumps(setting)):
         raise SystemExit(f"{folder} belongs to another setting: {known.read_text()}")
@@ -294,9 +344,11 @@ def main() -> None:
     with gzip.open(corpus, "rt") as file:
         documents = [[*encoder.bos, *encoder.encode(json.loads(line)["text"])] for line in file]
     items = test_items(loaded, given.items)
+    start = start_model(folder / "start", given.books, given.work, given.start)
+    measure_start(folder, loaded, items, start)
     for seed in range(given.seeds):
         for variant in given.variants.split(","):
-            one_run(folder, variant, seed, given.tokens, loaded, documents, items, given.device)
+            one_run(folder, variant, seed, given.tokens, loaded, documents, items, given.device, start)
     report([json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))], given.json)
 
 
