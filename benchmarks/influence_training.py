@@ -5,8 +5,8 @@
 A corpus of micro-world documents and book passages is scored by a bundled model, and a fifth of each domain's tokens is chosen by influence, at
 random, by length, or by lowest loss. Small models are trained on equally many tokens of corpus plus choice (`none`: of the corpus alone), several
 seeds each, and measured on texts of the test split and on held-out books. All begin with the same weights: those of a model that has learnt to
-copy from novels, needles in them and repeated sequences (--start updates; from scratch a corpus this small teaches no copying, and then there is
-no retrieval to compare). A seed decides the order of the texts and the random choice. Every step is kept in --output and not done again.
+copy from novels, needles in them and repeated sequences (--start updates; from scratch a corpus this small teaches no copying). A seed decides the
+order of the texts and the random choice. Every step is kept in --output and not done again.
 """
 
 from __future__ import annotations
