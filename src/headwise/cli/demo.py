@@ -14,6 +14,7 @@ import typer
 from headwise.cli import options as o
 
 REMOVED = (1, 2, 4, 8, 16)
+LENGTHS, SHORT = ("--lengths", "256,512,1024"), ("--lengths", "512")
 
 
 def demo(
@@ -27,10 +28,11 @@ def demo(
 
     started, name = time.perf_counter(), model or DEFAULT
     heads, ablation, page = (str(output / file) for file in ("heads.json", "ablation.json", "explorer.html"))
-    found = _headwise("detect", name, "--lengths", "256,512,1024", "--depths", "5", "-o", heads, "--overwrite")
+    long, short = (LENGTHS, SHORT) if name == DEFAULT else ((), ())  # of other models: what fits, as the commands choose it
+    found = _headwise("detect", name, *long, "--depths", "5", "-o", heads, "--overwrite")
     _tell_heads(found)
     removed = _headwise(
-        "ablate", name, "--heads", heads, "--top", ",".join(map(str, REMOVED)), "--lengths", "512", "--depths", "2", "--controls", "20",
+        "ablate", name, "--heads", heads, "--top", ",".join(map(str, REMOVED)), *short, "--depths", "2", "--controls", "20",
         "-o", ablation, "--overwrite",
     )  # fmt: skip
     _tell_removal(removed)
@@ -56,7 +58,8 @@ def _tell_heads(found: dict[str, Any]) -> None:
         f"  {found['over_0.1']} of {found['layers'] * found['heads']} heads copy more than a tenth of the needle. The strongest:"
     )
     _say("  " + "   ".join(f"{entry['head']} {entry['score']:.2f}" for entry in found["top"][:8]))
-    _say(f"  Two halves of the runs agree to r = {found['split_half_reliability']:.3f}.\n")
+    agree = found["split_half_reliability"]  # none if too few questions were answered
+    _say("" if agree is None else f"  Two halves of the runs agree to r = {agree:.3f}.\n")
 
 
 def _tell_removal(result: dict[str, Any]) -> None:

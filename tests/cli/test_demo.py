@@ -1,0 +1,59 @@
+"""`headwise demo`: what its three commands are given, and how it ends; `make demo` runs the whole of it."""
+
+import json
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from headwise.cli import demo
+
+FOUND = {
+    "solved": 3,
+    "runs": 4,
+    "over_0.1": 2,
+    "layers": 8,
+    "heads": 8,
+    "split_half_reliability": None,
+    "head_file": "H",
+    "heat_map": "P",
+}
+ROWS = [{"metric": "recall", "kind": "none", "k": 0, "mean": 1.0}]
+ROWS += [{"metric": "recall", "kind": kind, "k": k, "mean": 0.5} for kind in ("top", "random", "bottom") for k in demo.REMOVED]
+ANSWERS = {
+    "detect": FOUND | {"top": [{"head": "L1H2", "score": 0.9}]},
+    "ablate": {"summary": ROWS, "picture": "C"},
+    "show": {"page": "E"},
+}
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """The commands that the demo runs, in order; they answer at once."""
+    ran = []
+
+    def run(command, **_):
+        ran.append(command[3:])
+        return SimpleNamespace(returncode=0, stdout=json.dumps(ANSWERS[command[3]]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return ran
+
+
+@pytest.mark.parametrize("model", [None, "world-6m"])
+def test_three_commands_on_one_model(headwise, commands, model):
+    done = headwise("demo", *([model] if model else []), "-o", "out")
+    assert done.code == 0, done.err
+    detect, ablate, show = commands
+    assert detect[:2] == ["detect", model or "lab-6m"]
+    assert ("--lengths" in detect) == ("--lengths" in ablate) == (model is None)  # other models: lengths that fit them
+    assert ablate[ablate.index("--heads") + 1] == "out/heads.json"
+    assert show[show.index("--model") + 1] == (model or "lab-6m")
+    assert "L1H2 0.90" in done.out
+    assert "explorer   E" in done.out
+
+
+def test_a_failure_ends_it(headwise):
+    done = headwise("demo", "no/such/folder")  # the command's own error is on the terminal by then
+    assert (done.code, done.err) == (2, "")
+    assert "ablate" not in done.out
