@@ -291,7 +291,9 @@ def report(runs: list[dict[str, Any]], as_json: bool) -> None:
     table: dict[str, dict[str, Any]] = {}
     for name in names:
         for variant in variants:
-            seeds = [seed for kind, seed in by if kind == variant]
+            seeds = [seed for (kind, seed), run in by.items() if kind == variant and name in run]
+            if not seeds:  # the start has not been trained here
+                continue
             values = np.array([by[variant, seed][name] for seed in seeds])
             shared = [seed for seed in seeds if ("random", seed) in by]
             other = np.array([by[variant, seed][name] - by["random", seed][name] for seed in shared])
