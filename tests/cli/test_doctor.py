@@ -31,6 +31,12 @@ def test_torch_is_not_imported():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_the_command_line_is_imported_without_anything_heavy():
+    code = "import headwise.cli.main, sys; print(sorted({'numpy', 'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_the_device_is_what_torch_says():
     import torch
 

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from headwise.cli import options as o
 from headwise.cli.progress import progress
 from headwise.core.errors import HeadwiseError
-from headwise.core.headfile import load_heads
-from headwise.core.heads import HeadSet
 
 if TYPE_CHECKING:
     from headwise.core.documents import DocumentScorer
+    from headwise.core.heads import HeadSet
     from headwise.scale.estimate import Machine
     from headwise.scale.options import ScoreOptions, Summary
     from headwise.scale.ray_runner import RayOptions
@@ -26,6 +25,7 @@ def read_heads(path: Path, top: int | None, share: float) -> HeadSet:
 
     Refused if one of them scored 0: what is left of a choice then is the order of heads (card, section 4).
     """
+    from headwise.core.headfile import load_heads
     from headwise.methods.find.proxy import top_share
 
     scores = load_heads(path)
