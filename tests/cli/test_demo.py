@@ -53,6 +53,11 @@ def test_three_commands_on_one_model(headwise, commands, model):
     assert "explorer   E" in done.out
 
 
+def test_json_is_all_that_is_printed(headwise, commands):
+    done = headwise("demo", "--json")
+    assert json.loads(done.out) == {"heads": ANSWERS["detect"], "ablation": ANSWERS["ablate"], "page": "E"}
+
+
 def test_a_failure_ends_it(headwise):
     done = headwise("demo", "no/such/folder")  # the command's own error is on the terminal by then
     assert (done.code, done.err) == (2, "")

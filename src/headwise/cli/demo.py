@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 
 from headwise.cli import options as o
 
+Say = Callable[[str], None]
 REMOVED = (1, 2, 4, 8, 16)
 LENGTHS, SHORT = ("--lengths", "256,512,1024"), ("--lengths", "512")
 
@@ -22,55 +23,62 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; older ones are replaced.")] = Path(
         "headwise-out/demo"
     ),
+    json: o.Json = False,
 ) -> None:
     """Find the retrieval heads of a model, remove them, and write a page to look at them: a tour of three commands."""
     from headwise.lab import DEFAULT
 
-    started, name = time.perf_counter(), model or DEFAULT
+    started, name, say = time.perf_counter(), model or DEFAULT, _keep_still if json else _say
     heads, ablation, page = (str(output / file) for file in ("heads.json", "ablation.json", "explorer.html"))
     long, short = (LENGTHS, SHORT) if name == DEFAULT else ((), ())  # of other models: what fits, as the commands choose it
-    found = _headwise("detect", name, *long, "--depths", "5", "-o", heads, "--overwrite")
-    _tell_heads(found)
+    found = _headwise(say, "detect", name, *long, "--depths", "5", "-o", heads, "--overwrite")
+    _tell_heads(found, say)
     removed = _headwise(
-        "ablate", name, "--heads", heads, "--top", ",".join(map(str, REMOVED)), *short, "--depths", "2", "--controls", "20",
+        say, "ablate", name, "--heads", heads, "--top", ",".join(map(str, REMOVED)), *short, "--depths", "2", "--controls", "20",
         "-o", ablation, "--overwrite",
     )  # fmt: skip
-    _tell_removal(removed)
-    shown = _headwise("show", heads, ablation, "--html", page, "--model", name)
-    _say(f"\nhead file  {found['head_file']}\nheat map   {found['heat_map']}\ncurves     {removed['picture']}")
-    _say(f"explorer   {shown['page']}  (open it in a browser)")
-    _say(f"done in {time.perf_counter() - started:.0f} s. Next: docs/start.md does this step by step; headwise --help")
+    _tell_removal(removed, say)
+    shown = _headwise(say, "show", heads, ablation, "--html", page, "--model", name)
+    if json:
+        o.print_json({"heads": found, "ablation": removed, "page": shown["page"]})
+    say(f"\nhead file  {found['head_file']}\nheat map   {found['heat_map']}\ncurves     {removed['picture']}")
+    say(f"explorer   {shown['page']}  (open it in a browser)")
+    say(f"done in {time.perf_counter() - started:.0f} s. Next: docs/start.md does this step by step; headwise --help")
 
 
-def _headwise(*arguments: str) -> dict[str, Any]:
+def _headwise(say: Say, *arguments: str) -> dict[str, Any]:
     """Show a command and run it; its error is told by itself, and ends the demo."""
-    _say("$ headwise " + " ".join(arguments))
+    from json import loads
+
+    say("$ headwise " + " ".join(arguments))
     done = subprocess.run([sys.executable, "-m", "headwise", *arguments, "--json"], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise typer.Exit(done.returncode)
-    result: dict[str, Any] = json.loads(done.stdout)
+    result: dict[str, Any] = loads(done.stdout)
     return result
 
 
-def _tell_heads(found: dict[str, Any]) -> None:
-    _say(f"\n  {found['solved']} of {found['runs']} needle questions answered.")
-    _say(
-        f"  {found['over_0.1']} of {found['layers'] * found['heads']} heads copy more than a tenth of the needle. The strongest:"
-    )
-    _say("  " + "   ".join(f"{entry['head']} {entry['score']:.2f}" for entry in found["top"][:8]))
+def _tell_heads(found: dict[str, Any], say: Say) -> None:
+    say(f"\n  {found['solved']} of {found['runs']} needle questions answered.")
+    say(f"  {found['over_0.1']} of {found['layers'] * found['heads']} heads copy more than a tenth of the needle. The strongest:")
+    say("  " + "   ".join(f"{entry['head']} {entry['score']:.2f}" for entry in found["top"][:8]))
     agree = found["split_half_reliability"]  # none if too few questions were answered
-    _say("" if agree is None else f"  Two halves of the runs agree to r = {agree:.3f}.\n")
+    say("" if agree is None else f"  Two halves of the runs agree to r = {agree:.3f}.\n")
 
 
-def _tell_removal(result: dict[str, Any]) -> None:
+def _tell_removal(result: dict[str, Any], say: Say) -> None:
     recall = {(row["kind"], row["k"]): row["mean"] for row in result["summary"] if row["metric"] == "recall"}
-    _say(f"\n  Needle recall without any change: {recall['none', 0]:.2f}")
-    _say("  heads removed   strongest   random (mean of draws)   weakest")
+    say(f"\n  Needle recall without any change: {recall['none', 0]:.2f}")
+    say("  heads removed   strongest   random (mean of draws)   weakest")
     for k in REMOVED:
-        _say(f"  {k:13d}   {recall['top', k]:9.2f}   {recall['random', k]:22.2f}   {recall['bottom', k]:7.2f}")
-    _say("")
+        say(f"  {k:13d}   {recall['top', k]:9.2f}   {recall['random', k]:22.2f}   {recall['bottom', k]:7.2f}")
+    say("")
 
 
 def _say(text: str) -> None:
     typer.echo(text)
     sys.stdout.flush()  # before the next command writes
+
+
+def _keep_still(text: str) -> None:
+    """For --json, which prints nothing else."""
