@@ -33,9 +33,8 @@ from headwise.core.headfile import write_json
 from headwise.families import Loaded, load_model
 from headwise.lab import bundled_model
 from headwise.lab.recipe.corpus import training_books
-from headwise.lab.recipe.facts import FactMaker
-from headwise.lab.recipe.recipes import Phase, Recipe
-from headwise.lab.recipe.train import ENVIRONMENT, build_model, optimizers, training_text
+from headwise.lab.recipe.recipes import RECIPES, Phase, Recipe
+from headwise.lab.recipe.train import ENVIRONMENT, build_model, fact_maker, optimizers, training_text
 from headwise.lab.recipe.train import train as train_lab_model
 from headwise.lab.recipe.world_rows import WorldRows
 from headwise.methods.find.proxy import top_share
@@ -50,8 +49,8 @@ from headwise.scale.thresholds import ChoiceOptions
 VARIANTS = ("score", "random", "longest", "perplexity", "none")
 SHARE = 0.2  # of each domain's tokens, seen twice
 WORDS = (60, 240)  # of a document, evenly on a log scale
-NAMES = 100  # as in the recipe of the bundled world models, whose tokenizer this is
-CONTINUED = {"matrix_rate": 1.5e-3, "other_rate": 8e-4}  # peak learning rates behind a start, as of `world-6m-long`
+NAMES = RECIPES["world-6m"].names  # whose tokenizer this is
+CONTINUED = {name: getattr(RECIPES["world-6m-long"], name) for name in ("matrix_rate", "other_rate")}  # behind a start
 LENGTH, ROWS = 512, 8  # tokens and rows of an update
 SIZES = {"layers": 4, "heads": 8, "kv_heads": 4, "head_dim": 16, "hidden": 128, "ffn": 256, "positions": LENGTH}
 
@@ -139,10 +138,8 @@ def start_model(folder: Path, books: Path, work: Path, updates: int) -> dict[str
     recipe = Recipe(
         **SIZES, rows="world", names=NAMES, phases=(Phase(updates, 8_192, (128,), mix="plain"),), polish=Phase(0, 1, (1,))
     )
-    sample = tokenizer.decode(tokens[:3_000_000].tolist())
-    facts = FactMaker(tokenizer, [sample[i : i + 200_000] for i in range(0, len(sample), 200_000)])
     model = build_model(recipe, tokenizer.get_vocab_size(), bos=0, eos=1, start=None)
-    train_lab_model(recipe, WorldRows(tokenizer, tokens, facts, recipe.seed), model, folder, 100)
+    train_lab_model(recipe, WorldRows(tokenizer, tokens, fact_maker(tokenizer, tokens), recipe.seed), model, folder, 100)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,8 +49,6 @@ def demo(
 
 def _headwise(say: Say, *arguments: str) -> dict[str, Any]:
     """Show a command and run it; its error is told by itself, and ends the demo."""
-    from json import loads
-
     say("$ headwise " + " ".join(arguments))
     done = subprocess.run([sys.executable, "-m", "headwise", *arguments, "--json"], stdout=subprocess.PIPE, text=True)
     if done.returncode:

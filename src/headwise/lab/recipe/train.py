@@ -185,6 +185,12 @@ def training_text(books: Path, work: Path, names: int) -> tuple[Any, np.ndarray]
     return tokenizer, tokens
 
 
+def fact_maker(tokenizer: Any, tokens: np.ndarray) -> FactMaker:
+    """Facts about the words of the first training books."""
+    sample = tokenizer.decode(tokens[:3_000_000].tolist())
+    return FactMaker(tokenizer, [sample[i : i + 200_000] for i in range(0, len(sample), 200_000)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=list(RECIPES), default="lab-6m", help="which recipe")
@@ -200,8 +206,7 @@ def main() -> None:
     recipe, work = RECIPES[options.model], options.work / options.model
     work.mkdir(parents=True, exist_ok=True)
     tokenizer, tokens = training_text(options.books, options.work, recipe.names)
-    sample = tokenizer.decode(tokens[:3_000_000].tolist())
-    facts = FactMaker(tokenizer, [sample[i : i + 200_000] for i in range(0, len(sample), 200_000)])
+    facts = fact_maker(tokenizer, tokens)
     articles = read_wikitext(options.wiki) if options.wiki else ""
     rows: Rows = Mixture(tokenizer, tokens, facts, recipe.seed)
     if recipe.rows == "world":
