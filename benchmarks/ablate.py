@@ -5,28 +5,33 @@ from __future__ import annotations
 import torch
 from common import best_of, hardware, options, show
 
-from headwise.attach import ablate, attached
-from headwise.attach.caches import full_cache
-from headwise.core import HeadSet
-from headwise.engine import Leaf, answer_variants, prefill
-from headwise.evaluate.provenance import stop_ids
-from headwise.families import load_model
-from headwise.lab import bundled_model
-from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
+from headwise.attention import ablate
+from headwise.attention.plan import attached
+from headwise.caches.shared import full_cache
+from headwise.heads import HeadSet
+from headwise.models.load import load_model
+from headwise.models.registry import bundled_model
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, GroupSpec, Task, make_group
+from headwise.prompts.haystack import Haystack, bundled_texts
+from headwise.prompts.needles import bundled_needles
+from headwise.runtime.answer import answer_variants
+from headwise.runtime.runner import Leaf, prefill
+from headwise.runtime.stops import stop_ids
 
 VARIANTS, LENGTH, LIMIT = 50, 1024, 32
 
 
 def main() -> None:
     chosen = options(__doc__)
-    loaded = load_model(str(bundled_model()))
-    encoder = PieceEncoder(loaded.tokenizer)
+    model = load_model(str(bundled_model()))
+    encoder = PieceEncoder(model.tokenizer)
     task = Task(
         bundled_needles("test")[:1], Haystack(bundled_texts(), encoder), NeedleComposer(encoder), GridOptions((LENGTH,), (0.5,))
     )
-    prompt = make_group(GroupSpec(LENGTH, 0, 0), task, loaded.layout.positions).prompts[0]
-    layers, heads = loaded.layout.shape
+    prompt = make_group(GroupSpec(LENGTH, 0, 0), task, model.positions).prompts[0]
+    layers, heads = model.heads.shape
     generator = torch.Generator().manual_seed(0)
     sets = [
         HeadSet.of(
@@ -34,19 +39,19 @@ def main() -> None:
         )
         for n in range(VARIANTS)
     ]
-    enter = lambda variants: ablate(loaded.model, list(variants), scope="answer", answer_from=len(prompt.ids) - 1)  # noqa: E731
+    enter = lambda variants: ablate(model.hf, list(variants), scope="answer", answer_from=len(prompt.ids) - 1)  # noqa: E731
 
     def variants() -> list[object]:
-        with attached(loaded.model):
-            past = full_cache(loaded.model)
-            prefill(loaded.model, past, prompt.ids[:-1])
+        with attached(model.hf):
+            past = full_cache(model.hf)
+            prefill(model.hf, past, prompt.ids[:-1])
             return list(
-                answer_variants(loaded.model, Leaf(0, prompt.ids, past), prompt.gold, sets, enter, stop_ids(loaded), LIMIT)
+                answer_variants(model.hf, Leaf(0, prompt.ids, past), prompt.gold, sets, enter, stop_ids(model), LIMIT)
             )
 
     @torch.no_grad()
     def plain() -> None:
-        loaded.model(input_ids=torch.tensor([prompt.ids]), use_cache=True, logits_to_keep=1)
+        model.hf(input_ids=torch.tensor([prompt.ids]), use_cache=True, logits_to_keep=1)
 
     variants(), plain()
     ours, one = best_of(max(5, chosen.repeats), variants, plain)

@@ -19,13 +19,15 @@ import torch
 from common import hardware, peak_memory, show
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from headwise.attach import KeptCache, Window, attached, compress
-from headwise.attach.groups import Arrival, Growing, Sliding
-from headwise.core import HeadScores
-from headwise.evaluate.compression import size_of
-from headwise.methods.compress.compresskv import CompressKV
-from headwise.methods.compress.controls import Full
-from headwise.methods.compress.snapkv import SnapKV
+from headwise.attention.plan import attached
+from headwise.caches.controls import Full
+from headwise.caches.groups import Arrival, Growing, Sliding, Window
+from headwise.caches.kept_cache import KeptCache, compress
+from headwise.evaluation.compression import size_of
+from headwise.heads import HeadScores
+from headwise.methods.compresskv.press import CompressKV
+from headwise.methods.snapkv.press import SnapKV
+from tests.helpers import with_cache
 
 WINDOW = Window(64, 256)
 PARTS = ("decode", "exclusive", "flat", "prefill")
@@ -97,7 +99,7 @@ class Bench:
     @torch.no_grad()
     def decode(self, cache: Any) -> None:
         for _ in range(self.chosen.tokens):
-            self.model(input_ids=self.one, past_key_values=cache, use_cache=True)
+            self.model(input_ids=self.one, **with_cache(cache), use_cache=True)
 
     def back(self, cache: Any) -> None:
         """Take the round's tokens away again, where a cache can."""
@@ -213,7 +215,7 @@ def prefill(bench: Bench) -> dict[str, Any]:
 
     @torch.no_grad()
     def plain() -> None:
-        bench.model(input_ids=ids, past_key_values=DynamicCache(config=bench.model.config), use_cache=True, logits_to_keep=1)
+        bench.model(input_ids=ids, **with_cache(DynamicCache(config=bench.model.config)), use_cache=True, logits_to_keep=1)
 
     @contextmanager
     def block(name: str) -> Iterator[None]:

@@ -18,20 +18,22 @@ from typing import Any
 import numpy as np
 from common import hardware, show
 
-from headwise.core import HeadScores, load_heads, save_heads
-from headwise.core.headfile import write_json
-from headwise.core.prompt import Prompt
-from headwise.engine import RunDirectory
-from headwise.evaluate.provenance import describe_model
-from headwise.evaluate.statistics import bootstrap_mean
-from headwise.families import Loaded, load_model
-from headwise.lab import bundled_model
-from headwise.lab.properties.lab_models import bundled_names
-from headwise.methods.find.copy import CopyOptions, find_copy_heads
-from headwise.methods.find.semantic import SemanticOptions, find_semantic_heads
-from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
+from headwise.heads import HeadScores, load_heads, save_heads
+from headwise.heads.headfile import write_json
+from headwise.methods.compresskv.semantic import SemanticOptions, find_semantic_heads
+from headwise.methods.copy.run import CopyOptions, find_copy_heads
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.provenance import describe_model
+from headwise.models.registry import bundled_model, bundled_names
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, even_depths
-from headwise.prompts.needles import Needle
+from headwise.prompts.haystack import Haystack, bundled_texts
+from headwise.prompts.needles import Needle, bundled_needles
+from headwise.prompts.prompt import Prompt
+from headwise.runtime.rundir import RunDirectory
+from headwise.stats.paired import bootstrap_mean
 
 PARTS = {"detect": (0.0, 0.6), "test": (0.6, 1.0)}  # of the books, and the names of the needles' two halves
 DEPTHS = 6
@@ -41,12 +43,12 @@ Result = dict[str, Any]
 class Lab:
     """A model, its texts, and what has been found or measured so far."""
 
-    def __init__(self, loaded: Loaded, folder: Path, items: int, seeds: int, length: int, steps: int) -> None:
-        self.loaded, self.folder, self.items, self.seeds, self.length, self.steps = loaded, folder, items, seeds, length, steps
-        self.encoder = PieceEncoder(loaded.tokenizer)
+    def __init__(self, model: Model, folder: Path, items: int, seeds: int, length: int, steps: int) -> None:
+        self.model, self.folder, self.items, self.seeds, self.length, self.steps = model, folder, items, seeds, length, steps
+        self.encoder = PieceEncoder(model.tokenizer)
         self.haystack = Haystack(bundled_texts(), self.encoder)
         self.composer = NeedleComposer(self.encoder)
-        run = describe_model(loaded) | {"items": items, "seeds": seeds, "length": length, "steps": steps}
+        run = describe_model(model) | {"items": items, "seeds": seeds, "length": length, "steps": steps}
         self.cells = RunDirectory(folder, run)
 
     def remembered(self, name: str, measure: Callable[[], Result]) -> Result:
@@ -77,8 +79,8 @@ class Lab:
         """Copy or semantic scores from the needles for detection at six depths; seed: of the windows of text around them."""
         task = self.task("detect", even_depths(DEPTHS), seed)
         if score == "copy":
-            return self.kept(f"copy-{seed}", lambda: find_copy_heads(self.loaded, task, CopyOptions()))
-        return self.kept(f"semantic-{seed}", lambda: find_semantic_heads(self.loaded, task, SemanticOptions()))
+            return self.kept(f"copy-{seed}", lambda: find_copy_heads(self.model, task, CopyOptions()))
+        return self.kept(f"semantic-{seed}", lambda: find_semantic_heads(self.model, task, SemanticOptions()))
 
     def prompts(self, split: str, seed: int, count: int | None = None) -> list[tuple[Prompt, Needle]]:
         """Needle questions in windows of their own, at depths drawn from 0.1 to 0.9."""

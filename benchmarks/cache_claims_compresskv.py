@@ -15,22 +15,24 @@ from cache_claims import Lab, Result, over_seeds, share
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from headwise.attach import View, attached
-from headwise.core import HeadScores, HeadSet
-from headwise.core.prompt import Prompt
-from headwise.engine.allocation import Adaptive, ByHead, ByLayer, Pyramid
-from headwise.evaluate.compression import Candidate, _Reading, _survival, size_of  # one reading for all methods
-from headwise.evaluate.perplexity import text_windows
-from headwise.maths.agreement import top_overlap
-from headwise.methods.compress.adakv import AdaKV
-from headwise.methods.compress.compresskv import CompressKV
-from headwise.methods.compress.controls import Full, Oracle, RandomTokens
-from headwise.methods.compress.headkv import HeadKV
-from headwise.methods.compress.layer_errors import LayerErrors, layer_errors
-from headwise.methods.compress.pyramidkv import PyramidKV
-from headwise.methods.compress.snapkv import SnapKV
-from headwise.methods.compress.streaming_llm import StreamingLLM
-from headwise.methods.test.ablation import AblationOptions, ablation_sweep
+from headwise.attention.plan import attached
+from headwise.caches.allocation import Adaptive, ByHead, ByLayer, Pyramid
+from headwise.caches.controls import Full, Oracle, RandomTokens
+from headwise.caches.kept_layer import View
+from headwise.evaluation.ablation import AblationOptions, ablation_sweep
+from headwise.evaluation.compression import Candidate, _Reading, _survival, size_of  # one reading for all methods
+from headwise.evaluation.perplexity import text_windows
+from headwise.heads import HeadScores, HeadSet
+from headwise.methods.adakv.press import AdaKV
+from headwise.methods.compresskv.layer_errors import LayerErrors, layer_errors
+from headwise.methods.compresskv.press import CompressKV
+from headwise.methods.headkv.press import HeadKV
+from headwise.methods.pyramidkv.press import PyramidKV
+from headwise.methods.snapkv.press import SnapKV
+from headwise.methods.streamingllm.press import StreamingLLM
+from headwise.prompts.prompt import Prompt
+from headwise.stats.agreement import top_overlap
+from tests.helpers import with_cache
 
 FEW = 2  # heads per layer that choose, of 8 (the paper: 4 of 32)
 DRAWS = 3  # sets of random heads, profiles in random order
@@ -94,7 +96,7 @@ def causal(lab: Lab) -> Result:
     for mode in ("zero", "uniform", "mean"):
         for name, these in scores.items():
             options = AblationOptions(TOP, mode, "answer", CONTROLS)
-            rows = ablation_sweep(lab.loaded, these, task, options, means if mode == "mean" else None).summary()
+            rows = ablation_sweep(lab.model, these, task, options, means if mode == "mean" else None).summary()
             for row in rows:
                 if row["metric"] == "exact":
                     key = f"{mode} {row['kind']} {row['k']} " + ("" if row["kind"] == "none" else name)
@@ -110,13 +112,13 @@ class Misgrouped(SnapKV):
 
     def scores(self, view: View) -> Tensor:
         """[B, KV heads, S]."""
-        each, groups = self.head_scores(view, None), view.layout.kv_heads
+        each, groups = self.head_scores(view, None), view.model.heads.kv_heads
         return each.view(each.shape[0], -1, groups, each.shape[-1]).mean(dim=1)
 
 
 def selectors(lab: Lab) -> dict[str, Callable[..., Any]]:
     """Name -> maker of a press from its size."""
-    semantic, copy, shape = lab.heads("semantic"), lab.heads("copy"), lab.loaded.layout.shape
+    semantic, copy, shape = lab.heads("semantic"), lab.heads("copy"), lab.model.heads.shape
     every = HeadSet.of([(i, j) for i in range(shape[0]) for j in range(shape[1])], shape)
     found: dict[str, Callable[..., Any]] = {
         f"semantic {FEW}": lambda **size: CompressKV(semantic, per_layer=FEW, **size),
@@ -180,7 +182,7 @@ def layer_budgets(lab: Lab) -> Result:
     """Claim 5: errors fall with the budget; budgets by errors against even ones at equal total; profiles of two disjoint sets of prompts."""
     press = CompressKV(lab.heads("semantic"), per_layer=FEW, budget=32)
     halves = [measured(lab, press, "detect", seed, (32,)).profile() for seed in (7, 8)]
-    layout, errors = lab.loaded.layout, profile(lab)
+    layout, errors = lab.model, profile(lab)
     result: Result = {"profile": [round(share_, 4) for share_ in errors]}
     result["correlation_of_two_prompt_sets"] = round(float(np.corrcoef(halves)[0, 1]), 4)
     falls = (16, 24, 32, 48, 64, 96, 128, 256)
@@ -192,7 +194,7 @@ def layer_budgets(lab: Lab) -> Result:
         rules = {"by errors": ByLayer(errors), "by errors, no floor": ByLayer(errors, least=0), "pyramid": Pyramid()}
         rules |= {f"random order/{draw}": ByLayer(shuffled(errors, draw)) for draw in range(DRAWS)}
         given = {
-            name: [rule.counts(i, None, mean_budget, press.least + 1, lab.length, layout)[0] for i in layout.full_layers]  # type: ignore[arg-type]
+            name: [rule.counts(i, None, mean_budget, press.least + 1, lab.length, layout)[0] for i in layout.heads.full_layers]  # type: ignore[arg-type]
             for name, rule in rules.items()
         }
         budgets = sorted({mean_budget, *(count for counts in given.values() for count in counts)})
@@ -245,7 +247,7 @@ def profile(lab: Lab) -> tuple[float, ...]:
 def measured(lab: Lab, press: CompressKV, split: str, seed: int, budgets: tuple[int, ...]) -> LayerErrors:
     """Layer errors over the gold answers of as many prompts as there are items."""
     prompts = [prompt for prompt, _ in lab.prompts(split, seed)]
-    return layer_errors(lab.loaded, press, [p.ids for p in prompts], [p.gold for p in prompts], budgets)
+    return layer_errors(lab.model, press, [p.ids for p in prompts], [p.gold for p in prompts], budgets)
 
 
 def oracle(prompt: Prompt, size: float) -> Oracle:
@@ -279,17 +281,17 @@ def measure(lab: Lab, candidates: Sequence[Candidate], seed: int, places: tuple[
     Tokens are right if they are the most probable ones behind the true text: one pass in place of decoding. exact: those of the whole line, its
     full stop included, which the model copies as well; answer: those of the answer alone.
     """
-    model, found = lab.loaded.model, {}
+    model, found = lab.model.hf, {}
     for prompt, _ in lab.prompts("test", seed):
         stop, span = prompt.span("context").stop, prompt.span("answer")
         for place in places:
             read, rest = (prompt.ids, ()) if place == "inside" else (prompt.ids[:stop], prompt.ids[stop:])
             with attached(model):
-                reading = _Reading(lab.loaded, read)
+                reading = _Reading(lab.model, read)
                 for candidate in candidates:
                     cache, logits = reading.compressed(candidate.for_prompt(Prompt(read, {"answer/1": span})))
                     size, held = size_of(cache), list(cache.held_positions().values())
-                    behind = model(input_ids=torch.tensor([[*rest, *prompt.gold[:-1]]]), past_key_values=cache).logits[0]
+                    behind = model(input_ids=torch.tensor([[*rest, *prompt.gold[:-1]]]), **with_cache(cache)).logits[0]
                     said = torch.cat([logits, behind]).argmax(dim=-1)[-len(prompt.gold) :].tolist()
                     own = found.setdefault(
                         (place, candidate.name, candidate.budget),

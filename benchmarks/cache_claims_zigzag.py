@@ -16,17 +16,19 @@ import torch
 from cache_claims import PARTS, Lab, Result, over_seeds, share
 from scipy.stats import spearmanr
 
-from headwise.attach import Window, ablate, attached, compress
-from headwise.attach.gated import gated, last_hidden, streaming_loss
-from headwise.attach.plan import Call
-from headwise.core import HeadScores, HeadSet
-from headwise.evaluate.compression import continuation
-from headwise.evaluate.perplexity import text_windows
-from headwise.maths.gates import binarise, gate_loss, kept_count, rate_factor, strongest
-from headwise.maths.patterns import layer_pattern
-from headwise.methods.compress.duoattention import DuoAttention
-from headwise.methods.find.gates import GateOptions, find_gates
-from headwise.prompts.vault import LabelledText, VaultOptions, vault_texts
+from headwise.attention import ablate
+from headwise.attention.plan import Call, attached
+from headwise.caches.groups import Window
+from headwise.caches.kept_cache import compress
+from headwise.evaluation.compression import continuation
+from headwise.evaluation.perplexity import text_windows
+from headwise.heads import HeadScores, HeadSet
+from headwise.methods.duo.duoattention import DuoAttention
+from headwise.methods.duo.formula import binarise, gate_loss, kept_count, rate_factor, strongest
+from headwise.methods.duo.gated import gated, last_hidden, streaming_loss
+from headwise.methods.duo.gates import GateOptions, find_gates
+from headwise.methods.duo.patterns import layer_pattern
+from headwise.methods.duo.prompts import LabelledText, VaultOptions, vault_texts
 
 SEEN = Window(4, 16)  # what a streaming head sees, while gates are found and in tests
 FOUND_AT, TESTED_AT = (220, 280), 280  # tokens of a text
@@ -73,7 +75,7 @@ class Ruler:
     """Measures patterns on pass-keys of the test words; a pattern is measured once."""
 
     def __init__(self, lab: Lab) -> None:
-        self.lab, self.layout = lab, lab.loaded.layout
+        self.lab, self.layout = lab, lab.model
         self.block = block(texts(lab, "test", 0, (TESTED_AT, TESTED_AT), lab.items))
         self._known: dict[bytes, np.ndarray] = {}
 
@@ -82,7 +84,7 @@ class Ruler:
         """[text] share of its pass-keys that are right."""
         name = np.ascontiguousarray(pattern).tobytes()
         if name not in self._known:
-            model, found = self.lab.loaded.model, []
+            model, found = self.lab.model.hf, []
             with gated(model, torch.tensor(pattern, dtype=torch.float32), SEEN):
                 for start in range(0, len(self.block.ids), ROWS):
                     ids = self.block.ids[start : start + ROWS]
@@ -98,7 +100,7 @@ class Ruler:
     @torch.no_grad()
     def needles(self, pattern: Pattern) -> float:
         """Share of test needles whose whole answer is right, one seed."""
-        model, right = self.lab.loaded.model, []
+        model, right = self.lab.model.hf, []
         with gated(model, torch.tensor(pattern, dtype=torch.float32), SEEN):
             for prompt, _ in self.lab.prompts("test", 0):
                 ids = torch.tensor([[*prompt.ids, *prompt.gold]])
@@ -134,15 +136,15 @@ def gates(lab: Lab, kind: str, seed: int = 0) -> HeadScores:
             found = [
                 LabelledText((*lab.encoder.bos, *row), (False, *[True] * (len(lab.encoder.bos) + len(row) - 1))) for row in rows
             ]
-        return half_gates(lab, found, options) if kind == "half" else find_gates(lab.loaded, found, options)
+        return half_gates(lab, found, options) if kind == "half" else find_gates(lab.model, found, options)
 
     return lab.kept(f"gates-{kind.replace(' ', '-')}-{seed}", find)
 
 
 def half_gates(lab: Lab, found: Sequence[LabelledText], options: GateOptions) -> HeadScores:
     """As DuoAttention's code: gates and AdamW's state in bfloat16. The model and the loss stay float32."""
-    model, layout = lab.loaded.model, lab.loaded.layout
-    trained = torch.nn.Parameter(torch.ones(layout.shape[0], layout.kv_heads, dtype=torch.bfloat16))
+    model, layout = lab.model.hf, lab.model
+    trained = torch.nn.Parameter(torch.ones(layout.heads.shape[0], layout.heads.kv_heads, dtype=torch.bfloat16))
     optimiser = torch.optim.AdamW([trained], lr=options.rate, weight_decay=0.0)
     order = np.random.default_rng([options.seed, 13]).permutation(np.arange(options.steps) % len(found))
     for step, number in enumerate(order):
@@ -156,12 +158,12 @@ def half_gates(lab: Lab, found: Sequence[LabelledText], options: GateOptions) ->
             (loss.distillation + options.penalty * loss.penalty).backward()
         optimiser.step()
     values = trained.detach().double().numpy()
-    return HeadScores(np.repeat(values, layout.shape[1] // layout.kv_heads, axis=1), "gate")
+    return HeadScores(np.repeat(values, layout.heads.shape[1] // layout.heads.kv_heads, axis=1), "gate")
 
 
 def per_kv(lab: Lab, values: np.ndarray, reduce: Callable[..., np.ndarray] = np.mean) -> np.ndarray:
     """[layers, query heads] -> [layers, KV heads]."""
-    return reduce(values.reshape(len(values), lab.loaded.layout.kv_heads, -1), axis=2)
+    return reduce(values.reshape(len(values), lab.model.heads.kv_heads, -1), axis=2)
 
 
 def top(values: np.ndarray, keep: float) -> Pattern:
@@ -169,7 +171,7 @@ def top(values: np.ndarray, keep: float) -> Pattern:
 
 
 def by_layer(lab: Lab, kept: np.ndarray) -> Pattern:
-    return np.repeat(kept[:, None], lab.loaded.layout.kv_heads, axis=1)
+    return np.repeat(kept[:, None], lab.model.heads.kv_heads, axis=1)
 
 
 # Claims
@@ -206,7 +208,7 @@ def gates_find_copying_heads(lab: Lab) -> Result:
 @torch.no_grad()
 def damages(lab: Lab) -> dict[str, np.ndarray]:
     """[layers, KV heads] loss of log-probability of the pass-keys' tokens without one KV head's query heads, and if it alone streams."""
-    model, (layers, heads), kv = lab.loaded.model, lab.loaded.layout.shape, lab.loaded.layout.kv_heads
+    model, (layers, heads), kv = lab.model.hf, lab.model.heads.shape, lab.model.heads.kv_heads
     each = heads // kv
     groups = [(layer, head) for layer in range(layers) for head in range(kv)]
     sets = [HeadSet.of([(layer, each * head + i) for i in range(each)], (layers, heads)) for layer, head in groups]
@@ -249,8 +251,8 @@ def against_profiling(lab: Lab) -> Result:
 @torch.no_grad()
 def mass_outside(lab: Lab, chosen: Sequence[LabelledText], rows: str) -> np.ndarray:
     """[layers, KV heads] mean share of the attention that falls outside of the window."""
-    layout = lab.loaded.layout
-    total = np.zeros((layout.shape[0], layout.kv_heads))
+    layout = lab.model
+    total = np.zeros((layout.heads.shape[0], layout.heads.kv_heads))
 
     def tap(call: Call, text: LabelledText) -> None:
         keys = call.keys[0].repeat_interleave(call.query.shape[1] // call.keys[0].shape[1], dim=1)
@@ -260,13 +262,13 @@ def mass_outside(lab: Lab, chosen: Sequence[LabelledText], rows: str) -> np.ndar
         hidden = (key >= SEEN.sinks) & (query - key >= SEEN.recent)
         asked = slice(None) if rows == "all" else text.places
         outside = (weights * hidden).sum(dim=-1)[0][:, asked].mean(dim=1)
-        total[call.layer] += outside.view(layout.kv_heads, -1).mean(dim=1).double().numpy()
+        total[call.layer] += outside.view(layout.heads.kv_heads, -1).mean(dim=1).double().numpy()
 
     for text in chosen:
-        with attached(lab.loaded.model) as plan:
+        with attached(lab.model.hf) as plan:
             plan.taps.append(partial(tap, text=text))
             try:
-                last_hidden(lab.loaded.model, torch.tensor([text.ids]), text.places[:1])
+                last_hidden(lab.model.hf, torch.tensor([text.ids]), text.places[:1])
             finally:
                 plan.taps.clear()
     return total / len(chosen)
@@ -337,13 +339,13 @@ def precision(lab: Lab) -> Result:
 
 def exclusivity(lab: Lab) -> Result:
     """Claim 6: pass-keys and needles by heads and by whole layers, chosen by each rule, beside random layers."""
-    ruler, full = Ruler(lab), lab.loaded.layout.full_layers
+    ruler, full = Ruler(lab), lab.model.heads.full_layers
     found: dict[str, list[float]] = {}
     layers_of: dict[str, list[list[int]]] = {}
     for seed in range(lab.seeds):
         tables = {kind: per_kv(lab, gates(lab, kind, seed).values)[full] for kind in ("teacher", "layer", "group")}
         rows = [(torch.tensor([text.ids]), text.places) for text in texts(lab, "selection", seed, FOUND_AT, ORDER_TEXTS)]
-        loss = remembered_loss(streaming_loss(lab.loaded.model, rows, SEEN))
+        loss = remembered_loss(streaming_loss(lab.model.hf, rows, SEEN))
         for keep in KEEPS:
             patterns = {"by heads": top(tables["teacher"], keep)}
             for rule, kind in (("Z1", "teacher"), ("Z2", "teacher"), ("Z3", "layer"), ("Z4", "group"), ("Z5", "teacher")):
@@ -370,7 +372,7 @@ def remembered_loss(loss: Callable[[np.ndarray], float]) -> Callable[[np.ndarray
 
 def prefills(lab: Lab) -> Result:
     """Claim 8: the same heads with the three ways to read a prompt; answers are decoded. First: the answer's first token."""
-    model, found = lab.loaded.model, {}
+    model, found = lab.model.hf, {}
     test = block(texts(lab, "test", 0, (TESTED_AT, TESTED_AT), lab.items))
     for keep, mode in itertools.product((0.125, 0.25), ("dense", "chunked", "windowed")):
         for seed in range(lab.seeds):

@@ -17,21 +17,23 @@ import numpy as np
 import torch
 from common import hardware
 
-from headwise.core import HeadScores, HeadSet
-from headwise.engine.passage_reader import Boost, PassageReader
-from headwise.engine.passage_table import PassageTable, measure_passages
-from headwise.evaluate.controls import layer_matched_random
-from headwise.evaluate.metrics import exact_match
-from headwise.evaluate.provenance import stop_ids
-from headwise.evaluate.statistics import bootstrap_mean
-from headwise.families import Loaded, load_model
-from headwise.lab import bundled_model
-from headwise.maths.cafe import passage_shares, relevance, votes
-from headwise.methods.find.evidence import evidence_scores, second_stage
-from headwise.methods.rank.coarse_to_fine import CoarseToFine
-from headwise.prompts.microworld import make_example
+from headwise.heads import HeadScores, HeadSet
+from headwise.methods.cafe.coarse_to_fine import CoarseToFine
+from headwise.methods.cafe.evidence import evidence_scores, second_stage
+from headwise.methods.cafe.formula import passage_shares, relevance, votes
+from headwise.methods.cafe.reader import Boost, PassageReader
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model
 from headwise.prompts.passages import RankingExample
-from headwise.prompts.ranking_data import from_microworld
+from headwise.runtime.passage_table import PassageTable, measure_passages
+from headwise.runtime.stops import stop_ids
+from headwise.stats.controls import layer_matched_random
+from headwise.stats.metrics import exact_match
+from headwise.stats.paired import bootstrap_mean
+from headwise_lab.microworld.registry import make_example
+from headwise_lab.ranking import from_microworld
+from tests.helpers import with_cache
 
 DELTAS = {"0": 0.0, "log 2": math.log(2), "log 5": math.log(5), "log 10": math.log(10), "log 13": math.log(13)} | {
     "log 100": math.log(100),
@@ -68,10 +70,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def questions(loaded: Loaded, split: str, count: int, given: argparse.Namespace) -> list[Question]:
+def questions(model: Model, split: str, count: int, given: argparse.Namespace) -> list[Question]:
     """`count` questions of one hop and of two that fit into the model with their answers."""
-    composer = CoarseToFine(loaded, None, filter=False, reorder=False, steer=False).composer
-    room = loaded.layout.positions or 2**62
+    composer = CoarseToFine(model, None, filter=False, reorder=False, steer=False).composer
+    room = model.positions or 2**62
     found = []
     for hops in (1, 2):
         number, misses, mine = 0, 0, 0
@@ -134,15 +136,15 @@ def measure_recall(table: PassageTable, scores: HeadScores, heads: HeadSet, hops
 class Asker:
     """Answers one question in every way that a claim is about."""
 
-    def __init__(self, loaded: Loaded, method: CoarseToFine, given: argparse.Namespace) -> None:
-        self.loaded, self.method, self.given, self.stop = loaded, method, given, stop_ids(loaded)
+    def __init__(self, model: Model, method: CoarseToFine, given: argparse.Namespace) -> None:
+        self.model, self.method, self.given, self.stop = model, method, given, stop_ids(model)
 
     def read(self, question: Question, kept: Sequence[int]) -> PassageReader:
-        return PassageReader(self.loaded.model, self.method.composer, [question.ranking.passages[i] for i in kept])
+        return PassageReader(self.model.hf, self.method.composer, [question.ranking.passages[i] for i in kept])
 
     def right(self, question: Question, reader: PassageReader, boost: Boost | None = None) -> float:
         ids = reader.answer(question.ranking.query, self.stop, LIMIT, boost)
-        return float(exact_match(self.loaded.tokenizer.decode(ids, skip_special_tokens=True), question.answer))
+        return float(exact_match(self.model.tokenizer.decode(ids, skip_special_tokens=True), question.answer))
 
     def boost(self, chosen: Sequence[int], delta: float, bias_position: str = "post_scale") -> Boost:
         return Boost(tuple(int(i) for i in chosen), delta, self.given.rows, bias_position)
@@ -187,8 +189,8 @@ class Asker:
         found = []
         for given in (None, boost):
             with reader.asking(question.ranking.query, given) as (ids, cache), torch.no_grad():
-                new = torch.tensor([ids[reader.tokens :]], device=self.loaded.model.device)
-                out = self.loaded.model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                new = torch.tensor([ids[reader.tokens :]], device=self.model.hf.device)
+                out = self.model.hf(new, **with_cache(cache), use_cache=True, logits_to_keep=1)
             found.append(out.logits[0, -1].float())
         return float((found[1] - found[0]).abs().mean())
 
@@ -207,25 +209,25 @@ def differences(rows: dict[str, list[float]]) -> None:
 
 def measured(given: argparse.Namespace, note: Callable[[str], None]) -> dict[str, Any]:
     name = str(bundled_model(given.model)) if bundled_model(given.model).is_dir() else given.model
-    loaded = load_model(name)
+    model = load_model(name)
     note("finding coarse heads")
-    training = [q.ranking for q in questions(loaded, "selection", given.detect or given.items, given)]
-    composer = CoarseToFine(loaded, None, filter=False, reorder=False, steer=False).composer
-    coarse_scores = evidence_scores(measure_passages(loaded.model, loaded.layout, composer, training))
+    training = [q.ranking for q in questions(model, "selection", given.detect or given.items, given)]
+    composer = CoarseToFine(model, None, filter=False, reorder=False, steer=False).composer
+    coarse_scores = evidence_scores(measure_passages(model.hf, model, composer, training))
     coarse = coarse_scores.top(given.heads)
     note("finding fine heads")
-    first = CoarseToFine(loaded, coarse, m1=given.m1, steer=False)
+    first = CoarseToFine(model, coarse, m1=given.m1, steer=False)
     kept = [first.coarse(example.query, example.passages).kept for example in training]
-    fine_scores = evidence_scores(measure_passages(loaded.model, loaded.layout, composer, second_stage(training, kept)))
+    fine_scores = evidence_scores(measure_passages(model.hf, model, composer, second_stage(training, kept)))
     fine = fine_scores.top(given.fine_heads)
-    method = CoarseToFine(loaded, coarse, fine, m1=given.m1, m2=given.m2, rows=given.rows)
-    asked = questions(loaded, "test", given.items, given)
+    method = CoarseToFine(model, coarse, fine, m1=given.m1, m2=given.m2, rows=given.rows)
+    asked = questions(model, "test", given.items, given)
     rows: dict[str, list[float]] = defaultdict(list)
     note("recall")
     usable = [q for q in asked if len(q.ranking.gold) < len(q.ranking.passages)]
-    table = measure_passages(loaded.model, loaded.layout, composer, [q.ranking for q in usable], seed=None)
+    table = measure_passages(model.hf, model, composer, [q.ranking for q in usable], seed=None)
     measure_recall(table, coarse_scores, coarse, [q.hops for q in usable], given.m1, rows)
-    asker = Asker(loaded, method, given)
+    asker = Asker(model, method, given)
     for number, question in enumerate(asked):
         note(f"question {number + 1} of {len(asked)}")
         asker.ask(question, number, rows)

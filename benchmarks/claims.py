@@ -11,40 +11,45 @@ import numpy as np
 import torch
 from common import hardware, options, show
 
-from headwise.attach import observe
-from headwise.core import HeadScores
-from headwise.engine import leaves, verify_draft
-from headwise.evaluate.perplexity import plain_windows
-from headwise.families import Loaded, load_model
-from headwise.lab import bundled_model
-from headwise.maths.agreement import gini, pearson, split_half_reliability, top_overlap
+from headwise.attention import observe
+from headwise.evaluation.ablation import AblationOptions, ablation_sweep
+from headwise.evaluation.perplexity import plain_windows
+from headwise.heads import HeadScores
 from headwise.maths.copy import copy_score
-from headwise.methods.find.copy import CopyOptions, find_copy_heads
-from headwise.methods.test.ablation import AblationOptions, ablation_sweep
-from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
+from headwise.methods.copy.run import CopyOptions, find_copy_heads
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, even_depths, group_specs, make_group
+from headwise.prompts.haystack import Haystack, bundled_texts
+from headwise.prompts.needles import bundled_needles
+from headwise.runtime.answer import verify_draft
+from headwise.runtime.runner import leaves
+from headwise.stats.agreement import gini, pearson, split_half_reliability, top_overlap
 
 TOP = (1, 2, 4, 8, 16)
 
 
-def make(loaded: Loaded, split: str, lengths: tuple[int, ...], depths: int) -> Task:
-    encoder = PieceEncoder(loaded.tokenizer)
+def make(model: Model, split: str, lengths: tuple[int, ...], depths: int) -> Task:
+    encoder = PieceEncoder(model.tokenizer)
     grid = GridOptions(lengths, even_depths(depths), part=(0.0, 0.9))
     return Task(bundled_needles(split), Haystack(bundled_texts(), encoder), NeedleComposer(encoder), grid)
 
 
-def untrained_scores(loaded: Loaded, task: Task) -> np.ndarray:
+def untrained_scores(model: Model, task: Task) -> np.ndarray:
     """Scores of a randomly initialised copy. It answers nothing, so the gold answer is taken as what it emits."""
     torch.manual_seed(0)
-    model = type(loaded.model)(loaded.model.config).eval()
+    hf = type(model.hf)(model.hf.config).eval()
     tables = []
-    with observe(model, argmax_only=True) as seen:
+    with observe(hf, argmax_only=True) as seen:
         for spec in group_specs(task.grid, len(task.needles))[:8]:
-            group = make_group(spec, task, loaded.layout.positions)
-            for leaf in leaves(model, [p.ids for p in group.prompts]):
+            group = make_group(spec, task, model.positions)
+            for leaf in leaves(hf, [p.ids for p in group.prompts]):
                 prompt = group.prompts[leaf.index]
                 seen.rows = len(prompt.gold) + 1
-                verify_draft(model, leaf.past, leaf.rest, prompt.gold)
+                verify_draft(hf, leaf.past, leaf.rest, prompt.gold)
                 argmax = seen.argmax[:, 0, :, :-1]
                 tables.append(
                     copy_score(argmax, torch.tensor(prompt.ids), torch.tensor(prompt.gold), prompt.span("answer")).numpy()
@@ -68,11 +73,11 @@ def needles_halves(scores: HeadScores) -> float:
 
 
 def sweep(
-    loaded: Loaded, scores: HeadScores, mode: str, scope: str, depths: int, lengths: tuple[int, ...] = (512,)
+    model: Model, scores: HeadScores, mode: str, scope: str, depths: int, lengths: tuple[int, ...] = (512,)
 ) -> dict[str, Any]:
-    task = make(loaded, "test", lengths, depths)
-    calibration, plain = plain_windows(task, loaded.layout.positions)
-    result = ablation_sweep(loaded, scores, task, AblationOptions(TOP, mode, scope, 20), calibration, plain).to_json()
+    task = make(model, "test", lengths, depths)
+    calibration, plain = plain_windows(task, model.positions)
+    result = ablation_sweep(model, scores, task, AblationOptions(TOP, mode, scope, 20), calibration, plain).to_json()
     rows: dict[str, Any] = {"items": result["items"] if isinstance(result["items"], int) else len(result["items"])}
     for row in result["summary"]:
         key = f"{row['metric']} {row['kind']} {row['k']}"
@@ -87,9 +92,9 @@ def sweep(
 
 def main() -> None:
     chosen = options(__doc__)
-    loaded = load_model(str(bundled_model()))
-    task = make(loaded, "detect", (256, 512, 1024), 10)
-    scores = find_copy_heads(loaded, task, CopyOptions())
+    model = load_model(str(bundled_model()))
+    task = make(model, "detect", (256, 512, 1024), 10)
+    scores = find_copy_heads(model, task, CopyOptions())
     values, frequency = scores.values, scores.frequency
     ranked = scores.ranking()
     result: dict[str, Any] = {
@@ -106,14 +111,14 @@ def main() -> None:
         "always_on": int((frequency == 1).sum()),
         "frequency_below_score": int((frequency < values - 1e-9).sum()),
         "frequent_but_weak": [str(h) for h in ranked if frequency[h] > 0.9 and values[h] < 0.5],
-        "untrained_max": float(untrained_scores(loaded, task).max()),
+        "untrained_max": float(untrained_scores(model, task).max()),
         "few_runs": {str(n): few_runs(scores, n) for n in (1, 5, 20)},
     }
     if "detect" not in chosen.only:
         for mode in ("zero", "uniform", "mean"):
-            result[f"{mode} answer"] = sweep(loaded, scores, mode, "answer", depths=3)
-        result["zero all"] = sweep(loaded, scores, "zero", "all", depths=2)
-        result["zero answer, items of zero all"] = sweep(loaded, scores, "zero", "answer", depths=2)
+            result[f"{mode} answer"] = sweep(model, scores, mode, "answer", depths=3)
+        result["zero all"] = sweep(model, scores, "zero", "all", depths=2)
+        result["zero answer, items of zero all"] = sweep(model, scores, "zero", "answer", depths=2)
     show(result | {"hardware": hardware()}, chosen.json)
 
 

@@ -18,16 +18,24 @@ import torch
 from common import best_of, hardware, options, peak_memory, show
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from headwise.attach import attached, observe
-from headwise.attach.caches import fork
-from headwise.core import Prompt, Span
-from headwise.engine import Leaf, decode_one, leaves, traced_answer, verify_draft
-from headwise.evaluate.provenance import stop_ids
-from headwise.families import layout_of, load_model
-from headwise.lab import bundled_model
+from headwise.attention import observe
+from headwise.attention.plan import attached
+from headwise.caches.shared import fork
 from headwise.maths.copy import copy_hits
-from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
+from headwise.models.load import load_model
+from headwise.models.model import as_model
+from headwise.models.registry import bundled_model
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, GroupSpec, Task, even_depths, make_group
+from headwise.prompts.haystack import Haystack, bundled_texts
+from headwise.prompts.needles import bundled_needles
+from headwise.prompts.prompt import Prompt, Span
+from headwise.runtime.answer import verify_draft
+from headwise.runtime.greedy import decode_one
+from headwise.runtime.runner import Leaf, leaves
+from headwise.runtime.stops import stop_ids
+from headwise.runtime.traced import traced_answer
 
 DEPTHS, LIMIT = 10, 50
 Case = tuple[Any, list[Prompt], frozenset[int]]
@@ -70,18 +78,18 @@ def own_answer(model: Any, leaf: Leaf, length: int) -> tuple[int, ...]:
 
 
 def lab_case(length: int = 1024) -> Case:
-    loaded = load_model(str(bundled_model()))
-    encoder = PieceEncoder(loaded.tokenizer)
+    model = load_model(str(bundled_model()))
+    encoder = PieceEncoder(model.tokenizer)
     needles = bundled_needles("detect")[3:4]
     task = Task(needles, Haystack(bundled_texts(), encoder), NeedleComposer(encoder), GridOptions((length,), even_depths(DEPTHS)))
-    group = make_group(GroupSpec(length, 0, 0), task, loaded.layout.positions)
-    return loaded.model, list(group.prompts), stop_ids(loaded)
+    group = make_group(GroupSpec(length, 0, 0), task, model.positions)
+    return model.hf, list(group.prompts), stop_ids(model)
 
 
 def ours(case: Case) -> list[tuple[tuple[int, ...], torch.Tensor]]:
     """Emitted ids and hits [L, H, T] of every prompt."""
     model, prompts, stop = case
-    hybrid, found = layout_of(model).is_hybrid, {}
+    hybrid, found = as_model(model).is_hybrid, {}
     with observe(model, argmax_only=True) as seen:
         for leaf in leaves(model, [p.ids for p in prompts]):
             prompt = prompts[leaf.index]

@@ -21,12 +21,13 @@ import torch
 from common import best_of, hardware, show
 from stream import overhead
 
-from headwise.core import HeadSet
-from headwise.core.documents import Encoded
-from headwise.engine.document_batches import batches_of, windows_of
-from headwise.families import Loaded, layout_of, silence_in_weights
-from headwise.methods.select.influence import AttentionInfluence
-from headwise.testing import character_tokenizer
+from headwise.corpus.documents import Encoded
+from headwise.heads import HeadSet
+from headwise.methods.influence.batches import batches_of, windows_of
+from headwise.methods.influence.scorer import AttentionInfluence
+from headwise.models.model import Model
+from headwise.models.weights import silence_in_weights
+from headwise.testing.tokenizers import character_tokenizer
 
 DEPTH, SHARE = 0.4, 0.05  # of the first changed layer; of heads
 MEDIAN, SPREAD, LONGEST = 300, 0.9, 2048  # tokens; standard deviation of their logarithm
@@ -35,7 +36,7 @@ FILE_ORDER = 8  # documents per batch of the plain loop
 Batch = list[Encoded]
 
 
-def random_llama(layers: int, width: int, vocabulary: int) -> Loaded:
+def random_llama(layers: int, width: int, vocabulary: int) -> Model:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -53,14 +54,14 @@ def random_llama(layers: int, width: int, vocabulary: int) -> Loaded:
     model = LlamaForCausalLM(config).eval()
     tokenizer = character_tokenizer()
     tokenizer.bos_token = None  # plain ids are compared
-    return Loaded(model, tokenizer, layout_of(model))
+    return Model(model, tokenizer)
 
 
-def heads_from(loaded: Loaded) -> HeadSet:
+def heads_from(model: Model) -> HeadSet:
     """5 % of the heads, spread over the layers from 40 % of the depth on."""
-    layers, heads = loaded.layout.shape
+    layers, heads = model.heads.shape
     first, count = math.ceil(DEPTH * layers), math.ceil(SHARE * layers * heads)
-    return HeadSet.of([(first + i % (layers - first), (3 * i) % heads) for i in range(count)], loaded.layout.shape)
+    return HeadSet.of([(first + i % (layers - first), (3 * i) % heads) for i in range(count)], model.heads.shape)
 
 
 def documents(count: int, vocabulary: int) -> Batch:
@@ -106,26 +107,26 @@ def forward(model: torch.nn.Module, batches: Sequence[Batch]) -> None:
 
 def speed(repeats: int, count: int, layers: int, width: int, vocabulary: int) -> dict[str, object]:
     """The three ratios, and what they were measured on."""
-    loaded, texts = random_llama(layers, width, vocabulary), documents(count, vocabulary)
-    heads = heads_from(loaded)
-    reference = copy.deepcopy(loaded.model)
+    model, texts = random_llama(layers, width, vocabulary), documents(count, vocabulary)
+    heads = heads_from(model)
+    reference = copy.deepcopy(model.hf)
     silence_in_weights(reference, heads, "uniform")
-    scorer = AttentionInfluence(loaded, heads)
+    scorer = AttentionInfluence(model, heads)
     rows, buckets = in_file_order(texts), by_length(texts, scorer.tokens_per_batch)
 
     def two_passes(batches: list[Batch]) -> list[list[float]]:
-        return [plain_losses(model, batches) for model in (loaded.model, reference)]
+        return [plain_losses(hf, batches) for hf in (model.hf, reference)]
 
     ours, plain = scorer.score(texts), two_passes(rows)
     worst = max(
         max(abs(row.loss_base - a), abs(row.loss_ref - b)) for row, a, b in zip(ours, *plain, strict=True)
     )  # the first run of each also warms up
-    forward(loaded.model, buckets)
+    forward(model.hf, buckets)
     times = best_of(
         repeats, lambda: scorer.score(texts), lambda: two_passes(rows), lambda: two_passes(buckets),
-        lambda: plain_losses(loaded.model, buckets), lambda: forward(loaded.model, buckets),
+        lambda: plain_losses(model.hf, buckets), lambda: forward(model.hf, buckets),
     )  # fmt: skip
-    body, top = sum(p.numel() for p in loaded.model.model.layers.parameters()), loaded.model.lm_head.weight.numel()
+    body, top = sum(p.numel() for p in model.hf.model.layers.parameters()), model.hf.lm_head.weight.numel()
     tokens = sum(len(text.ids) for text in texts)
     return {
         "vs_two_pass": times[1] / times[0],

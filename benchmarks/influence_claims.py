@@ -14,16 +14,18 @@ import numpy as np
 import torch
 from common import hardware, show
 
-from headwise.core import HeadScores, HeadSet, HeadwiseError
-from headwise.evaluate.controls import layer_matched_random
-from headwise.families import Loaded, load_model
-from headwise.lab import bundled_model
-from headwise.maths.ranks import auc, ranks_within, spearman
-from headwise.methods.find.proxy import ProxyScoring, proxy_scores, top_share
-from headwise.methods.select.influence import AttentionInfluence
-from headwise.prompts import PieceEncoder, bundled_texts
-from headwise.prompts.microworld import make_example
-from headwise.prompts.proxy import ProxyOptions, ProxyPrompts
+from headwise.heads import HeadScores, HeadSet, HeadwiseError
+from headwise.methods.influence.prompts import ProxyOptions, ProxyPrompts
+from headwise.methods.influence.proxy import ProxyScoring, proxy_scores, top_share
+from headwise.methods.influence.scorer import AttentionInfluence
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.haystack import bundled_texts
+from headwise.stats.controls import layer_matched_random
+from headwise.stats.ranks import auc, ranks_within, spearman
+from headwise_lab.microworld.registry import make_example
 
 WITH, WITHOUT, REPEATS = ("late_reference", "key_value"), "no_reference", ("duplicate", "boilerplate")
 LENGTHS = (64, 128, 256, 512)  # tokens, claim 4
@@ -43,18 +45,18 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_heads(loaded: Loaded, samples: int, seed: int, least_accuracy: float = 0.0) -> HeadScores:
+def find_heads(model: Model, samples: int, seed: int, least_accuracy: float = 0.0) -> HeadScores:
     """Proxy scores of all heads. By default of any model: the bundled ones write few of these answers out in full without a mistake."""
     sizes = ProxyOptions(length=512, samples=samples, key_length=8, value_tokens=12, seed=seed)
-    prompts = ProxyPrompts(bundled_texts(), PieceEncoder(loaded.tokenizer), sizes)
-    return proxy_scores(loaded, prompts, ProxyScoring(least_accuracy=least_accuracy))
+    prompts = ProxyPrompts(bundled_texts(), PieceEncoder(model.tokenizer), sizes)
+    return proxy_scores(model, prompts, ProxyScoring(least_accuracy=least_accuracy))
 
 
-def detection(loaded: Loaded, scores: HeadScores, samples: int, seed: int) -> dict[str, Any]:
+def detection(model: Model, scores: HeadScores, samples: int, seed: int) -> dict[str, Any]:
     """Claim 1: the strongest heads are far above the median; a model that was never trained is refused."""
     chosen = top_share(scores)
     torch.manual_seed(seed)
-    untrained = loaded._replace(model=type(loaded.model)(loaded.model.config).eval())
+    untrained = model._replace(model=type(model.hf)(model.hf.config).eval())
     few = max(4, samples // 8)
     return {
         "accuracy": scores.provenance["accuracy"],
@@ -84,16 +86,16 @@ def documents(count: int, words: int, seed: int) -> dict[str, list[str]]:
     }
 
 
-def score(loaded: Loaded, heads: HeadSet, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def score(model: Model, heads: HeadSet, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores, base losses, lengths in tokens; every document is ranked, however short."""
-    scorer = AttentionInfluence(loaded, heads, least_tokens=0)
+    scorer = AttentionInfluence(model, heads, least_tokens=0)
     rows = scorer.score(scorer.encode(texts))
     return tuple(np.array([getattr(row, name) for row in rows]) for name in ("score", "loss_base", "n_tokens"))  # type: ignore[return-value]
 
 
-def separation(loaded: Loaded, heads: HeadSet, texts: dict[str, list[str]]) -> dict[str, float]:
+def separation(model: Model, heads: HeadSet, texts: dict[str, list[str]]) -> dict[str, float]:
     """AUC of each kind against documents without references, and the mean score of each kind."""
-    found = {kind: score(loaded, heads, texts[kind])[0] for kind in KINDS}
+    found = {kind: score(model, heads, texts[kind])[0] for kind in KINDS}
     none = found[WITHOUT]
     result = {f"auc {kind}": auc(found[kind], none) for kind in KINDS if kind != WITHOUT}
     result["auc both"] = auc(np.concatenate([found[kind] for kind in WITH]), none)
@@ -103,17 +105,17 @@ def separation(loaded: Loaded, heads: HeadSet, texts: dict[str, list[str]]) -> d
     return result
 
 
-def perplexity_separation(loaded: Loaded, heads: HeadSet, texts: dict[str, list[str]]) -> dict[str, float]:
+def perplexity_separation(model: Model, heads: HeadSet, texts: dict[str, list[str]]) -> dict[str, float]:
     """What the plain loss separates, both ways round: the baseline that needs no heads."""
-    losses = {kind: score(loaded, heads, texts[kind])[1] for kind in KINDS}
+    losses = {kind: score(model, heads, texts[kind])[1] for kind in KINDS}
     return {f"auc lower loss, {kind}": auc(-losses[kind], -losses[WITHOUT]) for kind in KINDS if kind != WITHOUT}
 
 
-def lengths(loaded: Loaded, heads: HeadSet, count: int, seed: int) -> dict[str, Any]:
+def lengths(model: Model, heads: HeadSet, count: int, seed: int) -> dict[str, Any]:
     """Claim 4: late-reference documents of several lengths, whole ones and one text cut to each length."""
-    room = loaded.layout.positions or LENGTHS[-1]
+    room = model.positions or LENGTHS[-1]
     kept = [length for length in LENGTHS if length <= room]
-    encoder = PieceEncoder(loaded.tokenizer)
+    encoder = PieceEncoder(model.tokenizer)
     whole, cut = list[str](), dict[int, list[str]]()
     for i in range(count):
         rng = np.random.default_rng([seed, 99, i])
@@ -124,7 +126,7 @@ def lengths(loaded: Loaded, heads: HeadSet, count: int, seed: int) -> dict[str, 
         )
         for length in kept:
             cut.setdefault(length, []).append(encoder.decode(ids[:length]))
-    scores, _, tokens = score(loaded, heads, whole)
+    scores, _, tokens = score(model, heads, whole)
     strata = np.searchsorted(np.quantile(tokens, np.arange(1, 10) / 10), tokens)
     before, after = spearman(scores, tokens), spearman(ranks_within(scores, strata), tokens)
     return {
@@ -133,29 +135,29 @@ def lengths(loaded: Loaded, heads: HeadSet, count: int, seed: int) -> dict[str, 
         "spearman_before": before,
         "spearman_within_10_strata": after,
         "removed": 1 - abs(after) / abs(before) if before else float("nan"),
-        **{f"mean cut to {length}": float(score(loaded, heads, texts)[0].mean()) for length, texts in cut.items()},
+        **{f"mean cut to {length}": float(score(model, heads, texts)[0].mean()) for length, texts in cut.items()},
     }
 
 
 def main() -> None:
     chosen = options()
-    loaded = load_model(str(bundled_model(chosen.model)))
-    scores = find_heads(loaded, chosen.samples, chosen.seed)
+    model = load_model(str(bundled_model(chosen.model)))
+    scores = find_heads(model, chosen.samples, chosen.seed)
     heads = top_share(scores)
     texts = documents(chosen.documents, chosen.words, chosen.seed)
-    top = separation(loaded, heads, texts)
+    top = separation(model, heads, texts)
     pools = {"random heads": ~np.isnan(scores.values), "random heads that do not copy": scores.values < COPIES}
     result: dict[str, Any] = {"model": chosen.model, "documents": chosen.documents, "words": chosen.words, "draws": chosen.draws}
-    result |= {f"1 {name}": value for name, value in detection(loaded, scores, chosen.samples, chosen.seed).items()}
+    result |= {f"1 {name}": value for name, value in detection(model, scores, chosen.samples, chosen.seed).items()}
     result |= {f"2, 3 {name}": value for name, value in top.items()}
     for pool, mask in pools.items():
         drawn = (layer_matched_random(heads, mask, [chosen.seed, draw]) for draw in range(chosen.draws))
-        draws = [separation(loaded, random, texts) for random in drawn]
+        draws = [separation(model, random, texts) for random in drawn]
         for name in top:
             found = np.array([draw[name] for draw in draws])
             result[f"2, 3 {name}, {pool}"] = f"{found.mean():.3f} ± {found.std():.3f}, {found.min():.3f} to {found.max():.3f}"
-    result |= {f"2 {name}": value for name, value in perplexity_separation(loaded, heads, texts).items()}
-    result |= {f"4 {name}": value for name, value in lengths(loaded, heads, chosen.documents, chosen.seed).items()}
+    result |= {f"2 {name}": value for name, value in perplexity_separation(model, heads, texts).items()}
+    result |= {f"4 {name}": value for name, value in lengths(model, heads, chosen.documents, chosen.seed).items()}
     show(result | {"hardware": hardware()}, chosen.json)
 
 

@@ -29,22 +29,25 @@ import torch
 from common import hardware
 from influence_claims import KINDS, REPEATS, find_heads
 
-from headwise.core.headfile import write_json
-from headwise.families import Loaded, load_model
-from headwise.lab import bundled_model
-from headwise.lab.recipe.corpus import training_books
-from headwise.lab.recipe.recipes import RECIPES, Phase, Recipe
-from headwise.lab.recipe.train import ENVIRONMENT, build_model, fact_maker, optimizers, training_text
-from headwise.lab.recipe.train import train as train_lab_model
-from headwise.lab.recipe.world_rows import WorldRows
-from headwise.methods.find.proxy import top_share
-from headwise.methods.select.influence import AttentionInfluence
-from headwise.prompts import PieceEncoder, bundled_texts
-from headwise.prompts.microworld import Example, make_example, to_prompt
-from headwise.scale.choose import choose
-from headwise.scale.options import ScoreOptions
-from headwise.scale.score_files import score_files
-from headwise.scale.thresholds import ChoiceOptions
+from headwise.corpus.choose import choose
+from headwise.corpus.options import ScoreOptions
+from headwise.corpus.score_files import score_files
+from headwise.corpus.thresholds import ChoiceOptions
+from headwise.heads.headfile import write_json
+from headwise.methods.influence.proxy import top_share
+from headwise.methods.influence.scorer import AttentionInfluence
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.haystack import bundled_texts
+from headwise.prompts.turns import Example, to_prompt
+from headwise_lab.microworld.registry import make_example
+from headwise_lab.recipe.corpus import training_books
+from headwise_lab.recipe.recipes import RECIPES, Phase, Recipe
+from headwise_lab.recipe.train import ENVIRONMENT, build_model, fact_maker, optimizers, training_text
+from headwise_lab.recipe.train import train as train_lab_model
+from headwise_lab.recipe.world_rows import WorldRows
 
 VARIANTS = ("score", "random", "longest", "perplexity", "none")
 SHARE = 0.2  # of each domain's tokens, seen twice
@@ -112,8 +115,8 @@ def book_passages(books: Path) -> Iterator[str]:
 
 
 def make_scorer(selector: str, samples: int, device: str) -> AttentionInfluence:
-    loaded = load_model(str(bundled_model(selector)), device)
-    return AttentionInfluence(loaded, top_share(find_heads(loaded, samples, 0)))
+    model = load_model(str(bundled_model(selector)), device)
+    return AttentionInfluence(model, top_share(find_heads(model, samples, 0)))
 
 
 def chosen_rows(folder: Path, variant: str, seed: int) -> np.ndarray:
@@ -155,19 +158,19 @@ def stream(documents: list[list[int]], chosen: np.ndarray, tokens: int, seed: in
 
 
 def train(
-    loaded: Loaded, ids: np.ndarray, seed: int, device: str, start: dict[str, torch.Tensor] | None
+    model: Model, ids: np.ndarray, seed: int, device: str, start: dict[str, torch.Tensor] | None
 ) -> tuple[Any, float, float]:
-    """(model, seconds, mean loss of the last tenth of updates)."""
+    """(hf, seconds, mean loss of the last tenth of updates)."""
     steps = len(ids) // (LENGTH * ROWS)
     recipe = Recipe(
         **SIZES, seed=seed, warmup=max(1, steps // 20), phases=(Phase(steps, LENGTH * ROWS, (LENGTH,)),), polish=Phase(0, 1, (1,)),
         **({} if start is None else CONTINUED),
     )  # fmt: skip
-    tokenizer = loaded.tokenizer
-    model = build_model(recipe, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, None).to(device).train()
+    tokenizer = model.tokenizer
+    hf = build_model(recipe, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, None).to(device).train()
     if start is not None:
-        model.load_state_dict(start)
-    steppers = optimizers(model, recipe)
+        hf.load_state_dict(start)
+    steppers = optimizers(hf, recipe)
     peaks = [stepper.param_groups[0]["lr"] for stepper in steppers]
     batches = torch.from_numpy(ids[: steps * LENGTH * ROWS].reshape(steps, ROWS, LENGTH))
     started, losses = time.perf_counter(), []
@@ -176,16 +179,16 @@ def train(
         for stepper, peak in zip(steppers, peaks, strict=True):
             stepper.param_groups[0]["lr"] = peak * recipe.rate(step)
         with torch.autocast(device, torch.bfloat16):
-            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+            logits = hf(input_ids=batch, use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(hf.parameters(), 1.0)
         for stepper in steppers:
             stepper.step()
             stepper.zero_grad(set_to_none=True)
         losses.append(loss.item())  # no tensor: one that stays between steps would split the freed blocks, and memory would grow
     last = float(np.mean(losses[-max(1, steps // 10) :]))
-    return model.eval(), time.perf_counter() - started, last
+    return hf.eval(), time.perf_counter() - started, last
 
 
 # Measuring
@@ -194,9 +197,9 @@ Item = tuple[list[int], list[bool]]
 """Ids of a text, and which of them are judged as predictions."""
 
 
-def test_items(loaded: Loaded, count: int) -> dict[str, list[Item]]:
+def test_items(model: Model, count: int) -> dict[str, list[Item]]:
     """Texts of the test split and of held-out books: what is judged is what can only be known from the text itself, and all of running text."""
-    encoder = PieceEncoder(loaded.tokenizer)
+    encoder = PieceEncoder(model.tokenizer)
     bos, rng = list(encoder.bos), np.random.default_rng(2)
     items: dict[str, list[Item]] = {"no_reference": [], "books": [], "repeats": []}
     for kind in ("late_reference", "key_value"):
@@ -212,7 +215,7 @@ def test_items(loaded: Loaded, count: int) -> dict[str, list[Item]]:
         book = bundled_texts()[i % 3]
         start = int(rng.integers(len(book) - 3000))
         items["books"].append(whole([*bos, *encoder.encode(book[start : start + 3000])][: LENGTH // 2]))
-        unit = rng.integers(259, len(loaded.tokenizer), size=100).tolist()
+        unit = rng.integers(259, len(model.tokenizer), size=100).tolist()
         items["repeats"].append((bos + unit + unit, [False] * (len(bos) + 101) + [True] * 99))
     return {name: [(ids[:LENGTH], judged[:LENGTH]) for ids, judged in found] for name, found in items.items()}
 
@@ -250,7 +253,7 @@ def measure(model: Any, items: dict[str, list[Item]]) -> dict[str, float]:
 
 
 def one_run(
-    folder: Path, variant: str, seed: int, tokens: int, loaded: Loaded, documents: list[list[int]], items: dict[str, list[Item]],
+    folder: Path, variant: str, seed: int, tokens: int, model: Model, documents: list[list[int]], items: dict[str, list[Item]],
     device: str, start: dict[str, torch.Tensor] | None,
 ) -> None:  # fmt: skip
     path = folder / "runs" / f"{variant}-{seed}.json"
@@ -258,23 +261,23 @@ def one_run(
         return
     chosen = chosen_rows(folder, variant, seed)
     ids = stream(documents, chosen, tokens, seed)
-    model, seconds, loss = train(loaded, ids, seed, device, start)
-    sizes = {"parameters": sum(p.numel() for p in model.parameters()), "tokens": len(ids), "seconds": round(seconds, 1)}
+    hf, seconds, loss = train(model, ids, seed, device, start)
+    sizes = {"parameters": sum(p.numel() for p in hf.parameters()), "tokens": len(ids), "seconds": round(seconds, 1)}
     twice = {"chosen_documents": int(chosen.sum()), "chosen_tokens": sum(len(documents[i]) for i in np.flatnonzero(chosen))}
-    result = {"variant": variant, "seed": seed, **sizes, **twice, "training loss": loss, **measure(model, items)}
+    result = {"variant": variant, "seed": seed, **sizes, **twice, "training loss": loss, **measure(hf, items)}
     write_json(result, path)
     print(f"{variant}, seed {seed}: {seconds:.0f} s, loss {loss:.3f}", flush=True)
 
 
-def measure_start(folder: Path, loaded: Loaded, items: dict[str, list[Item]], start: dict[str, torch.Tensor] | None) -> None:
-    """The model that all others begin with, as a row of its own."""
+def measure_start(folder: Path, model: Model, items: dict[str, list[Item]], start: dict[str, torch.Tensor] | None) -> None:
+    """The hf that all others begin with, as a row of its own."""
     path = folder / "runs" / "start-0.json"
     if start is None or path.exists():
         return
-    tokenizer = loaded.tokenizer
-    model = build_model(Recipe(**SIZES), len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, None)
-    model.load_state_dict(start)
-    write_json({"variant": "start", "seed": 0, "chosen_documents": 0, "chosen_tokens": 0, **measure(model.eval(), items)}, path)
+    tokenizer = model.tokenizer
+    hf = build_model(Recipe(**SIZES), len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, None)
+    hf.load_state_dict(start)
+    write_json({"variant": "start", "seed": 0, "chosen_documents": 0, "chosen_tokens": 0, **measure(hf.eval(), items)}, path)
 
 
 # Reporting
@@ -332,8 +335,8 @@ def main() -> None:
     if known.exists() and json.loads(known.read_text()) != json.loads(json.dumps(setting)):
         raise SystemExit(f"{folder} belongs to another setting: {known.read_text()}")
     write_json(setting, known, overwrite=True)
-    loaded = load_model(str(bundled_model(given.selector)))  # for its tokenizer: all models of this experiment share it
-    encoder = PieceEncoder(loaded.tokenizer)
+    model = load_model(str(bundled_model(given.selector)))  # for its tokenizer: all models of this experiment share it
+    encoder = PieceEncoder(model.tokenizer)
     corpus = folder / "corpus.jsonl.gz"
     make_corpus(corpus, given.books, int(given.tokens / (1 + SHARE)), kinds, encoder)
     score_files(
@@ -342,12 +345,12 @@ def main() -> None:
     )  # fmt: skip
     with gzip.open(corpus, "rt") as file:
         documents = [[*encoder.bos, *encoder.encode(json.loads(line)["text"])] for line in file]
-    items = test_items(loaded, given.items)
+    items = test_items(model, given.items)
     start = start_model(folder / "start", given.books, given.work, given.start)
-    measure_start(folder, loaded, items, start)
+    measure_start(folder, model, items, start)
     for seed in range(given.seeds):
         for variant in given.variants.split(","):
-            one_run(folder, variant, seed, given.tokens, loaded, documents, items, given.device, start)
+            one_run(folder, variant, seed, given.tokens, model, documents, items, given.device, start)
     report([json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))], given.json)
 
 

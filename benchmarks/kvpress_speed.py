@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, __version__
 
+from tests.helpers import with_cache
+
 
 def model_of(chosen: argparse.Namespace) -> Any:
     torch.manual_seed(0)
@@ -29,8 +31,8 @@ def block(chosen: argparse.Namespace, model: Any) -> Any:
     """The open press of one side. Both keep the same share, with the same window and kernel, and no sinks."""
     ratio = 1 - chosen.share
     if chosen.side == "headwise":
-        from headwise.methods.compress.adakv import AdaKV
-        from headwise.methods.compress.snapkv import SnapKV
+        from headwise.methods.adakv.press import AdaKV
+        from headwise.methods.snapkv.press import SnapKV
 
         kind = AdaKV if chosen.method == "adakv" else SnapKV
         return kind(compression_ratio=ratio, window=64, kernel=5, sinks=0)(model)
@@ -44,18 +46,18 @@ def block(chosen: argparse.Namespace, model: Any) -> Any:
 def once(chosen: argparse.Namespace, model: Any, ids: torch.Tensor) -> dict[str, float]:
     """Seconds of a plain prefill and of one with scoring, seconds per decoded token, and bytes held."""
     started = time.perf_counter()
-    model.model(input_ids=ids, past_key_values=DynamicCache(config=model.config), use_cache=True)
+    model.model(input_ids=ids, **with_cache(DynamicCache(config=model.config)), use_cache=True)
     plain = time.perf_counter() - started
     with block(chosen, model) as kept:
         cache = kept if chosen.side == "headwise" else DynamicCache(config=model.config)
         started = time.perf_counter()
-        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=ids, **with_cache(cache), use_cache=True, logits_to_keep=1)
         prefill = time.perf_counter() - started
         held = cache.nbytes if chosen.side == "headwise" else sum(2 * layer.keys.nbytes for layer in cache.layers)
         started = time.perf_counter()
         for i in range(chosen.tokens):
             place = torch.tensor([[ids.shape[1] + i]])
-            model(input_ids=ids[:, :1], past_key_values=cache, position_ids=place, use_cache=True)
+            model(input_ids=ids[:, :1], **with_cache(cache), position_ids=place, use_cache=True)
         decode = (time.perf_counter() - started) / chosen.tokens
     return {"plain": plain, "prefill": prefill, "decode": decode, "bytes": held}
 

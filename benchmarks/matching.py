@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from common import hardware, show
 
-from headwise.families import Loaded, load_model
-from headwise.lab import bundled_model
-from headwise.lab.properties.lab_models import bundled_names
-from headwise.prompts import PieceEncoder
-from headwise.prompts.microworld.facts import Fact, Page, Scene
-from headwise.prompts.microworld.relations import relations
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model, bundled_names
+from headwise.prompts.encoder import PieceEncoder
+from headwise_lab.microworld.facts import Fact, Page, Scene
+from headwise_lab.microworld.relations import relations
 
 FACTS, ASKED = 6, 3
 LINKS = (("", ""), (":", ":"), ("", " has"), (" has", ""), (" has", " has"), (" is", " goes with the"))
@@ -30,9 +30,9 @@ def facts_of(scene: Scene) -> list[Fact]:
 
 
 @torch.no_grad()
-def right(loaded: Loaded, encoder: PieceEncoder, text: str, value: str) -> float:
+def right(model: Model, encoder: PieceEncoder, text: str, value: str) -> float:
     ids = [*encoder.bos, *encoder.encode(text)]
-    logits = loaded.model(torch.tensor([ids])).logits[0, -1]
+    logits = model.hf(torch.tensor([ids])).logits[0, -1]
     return float(int(logits.argmax()) == encoder.encode(" " + value)[0])
 
 
@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=50, help="texts per form, three questions each")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    loaded = load_model(str(bundled_model(chosen.model)) if chosen.model in bundled_names() else chosen.model)
-    encoder = PieceEncoder(loaded.tokenizer)
+    model = load_model(str(bundled_model(chosen.model)) if chosen.model in bundled_names() else chosen.model)
+    encoder = PieceEncoder(model.tokenizer)
     found: dict[str, list[float]] = {}
     for item in range(chosen.items):
         rng = np.random.default_rng([31, item])
@@ -63,7 +63,7 @@ def main() -> None:
             asked = "".join(piece.text for piece in page.question(int(which) + 1))
             texts["sentences then question"] = f"{told}\nQuestion:{asked}\nAnswer:"
             for form, text in texts.items():
-                found.setdefault(form, []).append(right(loaded, encoder, text, value))
+                found.setdefault(form, []).append(right(model, encoder, text, value))
     shares = {form: round(float(np.mean(values)), 3) for form, values in found.items()}
     show(
         {

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from common import best_of, hardware, options, show
 
-from headwise.core import HeadScores
+from headwise.heads import HeadScores
 from headwise.report.explorer import write_explorer
 from headwise.report.page.shell import Html, document
 

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 from common import hardware, show
 
-from headwise.core import HeadSet
-from headwise.engine.passage_table import PassageTable, measure_passages
-from headwise.engine.scoring import OFFICIAL, Scoring
-from headwise.evaluate.statistics import bootstrap_mean
-from headwise.families import Loaded, load_model
-from headwise.lab import bundled_model
-from headwise.lab.properties.lab_models import bundled_names
-from headwise.maths.agreement import top_overlap
-from headwise.maths.query import RULES
-from headwise.methods.find.query import query_scores
-from headwise.prompts import PieceEncoder
+from headwise.heads import HeadSet
+from headwise.methods.query.formula import RULES
+from headwise.methods.query.run import query_scores
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model, bundled_names
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import Passage, PassageComposer, RankingExample
-from headwise.prompts.ranking_data import microworld_examples
+from headwise.runtime.passage_table import PassageTable, measure_passages
+from headwise.runtime.scoring import OFFICIAL, Scoring
+from headwise.stats.agreement import top_overlap
+from headwise.stats.paired import bootstrap_mean
+from headwise_lab.ranking import microworld_examples
 
 K, DRAWS, COUNTS = 4, 50, (1, 2, 4, 8, 16, 32, 64)
 LONG_START = "Here is something that we would like to know, please read with care and then tell us, in a word or two, "
@@ -46,18 +46,18 @@ def share(values: np.ndarray) -> dict[str, float]:
 class Lab:
     """A model and its tables, measured once per kind of data."""
 
-    def __init__(self, loaded: Loaded, items: int) -> None:
-        self.loaded, self.items = loaded, items
-        self.composer = PassageComposer(PieceEncoder(loaded.tokenizer))
+    def __init__(self, model: Model, items: int) -> None:
+        self.model, self.items = model, items
+        self.composer = PassageComposer(PieceEncoder(model.tokenizer))
 
     def table(self, examples: list[RankingExample], scoring: Scoring | None = None, seed: int | None = 0) -> PassageTable:
-        return measure_passages(self.loaded.model, self.loaded.layout, self.composer, examples, scoring, seed)
+        return measure_passages(self.model.hf, self.model, self.composer, examples, scoring, seed)
 
     def data(self, split: str, n: int, count: int | None = None, seed: int = 0) -> list[RankingExample]:
         return microworld_examples(count or self.items, split, seed, n)
 
     def random(self, draw: int) -> HeadSet:
-        layers, heads = self.loaded.layout.shape
+        layers, heads = self.model.heads.shape
         chosen = np.random.default_rng([9, draw]).permutation(layers * heads)[:K]
         return HeadSet.of([divmod(int(i), heads) for i in chosen], (layers, heads))
 
@@ -127,7 +127,7 @@ def labels_and_rules(lab: Lab, chosen: PassageTable, test: PassageTable) -> dict
 
 def length_transfer(lab: Lab, chosen: PassageTable) -> dict[str, Any]:
     """Claim 6: heads found with 6 passages on as many as fit, against heads found there."""
-    room = (lab.loaded.layout.positions or 2048) - 60
+    room = (lab.model.positions or 2048) - 60
     many = max(8, min(32, room // 50))
     there = query_scores(lab.table(lab.data("selection", many, 32, seed=13)))
     test = lab.table(lab.data("test", many, lab.items // 2, seed=14))

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from common import best_of, hardware, options, peak_memory, show
 
-from headwise.core import HeadSet
-from headwise.engine.passage_index import as_passage
-from headwise.engine.passage_table import measure_passages
-from headwise.families import load_model
-from headwise.lab import bundled_model
-from headwise.methods.rank.attention_ranker import AttentionRanker
-from headwise.prompts import PieceEncoder
+from headwise.heads import HeadSet
+from headwise.methods.query.ranker import AttentionRanker
+from headwise.models.load import load_model
+from headwise.models.registry import bundled_model
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import PassageComposer
-from headwise.prompts.ranking_data import microworld_examples
+from headwise.runtime.passage_index import as_passage
+from headwise.runtime.passage_table import measure_passages
+from headwise_lab.ranking import microworld_examples
 
 QUERIES, PASSAGES, LONG = 20, 24, 4096
 
@@ -32,11 +32,11 @@ def world(split: str = "test") -> tuple[list[str], list[str]]:
 
 
 def speed(repeats: int) -> dict[str, Any]:
-    loaded = load_model(str(bundled_model()))
-    layers = loaded.layout.shape[0]
+    model = load_model(str(bundled_model()))
+    layers = model.heads.shape[0]
     deepest = round(0.6 * layers) - 1  # the deepest head's layer lies within 60 % of the depth
-    heads = HeadSet.of([(deepest, 0), (deepest, 3), (deepest - 1, 5), (deepest - 2, 6)], loaded.layout.shape)
-    ranker = AttentionRanker(loaded, heads)
+    heads = HeadSet.of([(deepest, 0), (deepest, 3), (deepest - 1, 5), (deepest - 2, 6)], model.heads.shape)
+    ranker = AttentionRanker(model, heads)
     queries, passages = world()
     index = ranker.index(passages)
     shared = ranker.composer.passages([as_passage(text) for text in passages])
@@ -44,7 +44,7 @@ def speed(repeats: int) -> dict[str, Any]:
 
     @torch.no_grad()
     def plain() -> None:
-        loaded.model(input_ids=torch.tensor([one]), use_cache=True, logits_to_keep=1)
+        model.hf(input_ids=torch.tensor([one]), use_cache=True, logits_to_keep=1)
 
     twenty = lambda: ranker.index(passages).scores(queries)  # noqa: E731
     single = lambda: ranker.index(passages).scores(queries[:1])  # noqa: E731
@@ -66,13 +66,14 @@ def speed(repeats: int) -> dict[str, Any]:
 
 def _memory(which: str, answer: Any) -> None:
     """Peak growth of a fresh process over one pass of `LONG` tokens, in bytes."""
-    from headwise.families import Loaded, layout_of
-    from headwise.testing import character_tokenizer, tiny_model
+    from headwise.models.model import Model
+    from headwise.testing.tiny import tiny_model
+    from headwise.testing.tokenizers import character_tokenizer
 
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8, "head_dim": 64}
-    model = tiny_model("llama", max_position_embeddings=2 * LONG, **sizes)
-    loaded = Loaded(model, character_tokenizer(), layout_of(model))
-    composer = PassageComposer(PieceEncoder(loaded.tokenizer))
+    hf = tiny_model("llama", max_position_embeddings=2 * LONG, **sizes)
+    model = Model(hf, character_tokenizer())
+    composer = PassageComposer(PieceEncoder(model.tokenizer))
     example = microworld_examples(1, "test", n=100)[0]
     while len(composer.passages(example.passages).ids) > LONG:
         example = type(example)(example.query, example.passages[:-1], frozenset({0}))
@@ -80,9 +81,9 @@ def _memory(which: str, answer: Any) -> None:
     before = peak_memory()
     if which == "plain":
         with torch.no_grad():
-            model(input_ids=torch.tensor([ids]), use_cache=True, logits_to_keep=1)
+            hf(input_ids=torch.tensor([ids]), use_cache=True, logits_to_keep=1)
     else:
-        measure_passages(loaded.model, loaded.layout, composer, [example])
+        measure_passages(model.hf, model, composer, [example])
     answer.put((peak_memory() - before, len(ids)))
 
 

@@ -19,20 +19,23 @@ import numpy as np
 import torch
 from common import hardware, show
 
-from headwise.core import HeadSet, NoSuccessfulRunError
-from headwise.engine.passage_table import PassageTable, measure_passages
-from headwise.evaluate.ranking import bm25_candidates
-from headwise.evaluate.statistics import bootstrap_mean
-from headwise.families import Loaded, load_model
-from headwise.lab import bundled_model
-from headwise.lab.properties.lab_models import bundled_names
-from headwise.maths.query import query_score
-from headwise.methods.find.copy import CopyOptions, find_copy_heads
-from headwise.methods.find.query import query_scores
-from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
+from headwise.heads import HeadSet, NoSuccessfulRunError
+from headwise.methods.copy.run import CopyOptions, find_copy_heads
+from headwise.methods.query.formula import query_score
+from headwise.methods.query.run import query_scores
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model, bundled_names
 from headwise.prompts.collections import beir_files, read_passages, read_qrels, read_queries
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task
+from headwise.prompts.haystack import Haystack, bundled_texts
+from headwise.prompts.needles import bundled_needles
 from headwise.prompts.passages import Passage, PassageComposer, RankingExample
+from headwise.runtime.passage_table import PassageTable, measure_passages
+from headwise.stats.paired import bootstrap_mean
+from headwise.stats.ranking import bm25_candidates
 
 DRAWS = 30
 Examples = list[RankingExample]
@@ -115,8 +118,8 @@ def by_heads(table: PassageTable, heads: HeadSet | None) -> Callable[[int], np.n
     return lambda i: np.asarray(values)[i]
 
 
-def copy_heads(loaded: Loaded, top: int) -> HeadSet | None:
-    encoder = PieceEncoder(loaded.tokenizer)
+def copy_heads(model: Model, top: int) -> HeadSet | None:
+    encoder = PieceEncoder(model.tokenizer)
     task = Task(
         bundled_needles("detect")[:8],
         Haystack(bundled_texts(), encoder),
@@ -124,7 +127,7 @@ def copy_heads(loaded: Loaded, top: int) -> HeadSet | None:
         GridOptions((256,), (0.0, 0.5, 1.0)),
     )
     try:
-        return find_copy_heads(loaded, task, CopyOptions()).top(top)
+        return find_copy_heads(model, task, CopyOptions()).top(top)
     except NoSuccessfulRunError:
         return None
 
@@ -165,13 +168,13 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=4, help="heads to rank with")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    loaded = load_model(str(bundled_model(chosen.model)) if chosen.model in bundled_names() else chosen.model)
-    composer = PassageComposer(PieceEncoder(loaded.tokenizer))
-    room = (loaded.layout.positions or 10**9) - 70
+    model = load_model(str(bundled_model(chosen.model)) if chosen.model in bundled_names() else chosen.model)
+    composer = PassageComposer(PieceEncoder(model.tokenizer))
+    room = (model.positions or 10**9) - 70
     fits = lambda e: len(composer.passages(e.passages).ids) + len(composer.query(e.query).ids) < room + 70  # noqa: E731
     train = [e for e in hotpot(chosen.data, "hotpotqa_train_100.json.gz", chosen.words, chosen.passages) if fits(e)]
-    query_heads = query_scores(measure_passages(loaded.model, loaded.layout, composer, train)).top(chosen.top)
-    copying = copy_heads(loaded, chosen.top)
+    query_heads = query_scores(measure_passages(model.hf, model, composer, train)).top(chosen.top)
+    copying = copy_heads(model, chosen.top)
     sets = {
         "hotpotqa": hotpot(chosen.data, "hotpotqa_dev_100.jsonl.gz", chosen.words, chosen.passages),
         "nq": natural_questions(chosen.data, chosen.words, chosen.passages, chosen.items),
@@ -182,11 +185,11 @@ def main() -> None:
         "query_heads": [str(h) for h in query_heads],
         "detection_queries": len(train),
     }
-    layers, heads = loaded.layout.shape
+    layers, heads = model.heads.shape
     for name, every in sets.items():
         usable = [e for e in every if fits(e) and 0 < len(e.gold) < len(e.passages)]
         examples = usable[: chosen.items]
-        table = measure_passages(loaded.model, loaded.layout, composer, examples)
+        table = measure_passages(model.hf, model, composer, examples)
         rankers: dict[str, Callable[[int], np.ndarray]] = {
             "query heads": by_heads(table, query_heads),
             "all heads": by_heads(table, None),

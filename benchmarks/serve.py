@@ -24,10 +24,10 @@ import httpx
 import numpy as np
 from common import hardware, options, show
 
-from headwise.families import load_model
-from headwise.lab import bundled_model
-from headwise.methods.rank.attention_ranker import AttentionRanker
-from headwise.prompts.ranking_data import microworld_examples
+from headwise.methods.query.ranker import AttentionRanker
+from headwise.models.load import load_model
+from headwise.models.registry import bundled_model
+from headwise_lab.ranking import microworld_examples
 
 MODEL, CLIENTS, SINGLES = "world-6m", 50, 20
 TOLERANCE = 1e-5  # queries that run as rows of one batch differ in the last digits

@@ -1,39 +1,61 @@
-"""headwise: find, test and use retrieval heads, the attention heads that carry information from a long context into the answer.
-
-Names are loaded when they are first used, so that importing the package is cheap.
-"""
+"""headwise: find, test and use retrieval heads, the attention heads that carry information from a long context into the answer."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+from headwise.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from headwise.attention.ablate import ablate
+    from headwise.attention.means import head_means
+    from headwise.attention.observe import observe
+    from headwise.attention.steer import steer
+    from headwise.caches.kept_cache import compress
+    from headwise.heads.errors import HeadwiseError
+    from headwise.heads.headfile import load_heads, save_heads
+    from headwise.heads.types import HeadId, HeadScores, HeadSet
+    from headwise.models.load import load_model
+    from headwise.models.model import Model
+    from headwise.prompts.prompt import Prompt, Span
 
 __version__ = "0.1.0"
+__all__ = [
+    "HeadId",
+    "HeadScores",
+    "HeadSet",
+    "HeadwiseError",
+    "Model",
+    "Prompt",
+    "Span",
+    "__version__",
+    "ablate",
+    "compress",
+    "head_means",
+    "load_heads",
+    "load_model",
+    "observe",
+    "save_heads",
+    "steer",
+]
 
-_NAMES = {
-    "HeadId": "headwise.core",
-    "HeadScores": "headwise.core",
-    "HeadSet": "headwise.core",
-    "HeadwiseError": "headwise.core",
-    "Prompt": "headwise.core",
-    "Span": "headwise.core",
-    "ablate": "headwise.attach",
-    "compress": "headwise.attach",
-    "head_means": "headwise.attach",
-    "load_heads": "headwise.core",
-    "load_model": "headwise.families",
-    "observe": "headwise.attach",
-    "save_heads": "headwise.core",
-    "steer": "headwise.attach",
+_HOMES = {
+    "HeadId": "headwise.heads.types",
+    "HeadScores": "headwise.heads.types",
+    "HeadSet": "headwise.heads.types",
+    "HeadwiseError": "headwise.heads.errors",
+    "Model": "headwise.models.model",
+    "Prompt": "headwise.prompts.prompt",
+    "Span": "headwise.prompts.prompt",
+    "ablate": "headwise.attention.ablate",
+    "compress": "headwise.caches.kept_cache",
+    "head_means": "headwise.attention.means",
+    "load_heads": "headwise.heads.headfile",
+    "load_model": "headwise.models.load",
+    "observe": "headwise.attention.observe",
+    "save_heads": "headwise.heads.headfile",
+    "steer": "headwise.attention.steer",
 }
-__all__ = [*sorted(_NAMES), "__version__"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'headwise' has no attribute {name!r}")
-    return getattr(importlib.import_module(_NAMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+if not TYPE_CHECKING:  # a type checker must see that a name does not exist
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headwise.core import load_heads
+from headwise.heads import load_heads
 from headwise.report.explorer import write_explorer
 from tests.unit.test_explorer import PUBLISHED, made_up, sweep
 
@@ -147,9 +147,9 @@ def cache_result():
 
 def scored(folder):
     """What `select report` would show of made-up scores; a domain and the documents are called something evil."""
-    from headwise.scale.summary import summarise
-    from headwise.scale.tables import ScoreFiles
-    from headwise.scale.thresholds import ChoiceOptions
+    from headwise.corpus.summary import summarise
+    from headwise.corpus.tables import ScoreFiles
+    from headwise.corpus.thresholds import ChoiceOptions
     from tests.unit.test_choose import random_rows, write_scores
     from tests.unit.test_influence_page import more
 
@@ -165,7 +165,8 @@ def scored(folder):
 def pages(tmp_path_factory):
     """Name -> path of every page."""
     pytest.importorskip("pyarrow")
-    from headwise.report import compression_page, influence, properties_page, ranking_page
+    from headwise.report import compression_page, influence, ranking_page
+    from headwise_lab.report import page as properties_page
     from tests.unit.test_lab_properties import made_up as made_up_properties
 
     folder = tmp_path_factory.mktemp("pages")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from headwise.testing import planted_copier, planted_task
+from headwise.testing.planted import planted_copier, planted_task
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from headwise.core import HeadwiseError
-from headwise.lab import bundled_model
+from headwise.heads import HeadwiseError
+from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import newline_ids
 from headwise.report.compression import compression_tables, draw_recall, held_line, recall_figure
 from headwise.report.console import print_all
@@ -74,7 +74,7 @@ def test_the_same_command_gives_the_same_bytes(lab, headwise, tmp_path):
 
 def test_rule_z5_takes_gates_with_a_measured_order(lab, headwise, tmp_path, monkeypatch):
     from headwise.cli import detect_gate
-    from headwise.core import HeadScores, load_heads, save_heads
+    from headwise.heads import HeadScores, load_heads, save_heads
 
     monkeypatch.setattr(detect_gate, "TEXTS", 2)
     monkeypatch.setattr(detect_gate, "ORDER_TEXTS", 1)
@@ -204,8 +204,8 @@ def test_the_line_about_what_is_held():
 
 def test_answers_of_a_prompt_do_not_end_at_a_line_break_only(planted):
     """The micro-world's stop tokens hold line breaks, those of `generate` and of RULER do not."""
-    from headwise.evaluate.provenance import stop_ids
-    from headwise.families import load_model
+    from headwise.models.load import load_model
+    from headwise.runtime.stops import stop_ids
 
     loaded = load_model(planted.model)
     assert stop_ids(loaded) - newline_ids(loaded.tokenizer) == {loaded.tokenizer.eos_token_id}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from headwise.core import HeadId, load_heads
+from headwise.heads import HeadId, load_heads
 
 
 def test_detect_finds_the_planted_head_and_draws_it(planted, headwise, tmp_path):

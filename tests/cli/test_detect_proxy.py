@@ -2,7 +2,7 @@
 
 import json
 
-from headwise.core import load_heads
+from headwise.heads import load_heads
 
 SMALL = ["--score", "proxy", "--samples", "3", "--pairs", "4", "--json"]
 

@@ -5,19 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from headwise.attach import compress
-from headwise.attach.kept_file import load_cache
-from headwise.cli.cache_methods import METHODS, known_options, parse_cache, read_budget, split_specs
-from headwise.core import HeadScores, HeadwiseError, save_heads
-from headwise.engine.allocation import Pyramid
-from headwise.families import load_model
-from headwise.methods.compress.adakv import AdaKV
-from headwise.methods.compress.controls import Full, RandomTokens
-from headwise.methods.compress.layer_errors import LayerErrors
-from headwise.methods.compress.pyramidkv import PyramidKV
-from headwise.methods.compress.snapkv import SnapKV
-from headwise.methods.compress.streaming_llm import StreamingLLM
-from headwise.testing import planted_task
+from headwise.caches.allocation import Pyramid
+from headwise.caches.controls import Full, RandomTokens
+from headwise.caches.kept_cache import compress
+from headwise.caches.kept_file import load_cache
+from headwise.cli.cache_methods import known_options, parse_cache, read_budget, split_specs
+from headwise.heads import HeadScores, HeadwiseError, save_heads
+from headwise.methods.adakv.press import AdaKV
+from headwise.methods.compresskv.layer_errors import LayerErrors
+from headwise.methods.pyramidkv.press import PyramidKV
+from headwise.methods.registry import installed
+from headwise.methods.snapkv.press import SnapKV
+from headwise.methods.streamingllm.press import StreamingLLM
+from headwise.models.load import load_model
+from headwise.testing.planted import planted_task
 from tests.cli.test_refusals import check_refused
 
 HELD = {"positions", "nbytes", "formula", "full"}
@@ -70,7 +71,7 @@ def test_the_cache_is_saved_as_it_was_after_the_prompt(planted, headwise, asked,
     given = ("generate", planted.model, "--prompt", asked[0], "--cache", "snapkv:budget=40", "--prefill-chunk", 50)
     done = headwise(*given, "--save-cache", path, "--json")
     assert done.code == 0, done.err
-    model = load_model(planted.model).model
+    model = load_model(planted.model).hf
     with compress(model, SnapKV(budget=40)):
         cache = load_cache(path, model, SnapKV(budget=40))
         assert cache.get_seq_length() == json.loads(done.out)["tokens"]
@@ -145,7 +146,7 @@ def test_a_budget_from_elsewhere_is_used_unless_the_words_have_one():
     assert parse_cache("pyramidkv:budget=64").allocation == Pyramid(20)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", installed("presses"))
 def test_every_method_can_be_made_of_words(name, file):
     known = known_options(name)
     words = [f"heads={file}"] * ("heads" in known) + ["budget=64"] * ("budget" in known)
@@ -169,7 +170,7 @@ def test_layer_errors_come_from_a_file(file, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "unknown cache method ''; use full, streamingllm"),
+        ("", "unknown cache method ''; use adakv, compresskv"),
         ("SnapKV:budget=3", "unknown cache method 'SnapKV'"),
         ("full:budget=64", "full has no option 'budget'; .* none: it has no options"),
         ("snapkv:budget", "no option 'budget'; write option=value"),

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from headwise.core import HeadwiseError
-from headwise.lab import bundled_model
-from headwise.lab.eval_tasks import GOALS
+from headwise.heads import HeadwiseError
+from headwise.models.registry import bundled_model
+from headwise_lab.eval_tasks import GOALS
 from tests.cli.test_refusals import check_refused
 
 
@@ -40,12 +40,12 @@ def test_without_a_name_all_bundled_models_are_measured(headwise, monkeypatch):
     asked = []
 
     def stop(loaded, *options):
-        asked.append((loaded.layout.name, *options[:3]))
+        asked.append((loaded.name, *options[:3]))
         raise HeadwiseError("enough")
 
-    monkeypatch.setattr("headwise.lab.evaluation.evaluate_model", stop)
+    monkeypatch.setattr("headwise_lab.evaluation.evaluate_model", stop)
     check_refused(headwise("lab", "eval"), "enough")
-    from headwise.cli.lab import _bundled
+    from headwise_lab.cli import _bundled
 
     assert asked == [(_bundled()[0], 100, "test", 0)]
     assert "lab-6m" in _bundled()

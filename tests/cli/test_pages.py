@@ -111,12 +111,13 @@ def test_wrong_options_are_one_line(heads, headwise, more, words):
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_values_of_tokens_add_up_to_scores(backwards):
-    from headwise.families import Loaded, layout_of
-    from headwise.methods.rank.attention_ranker import AttentionRanker
-    from headwise.testing import character_tokenizer, tiny_model
+    from headwise.methods.query.ranker import AttentionRanker
+    from headwise.models.model import Model
+    from headwise.testing.tiny import tiny_model
+    from headwise.testing.tokenizers import character_tokenizer
 
     model = tiny_model("llama")
-    loaded = Loaded(model, character_tokenizer(), layout_of(model))
+    loaded = Model(model, character_tokenizer())
     index = AttentionRanker(loaded, order="reversed" if backwards else "given").index(["a boat", "the slow river", "snow"])
     values = index.token_values("which river")
     assert [len(ids) for ids, _ in values] == [len(found) for _, found in values] == index.lengths.tolist()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from headwise.core import HeadId, load_heads
+from headwise.heads import HeadId, load_heads
 from headwise.prompts.collections import read_run
 from tests.cli.test_refusals import check_refused
 

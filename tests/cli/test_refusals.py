@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig
 
-from headwise.core import HeadScores, save_heads
+from headwise.heads import HeadScores, save_heads
 
 
 def check_refused(done, *parts):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from headwise.core import HeadScores, save_heads
+from headwise.heads import HeadScores, save_heads
 from tests.cli.test_refusals import check_refused
 
 pq = pytest.importorskip("pyarrow.parquet")

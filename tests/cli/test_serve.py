@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from headwise.core import HeadScores, save_heads
+from headwise.heads import HeadScores, save_heads
 from headwise.serve.limits import KEY_VARIABLE
 from headwise.serve.run import bind
 

@@ -71,9 +71,10 @@ def reason_not_to_run(words: list[str]) -> str | None:
 
 def prepare(folder: Path, page: str) -> None:
     """Put models, head files, texts and questions into `folder`, under the names that pages use."""
-    from headwise.core import save_heads
-    from headwise.lab import bundled_model
-    from headwise.prompts import bundled_needles, bundled_texts
+    from headwise.heads import save_heads
+    from headwise.models.registry import bundled_model
+    from headwise.prompts.haystack import bundled_texts
+    from headwise.prompts.needles import bundled_needles
 
     for name in ("MODEL", "owner/name", "path/or/hub-id"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -144,21 +145,24 @@ def made_up_scores(score: str) -> Any:
     )
 
 
-def common_names(loaded: Any) -> dict[str, Any]:
+def common_names(model: Any) -> dict[str, Any]:
     """Python names that the blocks of any page may use. Made once: encoding a bundled book takes a second."""
     import torch
 
-    from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
+    from headwise.methods.duo.prompts import VaultOptions, vault_texts
+    from headwise.prompts.compose import NeedleComposer
+    from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.grid import GridOptions, Task
-    from headwise.prompts.vault import VaultOptions, vault_texts
+    from headwise.prompts.haystack import Haystack, bundled_texts
+    from headwise.prompts.needles import bundled_needles
 
-    encoder = PieceEncoder(loaded.tokenizer)
+    encoder = PieceEncoder(model.tokenizer)
     text, haystack = encoder.encode(bundled_texts()[0][:6_000]), Haystack(bundled_texts()[:1], encoder)
     ids = torch.tensor([text[:400]])
     grid = GridOptions((128,), (0.0, 0.3, 0.6, 1.0), 1, (0.0, 0.9), 0)
     return {
-        "loaded": loaded,
-        "model": loaded.model,
+        "model": model,
+        "hf": model.hf,
         "ids": ids,
         "story": bundled_texts()[0][:3_000],
         "inputs": {"input_ids": ids},

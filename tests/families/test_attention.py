@@ -5,11 +5,16 @@ import copy
 import pytest
 import torch
 
-from headwise.attach import ablate, attached, head_means, observe, steer
-from headwise.attach.tail import last_rows
-from headwise.core import HeadId, HeadSet, HeadwiseError, UnsupportedModelError
-from headwise.families import family_of, layout_of, silence_in_weights
-from headwise.testing import TINY_FAMILIES, tiny_model
+from headwise.attention import ablate, observe, steer
+from headwise.attention.means import head_means
+from headwise.attention.plan import attached
+from headwise.attention.tail import last_rows
+from headwise.heads import HeadId, HeadSet, HeadwiseError, UnsupportedModelError
+from headwise.models.families import family_of
+from headwise.models.model import as_model
+from headwise.models.weights import silence_in_weights
+from headwise.testing.tiny import TINY_FAMILIES, tiny_model
+from tests.helpers import with_cache
 from tests.reference.rows import slow_row_statistics
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -56,7 +61,7 @@ def cached_logits(model, ids):
     """Prompt, a block of new tokens over the past, one single token."""
     parts, past = [], None
     for start, stop in ((0, 10), (10, 23), (23, 24)):
-        out = model(input_ids=ids[:, start:stop], past_key_values=past, use_cache=True)
+        out = model(input_ids=ids[:, start:stop], **with_cache(past), use_cache=True)
         parts, past = [*parts, out.logits], out.past_key_values
     return torch.cat(parts, dim=1)
 
@@ -74,7 +79,7 @@ def test_rows_that_nobody_reads_can_be_left_out(model, ids):
         with torch.no_grad(), last_rows(model, 4):
             out = model(input_ids=ids[:, :18], use_cache=True, logits_to_keep=4)
         torch.testing.assert_close(out.logits, expected[:, 14:18], **TOLERANCE)
-        later = logits(model, ids[:, 18:], past_key_values=out.past_key_values)
+        later = logits(model, ids[:, 18:], **with_cache(out.past_key_values))
     torch.testing.assert_close(later, expected[:, 18:], **TOLERANCE)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -99,7 +104,7 @@ def test_row_statistics_equal_eager_weights(model, ids, pad):
         weights = own(model)(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
     with observe(model, rows=3, spans=spans) as seen, torch.no_grad():
         model(input_ids=ids, attention_mask=mask)
-    layers = layout_of(model).modules
+    layers = as_model(model).modules
     weights = [w for w in weights if w is not None]
     assert len(weights) == len(layers) == len(seen.by_layer)
     for layer, weight in zip(layers, weights, strict=True):
@@ -108,10 +113,10 @@ def test_row_statistics_equal_eager_weights(model, ids, pad):
         assert torch.equal(seen.by_layer[layer].argmax, argmax)
 
 
-def some_heads(model):
-    layout = layout_of(model)
-    layers = list(layout.modules)
-    return HeadSet.of([(layers[0], 1), (layers[0], 6), (layers[-1], 0), (layers[-1], 3)], layout.shape)
+def some_heads(hf):
+    model = as_model(hf)
+    layers = list(model.modules)
+    return HeadSet.of([(layers[0], 1), (layers[0], 6), (layers[-1], 0), (layers[-1], 3)], model.heads.shape)
 
 
 @pytest.mark.parametrize("mode", ["zero", "uniform"])
@@ -156,15 +161,15 @@ def test_the_scope_counts_positions_also_over_caches_that_drop_old_ones(model, i
         whole = logits(model, ids)
         cache, parts = None, []
         for piece in (ids[:, :18], ids[:, 18:22], ids[:, 22:23], ids[:, 23:]):
-            out = model(piece, past_key_values=cache, use_cache=True)
+            out = model(piece, **with_cache(cache), use_cache=True)
             cache = out.past_key_values
             parts.append(out.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-4, rtol=1e-3)
 
 
 def test_mean_ablation_puts_the_mean_in_place(model, ids):
-    layout = layout_of(model)
-    head = HeadId(next(iter(layout.modules)), 2)
+    wrapped = as_model(model)
+    head = HeadId(next(iter(wrapped.modules)), 2)
     means = head_means(model, [ids])
     outputs = {}
 
@@ -176,7 +181,7 @@ def test_mean_ablation_puts_the_mean_in_place(model, ids):
             outputs[call.layer] = output
             return output
 
-    with ablate(model, HeadSet((head,), layout.shape), mode="mean", means=means), attached(model) as plan:
+    with ablate(model, HeadSet((head,), wrapped.heads.shape), mode="mean", means=means), attached(model) as plan:
         plan.edits.append(Tap())
         logits(model, ids)
     torch.testing.assert_close(outputs[head.layer][:, :, 2], means[head.layer, 2].expand(2, 24, -1))
@@ -184,9 +189,9 @@ def test_mean_ablation_puts_the_mean_in_place(model, ids):
 
 
 def test_steering_raises_the_mass_of_a_span(model, ids):
-    layout = layout_of(model)
-    layer = list(layout.modules)[-1]
-    heads = HeadSet.of([(layer, 2)], layout.shape)
+    wrapped = as_model(model)
+    layer = list(wrapped.modules)[-1]
+    heads = HeadSet.of([(layer, 2)], wrapped.heads.shape)
     before = logits(model, ids)
     with steer(model, heads, [(18, 21)], bias=0.0):
         torch.testing.assert_close(logits(model, ids), before, **TOLERANCE)
@@ -214,7 +219,7 @@ def test_model_is_bit_identical_after_all_blocks(model, ids):
 
 
 def test_a_pass_that_goes_around_our_attention_is_refused(model, ids):
-    heads = HeadSet((HeadId(min(layout_of(model).modules), 0),), layout_of(model).shape)
+    heads = HeadSet((HeadId(min(as_model(model).modules), 0),), as_model(model).heads.shape)
     before = model.config._attn_implementation
     with ablate(model, heads):
         model.set_attn_implementation("eager")  # as a library that brings its own attention

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from headwise.attach import ablate
-from headwise.core import HeadSet
-from headwise.engine.branches import branches
-from headwise.engine.document_batches import branch_losses
-from headwise.engine.loss_head import LossHead
-from headwise.families import Loaded, layout_of, load_model
-from headwise.families.layout import follow
-from headwise.methods.test.export import export_ablated
-from headwise.testing import TINY_FAMILIES, character_tokenizer, tiny_model
+from headwise.attention import ablate
+from headwise.heads import HeadSet
+from headwise.methods.influence.batches import branch_losses
+from headwise.methods.influence.branches import branches
+from headwise.methods.influence.loss_head import LossHead
+from headwise.models.export import export_ablated
+from headwise.models.load import load_model
+from headwise.models.model import Model, as_model, follow
+from headwise.testing.tiny import TINY_FAMILIES, tiny_model
+from headwise.testing.tokenizers import character_tokenizer
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -32,11 +33,11 @@ def ids():
     return torch.randint(2, 96, (3, 24), generator=torch.Generator().manual_seed(1))
 
 
-def heads_of(model, first):
+def heads_of(hf, first):
     """Heads of the attention layers from the `first` one on."""
-    layout = layout_of(model)
-    layers = list(layout.modules)[first:]
-    return HeadSet.of([(layers[0], 1), (layers[0], 6), (layers[-1], 3)], layout.shape)
+    model = as_model(hf)
+    layers = list(model.modules)[first:]
+    return HeadSet.of([(layers[0], 1), (layers[0], 6), (layers[-1], 3)], model.heads.shape)
 
 
 @torch.no_grad()
@@ -74,7 +75,7 @@ def test_layers_below_the_first_changed_one_run_once(model, ids):
         layer.register_forward_hook(
             lambda _, inputs, output: seen.append(len(output[0] if isinstance(output, tuple) else output))
         )
-        for layer in follow(model, layout_of(model).family.layers)
+        for layer in follow(model, as_model(model).family.layers)
     ]
     with branches(model, heads) as run:
         hidden = run(ids)
@@ -108,17 +109,17 @@ def test_chunked_losses_in_bfloat16_are_near_those_of_the_model(model, ids):
 
 
 def test_claim_7_uniform_heads_of_an_exported_checkpoint_attend_equally(model, ids, tmp_path):
-    layout = layout_of(model)
+    wrapped = as_model(model)
     heads = heads_of(model, 0)
-    export_ablated(Loaded(model, character_tokenizer(), layout), heads, "uniform", tmp_path / "without")
-    twin = load_model(str(tmp_path / "without"), "cpu").model
+    export_ablated(Model(model, character_tokenizer()), heads, "uniform", tmp_path / "without")
+    twin = load_model(str(tmp_path / "without"), "cpu").hf
     twin.set_attn_implementation("eager")
     with torch.no_grad():
         weights = twin(input_ids=ids, output_attentions=True, use_cache=False).attentions
-    by_layer = dict(zip(layout.modules, (weight for weight in weights if weight is not None), strict=True))
+    by_layer = dict(zip(wrapped.modules, (weight for weight in weights if weight is not None), strict=True))
     position = torch.arange(24)
     for head in heads:
-        window = layout.windows[head.layer] or 24
+        window = wrapped.heads.windows[head.layer] or 24
         seen = (position[None] <= position[:, None]) & (position[:, None] - position[None] < window)
         equal = seen.float() / seen.sum(dim=1, keepdim=True)
         off = (by_layer[head.layer][:, head.head] - equal).abs().max()

@@ -6,14 +6,18 @@ import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
-from headwise.attach import Keep, Window, attached, compress
-from headwise.attach.attention import headwise_mask
-from headwise.core import HeadwiseError
-from headwise.engine.allocation import Adaptive, Pyramid, Uniform
-from headwise.families import layout_of
+from headwise.attention.function import headwise_mask
+from headwise.attention.plan import attached
+from headwise.caches.allocation import Adaptive, Pyramid, Uniform
+from headwise.caches.groups import Window
+from headwise.caches.kept_cache import compress
+from headwise.caches.kept_layer import Keep
+from headwise.heads import HeadwiseError
 from headwise.maths.attend import attend
-from headwise.methods.compress.snapkv import SnapKV
-from headwise.testing import TINY_FAMILIES, tiny_model
+from headwise.methods.snapkv.press import SnapKV
+from headwise.models.model import as_model
+from headwise.testing.tiny import TINY_FAMILIES, tiny_model
+from tests.helpers import with_cache
 
 PROMPT, REST = 40, 9
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
@@ -39,7 +43,7 @@ class Streams:
         self.prefill, self._window = prefill, window
 
     def check(self, layout):
-        self._heads = layout.kv_heads
+        self._heads = layout.heads.kv_heads
 
     def streams(self, layer, layout):
         if self._heads == 1:
@@ -47,27 +51,27 @@ class Streams:
         return [Keep(tuple(range(0, self._heads, 2))), Keep(tuple(range(1, self._heads, 2)), None, self._window)]
 
     def kept(self, view):
-        return self.streams(view.layer, view.layout)
+        return self.streams(view.layer, view.model)
 
 
 def passes(model, ids, cache):
     """Logits of the prompt, a block of new tokens, and single tokens."""
     found = []
     for start, stop in ((0, PROMPT), (PROMPT, PROMPT + 5), *((i, i + 1) for i in range(PROMPT + 5, PROMPT + REST))):
-        found.append(model(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True).logits)
+        found.append(model(input_ids=ids[:, start:stop], **with_cache(cache), use_cache=True).logits)
     return torch.cat(found, dim=1)
 
 
 @torch.no_grad()
-def masked(model, ids, visible):
+def masked(hf, ids, visible):
     """The same passes over a full cache. visible(layer, group, asking, seen) -> bool [T, S], on top of the model's own mask."""
-    twin = copy.deepcopy(model)
-    layout = layout_of(twin)
-    layers = {id(module): layer for layer, module in layout.modules.items()}
+    twin = copy.deepcopy(hf)
+    model = as_model(twin)
+    layers = {id(module): layer for layer, module in model.modules.items()}
 
     def attention(module, query, key, value, mask, scaling=None, softcap=None, s_aux=None, **_):
         layer, heads = layers[id(module)], query.shape[1]
-        asking = torch.arange(key.shape[2])[-query.shape[2] :, None] if layout.windows[layer] is None else None
+        asking = torch.arange(key.shape[2])[-query.shape[2] :, None] if model.heads.windows[layer] is None else None
         if asking is not None:
             seen = torch.arange(key.shape[2])[None]
             own = torch.stack([visible(layer, h // (heads // key.shape[1]), asking, seen) for h in range(heads)])[None]
@@ -78,7 +82,7 @@ def masked(model, ids, visible):
     AttentionInterface.register("masked_reference", attention)
     AttentionMaskInterface.register("masked_reference", headwise_mask)
     twin.set_attn_implementation("masked_reference")
-    return passes(twin, ids, DynamicCache(config=model.config))
+    return passes(twin, ids, DynamicCache(config=hf.config))
 
 
 @torch.no_grad()
@@ -112,7 +116,7 @@ def test_streaming_heads_see_their_window(model, ids, prefill):
     window = Window(3, 6)
     with compress(model, Streams(prefill, window)) as cache:
         got = passes(model, ids, cache)
-        kv_heads = cache.layout.kv_heads
+        kv_heads = cache.model.heads.kv_heads
 
     def visible(layer, group, asking, seen):
         streaming = layer % 2 if kv_heads == 1 else group % 2
@@ -135,7 +139,7 @@ def test_streaming_heads_see_their_window(model, ids, prefill):
     "compressor", [SnapKV(budget=10, window=4, sinks=2), Streams("dense"), Streams("chunked"), Streams("windowed")]
 )
 def test_rows_with_padding_are_like_rows_alone(model, ids, compressor):
-    if layout_of(model).is_hybrid or len(layout_of(model).full_layers) < len(layout_of(model).modules):
+    if as_model(model).is_hybrid or len(as_model(model).heads.full_layers) < len(as_model(model).modules):
         pytest.skip("padding in skipped layers is transformers' own matter")
     pads = 7
     mask = torch.ones(2, PROMPT, dtype=torch.int64)
@@ -152,8 +156,8 @@ def test_rows_with_padding_are_like_rows_alone(model, ids, compressor):
                     attention_mask = torch.cat([attention_mask, torch.ones_like(rest[:, :1])], dim=1)
                     places = attention_mask.sum(dim=1, keepdim=True) - 1
                 out = model(
-                    input_ids=rest[:, i : i + 1], attention_mask=attention_mask, position_ids=places, past_key_values=cache
-                )
+                    input_ids=rest[:, i : i + 1], attention_mask=attention_mask, position_ids=places, **with_cache(cache
+                ))
                 found.append(out.logits[:, -1])
         return torch.stack(found, dim=1)
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from headwise.attach import Window, attached
-from headwise.attach.attention import headwise_mask
-from headwise.attach.gated import gated, streaming_loss
-from headwise.core import HeadwiseError
-from headwise.families import layout_of
-from headwise.testing import TINY_FAMILIES, tiny_model
+from headwise.attention.function import headwise_mask
+from headwise.attention.plan import attached
+from headwise.caches.groups import Window
+from headwise.heads import HeadwiseError
+from headwise.methods.duo.gated import gated, streaming_loss
+from headwise.models.model import as_model
+from headwise.testing.tiny import TINY_FAMILIES, tiny_model
+from tests.helpers import with_cache
 from tests.reference.gates import gated_attention
 
 LENGTH, WINDOW = 40, Window(3, 6)
@@ -29,9 +31,9 @@ def ids():
     return torch.randint(2, 96, (2, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-def gates_of(model, kind):
-    layout = layout_of(model)
-    shape = layout.shape[0], layout.kv_heads
+def gates_of(hf, kind):
+    model = as_model(hf)
+    shape = model.heads.shape[0], model.heads.kv_heads
     if kind != "mixed":
         return torch.full(shape, float(kind))
     gates = torch.rand(shape, generator=torch.Generator().manual_seed(2))
@@ -86,22 +88,22 @@ def test_gates_between_mix_as_the_paper_and_its_code_do(model, ids, mix):
 def test_the_two_mixes_differ_where_errors_could_pass_on(model, ids):
     gates = gates_of(model, "mixed")
     difference = (run(model, ids, gates, "teacher") - run(model, ids, gates, "self")).abs().max()
-    assert difference > 1e-3 or len(layout_of(model).full_layers) == 1
+    assert difference > 1e-3 or len(as_model(model).heads.full_layers) == 1
 
 
 def test_gradients_reach_the_gates_of_layers_with_full_attention_only(model, ids):
     gates = gates_of(model, 0.5).requires_grad_()
     run(model, ids, gates, "self").square().mean().backward()
-    full = layout_of(model).full_layers
+    full = as_model(model).heads.full_layers
     assert (gates.grad[full] != 0).all()
     assert gates.grad.count_nonzero() == len(full) * gates.shape[1]
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_layers_without_full_attention_are_reported(model):
-    layout = layout_of(model)
+    wrapped = as_model(model)
     with gated(model, gates_of(model, 1), WINDOW) as gating:
-        assert gating.skipped == [layer for layer in range(4) if layer not in layout.full_layers]
+        assert gating.skipped == [layer for layer in range(4) if layer not in wrapped.heads.full_layers]
 
 
 def test_the_model_is_bit_identical_after_the_block(model, ids):
@@ -209,4 +211,4 @@ def test_passes_that_cannot_be_gated_are_refused(ids):
         with pytest.raises(HeadwiseError, match=r"inside `with gating\.teacher"):
             model(input_ids=ids, use_cache=False)  # another text than the teacher's
         with pytest.raises(HeadwiseError, match="whole texts"):
-            model(input_ids=ids[:, 9:], past_key_values=cache)
+            model(input_ids=ids[:, 9:], **with_cache(cache))

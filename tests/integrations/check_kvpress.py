@@ -20,14 +20,15 @@ from transformers import DynamicCache, cache_utils
 if not hasattr(cache_utils, "LinearAttentionCacheLayerMixin"):
     cache_utils.LinearAttentionCacheLayerMixin = type("LinearAttentionCacheLayerMixin", (), {})
 
-from headwise.attach import compress
-from headwise.core import HeadScores
-from headwise.integrations.kvpress import QUERIES, as_kvpress
-from headwise.methods.compress.compresskv import CompressKV
-from headwise.methods.compress.controls import RandomTokens
-from headwise.methods.compress.snapkv import SnapKV
-from headwise.methods.compress.streaming_llm import StreamingLLM
-from headwise.testing import tiny_model
+from headwise.caches.controls import RandomTokens
+from headwise.caches.kept_cache import compress
+from headwise.caches.kvpress import QUERIES, as_kvpress
+from headwise.heads import HeadScores
+from headwise.methods.compresskv.press import CompressKV
+from headwise.methods.snapkv.press import SnapKV
+from headwise.methods.streamingllm.press import StreamingLLM
+from headwise.testing.tiny import tiny_model
+from tests.helpers import with_cache
 
 LENGTH, RATIOS, SEEDS, WINDOW, KERNEL, SINKS = 64, (0.25, 0.5, 0.75), (0, 1, 2), 8, 5, 4
 PLAIN = {"mistral": {"sliding_window": None}}  # a sliding window would drop positions before any press does
@@ -37,9 +38,9 @@ PLAIN = {"mistral": {"sliding_window": None}}  # a sliding window would drop pos
 def kept_by_kvpress(model, ids, press):
     """[layer][KV head] -> positions. The keys that are left are looked up among those of a full cache: no two are equal."""
     full, cut = DynamicCache(config=model.config), DynamicCache(config=model.config)
-    model(input_ids=ids, past_key_values=full, use_cache=True)
+    model(input_ids=ids, **with_cache(full), use_cache=True)
     with press(model):
-        model(input_ids=ids, past_key_values=cut, use_cache=True)
+        model(input_ids=ids, **with_cache(cut), use_cache=True)
     found = []
     for whole, left in zip(full.layers, cut.layers, strict=True):
         same = (left.keys[0][:, :, None] == whole.keys[0][:, None]).all(dim=-1)  # [KV heads, kept, S]
@@ -53,7 +54,7 @@ def kept_by_kvpress(model, ids, press):
 def kept_by_headwise(model, ids, press):
     """[layer][KV head] -> positions."""
     with compress(model, press) as cache:
-        model(input_ids=ids, past_key_values=cache, use_cache=True)
+        model(input_ids=ids, **with_cache(cache), use_cache=True)
         return [[own.tolist() for own in heads] for heads in cache.held_positions().values()]
 
 
@@ -62,7 +63,7 @@ def masked_by_adakv(model, ids, press):
     from kvpress import AdaKVPress
 
     with torch.no_grad(), AdaKVPress(press)(model):
-        model(input_ids=ids, past_key_values=DynamicCache(config=model.config), use_cache=True)
+        model(input_ids=ids, **with_cache(DynamicCache(config=model.config)), use_cache=True)
     modules = [layer.self_attn for layer in model.model.layers]
     found = [sorted(zip(*(index.tolist() for index in module.masked_key_indices), strict=True)) for module in modules]
     for module in modules:

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwise.core import HeadwiseError
-from headwise.engine.allocation import ByLayer
-from headwise.families import layout_of
+from headwise.caches.allocation import ByLayer
+from headwise.heads import HeadwiseError
 from headwise.maths.budgets import error_shares, fitted
-from headwise.testing import tiny_model
+from headwise.models.model import as_model
+from headwise.testing.tiny import tiny_model
 from tests.reference.semantic import slow_budgets
 
 many = settings(max_examples=80, deadline=None)
@@ -115,7 +115,7 @@ def test_budgets_by_errors_are_those_of_the_paper(found, budget):
     assert (np.diff(np.array(counts)[ranks]) >= -1).all()
 
 
-LAYOUT = layout_of(tiny_model("llama"))
+LAYOUT = as_model(tiny_model("llama"))
 
 
 @many

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwise.attach.groups import EMPTY, Arrival, Growing, Sliding, Window
+from headwise.caches.groups import EMPTY, Arrival, Growing, Sliding, Window
 
 many = settings(max_examples=150, deadline=None)
 blocks = st.lists(st.integers(1, 12), min_size=1, max_size=12)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from headwise.core import HeadwiseError
-from headwise.maths.quantiles import TopCuts, images_of, tie_numbers, value_of
-from headwise.maths.ranks import auc, average_ranks, ranks_within, spearman
+from headwise.corpus.quantiles import TopCuts, images_of, tie_numbers, value_of
+from headwise.heads import HeadwiseError
+from headwise.stats.ranks import auc, average_ranks, ranks_within, spearman
 
 many = settings(max_examples=60, deadline=None)
 few = settings(max_examples=25, deadline=None)

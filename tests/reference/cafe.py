@@ -4,7 +4,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from headwise.families import layout_of
+from headwise.models.model import as_model
 
 SLOW = "slow_steering"
 
@@ -66,7 +66,7 @@ def visible(length, window, padding):
 def logits_with_mask(model, ids, added, hard=None, padding=0):
     """Logits [T, V] of one row by transformers' eager attention with a 4-D float mask. added, hard [T, T]: to add, to keep seeing."""
     masks = {}
-    for window in set(layout_of(model).windows.values()):
+    for window in set(as_model(model).heads.windows.values()):
         seen = visible(len(ids), window, padding)
         kept = seen if hard is None else seen & hard
         kept = torch.where(kept.any(dim=-1, keepdim=True), kept, seen)
@@ -87,7 +87,7 @@ def logits_with_mask(model, ids, added, hard=None, padding=0):
 @torch.no_grad()
 def logits_of_heads(model, ids, heads, added, mask=None):
     """Logits [B, T, V] by written-out attention in which only `heads` ((layer, head) pairs) get `added` [T, T] on their logits."""
-    layer_of = {module: layer for layer, module in layout_of(model).modules.items()}
+    layer_of = {module: layer for layer, module in as_model(model).modules.items()}
 
     def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, s_aux=None, **_):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -6,8 +6,8 @@ import itertools
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from headwise.attach.attention import headwise_mask
-from headwise.families import layout_of
+from headwise.attention.function import headwise_mask
+from headwise.models.model import as_model
 
 
 def lambda_mask(length, sinks, recent):
@@ -28,24 +28,24 @@ def plain(query, key, value, visible, scaling, softcap, s_aux):
     return (weights @ value.repeat_interleave(each, dim=1)).transpose(1, 2)
 
 
-def gated_attention(model, gates, sinks, recent, doubled):
+def gated_attention(hf, gates, sinks, recent, doubled):
     """An attention function. doubled: the first half of the batch is the teacher, and the second takes its full output from there."""
-    layout = layout_of(model)
-    layers = {id(module): layer for layer, module in layout.modules.items()}
+    model = as_model(hf)
+    layers = {id(module): layer for layer, module in model.modules.items()}
 
     def attention(module, query, key, value, mask, scaling=None, softcap=None, s_aux=None, **_):
         layer, length = layers[id(module)], query.shape[2]
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         causal = lambda_mask(length, length, 1) if mask is None else mask
         full = plain(query, key, value, causal, scaling, softcap, s_aux)
-        if layout.windows[layer] is not None:
+        if model.heads.windows[layer] is not None:
             return full, None
         stream = plain(query, key, value, lambda_mask(length, sinks, recent), scaling, softcap, s_aux)
         out = torch.zeros_like(full)
         half = len(query) // 2 if doubled else 0
         for row in range(len(query)):
             for head in range(query.shape[1]):
-                gate = gates[layer, head // (query.shape[1] // layout.kv_heads)]
+                gate = gates[layer, head // (query.shape[1] // model.heads.kv_heads)]
                 if row < half:
                     out[row, :, head] = full[row, :, head]
                 else:
@@ -57,8 +57,8 @@ def gated_attention(model, gates, sinks, recent, doubled):
 
 def search(model, ids, places, *, steps, rate, sinks, recent, weight):
     """(gates after `steps` of Adam written out, their mean over the steps, losses) from doubled batches. ids [1, T]; places: rows to compare."""
-    twin, layout = copy.deepcopy(model).requires_grad_(False), layout_of(model)
-    gates = torch.ones(layout.shape[0], layout.kv_heads, requires_grad=True)
+    twin, layout = copy.deepcopy(model).requires_grad_(False), as_model(model)
+    gates = torch.ones(layout.heads.shape[0], layout.heads.kv_heads, requires_grad=True)
     first, second, total = (torch.zeros_like(gates) for _ in range(3))
     losses = []
     AttentionInterface.register("slow_gates", gated_attention(twin, gates, sinks, recent, doubled=True))

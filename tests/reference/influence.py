@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from headwise.families import layout_of
+from headwise.models.model import as_model
 
 
 @torch.no_grad()
@@ -23,8 +23,8 @@ def reference_model(model, heads):
     """The model in which heads attend to all positions that they see equally (Hua et al. 2025, App. C): weights 1 / (t + 1), written out."""
     twin = copy.deepcopy(model)
     twin.set_attn_implementation("eager")
-    chosen = layout_of(twin).by_layer(heads)
-    for layer, module in layout_of(twin).modules.items():
+    chosen = as_model(twin).by_layer(heads)
+    for layer, module in as_model(twin).modules.items():
         if layer in chosen:
             module.register_forward_hook(_uniform(module, chosen[layer]), with_kwargs=True)
     return twin

@@ -3,6 +3,8 @@
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
+from tests.helpers import with_cache
+
 
 def masked_attention(held, pads=None):
     """An attention function that hides prompt positions from the KV heads that do not hold them.
@@ -38,7 +40,7 @@ def masked_attention(held, pads=None):
 def continued(model, prompt, rest, held, attention_mask=None, pads=None):
     """Logits of `rest` behind `prompt`: the prompt with full attention, then only what is held."""
     cache = DynamicCache(config=model.config)
-    model(input_ids=prompt, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+    model(input_ids=prompt, attention_mask=attention_mask, **with_cache(cache), use_cache=True)
     AttentionInterface.register("kept_reference", masked_attention(held | {"prompt": prompt.shape[1]}, pads))
     AttentionMaskInterface.register("kept_reference", lambda **_: None)
     before = model.config._attn_implementation
@@ -47,7 +49,7 @@ def continued(model, prompt, rest, held, attention_mask=None, pads=None):
         if attention_mask is not None:
             attention_mask = torch.cat([attention_mask, torch.ones_like(rest)], dim=1)
         return model(
-            input_ids=rest, attention_mask=attention_mask, past_key_values=cache, position_ids=_places(prompt, rest, pads)
+            input_ids=rest, attention_mask=attention_mask, **with_cache(cache), position_ids=_places(prompt, rest, pads)
         ).logits
     finally:
         model.set_attn_implementation(before)

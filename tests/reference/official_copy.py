@@ -8,6 +8,8 @@ shifted back; layers without softmax attention get -1.
 
 import torch
 
+from tests.helpers import with_cache
+
 
 @torch.no_grad()
 def official_copy_run(model, prompt_ids, needle_span, stop_ids, max_new_tokens):
@@ -23,7 +25,7 @@ def official_copy_run(model, prompt_ids, needle_span, stop_ids, max_new_tokens):
         model.set_attn_implementation("eager")
         token = ids[:, -1:]
         while len(generated) < max_new_tokens:
-            output = model(input_ids=token, past_key_values=past, use_cache=True, output_attentions=True)
+            output = model(input_ids=token, **with_cache(past), use_cache=True, output_attentions=True)
             past = output.past_key_values
             token = output.logits[0, -1].argmax().view(1, 1)
             weights = iter([w for w in output.attentions if w is not None])

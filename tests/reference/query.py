@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from headwise.families import layout_of
+from headwise.models.model import as_model
 
 
 @torch.no_grad()
@@ -16,8 +16,8 @@ def attention_to_prefix(model, prefix, suffix, rows):
         out = model(torch.tensor([[*prefix, *suffix]]), output_attentions=True, use_cache=False)
     finally:
         model.set_attn_implementation(before)
-    table = [None] * layout_of(model).shape[0]
-    places = range(len(table)) if len(out.attentions) == len(table) else sorted(layout_of(model).modules)
+    table = [None] * as_model(model).heads.shape[0]
+    places = range(len(table)) if len(out.attentions) == len(table) else sorted(as_model(model).modules)
     for layer, weights in zip(places, out.attentions, strict=True):  # weights [1, H, T, T]
         if weights is not None:
             rows_of = [

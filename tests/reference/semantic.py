@@ -7,6 +7,8 @@ from torch.nn.functional import linear
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import sdpa_mask
 
+from tests.helpers import with_cache
+
 
 def slow_semantic(masses, emitted, answer_ids):
     """One head. masses[t][j]: weight of the row that predicts emitted[t] on the j-th token of the span. (score, number of matching steps)."""
@@ -105,7 +107,7 @@ def slow_layer_errors(model, prompt, answer, projections, kept_of, epsilon=1e-6)
     def passes(model):
         cache = DynamicCache(config=model.config)
         for ids in ([prompt], *[[[token]] for token in answer]):
-            model(input_ids=torch.tensor(ids), past_key_values=cache, use_cache=True)
+            model(input_ids=torch.tensor(ids), **with_cache(cache), use_cache=True)
 
     first, *steps = watched(model, passes)
     kept = {layer: kept_of(layer, first[layer]) for layer in projections}

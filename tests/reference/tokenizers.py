@@ -5,7 +5,7 @@ import json
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from headwise.testing import character_tokenizer, word_tokenizer
+from headwise.testing.tokenizers import character_tokenizer, word_tokenizer
 
 TEXT = """The harbour master of Vostelle keeps a tame heron called Pimbro Asket. What is the name of the heron?
 It was the best of times, it was the worst of times; it was the age of wisdom. "Is it so?" she asked. Yes!

@@ -3,27 +3,38 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from headwise.attach import ablate, attached, head_means
-from headwise.attach.caches import full_cache
-from headwise.core import HeadScores, HeadwiseError, UnsupportedModelError
-from headwise.core.headfile import load_result
-from headwise.engine import Leaf, RunDirectory, answer_variants, prefill
-from headwise.evaluate.metrics import exact_match, unigram_recall
-from headwise.evaluate.perplexity import perplexity, plain_windows, with_bos
-from headwise.evaluate.provenance import stop_ids
-from headwise.evaluate.variants import head_variants
-from headwise.families import Loaded, layout_of, silence_in_weights
-from headwise.methods.test import ablation
-from headwise.methods.test.ablation import AblationOptions, ablation_sweep, describe_run
-from headwise.prompts import Haystack, Needle, NeedleComposer, PieceEncoder
+from headwise.attention import ablate
+from headwise.attention.means import head_means
+from headwise.attention.plan import attached
+from headwise.caches.shared import full_cache
+from headwise.evaluation import ablation
+from headwise.evaluation.ablation import AblationOptions, ablation_sweep, describe_run
+from headwise.evaluation.perplexity import perplexity, plain_windows, with_bos
+from headwise.evaluation.variants import head_variants
+from headwise.heads import HeadScores, HeadwiseError, UnsupportedModelError
+from headwise.heads.headfile import load_result
+from headwise.models.model import Model
+from headwise.models.weights import silence_in_weights
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, group_specs, make_group
-from headwise.testing import character_tokenizer, planted_copier, planted_task, tiny_model
+from headwise.prompts.haystack import Haystack
+from headwise.prompts.needles import Needle
+from headwise.runtime.answer import answer_variants
+from headwise.runtime.rundir import RunDirectory
+from headwise.runtime.runner import Leaf, prefill
+from headwise.runtime.stops import stop_ids
+from headwise.stats.metrics import exact_match, unigram_recall
+from headwise.testing.planted import planted_copier, planted_task
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
 
 FAMILIES = ("llama", "gpt2", "qwen3")
 NEEDLES = (Needle("the key is x7.", "what is the key?", "x7", "the key is"), Needle("he saw a cow.", "what did he see?", "a cow"))
@@ -45,9 +56,9 @@ def random_scores(shape, seed=0):
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def loaded(request):
+def model(request):
     model = tiny_model(request.param)
-    return Loaded(model, character_tokenizer(), layout_of(model))
+    return Model(model, character_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +70,8 @@ def options(**changes):
     return AblationOptions(**{"top": (1, 3), "controls": 3, "max_new_tokens": 6} | changes)
 
 
-def means_of(loaded, task):
-    return head_means(loaded.model, [with_bos(plain_windows(task, 256)[0], loaded.tokenizer)])
+def means_of(model, task):
+    return head_means(model.hf, [with_bos(plain_windows(task, 256)[0], model.tokenizer)])
 
 
 def prompts_of(task):
@@ -69,46 +80,46 @@ def prompts_of(task):
 
 
 @torch.no_grad()
-def one_at_a_time(loaded, prompt, answer, enter, limit):
+def one_at_a_time(model, prompt, answer, enter, limit):
     """(recall, exact, log-probability, answer ids) by `model.generate` and one plain forward pass, without any of the engine."""
     ids = torch.tensor([prompt.ids])
-    stop = sorted(stop_ids(loaded))
+    stop = sorted(stop_ids(model))
     with enter():
-        said = loaded.model.generate(
+        said = model.hf.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False, eos_token_id=stop, pad_token_id=1
         )[0, len(prompt.ids) :]
-        logits = loaded.model(input_ids=torch.tensor([[*prompt.ids, *prompt.gold]])).logits[0, len(prompt.ids) - 1 : -1]
+        logits = model.hf(input_ids=torch.tensor([[*prompt.ids, *prompt.gold]])).logits[0, len(prompt.ids) - 1 : -1]
     logprob = logits.float().log_softmax(-1).gather(-1, torch.tensor(prompt.gold)[:, None]).sum()
-    text = loaded.tokenizer.decode(said, skip_special_tokens=True)
+    text = model.tokenizer.decode(said, skip_special_tokens=True)
     return unigram_recall(text, answer), exact_match(text, answer), float(logprob), tuple(said.tolist())
 
 
 @pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
 @pytest.mark.parametrize("scope", ["answer", "all"])
-def test_answers_of_batched_variants_equal_plain_generation(loaded, task, mode, scope):
-    means = means_of(loaded, task) if mode == "mean" else None
-    variants = make_variants(random_scores(loaded.layout.shape), options())
+def test_answers_of_batched_variants_equal_plain_generation(model, task, mode, scope):
+    means = means_of(model, task) if mode == "mean" else None
+    variants = make_variants(random_scores(model.heads.shape), options())
     sets = [variant.heads for variant in variants]
     for prompt, answer in prompts_of(task)[:2]:
         rule = {"mode": mode, "scope": scope, "answer_from": len(prompt.ids) - 1, "means": means}
-        with attached(loaded.model):
-            leaf = Leaf(0, prompt.ids, full_cache(loaded.model))
+        with attached(model.hf):
+            leaf = Leaf(0, prompt.ids, full_cache(model.hf))
             if scope == "answer":
-                prefill(loaded.model, leaf.past, prompt.ids[:-1])
+                prefill(model.hf, leaf.past, prompt.ids[:-1])
             got = answer_variants(
-                loaded.model, leaf, prompt.gold, sets, partial(ablate, loaded.model, **rule), stop_ids(loaded), 6
+                model.hf, leaf, prompt.gold, sets, partial(ablate, model.hf, **rule), stop_ids(model), 6
             )
         for heads, found in zip(sets, got, strict=True):
-            _, _, logprob, ids = one_at_a_time(loaded, prompt, answer, partial(ablate, loaded.model, heads, **rule), 6)
+            _, _, logprob, ids = one_at_a_time(model, prompt, answer, partial(ablate, model.hf, heads, **rule), 6)
             assert found.ids == ids
             assert found.gold_logprob == pytest.approx(logprob, abs=1e-3)
         assert len({found.gold_logprob for found in got}) > 3
 
 
 @pytest.mark.parametrize("scope", ["answer", "all"])
-def test_the_sweep_equals_one_variant_at_a_time(loaded, task, scope):
-    scores = random_scores(loaded.layout.shape)
-    result = ablation_sweep(loaded, scores, task, options(scope=scope, mode="uniform"))
+def test_the_sweep_equals_one_variant_at_a_time(model, task, scope):
+    scores = random_scores(model.heads.shape)
+    result = ablation_sweep(model, scores, task, options(scope=scope, mode="uniform"))
     prompts = prompts_of(task)
     assert len(result.items) == len(prompts) == 8
     assert result.losses.shape == (len(result.variants), 0)
@@ -116,21 +127,21 @@ def test_the_sweep_equals_one_variant_at_a_time(loaded, task, scope):
         heads = result.variants[row].heads
         for item in (0, 5):
             prompt, answer = prompts[item]
-            enter = partial(ablate, loaded.model, heads, mode="uniform", scope=scope, answer_from=len(prompt.ids) - 1)
-            recall, exact, logprob, ids = one_at_a_time(loaded, prompt, answer, enter, 6)
+            enter = partial(ablate, model.hf, heads, mode="uniform", scope=scope, answer_from=len(prompt.ids) - 1)
+            recall, exact, logprob, ids = one_at_a_time(model, prompt, answer, enter, 6)
             assert result.values["recall"][row, item] == recall
             assert result.values["exact"][row, item] == exact
             assert result.values["logprob"][row, item] == pytest.approx(logprob, abs=1e-3)
             if row == 0:
-                assert result.items[item]["answer"] == loaded.tokenizer.decode(ids, skip_special_tokens=True)
+                assert result.items[item]["answer"] == model.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def test_scope_all_equals_edited_weights(loaded, task):
-    result = ablation_sweep(loaded, random_scores(loaded.layout.shape), task, options(scope="all"))
+def test_scope_all_equals_edited_weights(model, task):
+    result = ablation_sweep(model, random_scores(model.heads.shape), task, options(scope="all"))
     row = result.rows_of("top", 3)[0]
-    twin = copy.deepcopy(loaded.model)
+    twin = copy.deepcopy(model.hf)
     silence_in_weights(twin, result.variants[row].heads, "zero")
-    edited = ablation_sweep(loaded._replace(model=twin), random_scores(loaded.layout.shape), task, options(scope="all"))
+    edited = ablation_sweep(replace(model, hf=twin), random_scores(model.heads.shape), task, options(scope="all"))
     for metric in result.values:
         np.testing.assert_allclose(result.values[metric][row], edited.values[metric][0], atol=1e-3)
         np.testing.assert_allclose(edited.values[metric][row], edited.values[metric][0], atol=1e-3)
@@ -138,36 +149,36 @@ def test_scope_all_equals_edited_weights(loaded, task):
 
 
 @pytest.mark.parametrize("scope", ["answer", "all"])
-def test_neither_batches_nor_repetition_matter(loaded, task, scope, monkeypatch):
-    scores = random_scores(loaded.layout.shape)
-    whole = ablation_sweep(loaded, scores, task, options(scope=scope))
-    again = ablation_sweep(loaded, scores, task, options(scope=scope))
+def test_neither_batches_nor_repetition_matter(model, task, scope, monkeypatch):
+    scores = random_scores(model.heads.shape)
+    whole = ablation_sweep(model, scores, task, options(scope=scope))
+    again = ablation_sweep(model, scores, task, options(scope=scope))
     assert all(np.array_equal(whole.values[metric], again.values[metric]) for metric in whole.values)
     assert (whole.variants, whole.items) == (again.variants, again.items)
-    parts = ablation_sweep(loaded, scores, task, options(scope=scope, rows=3))
+    parts = ablation_sweep(model, scores, task, options(scope=scope, rows=3))
     monkeypatch.setattr(ablation, "TOKENS", 200)
-    small = ablation_sweep(loaded, scores, task, options(scope=scope))
+    small = ablation_sweep(model, scores, task, options(scope=scope))
     for other in (parts, small):
         for metric in whole.values:
             np.testing.assert_allclose(other.values[metric], whole.values[metric], atol=1e-3)
 
 
 def test_a_hybrid_model_sweeps_in_both_scopes():
-    model = tiny_model("qwen3_next")
-    loaded = Loaded(model, character_tokenizer(), layout_of(model))
-    values = np.full(loaded.layout.shape, np.nan)
+    hf = tiny_model("qwen3_next")
+    model = Model(hf, character_tokenizer())
+    values = np.full(model.heads.shape, np.nan)
     values[[1, 3]] = random_scores((2, 8)).values
-    task = make_task(loaded.tokenizer, lengths=(40,), depths=(0.5,))
+    task = make_task(model.tokenizer, lengths=(40,), depths=(0.5,))
     for scope in ("answer", "all"):
-        result = ablation_sweep(loaded, HeadScores(values, "copy"), task, options(scope=scope, mode="uniform"))
+        result = ablation_sweep(model, HeadScores(values, "copy"), task, options(scope=scope, mode="uniform"))
         prompt, answer = prompts_of(task)[0]
         for row in (0, 1, 5):
             enter = partial(
-                ablate, model, result.variants[row].heads, mode="uniform", scope=scope, answer_from=len(prompt.ids) - 1
+                ablate, hf, result.variants[row].heads, mode="uniform", scope=scope, answer_from=len(prompt.ids) - 1
             )
-            assert result.values["logprob"][row, 0] == pytest.approx(one_at_a_time(loaded, prompt, answer, enter, 6)[2], abs=1e-3)
+            assert result.values["logprob"][row, 0] == pytest.approx(one_at_a_time(model, prompt, answer, enter, 6)[2], abs=1e-3)
     with pytest.raises(UnsupportedModelError, match=r"layer [02] of qwen3_next has no attention heads"):
-        ablation_sweep(loaded, random_scores((4, 8)), task, options())
+        ablation_sweep(model, random_scores((4, 8)), task, options())
 
 
 def test_variants_are_disjoint_layer_matched_and_seeded():
@@ -207,20 +218,20 @@ def test_wrong_options_are_refused(wrong, message):
         AblationOptions(**wrong)
 
 
-def test_wrong_input_is_refused_before_any_work(loaded, task):
+def test_wrong_input_is_refused_before_any_work(model, task):
     with pytest.raises(HeadwiseError, match=r"belong to a model of 2 layers x 8 heads, but .* has 4 x 8"):
-        ablation_sweep(loaded, random_scores((2, 8)), task, options())
+        ablation_sweep(model, random_scores((2, 8)), task, options())
     with pytest.raises(HeadwiseError, match="mode 'mean' needs calibration text"):
-        ablation_sweep(loaded, random_scores((4, 8)), task, options(mode="mean"))
+        ablation_sweep(model, random_scores((4, 8)), task, options(mode="mean"))
 
 
-def test_perplexity_is_measured_under_scope_all(loaded, task):
+def test_perplexity_is_measured_under_scope_all(model, task):
     calibration, plain = plain_windows(task, 256)
-    result = ablation_sweep(loaded, random_scores(loaded.layout.shape), task, options(controls=7, top=(3,)), calibration, plain)
-    windows = with_bos(plain, loaded.tokenizer)
+    result = ablation_sweep(model, random_scores(model.heads.shape), task, options(controls=7, top=(3,)), calibration, plain)
+    windows = with_bos(plain, model.tokenizer)
     for row in (0, 1, 2, 5):
-        with ablate(loaded.model, result.variants[row].heads, scope="all"):
-            assert result.perplexities[row] == pytest.approx(perplexity(loaded.model, windows), rel=1e-4)
+        with ablate(model.hf, result.variants[row].heads, scope="all"):
+            assert result.perplexities[row] == pytest.approx(perplexity(model.hf, windows), rel=1e-4)
     assert np.isnan(result.perplexities).tolist() == [v.draw >= 5 for v in result.variants]
     rows = {row["kind"]: row for row in result.summary() if row["metric"] == "perplexity"}
     assert rows["top"]["mean"] == pytest.approx(result.perplexities[1])
@@ -238,13 +249,13 @@ def planted():
     needles = tuple(Needle(**needle) for needle in texts.needles[:3])
     values = np.random.default_rng(0).random((3, 8)) / 10
     values[2, 0] = 1
-    return Loaded(model, tokenizer, layout_of(model)), HeadScores(values, "copy"), make_task(tokenizer, needles, lengths=(80,))
+    return Model(model, tokenizer), HeadScores(values, "copy"), make_task(tokenizer, needles, lengths=(80,))
 
 
 @pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
 def test_the_planted_head_is_the_one_that_counts(planted, mode):
-    loaded, scores, task = planted
-    result = ablation_sweep(loaded, scores, task, options(top=(1,), controls=20, mode=mode), *plain_windows(task, 1024))
+    model, scores, task = planted
+    result = ablation_sweep(model, scores, task, options(top=(1,), controls=20, mode=mode), *plain_windows(task, 1024))
     rows = {(row["metric"], row["kind"]): row for row in result.summary()}
     assert rows["recall", "none"]["mean"] == rows["exact", "none"]["mean"] == 1
     assert rows["recall", "top"]["mean"] == 0
@@ -258,8 +269,8 @@ def test_the_planted_head_is_the_one_that_counts(planted, mode):
     assert rows["logprob", "top"]["mean"] < rows["logprob", "none"]["mean"] - 10
 
 
-def test_summary_rows_agree_with_the_tables(loaded, task):
-    result = ablation_sweep(loaded, random_scores(loaded.layout.shape), task, options(controls=5))
+def test_summary_rows_agree_with_the_tables(model, task):
+    result = ablation_sweep(model, random_scores(model.heads.shape), task, options(controls=5))
     table = result.values["logprob"]
     for row in result.summary():
         found = result.rows_of(row["kind"], row["k"])
@@ -272,16 +283,16 @@ def test_summary_rows_agree_with_the_tables(loaded, task):
             assert row["sd_draws"] == pytest.approx(table[found].mean(axis=1).std(ddof=1))
 
 
-def test_a_result_is_saved_with_its_provenance(loaded, task, tmp_path):
-    scores = random_scores(loaded.layout.shape)
-    result = ablation_sweep(loaded, scores, task, options(controls=1), *plain_windows(task, 256))
+def test_a_result_is_saved_with_its_provenance(model, task, tmp_path):
+    scores = random_scores(model.heads.shape)
+    result = ablation_sweep(model, scores, task, options(controls=1), *plain_windows(task, 256))
     path = tmp_path / "a" / "ablation.json"
     result.save(path)
     kind, data = load_result(path)
     assert kind == "ablation"
     assert data == json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert (data["mode"], data["scope"], data["items"]) == ("zero", "answer", 8)
-    assert data["model_type"] == loaded.model.config.model_type
+    assert data["model_type"] == model.hf.config.model_type
     assert data["head_file"]["provenance"] == {"model": "m"}
     assert data["options"]["top"] == [1, 3]
     assert data["variants"][1]["heads"] == [str(scores.top(1).heads[0])]
@@ -292,9 +303,9 @@ def test_a_result_is_saved_with_its_provenance(loaded, task, tmp_path):
     result.save(path, overwrite=True)
 
 
-def test_finished_groups_are_not_run_again(loaded, task, tmp_path, monkeypatch):
-    scores, chosen = random_scores(loaded.layout.shape), options(controls=1)
-    expected = ablation_sweep(loaded, scores, task, chosen)
+def test_finished_groups_are_not_run_again(model, task, tmp_path, monkeypatch):
+    scores, chosen = random_scores(model.heads.shape), options(controls=1)
+    expected = ablation_sweep(model, scores, task, chosen)
     real, runs = ablation._run_group, []
 
     def stumble(*arguments, **chosen):
@@ -304,13 +315,13 @@ def test_finished_groups_are_not_run_again(loaded, task, tmp_path, monkeypatch):
         return real(*arguments, **chosen)
 
     monkeypatch.setattr(ablation, "_run_group", stumble)
-    directory = RunDirectory(tmp_path / "run", describe_run(loaded, scores, task, chosen))
+    directory = RunDirectory(tmp_path / "run", describe_run(model, scores, task, chosen))
     with pytest.raises(KeyboardInterrupt):
-        ablation_sweep(loaded, scores, task, chosen, directory=directory)
+        ablation_sweep(model, scores, task, chosen, directory=directory)
     monkeypatch.setattr(ablation, "_run_group", lambda *arguments, **chosen: runs.append(1) or real(*arguments, **chosen))
     seen = []
-    directory = RunDirectory(tmp_path / "run", describe_run(loaded, scores, task, chosen))
-    resumed = ablation_sweep(loaded, scores, task, chosen, directory=directory, report=lambda *state: seen.append(state[:2]))
+    directory = RunDirectory(tmp_path / "run", describe_run(model, scores, task, chosen))
+    resumed = ablation_sweep(model, scores, task, chosen, directory=directory, report=lambda *state: seen.append(state[:2]))
     assert len(runs) == 4
     assert len(seen) == 4
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})

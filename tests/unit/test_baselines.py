@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from headwise.attach import Keep, compress
-from headwise.core import HeadScores, HeadwiseError
-from headwise.engine.allocation import Pyramid
-from headwise.methods.compress.adakv import AdaKV
-from headwise.methods.compress.controls import Full, Oracle, RandomTokens
-from headwise.methods.compress.headkv import HeadKV
-from headwise.methods.compress.pyramidkv import PyramidKV
-from headwise.methods.compress.snapkv import SnapKV
-from headwise.methods.compress.streaming_llm import StreamingLLM
-from headwise.testing import tiny_model
+from headwise.caches.allocation import Pyramid
+from headwise.caches.controls import Full, Oracle, RandomTokens
+from headwise.caches.kept_cache import compress
+from headwise.caches.kept_layer import Keep
+from headwise.heads import HeadScores, HeadwiseError
+from headwise.methods.adakv.press import AdaKV
+from headwise.methods.headkv.press import HeadKV
+from headwise.methods.pyramidkv.press import PyramidKV
+from headwise.methods.snapkv.press import SnapKV
+from headwise.methods.streamingllm.press import StreamingLLM
+from headwise.testing.tiny import tiny_model
 from tests.reference import baselines as slow
 
 LENGTH, BUDGET = 120, 30
@@ -219,7 +220,7 @@ def test_the_oracle_refuses_places_outside_of_the_prompt(model, ids, positions):
 
 @pytest.mark.parametrize("name", [name for name in presses() if name != "headkv"])
 def test_a_press_prints_as_the_call_that_makes_it(name):
-    from headwise.engine.allocation import Uniform  # noqa: F401  # used by the printed call
+    from headwise.caches.allocation import Uniform  # noqa: F401  # used by the printed call
 
     press = presses()[name]
     assert eval(repr(press), globals() | locals()) == press

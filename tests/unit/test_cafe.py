@@ -11,20 +11,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwise.attach import steer
-from headwise.attach.caches import full_cache, shared_past
-from headwise.core import HeadSet, HeadwiseError, PromptError
-from headwise.engine.passage_reader import Boost, PassageReader
-from headwise.engine.passage_table import measure_passages, scorable_heads
-from headwise.engine.runner import prefill
-from headwise.engine.scoring import Scoring
-from headwise.families import Loaded, layout_of
-from headwise.maths import cafe as maths
-from headwise.methods.find.evidence import evidence_scores, second_stage
-from headwise.methods.rank.coarse_to_fine import CoarseToFine
-from headwise.prompts import PieceEncoder
+from headwise.attention import steer
+from headwise.caches.shared import full_cache, shared_past
+from headwise.heads import HeadSet, HeadwiseError, PromptError
+from headwise.methods.cafe import formula as maths
+from headwise.methods.cafe.coarse_to_fine import CoarseToFine
+from headwise.methods.cafe.evidence import evidence_scores, second_stage
+from headwise.methods.cafe.reader import Boost, PassageReader
+from headwise.models.model import Model, as_model
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import Passage, PassageComposer, RankingExample
-from headwise.testing import TINY_FAMILIES, character_tokenizer, planted_copier, tiny_model
+from headwise.runtime.passage_table import measure_passages, scorable_heads
+from headwise.runtime.runner import prefill
+from headwise.runtime.scoring import Scoring
+from headwise.testing.planted import planted_copier
+from headwise.testing.tiny import TINY_FAMILIES, tiny_model
+from headwise.testing.tokenizers import character_tokenizer
+from tests.helpers import with_cache
 from tests.reference import cafe as slow
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -46,11 +49,11 @@ def models():
 
 def tiny(family="llama", positions=512):
     model = tiny_model(family, **({} if family == "gpt2" else {"max_position_embeddings": positions}))
-    return Loaded(model, character_tokenizer(), layout_of(model))
+    return Model(model, character_tokenizer())
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def model():
     return tiny()
 
 
@@ -59,10 +62,10 @@ def logits(model, ids, **options):
     return model(torch.tensor([ids]), **options).logits[0]
 
 
-def some_heads(model):
-    layout = layout_of(model)
-    layers = list(layout.modules)
-    return HeadSet.of([(layers[0], 1), (layers[0], 6), (layers[-1], 0), (layers[-1], 3)], layout.shape)
+def some_heads(hf):
+    model = as_model(hf)
+    layers = list(model.modules)
+    return HeadSet.of([(layers[0], 1), (layers[0], 6), (layers[-1], 0), (layers[-1], 3)], model.heads.shape)
 
 
 # ---- steering
@@ -78,15 +81,15 @@ def test_steering_equals_an_additive_mask(models, family, rows):
     torch.testing.assert_close(got, wanted, **TOLERANCE)
     changed = (got - logits(model, IDS)).abs().amax(dim=-1)
     assert changed[: QUESTION[0]].max() < 1e-5  # passages never feel it
-    if layout_of(model).full_layers:  # else the window of 8 hides the spans from the later rows
+    if as_model(model).heads.full_layers:  # else the window of 8 hides the spans from the later rows
         assert changed[QUESTION[0] :].min() > 1e-4
 
 
 @pytest.mark.parametrize("family", ["llama", "granite", "gemma3_text", "gpt2"])
 def test_a_bias_before_scaling_is_scaled_like_query_times_key(models, family):
     model = models[family]
-    module = next(iter(layout_of(model).modules.values()))
-    scaling = getattr(module, "scaling", None) or layout_of(model).head_dim ** -0.5
+    module = next(iter(as_model(model).modules.values()))
+    scaling = getattr(module, "scaling", None) or as_model(model).heads.head_dim ** -0.5
     wanted = slow.logits_with_mask(model, IDS, slow.bias_matrix(LENGTH, SPANS, QUESTION, DELTA * scaling))
     with steer(model, None, SPANS, DELTA, "question", QUESTION, "pre_scale"):
         torch.testing.assert_close(logits(model, IDS), wanted, **TOLERANCE)
@@ -111,17 +114,17 @@ def test_pieces_over_any_cache_equal_one_pass(models, family, rows):
     model = models[family]
     with steer(model, None, SPANS, DELTA, rows, QUESTION), torch.no_grad():
         # Recurrent layers' chunked and stepwise kernels differ a little, also without headwise.
-        close = {"atol": 1e-4, "rtol": 1e-4} if layout_of(model).is_hybrid else TOLERANCE
+        close = {"atol": 1e-4, "rtol": 1e-4} if as_model(model).is_hybrid else TOLERANCE
         whole = logits(model, IDS)
         parts, past = [], None
         for start, stop in ((0, 9), (9, 17), (17, 22), (22, 23), (23, 24)):
-            out = model(torch.tensor([IDS[start:stop]]), past_key_values=past, use_cache=True)
+            out = model(torch.tensor([IDS[start:stop]]), **with_cache(past), use_cache=True)
             parts, past = [*parts, out.logits[0]], out.past_key_values
         torch.testing.assert_close(torch.cat(parts), whole, **close)
         cache = full_cache(model)
         prefill(model, cache, IDS[:13])
         with shared_past(model, cache, 2) as both:
-            out = model(torch.tensor([IDS[13:]] * 2), past_key_values=both, use_cache=True).logits
+            out = model(torch.tensor([IDS[13:]] * 2), **with_cache(both), use_cache=True).logits
         torch.testing.assert_close(out[0], whole[13:], **close)
         torch.testing.assert_close(out[1], whole[13:], **close)
 
@@ -130,7 +133,7 @@ def test_a_bias_of_zero_changes_not_a_bit(models):
     for family in ("llama", "gemma2", "gpt_oss"):
         with steer(models[family], None, SPANS, 0.0, "question", QUESTION):
             inside = logits(models[family], IDS)
-        with steer(models[family], HeadSet((), layout_of(models[family]).shape), SPANS, DELTA):
+        with steer(models[family], HeadSet((), as_model(models[family]).heads.shape), SPANS, DELTA):
             assert torch.equal(logits(models[family], IDS), inside)
 
 
@@ -206,7 +209,7 @@ def test_a_part_of_a_model_with_windows_is_refused_over_a_cache(models):
     with steer(model, None, SPANS, 1.0), torch.no_grad():
         past = model.model(torch.tensor([IDS[:20]]), use_cache=True).past_key_values
         with pytest.raises(HeadwiseError, match="call the whole model"):
-            model.model(torch.tensor([IDS[20:]]), past_key_values=past)
+            model.model(torch.tensor([IDS[20:]]), **with_cache(past))
 
 
 # ---- maths
@@ -272,23 +275,23 @@ def planted_examples():
 @pytest.fixture(scope="module")
 def planted():
     model, tokenizer = planted_copier(texts=[f"Passage {i}: so {t} again. Question: Answer: N/A" for i, t in enumerate(TREES, 1)])
-    return Loaded(model, tokenizer, layout_of(model))
+    return Model(model, tokenizer)
 
 
 @pytest.fixture(scope="module")
 def table(planted):
     composer = PassageComposer(PieceEncoder(planted.tokenizer))
-    return measure_passages(planted.model, planted.layout, composer, planted_examples(), Scoring(span="query"))
+    return measure_passages(planted.hf, planted, composer, planted_examples(), Scoring(span="query"))
 
 
 @pytest.fixture(scope="module")
-def random_table(loaded):
+def random_table(model):
     """Three queries over passages of a model in which every head looks everywhere."""
     passages = tuple(p if isinstance(p, Passage) else Passage(p) for p in PASSAGES)
     examples = [
         RankingExample(q, passages[:n], frozenset(g)) for q, n, g in ((QUERY, 5, {1}), ("red", 3, {0, 2}), ("wind", 4, {3}))
     ]
-    return measure_passages(loaded.model, loaded.layout, PassageComposer(PieceEncoder(loaded.tokenizer)), examples)
+    return measure_passages(model.hf, model, PassageComposer(PieceEncoder(model.tokenizer)), examples)
 
 
 @pytest.mark.parametrize("pool", maths.DOC_POOL)
@@ -327,9 +330,9 @@ def test_heads_that_look_at_no_passage_are_not_scored(random_table):
 
 
 def test_sliding_layers_have_no_evidence_score():
-    loaded = tiny("gemma3_text")
+    model = tiny("gemma3_text")
     example = RankingExample(QUERY, tuple(Passage(t) for t in ("red", "the key", "b")), frozenset({1}))
-    found = measure_passages(loaded.model, loaded.layout, PassageComposer(PieceEncoder(loaded.tokenizer)), [example])
+    found = measure_passages(model.hf, model, PassageComposer(PieceEncoder(model.tokenizer)), [example])
     scores = evidence_scores(found)
     assert np.isnan(scores.values[:2]).all()
     assert np.isfinite(scores.values[2:]).all()
@@ -351,42 +354,42 @@ def test_second_stage_examples_are_what_was_kept():
 # ---- both stages
 
 
-def run(loaded, **options):
-    heads = HeadSet.of([(0, 1), (2, 5), (1, 3)], loaded.layout.shape)
-    fine = HeadSet.of([(3, 2), (1, 0)], loaded.layout.shape)
-    return CoarseToFine(loaded, heads, fine, **{"m1": 2, "m2": 1} | options)
+def run(model, **options):
+    heads = HeadSet.of([(0, 1), (2, 5), (1, 3)], model.heads.shape)
+    fine = HeadSet.of([(3, 2), (1, 0)], model.heads.shape)
+    return CoarseToFine(model, heads, fine, **{"m1": 2, "m2": 1} | options)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "qwen3_next", "gpt2"])
 def test_question_rows_over_the_cache_equal_a_full_steered_pass(family):
     """Exactness (method card, claim 8), and the masses that the fine stage sees are those of a pass over everything."""
-    loaded = tiny(family)
-    composer = PassageComposer(PieceEncoder(loaded.tokenizer))
-    reader = PassageReader(loaded.model, composer, PASSAGES)
+    model = tiny(family)
+    composer = PassageComposer(PieceEncoder(model.tokenizer))
+    reader = PassageReader(model.hf, composer, PASSAGES)
     for rows in LAST:
         with reader.asking(QUERY, Boost((1, 3), DELTA, rows)) as (ids, cache), torch.no_grad():
             new = torch.tensor([ids[reader.tokens :]])
-            got = loaded.model(new, past_key_values=cache, use_cache=True).logits[0]
+            got = model.hf(new, **with_cache(cache), use_cache=True).logits[0]
         question, spans = (reader.tokens, len(ids)), [reader.spans[1], reader.spans[3]]
         if family == "qwen3_next":
-            with steer(loaded.model, None, spans, DELTA, rows, question):
-                wanted = logits(loaded.model, list(ids))
+            with steer(model.hf, None, spans, DELTA, rows, question):
+                wanted = logits(model.hf, list(ids))
         else:
-            wanted = slow.logits_with_mask(loaded.model, list(ids), slow.bias_matrix(len(ids), spans, question, DELTA))
+            wanted = slow.logits_with_mask(model.hf, list(ids), slow.bias_matrix(len(ids), spans, question, DELTA))
         close = {"atol": 1e-4, "rtol": 1e-4} if family == "qwen3_next" else TOLERANCE
         torch.testing.assert_close(got, wanted[reader.tokens :], **close)
-    heads = HeadSet(scorable_heads(loaded.layout).heads[:10], loaded.layout.shape)
+    heads = HeadSet(scorable_heads(model).heads[:10], model.heads.shape)
     example = RankingExample(QUERY, tuple(p if isinstance(p, Passage) else Passage(p) for p in PASSAGES), frozenset({1}))
-    found = measure_passages(loaded.model, loaded.layout, composer, [example], seed=None)
+    found = measure_passages(model.hf, model, composer, [example], seed=None)
     wanted = [found.raw[0, layer, head] for layer, head in sorted(heads)]
     np.testing.assert_allclose(reader.head_masses(QUERY, heads, Scoring()), wanted, atol=1e-5)
 
 
-def test_answers_are_those_of_plain_decoding_with_steering(loaded):
+def test_answers_are_those_of_plain_decoding_with_steering(model):
     """Greedy, token by token, from one eager steered pass each."""
-    composer = PassageComposer(PieceEncoder(loaded.tokenizer))
+    composer = PassageComposer(PieceEncoder(model.tokenizer))
     for rows in LAST:
-        result = run(loaded, rows=rows, delta=3.0).answer(QUERY, PASSAGES, 5, stop=())
+        result = run(model, rows=rows, delta=3.0).answer(QUERY, PASSAGES, 5, stop=())
         assert result.steered
         shared = composer.passages([p if isinstance(p, Passage) else Passage(p) for p in (PASSAGES[i] for i in result.kept)])
         spans = [tuple(shared.span(f"passage/{result.kept.index(i) + 1}")) for i in result.candidates]
@@ -395,66 +398,66 @@ def test_answers_are_those_of_plain_decoding_with_steering(loaded):
         for token in result.ids:
             stop = question[1] if rows == "question" else len(text)
             added = slow.bias_matrix(len(text), spans, (question[0], stop), 3.0)
-            text.append(int(slow.logits_with_mask(loaded.model, text, added)[-1].argmax()))
+            text.append(int(slow.logits_with_mask(model.hf, text, added)[-1].argmax()))
             assert text[-1] == token
         assert len(result.ids) == 5
 
 
-def test_stages_do_what_they_say(loaded):
-    found = run(loaded).coarse(QUERY, PASSAGES)
+def test_stages_do_what_they_say(model):
+    found = run(model).coarse(QUERY, PASSAGES)
     assert found.beta.shape == (3, 5)
     np.testing.assert_allclose(found.beta.sum(axis=1), 1)
     assert sorted(found.kept) == slow.votes(found.beta.tolist(), 2)
     assert list(found.kept) == sorted(found.kept, key=lambda i: found.gamma[i])
-    everything = run(loaded, filter=False).coarse(QUERY, PASSAGES)
+    everything = run(model, filter=False).coarse(QUERY, PASSAGES)
     assert sorted(everything.kept) == [0, 1, 2, 3, 4]
     assert list(everything.kept) == sorted(range(5), key=lambda i: (everything.gamma[i], -i))
-    assert run(loaded, reorder=False).coarse(QUERY, PASSAGES).kept == tuple(sorted(found.kept))
-    assert run(loaded, m1=5).coarse(QUERY, PASSAGES).kept == everything.kept
-    fine = run(loaded).fine(QUERY, PASSAGES)
+    assert run(model, reorder=False).coarse(QUERY, PASSAGES).kept == tuple(sorted(found.kept))
+    assert run(model, m1=5).coarse(QUERY, PASSAGES).kept == everything.kept
+    fine = run(model).fine(QUERY, PASSAGES)
     assert list(fine.candidates) == slow.votes(fine.beta.tolist(), 1)
     assert fine.margin == pytest.approx(maths.margin(fine.gamma, fine.candidates, 2))
-    long = run(loaded, doc_pool="mean").coarse(QUERY, PASSAGES)
+    long = run(model, doc_pool="mean").coarse(QUERY, PASSAGES)
     assert not np.allclose(long.beta, found.beta)
 
 
-def test_a_whole_answer_says_what_was_done(loaded):
-    result = run(loaded).answer(QUERY, PASSAGES, 4)
-    assert result.kept == run(loaded).coarse(QUERY, PASSAGES).kept
+def test_a_whole_answer_says_what_was_done(model):
+    result = run(model).answer(QUERY, PASSAGES, 4)
+    assert result.kept == run(model).coarse(QUERY, PASSAGES).kept
     kept = [PASSAGES[i] for i in result.kept]
-    assert result.candidates == tuple(result.kept[i] for i in run(loaded).fine(QUERY, kept).candidates)
+    assert result.candidates == tuple(result.kept[i] for i in run(model).fine(QUERY, kept).candidates)
     assert result.steered
     np.testing.assert_array_equal(result.gamma, result.coarse.gamma)
-    assert result.text == PieceEncoder(loaded.tokenizer).decode([i for i in result.ids if i > 2]).strip()
-    plain = run(loaded, filter=False, reorder=False, steer=False).answer(QUERY, PASSAGES, 4)
+    assert result.text == PieceEncoder(model.tokenizer).decode([i for i in result.ids if i > 2]).strip()
+    plain = run(model, filter=False, reorder=False, steer=False).answer(QUERY, PASSAGES, 4)
     assert (plain.kept, plain.candidates, plain.steered) == ((0, 1, 2, 3, 4), (), False)
     assert plain.coarse is plain.fine is plain.gamma is None
-    unsteered = run(loaded, delta=0.0).answer(QUERY, PASSAGES, 4)
+    unsteered = run(model, delta=0.0).answer(QUERY, PASSAGES, 4)
     assert not unsteered.steered
-    assert unsteered.ids == run(loaded, steer=False).answer(QUERY, PASSAGES, 4).ids
-    careful = run(loaded, least_margin=1.1).answer(QUERY, PASSAGES, 4)
+    assert unsteered.ids == run(model, steer=False).answer(QUERY, PASSAGES, 4).ids
+    careful = run(model, least_margin=1.1).answer(QUERY, PASSAGES, 4)
     assert not careful.steered
     assert careful.candidates == result.candidates
     assert careful.ids == unsteered.ids
 
 
-def test_few_passages(loaded):
-    one = run(loaded).answer(QUERY, ["the key"], 4)
+def test_few_passages(model):
+    one = run(model).answer(QUERY, ["the key"], 4)
     assert (one.kept, one.candidates, one.steered, one.coarse) == ((0,), (), False, None)
-    assert run(loaded, m1=4, reorder=False).answer(QUERY, PASSAGES[:3], 2).coarse is None  # nothing to filter
-    two = run(loaded, m1=4).answer(QUERY, PASSAGES[:2], 2)
+    assert run(model, m1=4, reorder=False).answer(QUERY, PASSAGES[:3], 2).coarse is None  # nothing to filter
+    two = run(model, m1=4).answer(QUERY, PASSAGES[:2], 2)
     assert sorted(two.kept) == [0, 1]
     with pytest.raises(PromptError, match="no passages"):
-        run(loaded).answer(QUERY, [])
+        run(model).answer(QUERY, [])
     with pytest.raises(PromptError, match="passage 2 is empty"):
-        run(loaded).answer(QUERY, ["a", " "])
+        run(model).answer(QUERY, ["a", " "])
     with pytest.raises(PromptError, match=r"need \d+ tokens, but the model has 512 positions"):
-        run(loaded, filter=False, reorder=False).answer(QUERY, ["word " * 60] * 3)
+        run(model, filter=False, reorder=False).answer(QUERY, ["word " * 60] * 3)
 
 
-def test_heads_without_an_opinion_choose_nothing(loaded, monkeypatch):
-    monkeypatch.setattr("headwise.methods.rank.coarse_to_fine.passage_shares", lambda masses, *_: np.zeros_like(masses))
-    result = run(loaded).answer(QUERY, PASSAGES, 2)
+def test_heads_without_an_opinion_choose_nothing(model, monkeypatch):
+    monkeypatch.setattr("headwise.methods.cafe.coarse_to_fine.passage_shares", lambda masses, *_: np.zeros_like(masses))
+    result = run(model).answer(QUERY, PASSAGES, 2)
     assert result.kept == (0, 1, 2, 3, 4)
     assert (result.candidates, result.steered) == ((), False)
 
@@ -486,18 +489,18 @@ def test_the_planted_head_keeps_the_evidence_and_answers(planted, table):
         ({"coarse_heads": HeadSet.of([(0, 0)], (2, 2))}, "belong to a model of 2 layers"),
     ],
 )
-def test_wrong_options_are_refused_in_one_line(loaded, options, message):
-    heads = HeadSet.of([(0, 1)], loaded.layout.shape)
+def test_wrong_options_are_refused_in_one_line(model, options, message):
+    heads = HeadSet.of([(0, 1)], model.heads.shape)
     with pytest.raises(HeadwiseError, match=message) as caught:
-        CoarseToFine(loaded, **{"coarse_heads": heads, "fine_heads": heads} | options)
+        CoarseToFine(model, **{"coarse_heads": heads, "fine_heads": heads} | options)
     assert "\n" not in str(caught.value)
 
 
-def test_other_wrong_requests(loaded):
+def test_other_wrong_requests(model):
     gemma = tiny("gemma3_text")
     with pytest.raises(HeadwiseError, match="L0H1 of coarse_heads lies in a layer with a sliding window"):
-        CoarseToFine(gemma, HeadSet.of([(0, 1)], gemma.layout.shape), HeadSet.of([(3, 1)], gemma.layout.shape))
+        CoarseToFine(gemma, HeadSet.of([(0, 1)], gemma.heads.shape), HeadSet.of([(3, 1)], gemma.heads.shape))
     with pytest.raises(HeadwiseError, match="max_new_tokens must be at least 1"):
-        run(loaded).answer(QUERY, PASSAGES, 0)
+        run(model).answer(QUERY, PASSAGES, 0)
     with pytest.raises(HeadwiseError, match="no coarse_heads were given to look with"):
-        CoarseToFine(loaded, None, None, filter=False, reorder=False, steer=False).coarse(QUERY, PASSAGES)
+        CoarseToFine(model, None, None, filter=False, reorder=False, steer=False).coarse(QUERY, PASSAGES)

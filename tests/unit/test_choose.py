@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from headwise.core import HeadwiseError
+from headwise.heads import HeadwiseError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from headwise.scale.choose import choose  # noqa: E402
-from headwise.scale.sidecar import HASH_KEY  # noqa: E402
-from headwise.scale.thresholds import ChoiceOptions  # noqa: E402
+from headwise.corpus.choose import choose  # noqa: E402
+from headwise.corpus.sidecar import HASH_KEY  # noqa: E402
+from headwise.corpus.thresholds import ChoiceOptions  # noqa: E402
 
 
 def random_rows(count, seed=0, domains=("web", "math"), ties=False):

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.core import HeadwiseError, PromptError
-from headwise.evaluate.ranking import bm25_candidates, per_query, summary
+from headwise.heads import HeadwiseError, PromptError
 from headwise.prompts.collections import beir_files, read_passages, read_qrels, read_queries, read_run, trec_lines
 from headwise.prompts.passages import Passage
+from headwise.stats.ranking import bm25_candidates, per_query, summary
 from tests.reference import query as slow
 
 

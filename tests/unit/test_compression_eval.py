@@ -9,38 +9,42 @@ import numpy as np
 import pytest
 import torch
 
-from headwise.attach import Keep, Window, compress
-from headwise.core import HeadwiseError, MissingExtraError, PromptError
-from headwise.core.prompt import Span
-from headwise.evaluate.compression import (
-    TASKS,
+from headwise.caches.controls import Full, Oracle
+from headwise.caches.groups import Window
+from headwise.caches.kept_cache import compress
+from headwise.caches.kept_layer import Keep
+from headwise.evaluation.compression import (
     Candidate,
     Context,
     Question,
     continuation,
-    draw_contexts,
     longest,
     measure_compression,
     ruler_contexts,
     size_of,
 )
-from headwise.evaluate.metrics import exact_match
-from headwise.families import Loaded, layout_of, load_model
-from headwise.lab import bundled_model
-from headwise.methods.compress.controls import Full, Oracle
-from headwise.methods.compress.snapkv import SnapKV
-from headwise.methods.compress.streaming_llm import StreamingLLM
-from headwise.prompts import PieceEncoder, newline_ids
+from headwise.heads import HeadwiseError, MissingExtraError, PromptError
+from headwise.methods.snapkv.press import SnapKV
+from headwise.methods.streamingllm.press import StreamingLLM
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model
+from headwise.prompts.encoder import PieceEncoder, newline_ids
+from headwise.prompts.prompt import Span
 from headwise.prompts.ruler import COLUMNS, RulerRow, read_ruler, string_match
-from headwise.testing import planted_copier, planted_task, tiny_model
+from headwise.stats.metrics import exact_match
+from headwise.testing.planted import planted_copier, planted_task
+from headwise.testing.tiny import tiny_model
+from headwise_lab.contexts import TASKS, draw_contexts
+from tests.helpers import with_cache
 
 FILLER = 40  # words in front of and behind the needles
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def model():
     model, tokenizer = planted_copier(kv_heads=2)
-    return Loaded(model, tokenizer, layout_of(model))
+    return Model(model, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +53,9 @@ def lab():
 
 
 @pytest.fixture(scope="module")
-def contexts(loaded):
+def contexts(model):
     """Six texts with two needles each; a question is the beginning of a needle's sentence."""
-    encoder, task = PieceEncoder(loaded.tokenizer), planted_task()
+    encoder, task = PieceEncoder(model.tokenizer), planted_task()
     words = task.texts[0].split()
     found = []
     for i in range(6):
@@ -64,7 +68,7 @@ def contexts(loaded):
             rest = encoder.encode(" " + needle["answer_prefix"])
             questions.append(Question(rest, 6, partial(exact, gold=needle["answer"]), span))
         ids += encoder.encode(" " + " ".join(words[:FILLER]))
-        found.append(Context("needle", 128, tuple(ids), tuple(questions), newline_ids(loaded.tokenizer)))
+        found.append(Context("needle", 128, tuple(ids), tuple(questions), newline_ids(model.tokenizer)))
     return found
 
 
@@ -86,8 +90,8 @@ CANDIDATES = [
 
 
 @pytest.fixture(scope="module")
-def rows(loaded, contexts):
-    return {(row["question"], row["method"]): row for row in measure_compression(loaded, CANDIDATES, contexts)}
+def rows(model, contexts):
+    return {(row["question"], row["method"]): row for row in measure_compression(model, CANDIDATES, contexts)}
 
 
 def test_the_full_cache_and_the_oracle_answer_and_streaming_does_not(rows):
@@ -105,11 +109,11 @@ def test_the_full_cache_and_the_oracle_answer_and_streaming_does_not(rows):
     assert rows["inside", "snapkv"]["exact"] > rows["outside", "snapkv"]["exact"]
 
 
-def test_rows_tell_sizes_heads_and_where_they_come_from(rows, contexts, loaded):
+def test_rows_tell_sizes_heads_and_where_they_come_from(rows, contexts, model):
     tokens = np.mean([len(context.ids) for context in contexts])
     for (question, name), row in rows.items():
         assert row["low"] <= row["exact"] <= row["high"]
-        assert np.shape(row["survival_heads"]) == loaded.layout.shape[:1] + (2,)
+        assert np.shape(row["survival_heads"]) == model.heads.shape[:1] + (2,)
         assert np.mean(row["survival_heads"]) == pytest.approx(row["survival"])
         assert (row["task"], row["length"], row["seed"]) == ("needle", 128, 0)
         assert row["budget"] == {"full": None, "oracle": 24, "snapkv": 24, "streamingllm": 0.2}[name]
@@ -135,16 +139,16 @@ class Streams:
         return [Keep((0,)), Keep((1,), None, Window(3, 20))]
 
     def kept(self, view):
-        return self.streams(view.layer, view.layout)
+        return self.streams(view.layer, view.model)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["gemma2", "qwen3_next"])
 def test_one_reading_for_all_methods_is_a_prefill_of_each(family):
     """Answers, what is held and bytes are those of the method's own block."""
-    model = tiny_model(family)
+    hf = tiny_model(family)
     numbers = SimpleNamespace(decode=lambda ids, **_: " ".join(map(str, ids)))
-    loaded = Loaded(model, numbers, layout_of(model))
+    model = Model(hf, numbers)
     made = torch.Generator().manual_seed(3)
     ids, rest = (tuple(torch.randint(2, 96, (n,), generator=made).tolist()) for n in (60, 5))
     heard = []
@@ -155,57 +159,57 @@ def test_one_reading_for_all_methods_is_a_prefill_of_each(family):
 
     context = Context("x", None, ids, (Question(rest, 4, judge, Span(20, 24)),), frozenset())
     methods = [Full(), SnapKV(budget=20), Streams("dense"), Streams("windowed"), Streams("chunked")]
-    found = measure_compression(loaded, [Candidate(str(i), None, m) for i, m in enumerate(methods)], [context])
+    found = measure_compression(model, [Candidate(str(i), None, m) for i, m in enumerate(methods)], [context])
     expected, held = [], []
     for protocol in ("inside", "outside"):
         for method in methods:
-            with compress(model, method) as cache:
+            with compress(hf, method) as cache:
                 prompt = torch.tensor([ids + rest if protocol == "inside" else ids])
                 logits = cache.prefill(prompt)
                 held.append(size_of(cache))
                 if protocol == "outside":
-                    logits = model(input_ids=torch.tensor([rest]), past_key_values=cache).logits[:, -1]
-                expected.append(" ".join(map(str, continuation(model, cache, logits, (), 4))))
+                    logits = hf(input_ids=torch.tensor([rest]), **with_cache(cache)).logits[:, -1]
+                expected.append(" ".join(map(str, continuation(hf, cache, logits, (), 4))))
     assert heard == expected
     assert [(row["positions"], row["bytes"]) for row in found] == [(size.positions, size.nbytes) for size in held]
 
 
-def test_a_limit_and_a_stop_token_end_an_answer(loaded, contexts):
+def test_a_limit_and_a_stop_token_end_an_answer(model, contexts):
     context = contexts[0]
-    with compress(loaded.model, Full()) as cache:
+    with compress(model.hf, Full()) as cache:
         ids = torch.tensor([context.ids + context.questions[0].rest])
         logits = cache.prefill(ids)
         first = int(logits.argmax())
-        assert continuation(loaded.model, cache.fork(), logits, {first}, 9) == (first,)
-        assert continuation(loaded.model, cache.fork(), logits, (), 1) == (first,)
-        said = continuation(loaded.model, cache.fork(), logits, (), 4)
+        assert continuation(model.hf, cache.fork(), logits, {first}, 9) == (first,)
+        assert continuation(model.hf, cache.fork(), logits, (), 1) == (first,)
+        said = continuation(model.hf, cache.fork(), logits, (), 4)
         assert len(said) == 4
-        assert continuation(loaded.model, cache, logits, {said[2]}, 9) == said[:3]
+        assert continuation(model.hf, cache, logits, {said[2]}, 9) == said[:3]
 
 
-def test_unknown_places_of_answers_give_no_survival(loaded, contexts):
+def test_unknown_places_of_answers_give_no_survival(model, contexts):
     context = contexts[0]._replace(questions=tuple(q._replace(answer=None) for q in contexts[0].questions))
-    for row in measure_compression(loaded, CANDIDATES[:1], [context]):
+    for row in measure_compression(model, CANDIDATES[:1], [context]):
         assert row["survival"] is row["survival_heads"] is None
         assert row["exact"] == 1.0
 
 
-def test_the_model_is_left_as_it_was(loaded, contexts):
+def test_the_model_is_left_as_it_was(model, contexts):
     ids = torch.tensor([contexts[0].ids])
     with torch.no_grad():
-        before = loaded.model(ids).logits
-        measure_compression(loaded, CANDIDATES, contexts[:1], ["inside"])
-        assert torch.equal(loaded.model(ids).logits, before)
-        assert loaded.model.config._attn_implementation != "headwise"
+        before = model.hf(ids).logits
+        measure_compression(model, CANDIDATES, contexts[:1], ["inside"])
+        assert torch.equal(model.hf(ids).logits, before)
+        assert model.hf.config._attn_implementation != "headwise"
 
 
 @pytest.mark.parametrize(
     ("candidates", "protocols", "message"),
     [(CANDIDATES, ["beside"], "'beside'; use inside or outside"), ([], ["inside"], "at least one method")],
 )
-def test_what_cannot_be_measured_is_refused(loaded, contexts, candidates, protocols, message):
+def test_what_cannot_be_measured_is_refused(model, contexts, candidates, protocols, message):
     with pytest.raises(HeadwiseError, match=message):
-        measure_compression(loaded, candidates, contexts, protocols)
+        measure_compression(model, candidates, contexts, protocols)
 
 
 # Drawing
@@ -282,13 +286,13 @@ def parquet(tmp_path):
     return write
 
 
-def test_ruler_files_are_read_and_answered(loaded, parquet):
+def test_ruler_files_are_read_and_answered(model, parquet):
     rows = read_ruler(parquet(ruler_rows()))
     assert rows[0] == RulerRow(
         ruler_rows()[0]["context"], " what is it?", rows[0].answer_prefix, tuple(ruler_rows()[0]["answer"]), 8, "niah_single_1"
     )
-    contexts = ruler_contexts(loaded, rows)
-    found = {row["method"]: row for row in measure_compression(loaded, [CANDIDATES[0], CANDIDATES[3]], contexts, ["outside"])}
+    contexts = ruler_contexts(model, rows)
+    found = {row["method"]: row for row in measure_compression(model, [CANDIDATES[0], CANDIDATES[3]], contexts, ["outside"])}
     assert found["full"]["exact"] == 1.0
     assert found["streamingllm"]["exact"] == 0.0
     assert (found["full"]["task"], found["full"]["length"], found["full"]["survival"]) == ("niah_single_1", None, None)
@@ -315,7 +319,7 @@ def test_string_match(task, said, score):
     assert string_match("PARIS", RulerRow("", "", "", ("Paris",), 5, "vt")) == 1.0
 
 
-def test_broken_ruler_files_are_refused(loaded, parquet, tmp_path):
+def test_broken_ruler_files_are_refused(model, parquet, tmp_path):
     with pytest.raises(PromptError, match="no such parquet file"):
         read_ruler(tmp_path / "none.parquet")
     (tmp_path / "bad.parquet").write_text("no parquet")
@@ -335,9 +339,9 @@ def test_broken_ruler_files_are_refused(loaded, parquet, tmp_path):
         with pytest.raises(PromptError, match=message):
             read_ruler(parquet([ruler_rows(1)[0] | change]))
     with pytest.raises(HeadwiseError, match="1024 positions"):
-        ruler_contexts(loaded, [RulerRow("the river " * 600, " what?", " it is", ("x",), 5, "vt")])
+        ruler_contexts(model, [RulerRow("the river " * 600, " what?", " it is", ("x",), 5, "vt")])
     with pytest.raises(PromptError, match="no chat template"):
-        ruler_contexts(loaded, [RulerRow("the river", " what?", " it is", ("x",), 5, "vt")], chat=True)
+        ruler_contexts(model, [RulerRow("the river", " what?", " it is", ("x",), 5, "vt")], chat=True)
 
 
 def test_without_pyarrow_the_extra_is_named(monkeypatch, tmp_path):

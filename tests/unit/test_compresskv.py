@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from headwise.attach import View, compress
-from headwise.core import HeadScores, HeadSet, HeadwiseError
-from headwise.engine.allocation import ByLayer, Pyramid, Uniform
-from headwise.families import layout_of
-from headwise.methods.compress.compresskv import CompressKV
-from headwise.testing import tiny_model
+from headwise.caches.allocation import ByLayer, Pyramid, Uniform
+from headwise.caches.kept_cache import compress
+from headwise.caches.kept_layer import View
+from headwise.heads import HeadScores, HeadSet, HeadwiseError
+from headwise.methods.compresskv.press import CompressKV
+from headwise.models.model import as_model
+from headwise.testing.tiny import tiny_model
+from tests.helpers import with_cache
 from tests.reference.kept import continued
 from tests.reference.semantic import slow_budgets, slow_kept, slow_scores, watched
 
@@ -39,23 +41,23 @@ def held(model, press, ids):
         cache.prefill(ids[:, :PROMPT])
         found = {}
         for layer, kept in cache.kept_layers.items():
-            found[layer] = [None] * cache.layout.kv_heads
+            found[layer] = [None] * cache.model.heads.kv_heads
             for group in kept.groups:
-                for place, head in enumerate(range(cache.layout.kv_heads) if group.heads is None else group.heads.tolist()):
+                for place, head in enumerate(range(cache.model.heads.kv_heads) if group.heads is None else group.heads.tolist()):
                     found[layer][head] = group.positions[0, min(place, group.positions.shape[1] - 1), : group.used].tolist()
         return found
 
 
-def slow_held(model, ids, chosen_of, budget_of, sinks=4, window=8, kernel=5):
+def slow_held(hf, ids, chosen_of, budget_of, sinks=4, window=8, kernel=5):
     """The same by slow loops. chosen_of(layer, KV head): heads that choose for it."""
-    layout = layout_of(model)
-    (calls,) = watched(model, lambda m: m(input_ids=ids[:, :PROMPT], use_cache=False))
+    model = as_model(hf)
+    (calls,) = watched(hf, lambda m: m(input_ids=ids[:, :PROMPT], use_cache=False))
     found = {}
-    for layer in layout.full_layers:
+    for layer in model.heads.full_layers:
         query, keys, _, *how = calls[layer]
         found[layer] = []
-        for group in range(layout.kv_heads):
-            each = layout.shape[1] // layout.kv_heads
+        for group in range(model.heads.kv_heads):
+            each = model.heads.shape[1] // model.heads.kv_heads
             scaling, softcap, sink_logits = how
             scores = slow_scores(
                 query, keys, chosen_of(layer, group), window, kernel, scaling, lambda h, n=each: h // n, softcap, sink_logits
@@ -124,7 +126,7 @@ def test_the_answer_comes_from_what_is_kept(model, ids, sharing):
     with compress(model, press) as cache:
         cache.prefill(ids[:, :PROMPT])
         kept = {layer: [set(own.tolist()) for own in rows] for layer, rows in cache.held_positions().items()}
-        got = model(input_ids=ids[:, PROMPT:], past_key_values=cache, use_cache=True).logits
+        got = model(input_ids=ids[:, PROMPT:], **with_cache(cache), use_cache=True).logits
     torch.testing.assert_close(got, continued(model, ids[:, :PROMPT], ids[:, PROMPT:], kept), **TOLERANCE)
 
 
@@ -145,19 +147,19 @@ def test_a_prompt_no_longer_than_the_budget_is_kept_whole(model, ids):
 # ---- mistakes of the released code
 
 
-def planted_view(model, looks, length=40, dtype=torch.float32, strength=6.0):
+def planted_view(hf, looks, length=40, dtype=torch.float32, strength=6.0):
     """A layer in which query head h of every row of the window looks at the positions looks[h], and at all others evenly.
 
     Each position has a direction of its own, so that any head may look at any set of them.
     """
-    layout = layout_of(model)
-    keys = torch.eye(length)[None, None].expand(1, layout.kv_heads, -1, -1).to(dtype)
-    query = torch.zeros(1, layout.shape[1], length, length)
+    model = as_model(hf)
+    keys = torch.eye(length)[None, None].expand(1, model.heads.kv_heads, -1, -1).to(dtype)
+    query = torch.zeros(1, model.heads.shape[1], length, length)
     for head, positions in looks.items():
         for position in positions:
             query[0, head, :, position] = strength
     positions = torch.arange(length, dtype=torch.int32)[None]
-    return View(0, query.to(dtype), keys, keys, positions, 1.0, None, None, layout)
+    return View(0, query.to(dtype), keys, keys, positions, 1.0, None, None, model)
 
 
 def kept_by(press, view):
@@ -288,11 +290,11 @@ def test_the_best_heads_of_every_layer_choose_and_ties_go_to_the_lower_head():
 
 def test_heads_of_layers_that_are_not_compressed_do_not_matter():
     """gemma3: layers 0 and 1 have a sliding window, so only layers 2 and 3 need a head."""
-    layout = layout_of(tiny_model("gemma3_text"))
-    CompressKV(HeadSet.of([(2, 0), (3, 1)], (4, 8)), budget=20).check(layout)
+    model = as_model(tiny_model("gemma3_text"))
+    CompressKV(HeadSet.of([(2, 0), (3, 1)], (4, 8)), budget=20).check(model)
     flat = np.zeros((4, 8))
     flat[2:] = np.random.default_rng(0).random((2, 8))
-    CompressKV(HeadScores(flat, "semantic"), budget=20).check(layout)
+    CompressKV(HeadScores(flat, "semantic"), budget=20).check(model)
 
 
 @pytest.mark.parametrize(

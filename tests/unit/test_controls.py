@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.core import HeadScores, HeadSet, HeadwiseError
-from headwise.evaluate.controls import layer_matched_random
+from headwise.heads import HeadScores, HeadSet, HeadwiseError
+from headwise.stats.controls import layer_matched_random
 
 NAN = float("nan")
 

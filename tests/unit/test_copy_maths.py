@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.maths.agreement import gini, pearson, split_half_reliability, top_overlap
 from headwise.maths.copy import MATCHES, RULES, copy_hits, copy_score
+from headwise.stats.agreement import gini, pearson, split_half_reliability, top_overlap
 from tests.reference.copy import slow_copy_hits, slow_copy_score
 
 KEYS = [9, 5, 6, 7, 6, 9]  # the needle 5 6 7 6 stands at [1, 5)

@@ -9,7 +9,7 @@ except ImportError:  # Python 3.10
 from pathlib import Path
 
 import headwise
-from headwise.families import FAMILIES, REFUSED
+from headwise.models.families import FAMILIES, REFUSED
 
 ROOT = Path(__file__).parents[2]
 

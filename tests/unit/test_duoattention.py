@@ -9,17 +9,22 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from headwise.attach import Window, attached, compress
-from headwise.attach.gated import gated
-from headwise.core import HeadScores, HeadwiseError, load_heads
-from headwise.families import Loaded, layout_of
-from headwise.methods.compress.duoattention import DuoAttention
-from headwise.methods.compress.zigzagattention import ZigzagAttention
-from headwise.methods.find.gates import GateOptions, find_gates
-from headwise.prompts import Haystack, PieceEncoder
-from headwise.prompts.microworld.names import words
-from headwise.prompts.vault import ASK, STATE, VaultOptions, vault_texts
-from headwise.testing import planted_copier, planted_task, tiny_model
+from headwise.attention.plan import attached
+from headwise.caches.groups import Window
+from headwise.caches.kept_cache import compress
+from headwise.heads import HeadScores, HeadwiseError, load_heads
+from headwise.methods.duo.duoattention import DuoAttention
+from headwise.methods.duo.gated import gated
+from headwise.methods.duo.gates import GateOptions, find_gates
+from headwise.methods.duo.prompts import ASK, STATE, VaultOptions, vault_texts
+from headwise.methods.duo.zigzagattention import ZigzagAttention
+from headwise.models.model import Model, as_model
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.haystack import Haystack
+from headwise.testing.planted import planted_copier, planted_task
+from headwise.testing.tiny import tiny_model
+from headwise_lab.microworld.names import words
+from tests.helpers import with_cache
 
 FILE = Path(__file__).parents[1] / "data/published-head-scores/duo-attention/Mistral-7B-Instruct-v0.2/full_attention_heads.tsv"
 PREFILLS = ("dense", "chunked", "windowed")
@@ -46,7 +51,7 @@ def ids():
 def logits(model, ids, cache):
     """Of a prompt, a block of new tokens and single tokens."""
     stops = [0, 22, 36, *range(37, ids.shape[1] + 1)]
-    parts = [model(input_ids=ids[:, a:b], past_key_values=cache, use_cache=True).logits for a, b in pairwise(stops)]
+    parts = [model(input_ids=ids[:, a:b], **with_cache(cache), use_cache=True).logits for a, b in pairwise(stops)]
     return torch.cat(parts, dim=1)
 
 
@@ -88,7 +93,7 @@ def test_keeping_all_loses_nothing(model, ids, prefill):
 def held(model, ids, method, **options):
     with method(model) as cache, torch.no_grad():
         cache.prefill(ids, **options)
-        model(input_ids=ids[:, :1], past_key_values=cache)
+        model(input_ids=ids[:, :1], **with_cache(cache))
         return {layer: [own.tolist() for own in rows] for layer, rows in cache.held_positions().items()}
 
 
@@ -108,8 +113,8 @@ def test_heads_hold_what_their_type_keeps(model, ids, prefill, chunk):
 
 def test_rules_choose_different_layers(model):
     gates = np.array([[1.0, 0.0], [0.6, 0.6], [0.95, 0.1], [0.2, 0.2]])  # the two highest heads stand in layers 0 and 2
-    layout = layout_of(model)
-    chosen = {rule: ZigzagAttention(scores(gates), 0.25, rule=rule).describe(layout) for rule in ("Z1", "Z2")}
+    wrapped = as_model(model)
+    chosen = {rule: ZigzagAttention(scores(gates), 0.25, rule=rule).describe(wrapped) for rule in ("Z1", "Z2")}
     assert {rule: told["retrieval_layers"] for rule, told in chosen.items()} == {"Z1": [1], "Z2": [2]}
     assert {rule: told["ties_decided"] for rule, told in chosen.items()} == {"Z1": 0, "Z2": 1}
 
@@ -123,7 +128,7 @@ def test_a_windowed_prefill_is_what_gates_are_found_with(family, ids):
         with gated(model, torch.from_numpy(pattern).float(), Window(3, 6)):
             expected = model(input_ids=ids, use_cache=False).logits
         with DuoAttention(pattern, sinks=3, recent=6, prefill="windowed")(model) as cache:
-            found = model(input_ids=ids, past_key_values=cache).logits
+            found = model(input_ids=ids, **with_cache(cache)).logits
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
@@ -149,7 +154,7 @@ def test_generation_in_a_block_leaves_the_model_as_it_was(model, ids):
         before = model(input_ids=ids).logits
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
     with DuoAttention(scores(), 0.5, 8, 60)(model) as cache:
-        found = model.generate(ids, past_key_values=cache, **options)
+        found = model.generate(ids, **with_cache(cache), **options)
     assert torch.equal(found, model.generate(ids, **options))
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, before)
@@ -161,16 +166,16 @@ def test_generation_in_a_block_leaves_the_model_as_it_was(model, ids):
 def test_released_gates_are_read():
     """A table of 32 layers x 8 KV heads, for a model with two query heads per KV head."""
     shape = {"num_hidden_layers": 32, "num_attention_heads": 16, "num_key_value_heads": 8}
-    layout = layout_of(tiny_model("llama", **shape))
+    model = as_model(tiny_model("llama", **shape))
     gates = load_heads(FILE)
-    told = DuoAttention(gates, 0.25).describe(layout)
+    told = DuoAttention(gates, 0.25).describe(model)
     assert told["ties_decided"] == 64
     assert sum(map(len, told["retrieval_heads"].values())) == 64
     repeated = HeadScores(np.repeat(gates.values, 2, axis=1), "gate")
-    assert DuoAttention(repeated, 0.25).describe(layout) == told
-    assert len(ZigzagAttention(gates, 0.25).describe(layout)["retrieval_layers"]) == 8
+    assert DuoAttention(repeated, 0.25).describe(model) == told
+    assert len(ZigzagAttention(gates, 0.25).describe(model)["retrieval_layers"]) == 8
     copy = np.random.default_rng(0).random((32, 16))  # other scores may decide between the 110 gates of exactly 1
-    decided = DuoAttention(gates, 0.25, ties=HeadScores(copy, "copy")).pattern(layout)
+    decided = DuoAttention(gates, 0.25, ties=HeadScores(copy, "copy")).pattern(model)
     means = np.where(gates.values == 1, copy.reshape(32, 8, 2).mean(axis=2), -1)
     assert decided.kept.sum() == 64
     assert means[decided.kept].min() > means[~decided.kept].max()
@@ -179,27 +184,27 @@ def test_released_gates_are_read():
 def test_gates_averaged_over_training_decide_ties(model):
     gates = np.array([[1.0, 1.0], [1.0, 1.0], [0.2, 0.2], [0.2, 0.2]])
     averaged = [[0.5, 0.6], [0.9, 0.4], [0.99, 0.99], [0.99, 0.99]]
-    told = DuoAttention(scores(gates, mean_gates=averaged), 0.25).describe(layout_of(model))
+    told = DuoAttention(scores(gates, mean_gates=averaged), 0.25).describe(as_model(model))
     assert told["retrieval_heads"] == {"0": [1], "1": [0], "2": [], "3": []}
     assert told["ties_decided"] == 2
 
 
 def test_only_layers_with_full_attention_are_chosen():
-    layout = layout_of(tiny_model("gemma2"))  # layers 1 and 3
+    model = as_model(tiny_model("gemma2"))  # layers 1 and 3
     gates = np.where(np.arange(4)[:, None] % 2, GATES, np.nan)
-    told = DuoAttention(scores(gates), 0.5).describe(layout)
+    told = DuoAttention(scores(gates), 0.5).describe(model)
     assert told["retrieval_heads"] == {"1": [1], "3": [1]}
     assert told["share_kept"] == 0.5
-    assert ZigzagAttention(scores(gates), 0.5).describe(layout)["retrieval_layers"] == [3]
+    assert ZigzagAttention(scores(gates), 0.5).describe(model)["retrieval_layers"] == [3]
     with pytest.raises(HeadwiseError, match=r"layer 2 of .* is no layer with full attention; those are \[1, 3\]"):
-        ZigzagAttention([2, 3]).check(layout)
+        ZigzagAttention([2, 3]).check(model)
     with pytest.raises(HeadwiseError, match="no layer with full attention"), DuoAttention(scores())(tiny_model("mistral")):
         pass
 
 
 def test_a_result_names_prefill_and_pattern(model):
-    layout = layout_of(model)
-    told = DuoAttention(scores(options={"sinks": 4}), 0.5, 3, 6, "chunked").describe(layout)
+    wrapped = as_model(model)
+    told = DuoAttention(scores(options={"sinks": 4}), 0.5, 3, 6, "chunked").describe(wrapped)
     assert json.loads(json.dumps(told)) == told
     assert told == {
         "method": "duoattention",
@@ -214,11 +219,11 @@ def test_a_result_names_prefill_and_pattern(model):
         "high_cut": False,
         "gates_found_with": {"sinks": 4},
     }
-    told = ZigzagAttention(scores(), 0.25, 3, 6, "windowed", rule="Z2").describe(layout)
+    told = ZigzagAttention(scores(), 0.25, 3, 6, "windowed", rule="Z2").describe(wrapped)
     assert json.loads(json.dumps(told)) == told
     assert (told["prefill"], told["rule"], told["retrieval_layers"], told["share_kept"]) == ("windowed", "Z2", [0], 0.25)
-    assert DuoAttention(scores(1 - GATES / 100), 0.5).describe(layout)["high_cut"]
-    told = DuoAttention(GATES > 0.65).describe(layout)
+    assert DuoAttention(scores(1 - GATES / 100), 0.5).describe(wrapped)["high_cut"]
+    told = DuoAttention(GATES > 0.65).describe(wrapped)
     assert (told["keep"], told["cut"], told["share_kept"]) == (None, None, 0.375)
 
 
@@ -265,11 +270,11 @@ def test_gates_of_another_model_are_refused(model, method, heads, message):
 
 def test_patterns_and_ties_of_another_model_are_refused(model):
     with pytest.raises(HeadwiseError, match=r"a pattern of 2 layers x 8 KV heads for .*, which has 4 x 2"):
-        DuoAttention(np.ones((2, 8), dtype=bool)).check(layout_of(model))
+        DuoAttention(np.ones((2, 8), dtype=bool)).check(as_model(model))
     with pytest.raises(HeadwiseError, match="scores that decide ties"):
-        DuoAttention(scores(), ties=HeadScores(np.ones((4, 2)), "copy")).check(layout_of(model))
+        DuoAttention(scores(), ties=HeadScores(np.ones((4, 2)), "copy")).check(as_model(model))
     with pytest.raises(HeadwiseError, match=r"layer 4 of .* is no layer with full attention"):
-        ZigzagAttention([4]).check(layout_of(model))
+        ZigzagAttention([4]).check(as_model(model))
 
 
 # ---- from finding to using
@@ -278,12 +283,12 @@ def test_patterns_and_ties_of_another_model_are_refused(model):
 def test_what_is_found_on_some_words_serves_others():
     listed = " ".join(words("pass", "train") + words("pass", "test"))
     wording = [f"{STATE} {ASK} {listed}.".format(number=number) for number in (1, 2)]
-    model, tokenizer = planted_copier(2, 4, 1, 2, kv_heads=4, texts=wording)
-    loaded, encoder = Loaded(model, tokenizer, layout_of(model)), PieceEncoder(tokenizer)
+    hf, tokenizer = planted_copier(2, 4, 1, 2, kv_heads=4, texts=wording)
+    model, encoder = Model(hf, tokenizer), PieceEncoder(tokenizer)
     haystack = Haystack(planted_task().texts, encoder)
     options = {"lengths": (150, 200), "keys": 2, "words": 4}
     gates = find_gates(
-        loaded,
+        model,
         vault_texts(haystack, encoder, VaultOptions(**options), 3),
         GateOptions(steps=20, rate=0.15, sinks=4, recent=16),
     )
@@ -293,8 +298,8 @@ def test_what_is_found_on_some_words_serves_others():
         hits = []
         for text in vault_texts(haystack, encoder, VaultOptions(**options, split="test"), 3):
             row = torch.tensor([text.ids])
-            with method(model) as cache:
-                said = model(input_ids=row, past_key_values=cache).logits[0, text.places].argmax(dim=-1)
+            with method(hf) as cache:
+                said = hf(input_ids=row, **with_cache(cache)).logits[0, text.places].argmax(dim=-1)
             hits += (said == row[0, 1:][text.places]).tolist()
         return sum(hits) / len(hits)
 

@@ -9,26 +9,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.attach import attached, observe
-from headwise.attach.caches import fork, full_cache, shared_past
-from headwise.attach.tail import last_rows
-from headwise.core import HeadwiseError
-from headwise.engine import (
-    Leaf,
-    RunDirectory,
-    answer_variants,
-    decode_one,
-    decode_rows,
-    leaves,
-    prefill,
-    traced_answer,
-    verify_draft,
-)
-from headwise.engine.greedy import guess
-from headwise.engine.sharing import branch_points, sharing_order
-from headwise.families import layout_of
+from headwise.attention import observe
+from headwise.attention.plan import attached
+from headwise.attention.tail import last_rows
+from headwise.caches.shared import fork, full_cache, shared_past
+from headwise.heads import HeadwiseError
 from headwise.maths.copy import copy_hits
-from headwise.testing import planted_copier, planted_task, tiny_model
+from headwise.models.model import as_model
+from headwise.runtime.answer import answer_variants, verify_draft
+from headwise.runtime.greedy import decode_one, decode_rows, guess
+from headwise.runtime.rundir import RunDirectory
+from headwise.runtime.runner import Leaf, leaves, prefill
+from headwise.runtime.sharing import branch_points, sharing_order
+from headwise.runtime.traced import traced_answer
+from headwise.testing.planted import planted_copier, planted_task
+from headwise.testing.tiny import tiny_model
+from tests.helpers import with_cache
 from tests.reference.official_copy import official_copy_run
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -43,7 +39,7 @@ def model(request):
 
 
 def tolerance(model):
-    return HYBRID if layout_of(model).is_hybrid else TOLERANCE
+    return HYBRID if as_model(model).is_hybrid else TOLERANCE
 
 
 def tokens(count, seed=0):
@@ -57,7 +53,7 @@ def plain_logits(model, ids):
 
 @torch.no_grad()
 def continued(model, cache, ids):
-    return model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True).logits[0]
+    return model(input_ids=torch.tensor([list(ids)]), **with_cache(cache), use_cache=True).logits[0]
 
 
 # ---- what prompts share
@@ -178,7 +174,7 @@ def test_a_fork_can_be_cut_unless_there_is_a_recurrent_state(model):
     with attached(model):
         cache = full_cache(model)
         prefill(model, cache, start)
-        if layout_of(model).is_hybrid:
+        if as_model(model).is_hybrid:
             with pytest.raises(HeadwiseError, match="a recurrent state cannot be cut"):
                 fork(cache, 12)
             return
@@ -194,7 +190,7 @@ def test_rows_over_a_shared_past_equal_separate_runs(model):
         prefill(model, past, start)
         with shared_past(model, past, 3) as cache:
             parts = [
-                model(input_ids=rows[:, a:b], past_key_values=cache, use_cache=True).logits for a, b in ((0, 5), (5, 6), (6, 7))
+                model(input_ids=rows[:, a:b], **with_cache(cache), use_cache=True).logits for a, b in ((0, 5), (5, 6), (6, 7))
             ]
             assert cache.get_seq_length() == 37
             with pytest.raises(HeadwiseError, match="cannot be nested"), shared_past(model, past, 2):
@@ -254,7 +250,7 @@ def test_leaving_out_rows_of_the_last_layer_changes_no_logit_that_is_read(model)
             prefill(model, cache, ids[:start])
             whole = torch.tensor([ids[start:]])
             with last_rows(model, 5), observe(model, spans=[(3, 9)]) as seen:
-                got = model(input_ids=whole, past_key_values=cache, use_cache=True, logits_to_keep=5).logits[0]
+                got = model(input_ids=whole, **with_cache(cache), use_cache=True, logits_to_keep=5).logits[0]
                 statistics = (seen.argmax, seen.mass)
             torch.testing.assert_close(got, plain_logits(model, ids)[-5:], **tolerance(model))
             again = continued(model, cache, tokens(3, 5))  # the cache holds all keys and values
@@ -293,7 +289,7 @@ def generated(model, ids, stop, limit):
 
 def answered(model, ids, gold, stop, limit):
     """Our answers: as a variant over a shared past (two rows), and traced."""
-    hybrid = layout_of(model).is_hybrid
+    hybrid = as_model(model).is_hybrid
     with attached(model):
         past = full_cache(model)
         prefill(model, past, ids[:-1])

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from headwise.core import HeadScores, HeadwiseError, load_heads
-from headwise.maths.agreement import pearson, top_overlap
+from headwise.heads import HeadScores, HeadwiseError, load_heads
 from headwise.report import explorer_compare, explorer_data
 from headwise.report.explorer import explorer
 from headwise.report.explorer_data import Entry, labelled
 from headwise.report.numbers import interval
+from headwise.stats.agreement import pearson, top_overlap
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "published-head-scores"
 

@@ -9,9 +9,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from headwise.core import HeadId, HeadScores, HeadSet, HeadwiseError, load_heads
-from headwise.evaluate.ablation_table import AblationResult
-from headwise.evaluate.variants import Variant
+from headwise.evaluation.ablation_table import AblationResult
+from headwise.evaluation.variants import Variant
+from headwise.heads import HeadId, HeadScores, HeadSet, HeadwiseError, load_heads
 from headwise.report import figures
 from headwise.report.ablation_curves import BOTTOM, NONE, RANDOM, TOP, draw_ablation_curves
 from headwise.report.canvas import shortened, spaced, thinned
@@ -433,7 +433,7 @@ def test_dollars_in_a_model_name_are_dollars():
 def test_drawing_needs_no_pyplot_and_importing_no_matplotlib():
     code = (
         "import sys; import headwise.report.figures, headwise.report.tables; assert 'matplotlib' not in sys.modules, 'imported early'\n"
-        "import numpy as np; from headwise.core import HeadScores; from headwise.report.heat_map import draw_heat_map\n"
+        "import numpy as np; from headwise.heads import HeadScores; from headwise.report.heat_map import draw_heat_map\n"
         "figure = draw_heat_map(HeadScores(np.eye(3), 'copy')); figure.canvas.draw()\n"
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"
         "assert type(figure.canvas).__name__ == 'FigureCanvasAgg'"

@@ -13,17 +13,23 @@ import numpy as np
 import pytest
 import torch
 
-from headwise.core import HeadScores, HeadwiseError, NoSuccessfulRunError, PromptError, load_heads, save_heads
-from headwise.engine import RunDirectory
-from headwise.families import Loaded, layout_of, load_model
-from headwise.methods.find.copy import STABLE_GROUPS, CopyOptions, describe_run, find_copy_heads
-from headwise.prompts import Haystack, Needle, NeedleComposer, PieceEncoder
+from headwise.heads import HeadScores, HeadwiseError, NoSuccessfulRunError, PromptError, load_heads, save_heads
+from headwise.methods.copy.run import STABLE_GROUPS, CopyOptions, describe_run, find_copy_heads
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task
-from headwise.testing import character_tokenizer, check_detector, planted_copier, planted_task, tiny_model, word_tokenizer
+from headwise.prompts.haystack import Haystack
+from headwise.prompts.needles import Needle
+from headwise.runtime.rundir import RunDirectory
+from headwise.testing.planted import check_detector, planted_copier, planted_task
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer, word_tokenizer
 
 
-def task_for(loaded, planted, lengths=(60, 100), depths=(0.0, 0.5, 1.0), needles=2, **grid):
-    encoder = PieceEncoder(loaded.tokenizer)
+def task_for(model, planted, lengths=(60, 100), depths=(0.0, 0.5, 1.0), needles=2, **grid):
+    encoder = PieceEncoder(model.tokenizer)
     chosen = [Needle(**row) for row in planted.needles[:needles]]
     return Task(
         chosen, Haystack(planted.texts, encoder), NeedleComposer(encoder), GridOptions(tuple(lengths), tuple(depths), **grid)
@@ -32,26 +38,26 @@ def task_for(loaded, planted, lengths=(60, 100), depths=(0.0, 0.5, 1.0), needles
 
 def planted(*shape, **options):
     model, tokenizer = planted_copier(*shape, **options)
-    return Loaded(model, tokenizer, layout_of(model))
+    return Model(model, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def model():
     return planted()
 
 
 @pytest.fixture(scope="module")
-def task(loaded):
-    return task_for(loaded, planted_task())
+def task(model):
+    return task_for(model, planted_task())
 
 
 @pytest.fixture(scope="module")
-def scores(loaded, task):
-    return find_copy_heads(loaded, task, CopyOptions())
+def scores(model, task):
+    return find_copy_heads(model, task, CopyOptions())
 
 
-def detect(loaded, material):
-    return find_copy_heads(loaded, task_for(loaded, material, (80,), (0.5,), 3), CopyOptions())
+def detect(model, material):
+    return find_copy_heads(model, task_for(model, material, (80,), (0.5,), 3), CopyOptions())
 
 
 # ---- the planted head
@@ -67,9 +73,9 @@ def test_the_planted_head_scores_one_and_every_other_head_nothing(scores):
 
 @pytest.mark.parametrize("rule", ["set", "multiset"])
 @pytest.mark.parametrize("match", ["token", "position"])
-def test_all_rules_agree_on_a_head_that_reads_in_order(loaded, task, scores, rule, match):
+def test_all_rules_agree_on_a_head_that_reads_in_order(model, task, scores, rule, match):
     small = replace(task, grid=replace(task.grid, lengths=(60,)))
-    assert (find_copy_heads(loaded, small, CopyOptions(rule, match)).values == scores.values).all()
+    assert (find_copy_heads(model, small, CopyOptions(rule, match)).values == scores.values).all()
 
 
 def test_the_copy_detector_passes_the_check():
@@ -77,22 +83,22 @@ def test_the_copy_detector_passes_the_check():
 
 
 def constant(value):
-    return lambda loaded, material: HeadScores(np.full(loaded.layout.shape, value), "copy")
+    return lambda model, material: HeadScores(np.full(model.heads.shape, value), "copy")
 
 
-def upside_down(loaded, material):
-    found = detect(loaded, material)
+def upside_down(model, material):
+    found = detect(model, material)
     return replace(found, values=1 - found.values)
 
 
-def always_the_first(loaded, material):
-    values = np.zeros(loaded.layout.shape)
+def always_the_first(model, material):
+    values = np.zeros(model.heads.shape)
     values[1, 2] = 1
     return HeadScores(values, "copy")
 
 
-def half_of_the_heads(loaded, material):
-    found = detect(loaded, material)
+def half_of_the_heads(model, material):
+    found = detect(model, material)
     return replace(found, values=found.values[:, ::2], runs=None, run_info=())
 
 
@@ -134,19 +140,19 @@ def test_planting_works_for_every_seed_and_grouping(options):
 
 
 def test_the_planted_model_in_bfloat16():
-    model, tokenizer = planted_copier()
-    loaded = Loaded(model.to(torch.bfloat16), tokenizer, layout_of(model))
-    found = find_copy_heads(loaded, task_for(loaded, planted_task(), (100,), (0.5,)), CopyOptions())
+    hf, tokenizer = planted_copier()
+    model = Model(hf.to(torch.bfloat16), tokenizer)
+    found = find_copy_heads(model, task_for(model, planted_task(), (100,), (0.5,)), CopyOptions())
     assert found.top(1).heads == ((1, 2),)
     assert found.values[1, 2] > 0.9
 
 
-def test_a_saved_planted_model_is_loaded_like_any_other(loaded, scores, tmp_path):
-    loaded.model.save_pretrained(tmp_path)
-    loaded.tokenizer.save_pretrained(tmp_path)
+def test_a_saved_planted_model_is_loaded_like_any_other(model, scores, tmp_path):
+    model.hf.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
     again = load_model(str(tmp_path), device="cpu")
     task = task_for(again, planted_task())
-    assert again.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
+    assert again.tokenizer.get_vocab() == model.tokenizer.get_vocab()
     assert (find_copy_heads(again, task, CopyOptions()).values == scores.values).all()
 
 
@@ -172,10 +178,10 @@ def test_frequency_is_never_below_the_score(scores):
 # ---- gate and refusals
 
 
-def test_unsolved_runs_are_counted_but_not_averaged(loaded, task):
+def test_unsolved_runs_are_counted_but_not_averaged(model, task):
     """The second needle's question opens with words that the text does not hold, so the model says nothing."""
     lost = replace(task.needles[1], answer_prefix="the river of stone is")
-    found = find_copy_heads(loaded, replace(task, needles=(task.needles[0], lost)), CopyOptions())
+    found = find_copy_heads(model, replace(task, needles=(task.needles[0], lost)), CopyOptions())
     cells = found.provenance["cells"]
     assert (found.provenance["runs"], found.provenance["solved"]) == (12, 6)
     assert len(cells) == 12
@@ -185,67 +191,67 @@ def test_unsolved_runs_are_counted_but_not_averaged(loaded, task):
     assert found.values[1, 2] == 1
 
 
-def test_the_gate_is_strict(loaded, task):
+def test_the_gate_is_strict(model, task):
     """An answer of which the model can say two words of three passes a gate of 0.6 and not one of 2/3."""
     needle = task.needles[0]
     first, second, third = needle.answer.split()
     broken = Needle(f"{needle.answer_prefix} {first} {second}. so {third}.", needle.question, f"{first} {second}. so {third}")
     partly = replace(task, needles=(replace(broken, answer_prefix=needle.answer_prefix),), grid=replace(task.grid, lengths=(60,)))
-    found = find_copy_heads(loaded, partly, CopyOptions(gate=0.4))
+    found = find_copy_heads(model, partly, CopyOptions(gate=0.4))
     assert {cell["recall"] for cell in found.provenance["cells"]} == {0.5}
     assert {cell["exact"] for cell in found.provenance["cells"]} == {False}
     # Five tokens of the answer (two words, full stop, two words); the model stops after the full stop.
     assert found.values[1, 2] == pytest.approx(3 / 5)
     assert found.frequency[1, 2] == 1
     with pytest.raises(NoSuccessfulRunError, match=r"answered none of 3 needle questions \(best unigram recall 0.50, gate 0.5\)"):
-        find_copy_heads(loaded, partly, CopyOptions(gate=0.5))
+        find_copy_heads(model, partly, CopyOptions(gate=0.5))
 
 
 def random_model(name, **options):
     model = tiny_model(name, **options)
-    return Loaded(model, character_tokenizer(), layout_of(model))
+    return Model(model, character_tokenizer())
 
 
 def test_a_random_model_solves_nothing_and_is_told_so():
-    loaded = random_model("llama", max_position_embeddings=1024)
+    model = random_model("llama", max_position_embeddings=1024)
     with pytest.raises(NoSuccessfulRunError, match=r"no successful run: the model answered none of 1 needle questions") as error:
-        find_copy_heads(loaded, task_for(loaded, planted_task(), (150,), (0.5,), 1), CopyOptions())
+        find_copy_heads(model, task_for(model, planted_task(), (150,), (0.5,), 1), CopyOptions())
     assert "\n" not in str(error.value)
 
 
 def test_answers_of_learnt_positions_end_with_the_positions():
     """A prompt that just fits: the answer is cut where GPT-2 has no more positions, instead of failing."""
-    loaded = random_model("gpt2")
+    model = random_model("gpt2")
     needle = Needle("The word is xq.", "Which word?", "xq", "The word is")
     with pytest.raises(NoSuccessfulRunError):
-        find_copy_heads(loaded, replace(task_for(loaded, planted_task(), (200,), (0.5,)), needles=(needle,)), CopyOptions())
+        find_copy_heads(model, replace(task_for(model, planted_task(), (200,), (0.5,)), needles=(needle,)), CopyOptions())
 
 
-def test_a_context_that_does_not_fit_is_refused_before_any_work(loaded, task, tmp_path):
+def test_a_context_that_does_not_fit_is_refused_before_any_work(model, task, tmp_path):
     long = replace(task, grid=replace(task.grid, lengths=(60, 2000)))
     directory = RunDirectory(tmp_path / "run", {})
     with pytest.raises(
         PromptError, match=r"a context of 2000 tokens makes a prompt of \d+, but the model has 1024 positions; choose"
     ):
-        find_copy_heads(loaded, long, CopyOptions(), directory)
+        find_copy_heads(model, long, CopyOptions(), directory)
     assert not (tmp_path / "run").exists()
 
 
-def test_every_needle_is_tried_before_any_work(loaded, task, tmp_path):
+def test_every_needle_is_tried_before_any_work(model, task, tmp_path):
     """Only the second needle's question makes the prompt too long."""
     question = " ".join(["what is the secret of alder"] * 170)
     long = replace(task, needles=(task.needles[0], replace(task.needles[1], question=question)))
     for seed in range(3):
         directory = RunDirectory(tmp_path / f"run{seed}", {})
         with pytest.raises(PromptError, match=r"makes a prompt of \d+, but the model has 1024 positions"):
-            find_copy_heads(loaded, replace(long, grid=replace(task.grid, seed=seed)), CopyOptions(), directory)
+            find_copy_heads(model, replace(long, grid=replace(task.grid, seed=seed)), CopyOptions(), directory)
         assert not (tmp_path / f"run{seed}").exists()
 
 
 def test_logits_that_are_not_finite_are_refused(task):
     model = planted()
     with torch.no_grad():
-        model.model.lm_head.weight[7, 7] = float("inf")
+        model.hf.lm_head.weight[7, 7] = float("inf")
     with pytest.raises(HeadwiseError, match="logits are not finite"):
         find_copy_heads(model, task, CopyOptions())
 
@@ -268,16 +274,16 @@ def test_bad_options_are_refused(options, message):
 # ---- long runs
 
 
-def test_until_stable_stops_early_and_says_so(loaded, task):
+def test_until_stable_stops_early_and_says_so(model, task):
     many = replace(task, grid=replace(task.grid, lengths=(60,), depths=(0.5,), windows=20))
-    found = find_copy_heads(loaded, many, CopyOptions(until_stable=True))
+    found = find_copy_heads(model, many, CopyOptions(until_stable=True))
     assert found.provenance["runs"] == STABLE_GROUPS < 40
     assert found.provenance["options"]["until_stable"] is True
 
 
-def test_progress_never_runs_backwards(loaded, task):
+def test_progress_never_runs_backwards(model, task):
     reports = []
-    find_copy_heads(loaded, task, CopyOptions(), report=lambda *report: reports.append(report))
+    find_copy_heads(model, task, CopyOptions(), report=lambda *report: reports.append(report))
     done = [report[0] for report in reports]
     assert len(done) == 4
     assert done == sorted(done)
@@ -285,9 +291,9 @@ def test_progress_never_runs_backwards(loaded, task):
     assert reports[-1][2] == "12 of 12 runs solved"
 
 
-def test_provenance_says_all_that_is_needed(loaded, task, scores):
+def test_provenance_says_all_that_is_needed(model, task, scores):
     stated = scores.provenance
-    assert stated == {**describe_run(loaded, task, CopyOptions()), "runs": 12, "solved": 12, "cells": stated["cells"]}
+    assert stated == {**describe_run(model, task, CopyOptions()), "runs": 12, "solved": 12, "cells": stated["cells"]}
     for name in (
         "model",
         "model_type",
@@ -312,9 +318,9 @@ def test_provenance_says_all_that_is_needed(loaded, task, scores):
     json.dumps(stated, allow_nan=False)
 
 
-def test_the_same_run_twice_gives_the_same_bytes(loaded, task, scores, tmp_path):
+def test_the_same_run_twice_gives_the_same_bytes(model, task, scores, tmp_path):
     save_heads(scores, tmp_path / "a.json")
-    save_heads(find_copy_heads(loaded, task, CopyOptions()), tmp_path / "b.json")
+    save_heads(find_copy_heads(model, task, CopyOptions()), tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert (load_heads(tmp_path / "a.json").values == scores.values).all()
 
@@ -324,29 +330,29 @@ class EnoughError(Exception):
 
 
 @pytest.mark.parametrize("finished", [1, 3])
-def test_an_interrupted_run_continues_and_gives_the_same_bytes(loaded, task, scores, tmp_path, finished):
+def test_an_interrupted_run_continues_and_gives_the_same_bytes(model, task, scores, tmp_path, finished):
     def interrupt(*_):
         if len(list(run.glob("*.npz"))) == finished:
             raise EnoughError
 
-    run, description = tmp_path / "run", describe_run(loaded, task, CopyOptions())
+    run, description = tmp_path / "run", describe_run(model, task, CopyOptions())
     with pytest.raises(EnoughError):
-        find_copy_heads(loaded, task, CopyOptions(), RunDirectory(run, description), interrupt)
+        find_copy_heads(model, task, CopyOptions(), RunDirectory(run, description), interrupt)
     before = {path.name: path.stat().st_mtime_ns for path in run.glob("*.npz")}
     assert len(before) == finished
-    again = find_copy_heads(loaded, task, CopyOptions(), RunDirectory(run, description))
+    again = find_copy_heads(model, task, CopyOptions(), RunDirectory(run, description))
     assert all((run / name).stat().st_mtime_ns == mtime for name, mtime in before.items())  # not run again
     save_heads(scores, tmp_path / "whole.json")
     save_heads(again, tmp_path / "resumed.json")
     assert (tmp_path / "whole.json").read_bytes() == (tmp_path / "resumed.json").read_bytes()
 
 
-def test_a_cell_that_was_cut_off_is_run_again(loaded, task, scores, tmp_path):
-    find_copy_heads(loaded, task, CopyOptions(), RunDirectory(tmp_path / "run", {}))
+def test_a_cell_that_was_cut_off_is_run_again(model, task, scores, tmp_path):
+    find_copy_heads(model, task, CopyOptions(), RunDirectory(tmp_path / "run", {}))
     cell = sorted((tmp_path / "run").glob("*.npz"))[0]
     whole = cell.read_bytes()
     cell.write_bytes(whole[:100])
-    again = find_copy_heads(loaded, task, CopyOptions(), RunDirectory(tmp_path / "run", {}))
+    again = find_copy_heads(model, task, CopyOptions(), RunDirectory(tmp_path / "run", {}))
     assert (again.values == scores.values).all()
     assert cell.read_bytes() == whole
 
@@ -356,17 +362,17 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from headwise.core import save_heads
-from headwise.engine import RunDirectory
-from headwise.methods.find.copy import CopyOptions, describe_run, find_copy_heads
+from headwise.heads import save_heads
+from headwise.runtime import RunDirectory
+from headwise.methods.copy.run import CopyOptions, describe_run, find_copy_heads
 from headwise.testing import planted_task
 from tests.unit.test_find_copy import planted, task_for
 
-loaded, folder, slow = planted(), Path(sys.argv[1]), float(sys.argv[2])
-task = task_for(loaded, planted_task(), (60, 90), (0.0, 1.0), 4)
-directory = RunDirectory(folder / "run", describe_run(loaded, task, CopyOptions()))
+model, folder, slow = planted(), Path(sys.argv[1]), float(sys.argv[2])
+task = task_for(model, planted_task(), (60, 90), (0.0, 1.0), 4)
+directory = RunDirectory(folder / "run", describe_run(model, task, CopyOptions()))
 import time
-scores = find_copy_heads(loaded, task, CopyOptions(), directory, lambda *_: time.sleep(slow))
+scores = find_copy_heads(model, task, CopyOptions(), directory, lambda *_: time.sleep(slow))
 save_heads(scores, folder / "heads.json")
 directory.remove()
 """
@@ -399,8 +405,8 @@ def test_a_run_killed_by_kill_minus_nine_continues_to_the_same_bytes(tmp_path):
     assert start(folder, slow=0).wait(120) == 0
     whole = tmp_path / "whole"
     whole.mkdir()
-    loaded = planted()
-    task = task_for(loaded, planted_task(), (60, 90), (0.0, 1.0), 4)
-    save_heads(find_copy_heads(loaded, task, CopyOptions()), whole / "heads.json")
+    model = planted()
+    task = task_for(model, planted_task(), (60, 90), (0.0, 1.0), 4)
+    save_heads(find_copy_heads(model, task, CopyOptions()), whole / "heads.json")
     assert (folder / "heads.json").read_bytes() == (whole / "heads.json").read_bytes()
     assert [path.name for path in folder.iterdir()] == ["heads.json"]

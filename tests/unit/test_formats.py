@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headwise.core import HeadFileError, HeadId, HeadScores, load_heads
-from headwise.core.formats import FORMATS, read_foreign, write_foreign
+from headwise.heads import HeadFileError, HeadId, HeadScores, load_heads
+from headwise.heads.formats import FORMATS, read_foreign, write_foreign
 
 DATA = Path(__file__).parents[1] / "data" / "published-head-scores"
 HEADKV = DATA / "headkv" / "Mistral-7B-Instruct-v0.2_retrieval_reasoning_heads.json.gz"

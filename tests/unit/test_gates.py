@@ -9,15 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from headwise.core import HeadScores, HeadwiseError, PromptError
-from headwise.core.headfile import from_json, to_json
-from headwise.families import Loaded, layout_of
-from headwise.maths.gates import binarise, gate_loss, kept_count, kv_gates, mix, penalty, rate_factor, strongest
-from headwise.methods.find.gates import GateOptions, find_gates
-from headwise.prompts import Haystack, PieceEncoder
-from headwise.prompts.microworld.names import words
-from headwise.prompts.vault import ASK, STATE, LabelledText, VaultOptions, vault_texts
-from headwise.testing import character_tokenizer, planted_copier, planted_task, tiny_model
+from headwise.heads import HeadScores, HeadwiseError, PromptError
+from headwise.heads.headfile import from_json, to_json
+from headwise.methods.duo.formula import binarise, gate_loss, kept_count, kv_gates, mix, penalty, rate_factor, strongest
+from headwise.methods.duo.gates import GateOptions, find_gates
+from headwise.methods.duo.prompts import ASK, STATE, LabelledText, VaultOptions, vault_texts
+from headwise.models.model import Model
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.haystack import Haystack
+from headwise.testing.planted import planted_copier, planted_task
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
+from headwise_lab.microworld.names import words
 from tests.reference import gates as slow
 
 # ---- maths
@@ -157,29 +160,29 @@ SECRETS = " ".join(words("pass", "train") + words("pass", "test"))
 def planted(layers, heads, layer, head, kv_heads):
     wording = [f"{STATE} {ASK} {SECRETS}.".format(number=number) for number in range(1, 4)]
     model, tokenizer = planted_copier(layers, heads, layer, head, kv_heads=kv_heads, texts=wording)
-    return Loaded(model, tokenizer, layout_of(model))
+    return Model(model, tokenizer)
 
 
-def texts_for(loaded, count=3, **options):
-    encoder = PieceEncoder(loaded.tokenizer)
+def texts_for(model, count=3, **options):
+    encoder = PieceEncoder(model.tokenizer)
     options = {"lengths": (150, 200), "keys": 2, "words": 4} | options
     return vault_texts(Haystack(planted_task().texts, encoder), encoder, VaultOptions(**options), count)
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def model():
     return planted(2, 4, 1, 2, 2)
 
 
 @pytest.mark.parametrize(("seed", "keys", "length"), [(0, 1, 1), (1, 2, 6), (7, 3, 4), (8, 3, 1)])
-def test_every_label_is_a_word_that_was_hidden(loaded, seed, keys, length):
-    texts = texts_for(loaded, 2, seed=seed, keys=keys, words=length, lengths=(200, 260))
-    assert texts == texts_for(loaded, 3, seed=seed, keys=keys, words=length, lengths=(200, 260))[:2]
+def test_every_label_is_a_word_that_was_hidden(model, seed, keys, length):
+    texts = texts_for(model, 2, seed=seed, keys=keys, words=length, lengths=(200, 260))
+    assert texts == texts_for(model, 3, seed=seed, keys=keys, words=length, lengths=(200, 260))[:2]
     assert texts[0] != texts[1]
     for text in texts:
         assert 200 <= len(text.ids) == len(text.labels) <= 260
         assert sum(text.labels) == keys * length
-        decode = lambda ids: loaded.tokenizer.decode(ids)  # noqa: E731
+        decode = lambda ids: model.tokenizer.decode(ids)  # noqa: E731
         body, *answers = decode(text.ids).split("\nQuestion:")
         assert len(answers) == keys
         labelled = decode([i for i, label in zip(text.ids, text.labels, strict=True) if label]).split()
@@ -190,18 +193,18 @@ def test_every_label_is_a_word_that_was_hidden(loaded, seed, keys, length):
         assert [text.ids[place + 1] for place in text.places] == [i for i, k in zip(text.ids, text.labels, strict=True) if k]
 
 
-def test_splits_share_no_word(loaded):
+def test_splits_share_no_word(model):
     found = {}
     for split in ("train", "test"):
-        ids = [i for text in texts_for(loaded, split=split) for i, label in zip(text.ids, text.labels, strict=True) if label]
-        found[split] = set(loaded.tokenizer.decode(ids).split())
+        ids = [i for text in texts_for(model, split=split) for i, label in zip(text.ids, text.labels, strict=True) if label]
+        found[split] = set(model.tokenizer.decode(ids).split())
     assert all(found.values())
     assert not found["train"] & found["test"]
 
 
-def test_pass_keys_stand_at_the_drawn_depths(loaded):
-    for text in texts_for(loaded, 6, depths=(0.6, 0.9), lengths=(400, 400), keys=1):
-        at = loaded.tokenizer.decode(text.ids[:400]).split("\nQuestion:")[0]
+def test_pass_keys_stand_at_the_drawn_depths(model):
+    for text in texts_for(model, 6, depths=(0.6, 0.9), lengths=(400, 400), keys=1):
+        at = model.tokenizer.decode(text.ids[:400]).split("\nQuestion:")[0]
         assert 0.45 < at.index("Keep in mind") / len(at) < 0.95
 
 
@@ -217,9 +220,9 @@ def test_pass_keys_stand_at_the_drawn_depths(loaded):
         ({"split": "selection"}, "does not survive tokenisation"),  # words that the tokenizer lacks
     ],
 )
-def test_impossible_texts_are_refused(loaded, options, message):
+def test_impossible_texts_are_refused(model, options, message):
     with pytest.raises(HeadwiseError, match=message):
-        texts_for(loaded, **options)
+        texts_for(model, **options)
 
 
 @pytest.mark.parametrize("labels", [(False, False), (True, False), (False, True, True)])
@@ -248,14 +251,14 @@ def test_the_planted_head_is_found(layers, heads, layer, head, kv_heads, mix, fo
     assert (scores.score, scores.shape) == ("gate", (layers, heads))
 
 
-def test_a_run_is_decided_by_its_options(loaded):
-    texts = texts_for(loaded)
+def test_a_run_is_decided_by_its_options(model):
+    texts = texts_for(model)
     options = GateOptions(**SMALL | {"steps": 6})
     reports = []
-    first = find_gates(loaded, texts, options, lambda *done: reports.append(done))
-    again = find_gates(loaded, texts, options)
+    first = find_gates(model, texts, options, lambda *done: reports.append(done))
+    again = find_gates(model, texts, options)
     assert json.dumps(to_json(first)) == json.dumps(to_json(again))
-    assert not np.array_equal(first.values, find_gates(loaded, texts, GateOptions(**SMALL | {"steps": 6, "seed": 1})).values)
+    assert not np.array_equal(first.values, find_gates(model, texts, GateOptions(**SMALL | {"steps": 6, "seed": 1})).values)
     assert [done for done, *_ in reports] == [1, 2, 3, 4, 5, 6]
     made = first.provenance
     assert [len(values) for values in made["losses"].values()] == [6, 6]
@@ -269,17 +272,17 @@ def test_a_run_is_decided_by_its_options(loaded):
     assert read.provenance["mean_gates"] == made["mean_gates"]
 
 
-def test_one_gate_per_layer(loaded):
-    scores = find_gates(loaded, texts_for(loaded), GateOptions(**SMALL, per="layer"))
+def test_one_gate_per_layer(model):
+    scores = find_gates(model, texts_for(model), GateOptions(**SMALL, per="layer"))
     assert (scores.values == scores.values[:, :1]).all()
     assert scores.values[1, 0] > 0.8 > 0.5 > scores.values[0, 0]
 
 
-def test_the_first_steps_are_those_of_plain_adam(loaded):
+def test_the_first_steps_are_those_of_plain_adam(model):
     """With no distillation loss yet, Adam moves every gate by the learning rate: 1 - 0.1 x rate, then as far again."""
-    scores = find_gates(loaded, texts_for(loaded), GateOptions(**SMALL | {"steps": 1}))
+    scores = find_gates(model, texts_for(model), GateOptions(**SMALL | {"steps": 1}))
     assert scores.values == pytest.approx(np.full((2, 4), 1 - 0.15), abs=1e-4)  # one step is all peak
-    slow_start = find_gates(loaded, texts_for(loaded), GateOptions(**SMALL | {"steps": 2, "rate": 0.001}))
+    slow_start = find_gates(model, texts_for(model), GateOptions(**SMALL | {"steps": 2, "rate": 0.001}))
     assert np.asarray(slow_start.provenance["mean_gates"]) == pytest.approx(1 - 0.0005, abs=1e-5)
 
 
@@ -292,16 +295,16 @@ def tiny_texts(length, count=1):
 
 def tiny(family="llama"):
     model = tiny_model(family)
-    return Loaded(model, character_tokenizer(), layout_of(model))
+    return Model(model, character_tokenizer())
 
 
 def test_the_search_is_that_of_the_released_code_written_out():
     """A doubled batch, the loss over the rows that predict labels, Adam by hand, clamping before every step."""
-    loaded, text = tiny(), tiny_texts(60)[0]
+    model, text = tiny(), tiny_texts(60)[0]
     options = GateOptions(steps=9, rate=0.3, sinks=4, recent=8, penalty=0.5, least_right=0)
-    scores = find_gates(loaded, [text], options)
+    scores = find_gates(model, [text], options)
     gates, averaged, losses = slow.search(
-        loaded.model, torch.tensor([text.ids]), [57, 58], steps=9, rate=0.3, sinks=4, recent=8, weight=0.5
+        model.hf, torch.tensor([text.ids]), [57, 58], steps=9, rate=0.3, sinks=4, recent=8, weight=0.5
     )
     assert kv_gates(scores, 4, 8, 2, "tiny") == pytest.approx(gates.double().numpy(), abs=2e-4)
     assert np.asarray(scores.provenance["mean_gates"]) == pytest.approx(averaged.double().numpy(), abs=2e-4)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from headwise.core import HeadFileError, HeadScores, load_heads, save_heads
+from headwise.heads import HeadFileError, HeadScores, load_heads, save_heads
 
 NAN = float("nan")
 INFO = ({"depth": 0.5, "needle": "a"}, {"depth": 1.0, "needle": "b"})
@@ -181,7 +181,7 @@ def test_a_full_disk_changes_nothing(path, monkeypatch, step, existing):
 
 def test_core_needs_neither_torch_nor_transformers():
     # A fresh interpreter: in this one torch has long been imported by another test.
-    code = "import sys, headwise.core; print([m for m in ('torch', 'transformers', 'scipy', 'typer') if m in sys.modules])"
+    code = "import sys, headwise.heads; print([m for m in ('torch', 'transformers', 'scipy', 'typer') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.core import HeadId, HeadScores, HeadSet, HeadwiseError
+from headwise.heads import HeadId, HeadScores, HeadSet, HeadwiseError
 
 NAN = float("nan")
 

@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,22 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from headwise.attach import ablate, attached
-from headwise.attach.means import head_means
-from headwise.core import HeadSet, HeadwiseError
-from headwise.core.documents import Encoded
-from headwise.engine.branches import branches
-from headwise.engine.digest import weights_digest
-from headwise.engine.document_batches import Window, batches_of, windows_of
-from headwise.engine.loss_head import LossHead
-from headwise.families import Loaded, layout_of, load_model
-from headwise.lab import bundled_model
-from headwise.maths.token_loss import influence, token_losses
-from headwise.methods.select.influence import AttentionInfluence
-from headwise.methods.test.export import export_ablated
-from headwise.prompts import PieceEncoder, bundled_texts
-from headwise.prompts.microworld import make_example
-from headwise.testing import character_tokenizer, tiny_model
+from headwise.attention import ablate
+from headwise.attention.means import head_means
+from headwise.attention.plan import attached
+from headwise.corpus.documents import Encoded
+from headwise.heads import HeadSet, HeadwiseError
+from headwise.methods.influence.batches import Window, batches_of, windows_of
+from headwise.methods.influence.branches import branches
+from headwise.methods.influence.formula import influence, token_losses
+from headwise.methods.influence.loss_head import LossHead
+from headwise.methods.influence.scorer import AttentionInfluence
+from headwise.models.export import export_ablated
+from headwise.models.fingerprint import weights_digest
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.haystack import bundled_texts
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
+from headwise_lab.microworld.registry import make_example
 from tests.reference.influence import (
     influence_of,
     official_bug_losses,
@@ -47,9 +52,9 @@ def without_bos():
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def model():
     model = tiny_model("llama")
-    return Loaded(model, without_bos(), layout_of(model))
+    return Model(model, without_bos())
 
 
 def texts_of(*lengths, seed=0):
@@ -121,13 +126,13 @@ def test_no_more_windows_than_wanted():
 # --- scores -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_scores_equal_the_slow_loop(loaded):
+def test_scores_equal_the_slow_loop(model):
     documents = texts_of(30, 2, 17, 30, 9, 64)
-    twin = reference_model(loaded.model, HEADS)
-    rows = AttentionInfluence(loaded, HEADS, tokens_per_batch=70).score(documents)
+    twin = reference_model(model.hf, HEADS)
+    rows = AttentionInfluence(model, HEADS, tokens_per_batch=70).score(documents)
     for document, row in zip(documents, rows, strict=True):
         ids = document.ids.tolist()
-        score, base, changed = influence_of(plain_losses(loaded.model, ids), plain_losses(twin, ids))
+        score, base, changed = influence_of(plain_losses(model.hf, ids), plain_losses(twin, ids))
         assert row.loss_base == pytest.approx(base, **CLOSE)
         assert row.loss_ref == pytest.approx(changed, **CLOSE)
         assert row.score == pytest.approx(score, rel=1e-3, abs=1e-5)
@@ -137,70 +142,70 @@ def test_scores_equal_the_slow_loop(loaded):
     assert min(scores) < 0  # legitimate: heads may harm
 
 
-def test_a_bos_stands_in_front_and_has_no_loss(loaded):
+def test_a_bos_stands_in_front_and_has_no_loss(model):
     tokenizer = character_tokenizer()
-    with_bos = loaded._replace(tokenizer=tokenizer)
+    with_bos = replace(model, tokenizer=tokenizer)
     scorer = AttentionInfluence(with_bos, HEADS, max_len=11)
     document = scorer.encode(["a text of more than ten characters"])[0]
     assert tokenizer.bos_token_id not in document.ids
     expected = []
     for start in range(0, len(document.ids), 10):
         part = document.ids[start : start + 10].tolist()
-        expected += plain_losses(loaded.model, [tokenizer.bos_token_id, *part])[1:]
+        expected += plain_losses(model.hf, [tokenizer.bos_token_id, *part])[1:]
     row = scorer.score([document])[0]
     assert row.n_scored == len(expected) == len(document.ids) - 4
     assert row.loss_base == pytest.approx(np.mean(expected), **CLOSE)
 
 
-def test_long_documents_are_read_in_windows_side_by_side(loaded):
+def test_long_documents_are_read_in_windows_side_by_side(model):
     document = texts_of(45)[0]
-    ids, twin = document.ids.tolist(), reference_model(loaded.model, HEADS)
-    row = AttentionInfluence(loaded, HEADS, max_len=11).score([document])[0]
-    score, base, changed = influence_of(window_losses(loaded.model, ids, 11), window_losses(twin, ids, 11))
+    ids, twin = document.ids.tolist(), reference_model(model.hf, HEADS)
+    row = AttentionInfluence(model, HEADS, max_len=11).score([document])[0]
+    score, base, changed = influence_of(window_losses(model.hf, ids, 11), window_losses(twin, ids, 11))
     assert (row.loss_base, row.loss_ref) == (pytest.approx(base, **CLOSE), pytest.approx(changed, **CLOSE))
     assert row.score == pytest.approx(score, rel=1e-3)
     assert (row.n_tokens, row.n_scored, row.truncated) == (45, 40, False)  # windows of 11, 11, 11, 11 and 1
-    cut = AttentionInfluence(loaded, HEADS, max_len=11, max_windows=2).score([document])[0]
+    cut = AttentionInfluence(model, HEADS, max_len=11, max_windows=2).score([document])[0]
     assert (cut.n_tokens, cut.n_scored, cut.truncated) == (45, 20, True)
-    assert cut.loss_base == pytest.approx(np.mean(window_losses(loaded.model, ids[:22], 11)), **CLOSE)
-    whole = AttentionInfluence(loaded, HEADS, max_len=11, max_windows=2).score(texts_of(22))[0]
+    assert cut.loss_base == pytest.approx(np.mean(window_losses(model.hf, ids[:22], 11)), **CLOSE)
+    whole = AttentionInfluence(model, HEADS, max_len=11, max_windows=2).score(texts_of(22))[0]
     assert not whole.truncated
 
 
-def test_the_same_list_gives_the_same_bits(loaded):
+def test_the_same_list_gives_the_same_bits(model):
     documents = texts_of(*np.random.default_rng(1).integers(2, 60, 20))
-    scorer = AttentionInfluence(loaded, HEADS, tokens_per_batch=64)
+    scorer = AttentionInfluence(model, HEADS, tokens_per_batch=64)
     first = scorer.score(documents)
     scorer.score(texts_of(5, 40, seed=2))
     assert scorer.score(documents) == first
-    twin = AttentionInfluence(loaded, HEADS, tokens_per_batch=64)
+    twin = AttentionInfluence(model, HEADS, tokens_per_batch=64)
     assert twin.score(documents) == first
 
 
-def test_batches_do_not_decide_scores(loaded):
+def test_batches_do_not_decide_scores(model):
     """Padding and neighbours change nothing: attention looks back only, so no mask is needed."""
     documents = texts_of(3, 50, 20, 49, 4, 33)
-    alone = [AttentionInfluence(loaded, HEADS).score([document])[0] for document in documents]
+    alone = [AttentionInfluence(model, HEADS).score([document])[0] for document in documents]
     for tokens in (1, 60, 10_000):
-        for row, expected in zip(AttentionInfluence(loaded, HEADS, tokens_per_batch=tokens).score(documents), alone, strict=True):
+        for row, expected in zip(AttentionInfluence(model, HEADS, tokens_per_batch=tokens).score(documents), alone, strict=True):
             assert row.loss_base == pytest.approx(expected.loss_base, **CLOSE)
             assert row.loss_ref == pytest.approx(expected.loss_ref, **CLOSE)
 
 
 @pytest.mark.parametrize("mode", ["zero", "mean"])
-def test_other_modes_equal_ablation(loaded, mode):
+def test_other_modes_equal_ablation(model, mode):
     document = texts_of(40)[0]
-    means = head_means(loaded.model, [torch.from_numpy(document.ids).long()[None]]) if mode == "mean" else None
-    row = AttentionInfluence(loaded, HEADS, mode, means=means).score([document])[0]
-    with ablate(loaded.model, HEADS, mode=mode, means=means):
-        expected = np.mean(plain_losses(loaded.model, document.ids.tolist()))
+    means = head_means(model.hf, [torch.from_numpy(document.ids).long()[None]]) if mode == "mean" else None
+    row = AttentionInfluence(model, HEADS, mode, means=means).score([document])[0]
+    with ablate(model.hf, HEADS, mode=mode, means=means):
+        expected = np.mean(plain_losses(model.hf, document.ids.tolist()))
     assert row.loss_ref == pytest.approx(expected, **CLOSE)
-    assert row.loss_ref != pytest.approx(AttentionInfluence(loaded, HEADS).score([document])[0].loss_ref, abs=1e-4)
+    assert row.loss_ref != pytest.approx(AttentionInfluence(model, HEADS).score([document])[0].loss_ref, abs=1e-4)
 
 
-def test_rows_that_cannot_be_scored_stay_in_place(loaded):
+def test_rows_that_cannot_be_scored_stay_in_place(model):
     texts = ["a usable text of some length", "", "  \n", None, float("nan"), "half \ud800 a pair", 7, b"bytes", "x"]
-    scorer = AttentionInfluence(loaded, HEADS, least_tokens=5)
+    scorer = AttentionInfluence(model, HEADS, least_tokens=5)
     encoded = scorer.encode(texts)
     rows = scorer.score(encoded)
     assert [row.reason for row in rows] == [None, *["no text"] * 4, *["not valid text"] * 3, "too short"]
@@ -213,37 +218,37 @@ def test_rows_that_cannot_be_scored_stay_in_place(loaded):
     assert [row.reason for row in scorer.score(encoded[1:])] == [row.reason for row in rows[1:]]
 
 
-def test_short_documents_and_losses_at_the_floor_are_flagged(loaded):
-    short, long = AttentionInfluence(loaded, HEADS).score(texts_of(64, 65))
+def test_short_documents_and_losses_at_the_floor_are_flagged(model):
+    short, long = AttentionInfluence(model, HEADS).score(texts_of(64, 65))
     assert (short.n_scored, short.flagged, short.reason) == (63, True, "few tokens")
     assert (long.n_scored, long.flagged, long.reason) == (64, False, None)
-    row = AttentionInfluence(loaded, HEADS, floor=100.0).score(texts_of(80))[0]
+    row = AttentionInfluence(model, HEADS, floor=100.0).score(texts_of(80))[0]
     assert (row.flagged, row.reason) == (True, "loss at the floor")
     assert row.score == pytest.approx((row.loss_ref - row.loss_base) / 100)
 
 
 def test_a_loss_that_is_not_finite_is_a_reason_not_an_end():
-    model = tiny_model("llama")
+    hf = tiny_model("llama")
     with torch.no_grad():
-        model.model.embed_tokens.weight[90] = torch.nan
-    loaded = Loaded(model, without_bos(), layout_of(model))
+        hf.model.embed_tokens.weight[90] = torch.nan
+    model = Model(hf, without_bos())
     good, bad = texts_of(20)[0], Encoded(np.array([5, 90, 7], dtype=np.int32))
     good.ids[good.ids == 90] = 4
-    rows = AttentionInfluence(loaded, HEADS).score([good, bad])
+    rows = AttentionInfluence(model, HEADS).score([good, bad])
     assert [row.reason for row in rows] == ["few tokens", "loss not finite"]
     assert math.isfinite(rows[0].score)
     assert math.isnan(rows[1].score)
 
 
-def test_tokens_that_the_model_does_not_know_are_a_reason(loaded):
+def test_tokens_that_the_model_does_not_know_are_a_reason(model):
     tokenizer = without_bos()
     tokenizer.add_tokens(["@@new@@"])
-    row = AttentionInfluence(loaded._replace(tokenizer=tokenizer), HEADS).encode(["one @@new@@ word"])[0]
+    row = AttentionInfluence(replace(model, tokenizer=tokenizer), HEADS).encode(["one @@new@@ word"])[0]
     assert (row.reason, len(row.ids)) == ("token outside of the vocabulary", 0)
 
 
-def test_texts_are_encoded_in_several_threads(loaded):
-    scorer = AttentionInfluence(loaded, HEADS)
+def test_texts_are_encoded_in_several_threads(model):
+    scorer = AttentionInfluence(model, HEADS)
     texts = [f"text number {i} of many" for i in range(300)]
     expected = [document.ids.tolist() for document in scorer.encode(texts)]
     found = {}
@@ -259,15 +264,15 @@ def test_texts_are_encoded_in_several_threads(loaded):
     assert list(found.values()) == [expected] * 6
 
 
-def test_losses_of_tokens_and_spans(loaded):
+def test_losses_of_tokens_and_spans(model):
     document = texts_of(30)[0]
-    ids, twin = document.ids.tolist(), reference_model(loaded.model, HEADS)
-    scorer = AttentionInfluence(loaded, HEADS, max_len=16, least_tokens=4)
+    ids, twin = document.ids.tolist(), reference_model(model.hf, HEADS)
+    scorer = AttentionInfluence(model, HEADS, max_len=16, least_tokens=4)
     table = scorer.token_losses(document)
     expected = np.full((2, 30), np.nan)
-    for row, model in enumerate((loaded.model, twin)):
+    for row, hf in enumerate((model.hf, twin)):
         for start in (0, 16):
-            expected[row, start + 1 : start + 16] = plain_losses(model, ids[start : start + 16])
+            expected[row, start + 1 : start + 16] = plain_losses(hf, ids[start : start + 16])
     np.testing.assert_allclose(table, expected, atol=1e-5)
     spans = scorer.span_scores(document, [(0, 10), (10, 30), (0, 30), (16, 17), (20, 22)])
     assert [span.n_scored for span in spans] == [9, 19, 28, 0, 2]
@@ -280,23 +285,23 @@ def test_losses_of_tokens_and_spans(loaded):
             scorer.span_scores(document, [span])
 
 
-def test_the_description_holds_all_that_could_change_a_score(loaded):
-    def told(heads=HEADS, model=loaded, **options):
-        return json.dumps(AttentionInfluence(model, heads, **options).description, sort_keys=True)
+def test_the_description_holds_all_that_could_change_a_score(model):
+    def told(heads=HEADS, hf=model, **options):
+        return json.dumps(AttentionInfluence(hf, heads, **options).description, sort_keys=True)
 
     twin = tiny_model("llama")
     with torch.no_grad():
         twin.model.layers[3].mlp.up_proj.weight += 1e-3
-    changed = loaded._replace(model=twin)
+    changed = replace(model, hf=twin)
     means = torch.zeros(4, 8, 16)
     others = [
         told(HeadSet.of([(2, 5)], SHAPE)), told(mode="zero"), told(mode="mean", means=means), told(mode="mean", means=means + 1),
-        told(max_len=64), told(max_windows=3), told(tokens_per_batch=64), told(least_tokens=8), told(floor=0.1), told(model=changed),
-        told(model=loaded._replace(tokenizer=character_tokenizer())),
+        told(max_len=64), told(max_windows=3), told(tokens_per_batch=64), told(least_tokens=8), told(floor=0.1), told(hf=changed),
+        told(hf=replace(model, tokenizer=character_tokenizer())),
     ]  # fmt: skip
     assert len({told(), *others}) == 1 + len(others)
     assert told(HeadSet.of([(3, 1), (2, 5)], SHAPE)) == told()  # the order of heads changes nothing
-    assert weights_digest(twin) != weights_digest(loaded.model) == weights_digest(tiny_model("llama"))
+    assert weights_digest(twin) != weights_digest(model.hf) == weights_digest(tiny_model("llama"))
 
 
 @pytest.mark.parametrize(
@@ -315,22 +320,22 @@ def test_the_description_holds_all_that_could_change_a_score(loaded):
         ({"heads": HeadSet.of([(0, 1)], (2, 2))}, "belong to a model of 2 layers x 2 heads"),
     ],
 )
-def test_what_cannot_be_done_is_refused(loaded, options, message):
+def test_what_cannot_be_done_is_refused(model, options, message):
     with pytest.raises(HeadwiseError, match=message):
-        AttentionInfluence(loaded, **{"heads": HEADS, **options})
-    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
+        AttentionInfluence(model, **{"heads": HEADS, **options})
+    assert not any(module._forward_pre_hooks for module in model.hf.modules())
 
 
-def test_the_model_is_bit_for_bit_as_before(loaded):
+def test_the_model_is_bit_for_bit_as_before(model):
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
-        before = loaded.model(ids).logits
-    weights = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    AttentionInfluence(loaded, HEADS).score(texts_of(20, 30))
+        before = model.hf(ids).logits
+    weights = {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}
+    AttentionInfluence(model, HEADS).score(texts_of(20, 30))
     with torch.no_grad():
-        assert torch.equal(loaded.model(ids).logits, before)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.model.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in loaded.model.modules())
+        assert torch.equal(model.hf(ids).logits, before)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.hf.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules())
 
 
 # --- the card's claims, and mistakes of a reproduction (section 4) -----------------------------------------------------------------------
@@ -347,25 +352,25 @@ def test_claim_6_ranking_by_the_text_and_by_the_figure_is_the_same(pairs):
                 assert (by_text[i] > by_text[j]) == (by_figure[i] > by_figure[j])
 
 
-def test_claim_8_one_pass_equals_two_passes_of_an_exported_checkpoint(loaded, tmp_path):
-    export_ablated(loaded, HEADS, "uniform", tmp_path / "without")
-    twin = load_model(str(tmp_path / "without"), "cpu").model
-    for document, row in zip(texts := texts_of(64, 30), AttentionInfluence(loaded, HEADS).score(texts), strict=True):
-        assert row.loss_base == pytest.approx(np.mean(plain_losses(loaded.model, document.ids.tolist())), abs=1e-5)
+def test_claim_8_one_pass_equals_two_passes_of_an_exported_checkpoint(model, tmp_path):
+    export_ablated(model, HEADS, "uniform", tmp_path / "without")
+    twin = load_model(str(tmp_path / "without"), "cpu").hf
+    for document, row in zip(texts := texts_of(64, 30), AttentionInfluence(model, HEADS).score(texts), strict=True):
+        assert row.loss_base == pytest.approx(np.mean(plain_losses(model.hf, document.ids.tolist())), abs=1e-5)
         assert row.loss_ref == pytest.approx(np.mean(plain_losses(twin, document.ids.tolist())), abs=1e-5)
 
 
-def test_labels_are_shifted_once(loaded):
+def test_labels_are_shifted_once(model):
     """Mistake 3: labels that are shifted before a model shifts them score the token two ahead."""
     document = texts_of(60)[0]
-    row = AttentionInfluence(loaded, HEADS).score([document])[0]
+    row = AttentionInfluence(model, HEADS).score([document])[0]
     ids = document.ids.tolist()
-    assert row.loss_base == pytest.approx(np.mean(plain_losses(loaded.model, ids)), **CLOSE)
+    assert row.loss_base == pytest.approx(np.mean(plain_losses(model.hf, ids)), **CLOSE)
     with torch.no_grad():
-        assert row.loss_base != pytest.approx(np.mean(official_bug_losses(loaded.model, ids)), abs=1e-3)
+        assert row.loss_base != pytest.approx(np.mean(official_bug_losses(model.hf, ids)), abs=1e-3)
 
 
-def test_shared_keys_and_values_are_left_alone(loaded):
+def test_shared_keys_and_values_are_left_alone(model):
     """Mistake 4: zeroing key and value rows silences every head of the group; here heads 4 to 7 share one KV head."""
     outputs = {}
 
@@ -378,7 +383,7 @@ def test_shared_keys_and_values_are_left_alone(loaded):
             return output
 
     ids = torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(3))
-    with branches(loaded.model, HeadSet.of([(2, 5)], SHAPE)) as run, attached(loaded.model) as plan:
+    with branches(model.hf, HeadSet.of([(2, 5)], SHAPE)) as run, attached(model.hf) as plan:
         plan.edits.append(Tap())
         run(ids)
     output, values = outputs[2]  # [2 * 2, T, H, d], [2 * 2, KV heads, T, d]
@@ -388,10 +393,10 @@ def test_shared_keys_and_values_are_left_alone(loaded):
     torch.testing.assert_close(output[2:, :, 5], mean, atol=1e-6, rtol=1e-6)  # claim 5, exact part
 
 
-def test_every_document_is_scored_once(loaded, monkeypatch):
+def test_every_document_is_scored_once(model, monkeypatch):
     """Mistake 5: work that is shared out must not be done by all; here every token is predicted exactly once."""
     seen = []
-    scorer = AttentionInfluence(loaded, HEADS, max_len=20, tokens_per_batch=50)
+    scorer = AttentionInfluence(model, HEADS, max_len=20, tokens_per_batch=50)
     head = scorer._head
     monkeypatch.setattr(scorer, "_head", lambda hidden, targets: (seen.append(len(targets)), head(hidden, targets))[1])
     rows = scorer.score(texts_of(50, 7, 20, 21))
@@ -400,25 +405,25 @@ def test_every_document_is_scored_once(loaded, monkeypatch):
 
 def test_large_vocabularies_keep_their_ids():
     """Mistake 6: ids above 65,535 do not fit into two bytes."""
-    model = tiny_model("llama", vocab_size=70_000)
-    loaded = Loaded(model, without_bos(), layout_of(model))
+    hf = tiny_model("llama", vocab_size=70_000)
+    model = Model(hf, without_bos())
     document = Encoded(np.array([5, 69_999, 66_000, 464], dtype=np.int32))  # 66,000 would read 464
-    row = AttentionInfluence(loaded, HEADS).score([document])[0]
-    assert row.loss_base == pytest.approx(np.mean(plain_losses(model, document.ids.tolist())), **CLOSE)
+    row = AttentionInfluence(model, HEADS).score([document])[0]
+    assert row.loss_base == pytest.approx(np.mean(plain_losses(hf, document.ids.tolist())), **CLOSE)
 
 
 @pytest.mark.slow
 def test_claim_5_three_ways_to_leave_heads_out_rank_alike():
     """world-6m, its four best heads by proxy score; key-value tables, needle questions and novels."""
-    loaded = load_model(str(bundled_model("world-6m")), "cpu")
-    heads = HeadSet.of([(4, 4), (4, 5), (5, 3), (5, 2)], loaded.layout.shape)
+    model = load_model(str(bundled_model("world-6m")), "cpu")
+    heads = HeadSet.of([(4, 4), (4, 5), (5, 3), (5, 2)], model.heads.shape)
     made = [make_example(task, "test", np.random.default_rng([7, i])).text for task in ("key_value", "needle") for i in range(12)]
     novel, other = bundled_texts()[:2]
-    encode = PieceEncoder(loaded.tokenizer).encode
-    means = head_means(loaded.model, [torch.tensor([encode(other[i * 2000 : i * 2000 + 1200])]) for i in range(8)])
+    encode = PieceEncoder(model.tokenizer).encode
+    means = head_means(model.hf, [torch.tensor([encode(other[i * 2000 : i * 2000 + 1200])]) for i in range(8)])
     scores = {}
     for mode in ("uniform", "zero", "mean"):
-        scorer = AttentionInfluence(loaded, heads, mode, means=means if mode == "mean" else None)
+        scorer = AttentionInfluence(model, heads, mode, means=means if mode == "mean" else None)
         texts = scorer.encode([*made, *(novel[i * 1500 : i * 1500 + 900] for i in range(12))])
         scores[mode] = np.array([row.score for row in scorer.score(texts)])
     for a, b in (("uniform", "zero"), ("uniform", "mean"), ("zero", "mean")):

@@ -9,14 +9,14 @@ from scipy import stats
 
 pytest.importorskip("pyarrow")
 
+from headwise.corpus import summary as module
+from headwise.corpus.choose import choose
+from headwise.corpus.summary import summarise
+from headwise.corpus.tables import ScoreFiles
+from headwise.corpus.thresholds import ChoiceOptions
 from headwise.report.influence import influence_page
 from headwise.report.influence_numbers import densities, excerpt, points
 from headwise.report.influence_table import choice_table
-from headwise.scale import summary as module
-from headwise.scale.choose import choose
-from headwise.scale.summary import summarise
-from headwise.scale.tables import ScoreFiles
-from headwise.scale.thresholds import ChoiceOptions
 from tests.unit.test_choose import random_rows, selected, write_scores
 
 

@@ -6,14 +6,17 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from headwise.attach import Keep, KeptCache, Window, attached, compress
-from headwise.attach.groups import Growing
-from headwise.core import HeadwiseError
-from headwise.methods.compress.adakv import AdaKV
-from headwise.methods.compress.controls import Full
-from headwise.methods.compress.snapkv import SnapKV
-from headwise.methods.compress.streaming_llm import StreamingLLM
-from headwise.testing import tiny_model
+from headwise.attention.plan import attached
+from headwise.caches.controls import Full
+from headwise.caches.groups import Growing, Window
+from headwise.caches.kept_cache import KeptCache, compress
+from headwise.caches.kept_layer import Keep
+from headwise.heads import HeadwiseError
+from headwise.methods.adakv.press import AdaKV
+from headwise.methods.snapkv.press import SnapKV
+from headwise.methods.streamingllm.press import StreamingLLM
+from headwise.testing.tiny import tiny_model
+from tests.helpers import with_cache
 from tests.reference.kept import continued
 
 PROMPT = 40
@@ -35,7 +38,7 @@ class Streams:
         return [Keep((0,)), Keep((1,), None, self.window)]
 
     def kept(self, view):
-        return self.streams(view.layer, view.layout)
+        return self.streams(view.layer, view.model)
 
 
 METHODS = {"snapkv": SNAP, "adakv": ADA, "dense": Streams(), "chunked": Streams("chunked"), "windowed": Streams("windowed")}
@@ -60,7 +63,7 @@ def by_hand(model, cache, ids, steps):
     said = []
     new = ids
     for _ in range(steps):
-        new = model(input_ids=new, past_key_values=cache).logits[:, -1:].argmax(dim=-1)
+        new = model(input_ids=new, **with_cache(cache)).logits[:, -1:].argmax(dim=-1)
         said.append(new)
     return torch.cat(said, dim=1)
 
@@ -85,7 +88,7 @@ def test_logits_are_those_of_the_slow_reference(model):
     with compress(model, ADA) as cache:
         cache.prefill(prompt)
         held = {layer: [set(own.tolist()) for own in heads] for layer, heads in cache.held_positions().items()}
-        got = model(input_ids=rest, past_key_values=cache).logits
+        got = model(input_ids=rest, **with_cache(cache)).logits
     assert len({len(own) for heads in held.values() for own in heads}) > 1  # heads of unequal size
     torch.testing.assert_close(got, continued(model, prompt, rest, held), **CLOSE)
 
@@ -96,7 +99,7 @@ def test_generate_is_the_loop_by_hand(model, method):
     with compress(model, method) as cache:
         expected = by_hand(model, cache, ids, 12)
     with compress(model, method) as cache:
-        got = model.generate(ids, past_key_values=cache, max_new_tokens=12, do_sample=False)
+        got = model.generate(ids, **with_cache(cache), max_new_tokens=12, do_sample=False)
     assert got[:, PROMPT:].tolist() == expected.tolist()
 
 
@@ -107,9 +110,9 @@ def test_a_second_turn_of_several_tokens(model, method):
         first = by_hand(model, cache, ids, 5)
         second = by_hand(model, cache, torch.cat([first[:, -1:], question], dim=1), 5)
     with compress(model, method) as cache:
-        turn = model.generate(ids, past_key_values=cache, max_new_tokens=5, do_sample=False)
+        turn = model.generate(ids, **with_cache(cache), max_new_tokens=5, do_sample=False)
         whole = torch.cat([turn, question], dim=1)
-        got = model.generate(whole, past_key_values=cache, max_new_tokens=5, do_sample=False)
+        got = model.generate(whole, **with_cache(cache), max_new_tokens=5, do_sample=False)
         assert cache.get_seq_length() == got.shape[1] - 1
     assert got[:, PROMPT : PROMPT + 5].tolist() == first.tolist()
     assert got[:, -5:].tolist() == second.tolist()
@@ -122,11 +125,11 @@ def test_generate_with_padded_rows_is_every_row_alone(model, method):
     ids = torch.stack([torch.cat([torch.ones(pad, dtype=torch.int64), row[0]]) for pad, row in zip(pads, rows, strict=True)])
     mask = torch.stack([torch.cat([torch.zeros(pad), torch.ones(PROMPT - pad)]) for pad in pads]).long()
     with compress(model, method) as cache:
-        together = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=8, do_sample=False)
+        together = model.generate(ids, attention_mask=mask, **with_cache(cache), max_new_tokens=8, do_sample=False)
         held = [cache.held_positions(row)[1] for row in range(3)]
     for i, row in enumerate(rows):
         with compress(model, method) as cache:
-            alone = model.generate(row, past_key_values=cache, max_new_tokens=8, do_sample=False)
+            alone = model.generate(row, **with_cache(cache), max_new_tokens=8, do_sample=False)
             own = cache.held_positions()[1]
         assert together[i, PROMPT:].tolist() == alone[0, PROMPT - pads[i] :].tolist()
         assert [a.tolist() for a in held[i]] == [b.tolist() for b in own]
@@ -138,9 +141,9 @@ def test_generate_with_padded_rows_is_every_row_alone(model, method):
 def test_a_prefill_in_chunks(model, method, chunk):
     ids, rest = text(20, PROMPT), text(21, 3)
     with compress(model, method) as cache:
-        expected = [cache.prefill(ids), cache.held_positions(), model(input_ids=rest, past_key_values=cache).logits]
+        expected = [cache.prefill(ids), cache.held_positions(), model(input_ids=rest, **with_cache(cache)).logits]
     with compress(model, method) as cache:
-        got = [cache.prefill(ids, chunk=chunk), cache.held_positions(), model(input_ids=rest, past_key_values=cache).logits]
+        got = [cache.prefill(ids, chunk=chunk), cache.held_positions(), model(input_ids=rest, **with_cache(cache)).logits]
     assert sum(map(len, got[1][0])) == sum(map(len, expected[1][0]))
     if method not in (SNAP, ADA) or chunk >= 4:  # in shorter chunks fewer queries look back, so other tokens may be kept
         assert all(a.tolist() == b.tolist() for i in range(4) for a, b in zip(got[1][i], expected[1][i], strict=True))
@@ -202,12 +205,12 @@ def test_cropping_takes_new_tokens_back(model, method):
     ids, rest, other = text(40, PROMPT), text(41, 20), text(42, 3)
     with compress(model, method) as cache:
         cache.prefill(ids)
-        expected = model(input_ids=other, past_key_values=cache.fork()).logits
-        model(input_ids=rest, past_key_values=cache)
+        expected = model(input_ids=other, **with_cache(cache.fork())).logits
+        model(input_ids=rest, **with_cache(cache))
         assert cache.get_seq_length() == PROMPT + 20
         cache.crop(-20)
         assert cache.get_seq_length() == PROMPT
-        torch.testing.assert_close(model(input_ids=other, past_key_values=cache).logits, expected, **CLOSE)
+        torch.testing.assert_close(model(input_ids=other, **with_cache(cache)).logits, expected, **CLOSE)
         with pytest.raises(HeadwiseError, match="a head holds"):
             cache.crop(-30)
 
@@ -252,30 +255,30 @@ def test_rows_are_reordered_and_repeated(model, method):
     with compress(model, method) as cache:
         cache.prefill(ids)
         before = snapshot(cache)
-        expected = model(input_ids=rest, past_key_values=cache.fork()).logits
+        expected = model(input_ids=rest, **with_cache(cache.fork())).logits
         moved = cache.fork()
         moved.reorder_cache(order)
-        torch.testing.assert_close(model(input_ids=rest[order], past_key_values=moved).logits, expected[order], **CLOSE)
+        torch.testing.assert_close(model(input_ids=rest[order], **with_cache(moved)).logits, expected[order], **CLOSE)
         twice = cache.fork()
         twice.batch_repeat_interleave(2)
-        got = model(input_ids=rest.repeat_interleave(2, dim=0), past_key_values=twice).logits
+        got = model(input_ids=rest.repeat_interleave(2, dim=0), **with_cache(twice)).logits
         torch.testing.assert_close(got, expected.repeat_interleave(2, dim=0), **CLOSE)
         same(before, snapshot(cache))
-        torch.testing.assert_close(model(input_ids=rest, past_key_values=cache).logits, expected, **CLOSE)
+        torch.testing.assert_close(model(input_ids=rest, **with_cache(cache)).logits, expected, **CLOSE)
 
 
 def test_beam_search(model):
     ids = text(62, PROMPT, rows=2)
     options = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False}
     with attached(model):
-        expected = model.generate(ids, past_key_values=DynamicCache(config=model.config), **options)
+        expected = model.generate(ids, **with_cache(DynamicCache(config=model.config)), **options)
     with compress(model, Full()) as cache:
-        assert model.generate(ids, past_key_values=cache, **options).tolist() == expected.tolist()
+        assert model.generate(ids, **with_cache(cache), **options).tolist() == expected.tolist()
     with compress(model, SNAP) as cache:
-        together = model.generate(ids, past_key_values=cache, **options)
+        together = model.generate(ids, **with_cache(cache), **options)
     for i in range(2):
         with compress(model, SNAP) as cache:
-            assert model.generate(ids[i : i + 1], past_key_values=cache, **options).tolist() == together[i : i + 1].tolist()
+            assert model.generate(ids[i : i + 1], **with_cache(cache), **options).tolist() == together[i : i + 1].tolist()
     assert together.tolist() != expected.tolist()
 
 
@@ -298,9 +301,9 @@ def test_the_cache_of_another_model_is_refused(model):
     with compress(model, SNAP) as cache, compress(twin, SNAP) as other:
         cache.prefill(text(71, PROMPT))
         with pytest.raises(HeadwiseError, match="another model"):
-            model(input_ids=text(71, 3), past_key_values=other)
+            model(input_ids=text(71, 3), **with_cache(other))
         with pytest.raises(HeadwiseError, match="another model"):
-            twin(input_ids=text(71, 3), past_key_values=cache)
+            twin(input_ids=text(71, 3), **with_cache(cache))
 
 
 @torch.no_grad()
@@ -308,17 +311,17 @@ def test_use_outside_of_the_block_is_refused(model):
     with compress(model, SNAP) as cache:
         cache.prefill(text(72, PROMPT))
     with pytest.raises(HeadwiseError, match="only inside the `compress` block"):
-        model(input_ids=text(73, 2), past_key_values=cache)
+        model(input_ids=text(73, 2), **with_cache(cache))
     cache.reset()
     with pytest.raises(HeadwiseError, match="only inside the `compress` block"):
-        model(input_ids=text(73, PROMPT), past_key_values=cache)  # a prefill, that nobody would cut
+        model(input_ids=text(73, PROMPT), **with_cache(cache))  # a prefill, that nobody would cut
 
 
 @torch.no_grad()
 def test_masks_of_four_dimensions_and_unfinished_prefills_are_refused(model):
     with compress(model, SNAP) as cache:
         with pytest.raises(HeadwiseError, match=r"\[batch, tokens\] only"):
-            model(input_ids=text(74, 5), attention_mask=torch.ones(1, 1, 5, 5), past_key_values=cache)
+            model(input_ids=text(74, 5), attention_mask=torch.ones(1, 1, 5, 5), **with_cache(cache))
         with pytest.raises(HeadwiseError, match="only a cache whose prefill has ended"):
             cache.fork()
 
@@ -340,7 +343,7 @@ def test_a_growing_group_gets_spare_room_and_says_so(model):
     with compress(model, StreamingLLM(budget=12)) as cache:
         cache.prefill(text(76, PROMPT))
         tight = cache.nbytes
-        model(input_ids=text(77, 1), past_key_values=cache)
+        model(input_ids=text(77, 1), **with_cache(cache))
         group = cache.kept_layers[0].groups[0]
         assert isinstance(group, Growing)
         assert isinstance(cache, KeptCache)

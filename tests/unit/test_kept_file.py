@@ -7,14 +7,17 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from headwise.attach import Keep, Window, compress
-from headwise.attach.kept_file import KEY, load_cache, save_cache
-from headwise.core import HeadwiseError
-from headwise.families import layout_of
-from headwise.methods.compress.adakv import AdaKV
-from headwise.methods.compress.controls import Full
-from headwise.methods.compress.snapkv import SnapKV
-from headwise.testing import TINY_FAMILIES, tiny_model
+from headwise.caches.controls import Full
+from headwise.caches.groups import Window
+from headwise.caches.kept_cache import compress
+from headwise.caches.kept_file import KEY, load_cache, save_cache
+from headwise.caches.kept_layer import Keep
+from headwise.heads import HeadwiseError
+from headwise.methods.adakv.press import AdaKV
+from headwise.methods.snapkv.press import SnapKV
+from headwise.models.model import as_model
+from headwise.testing.tiny import TINY_FAMILIES, tiny_model
+from tests.helpers import with_cache
 
 PROMPT = 40
 SNAP = SnapKV(budget=12, window=4, sinks=2)
@@ -31,7 +34,7 @@ class Streams:
         return [Keep((0,)), Keep((1,), None, Window(3, 6))]
 
     def kept(self, view):
-        return self.streams(view.layer, view.layout)
+        return self.streams(view.layer, view.model)
 
 
 def text(seed, tokens, rows=1):
@@ -52,9 +55,9 @@ def saved(model, tmp_path):
 
 
 @torch.no_grad()
-def goes_on_alike(model, method, path, rows=1, mask=None, before=0):
+def goes_on_alike(hf, method, path, rows=1, mask=None, before=0):
     """Save after the prompt and `before` more tokens, load, and continue both: a block, then tokens one by one."""
-    with compress(model, method) as cache:
+    with compress(hf, method) as cache:
         cache.prefill(text(2, PROMPT, rows), mask)
 
         def step(own, new):
@@ -67,23 +70,23 @@ def goes_on_alike(model, method, path, rows=1, mask=None, before=0):
                     )
                 }
                 options["position_ids"] = options["attention_mask"].cumsum(dim=1)[:, -new.shape[1] :] - 1
-            return model(input_ids=new, past_key_values=own, **options).logits
+            return hf(input_ids=new, **with_cache(own), **options).logits
 
         for i in range(before):
             step(cache, text(3 + i, 1, rows))
         save_cache(cache, path)
-        loaded = load_cache(path, model, method)
-        assert loaded.get_seq_length() == cache.get_seq_length() == PROMPT + before
+        model = load_cache(path, hf, method)
+        assert model.get_seq_length() == cache.get_seq_length() == PROMPT + before
         for i, tokens in enumerate((0, 5, 1, 1, 3, 1)):
             if tokens:
                 new = text(30 + i, tokens, rows)
-                assert torch.equal(step(cache, new), step(loaded, new))
+                assert torch.equal(step(cache, new), step(model, new))
             for row in range(rows):
-                held, found = cache.held_positions(row), loaded.held_positions(row)
+                held, found = cache.held_positions(row), model.held_positions(row)
                 assert all(a.tolist() == b.tolist() for i in held for a, b in zip(held[i], found[i], strict=True))
 
 
-@pytest.mark.parametrize("family", [family for family in TINY_FAMILIES if layout_of(tiny_model(family)).full_layers])
+@pytest.mark.parametrize("family", [family for family in TINY_FAMILIES if as_model(tiny_model(family)).heads.full_layers])
 def test_every_family_goes_on_bit_for_bit(family, tmp_path):
     goes_on_alike(tiny_model(family), AdaKV(budget=14, window=4), tmp_path / "cache.safetensors")
 
@@ -107,10 +110,10 @@ def test_a_loaded_cache_can_be_forked_cropped_and_saved_again(model, saved, tmp_
     with compress(model, SNAP):
         cache = load_cache(saved, model, SNAP)
         new = text(5, 3)
-        expected = model(input_ids=new, past_key_values=cache.fork()).logits
-        model(input_ids=new, past_key_values=cache)
+        expected = model(input_ids=new, **with_cache(cache.fork())).logits
+        model(input_ids=new, **with_cache(cache))
         cache.crop(-3)
-        torch.testing.assert_close(model(input_ids=new, past_key_values=cache.fork()).logits, expected)
+        torch.testing.assert_close(model(input_ids=new, **with_cache(cache.fork())).logits, expected)
         save_cache(cache, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
 

@@ -11,16 +11,17 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from headwise.attach import compress
-from headwise.core import HeadScores, HeadwiseError, MissingExtraError
-from headwise.families import layout_of
-from headwise.integrations.kvpress import MissingKvpressError, as_kvpress, rotated
-from headwise.methods.compress.adakv import AdaKV
-from headwise.methods.compress.compresskv import CompressKV
-from headwise.methods.compress.controls import Full, RandomTokens
-from headwise.methods.compress.snapkv import SnapKV
-from headwise.methods.compress.streaming_llm import StreamingLLM
-from headwise.testing import tiny_model
+from headwise.caches.controls import Full, RandomTokens
+from headwise.caches.kept_cache import compress
+from headwise.caches.kvpress import MissingKvpressError, as_kvpress, rotated
+from headwise.heads import HeadScores, HeadwiseError, MissingExtraError
+from headwise.methods.adakv.press import AdaKV
+from headwise.methods.compresskv.press import CompressKV
+from headwise.methods.snapkv.press import SnapKV
+from headwise.methods.streamingllm.press import StreamingLLM
+from headwise.models.model import as_model
+from headwise.testing.tiny import tiny_model
+from tests.helpers import with_cache
 
 LENGTH, WINDOW, SINKS = 40, 6, 3
 COMMON = {"compression_ratio": 0.5, "window": WINDOW, "sinks": SINKS}
@@ -54,7 +55,7 @@ class StandIn:
                 hook.remove()
 
     def _hook(self, module, inputs, kwargs, output):
-        held = kwargs["past_key_values"].layers[module.layer_idx]
+        held = (kwargs.get("cache") or kwargs["past_key_values"]).layers[module.layer_idx]
         self.found.append(self.score(module, kwargs["hidden_states"], held.keys, held.values, None, kwargs))
 
 
@@ -83,14 +84,14 @@ def ids():
 @torch.no_grad()
 def run(model, ids, made):
     with made(model):
-        model(input_ids=ids, past_key_values=DynamicCache(config=model.config), use_cache=True)
+        model(input_ids=ids, **with_cache(DynamicCache(config=model.config)), use_cache=True)
     return made.found
 
 
 @torch.no_grad()
 def held(model, ids, press):
     with compress(model, press) as cache:
-        model(input_ids=ids, past_key_values=cache, use_cache=True)
+        model(input_ids=ids, **with_cache(cache), use_cache=True)
         return [[own.tolist() for own in heads] for heads in cache.held_positions().values()]
 
 
@@ -137,12 +138,12 @@ def test_it_is_a_press_of_kvpress_with_our_ratio(kvpress):
     assert (made.compression_ratio, repr(made)) == (0.3, f"HeadwisePress(compression_ratio=0.3, press={press!r})")
 
 
-def test_a_given_layout_is_used_and_checked(kvpress, model, ids):
-    layout = layout_of(model)
-    assert as_kvpress(PRESSES["snapkv"], layout).layout is layout
+def test_a_given_model_is_used_and_checked(kvpress, model, ids):
+    wrapped = as_model(model)
+    assert as_kvpress(PRESSES["snapkv"], wrapped).model is wrapped
     foreign = CompressKV(HeadScores(np.random.default_rng(0).random((2, 4)), "random"), **COMMON)
     with pytest.raises(HeadwiseError, match=r"2 layers x 4 heads, but .* has 4 x 8"):
-        as_kvpress(foreign, layout)
+        as_kvpress(foreign, wrapped)
     with pytest.raises(HeadwiseError, match=r"2 layers x 4 heads, but .* has 4 x 8"):
         run(model, ids, as_kvpress(foreign))
 
@@ -172,9 +173,9 @@ def test_what_does_not_fit_is_refused(kvpress, press, message):
 def test_scores_that_cannot_be_right_are_refused(kvpress, model):
     keys = torch.zeros(1, 2, 5, 16)
     module = SimpleNamespace(config=SimpleNamespace(model_type="llama"), layer_idx=0)
-    with pytest.raises(HeadwiseError, match="give as_kvpress the model's layout"):
+    with pytest.raises(HeadwiseError, match="give as_kvpress the Model"):
         as_kvpress(SnapKV(**COMMON)).score(module, torch.zeros(1, 5, 64), keys, keys, None, {})
-    made = as_kvpress(SnapKV(**COMMON), layout_of(model))
+    made = as_kvpress(SnapKV(**COMMON), as_model(model))
     with pytest.raises(HeadwiseError, match="read in one pass; got 4 tokens and 5 keys"):
         made.score(module, torch.zeros(1, 4, 64), keys, keys, None, {})
     module.config.model_type = "cohere2"  # turns neighbouring pairs of a query

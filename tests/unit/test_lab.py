@@ -2,19 +2,23 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from headwise.core import NoSuccessfulRunError
-from headwise.families import load_model
-from headwise.lab import bundled_model
-from headwise.methods.find.copy import CopyOptions, find_copy_heads
-from headwise.methods.test.needle import measure_needle_grid
-from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
+from headwise.evaluation.needle import measure_needle_grid
+from headwise.heads import NoSuccessfulRunError
+from headwise.methods.copy.run import CopyOptions, find_copy_heads
+from headwise.models.load import load_model
+from headwise.models.registry import bundled_model
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task
+from headwise.prompts.haystack import Haystack, bundled_texts
+from headwise.prompts.needles import bundled_needles
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,8 +28,8 @@ def lab():
     return load_model(str(bundled_model()))
 
 
-def task_of(loaded, needles, lengths, depths=(0.25, 0.75)):
-    encoder = PieceEncoder(loaded.tokenizer)
+def task_of(model, needles, lengths, depths=(0.25, 0.75)):
+    encoder = PieceEncoder(model.tokenizer)
     return Task(needles, Haystack(bundled_texts()[:1], encoder), NeedleComposer(encoder), GridOptions(lengths, depths))
 
 
@@ -58,15 +62,15 @@ def test_its_retrieval_heads_are_few_and_clear(lab):
 
 def test_an_untrained_copy_has_none(lab):
     torch.manual_seed(0)
-    model = type(lab.model)(lab.model.config).eval()
+    model = type(lab.hf)(lab.hf.config).eval()
     with pytest.raises(NoSuccessfulRunError, match="no successful run"):
-        find_copy_heads(lab._replace(model=model), task_of(lab, bundled_needles()[:2], (128,)), CopyOptions(max_new_tokens=12))
+        find_copy_heads(replace(lab, hf=model), task_of(lab, bundled_needles()[:2], (128,)), CopyOptions(max_new_tokens=12))
 
 
 def test_its_recipe_is_the_recipe_of_the_code():
     from dataclasses import asdict
 
-    from headwise.lab.recipe.recipes import RECIPES
+    from headwise_lab.recipe.recipes import RECIPES
 
     for folder in bundled_model().parent.iterdir():
         saved = json.loads((folder / "recipe.json").read_text())
@@ -74,7 +78,7 @@ def test_its_recipe_is_the_recipe_of_the_code():
 
 
 def test_the_recipe_holds_out_what_it_should():
-    from headwise.lab.recipe.corpus import HELD_OUT_FILE, TRAIN_FILES, _is_haystack
+    from headwise_lab.recipe.corpus import HELD_OUT_FILE, TRAIN_FILES, _is_haystack
 
     assert HELD_OUT_FILE not in TRAIN_FILES
     assert all(
@@ -88,8 +92,8 @@ def test_stories260k_has_no_retrieval_head(tmp_path):
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     example.convert(ROOT / "tests" / "data" / "stories260K", tmp_path / "stories")
-    loaded = load_model(str(tmp_path / "stories"))
-    story = loaded.model.generate(torch.tensor([[1]]), max_new_tokens=30, do_sample=False)
-    assert "Once upon a time, there was a little girl named Lily." in loaded.tokenizer.decode(story[0])
+    model = load_model(str(tmp_path / "stories"))
+    story = model.hf.generate(torch.tensor([[1]]), max_new_tokens=30, do_sample=False)
+    assert "Once upon a time, there was a little girl named Lily." in model.tokenizer.decode(story[0])
     with pytest.raises(NoSuccessfulRunError):
-        find_copy_heads(loaded, task_of(loaded, bundled_needles("detect")[:8], (128,)), CopyOptions(max_new_tokens=12))
+        find_copy_heads(model, task_of(model, bundled_needles("detect")[:8], (128,)), CopyOptions(max_new_tokens=12))

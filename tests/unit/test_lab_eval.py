@@ -1,20 +1,22 @@
 """`headwise lab eval`: batches against one prompt after the other, draws, judges, rows; with a model that always says the truth."""
 
+import copy
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from headwise.core import HeadwiseError
-from headwise.evaluate.perplexity import perplexity
-from headwise.evaluate.provenance import stop_ids
-from headwise.families import load_model
-from headwise.lab import batches, bundled_model, evaluation
-from headwise.lab.batches import greedy_answers, next_token_logits
-from headwise.lab.eval_tasks import (
+from headwise.evaluation.perplexity import perplexity
+from headwise.heads import HeadwiseError
+from headwise.models.load import load_model
+from headwise.models.registry import bundled_model
+from headwise.runtime.stops import stop_ids
+from headwise.testing.tiny import TINY_FAMILIES, tiny_model
+from headwise_lab import batches, evaluation
+from headwise_lab.batches import greedy_answers, next_token_logits
+from headwise_lab.eval_tasks import (
     GOALS,
     LONG_TASKS,
     SPECS,
@@ -27,9 +29,9 @@ from headwise.lab.eval_tasks import (
     specs_for,
     support,
 )
-from headwise.lab.evaluation import BOOKS, REASK, evaluate_model, share_interval, uncued
-from headwise.prompts.microworld import corrupted, make_example
-from headwise.testing import TINY_FAMILIES, tiny_model
+from headwise_lab.evaluation import BOOKS, REASK, evaluate_model, share_interval, uncued
+from headwise_lab.microworld.grounded import corrupted
+from headwise_lab.microworld.registry import make_example
 
 SPEC = {spec.rows[0]: spec for spec in SPECS}
 
@@ -39,8 +41,10 @@ def lab():
     return load_model(str(bundled_model()))
 
 
-def with_positions(loaded, positions):
-    return loaded._replace(layout=replace(loaded.layout, positions=positions))
+def with_positions(model, positions):
+    shorter = copy.copy(model)
+    object.__setattr__(shorter, "positions", positions)
+    return shorter
 
 
 def example(task, seed=0, **options):
@@ -86,8 +90,8 @@ def test_batches_give_the_lab_models_answers(lab):
         item for name in ("needle", "key_value", "closed_book_asked") for item in drawer.draw(SPEC[name], SPEC[name].options)
     ]
     prompts, limits = [item.prompt.ids for item in items], [len(item.prompt.gold) + 4 for item in items]
-    assert greedy_answers(lab.model, prompts, limits, stop) == [
-        slow_answer(lab.model, prompt, limit, stop) for prompt, limit in zip(prompts, limits, strict=True)
+    assert greedy_answers(lab.hf, prompts, limits, stop) == [
+        slow_answer(lab.hf, prompt, limit, stop) for prompt, limit in zip(prompts, limits, strict=True)
     ]
 
 
@@ -165,13 +169,13 @@ def test_uncued_differs_by_the_cue_alone(seed):
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.rows[0])
 def test_items_are_different_fit_and_come_from_the_seed(lab, spec):
-    loaded = with_positions(lab, 512)
-    items = Drawer(loaded, 30, "test", 5).draw(spec, spec.options)
+    model = with_positions(lab, 512)
+    items = Drawer(model, 30, "test", 5).draw(spec, spec.options)
     assert len(items) == 30
     assert all(len(item.prompt.ids) + len(item.prompt.gold) <= 512 for item in items)
     assert len({item.example.context_text or item.example.info["facts"] for item in items}) == 30
-    assert items == Drawer(loaded, 30, "test", 5).draw(spec, spec.options)
-    assert items != Drawer(loaded, 30, "test", 6).draw(spec, spec.options)
+    assert items == Drawer(model, 30, "test", 5).draw(spec, spec.options)
+    assert items != Drawer(model, 30, "test", 6).draw(spec, spec.options)
     newline = lab.tokenizer.encode("\n", add_special_tokens=False)
     assert list(items[0].prompt.gold[-len(newline) :]) == newline
 
@@ -201,10 +205,10 @@ def test_prompts_that_do_not_fit_are_not_measured(lab):
 def test_long_prompts_fill_their_context(lab):
     assert specs_for(1280) == SPECS
     assert specs_for(None) == specs_for(2048)
-    loaded = with_positions(lab, 2048)
+    model = with_positions(lab, 2048)
     long = specs_for(2048)[len(SPECS) :]
     assert [spec.rows[0] for spec in long] == [f"{task}@{n}" for task in LONG_TASKS for n in (512, 1024, 2048)]
-    drawer = Drawer(loaded, 24, "test", 0)
+    drawer = Drawer(model, 24, "test", 0)
     for spec in long:
         items = drawer.draw(spec, drawer.options(spec))
         lengths = [len(item.prompt.ids) + len(item.prompt.gold) for item in items]
@@ -231,9 +235,9 @@ def oracle(monkeypatch):
     """Every answer is what `say_for(item)` says; P(No) of the re-asking prompts is given in their order: plain, cued, wrong."""
 
     def install(say_for, p_no):
-        monkeypatch.setattr(evaluation, "say", lambda loaded, items, spare: [say_for(item) for item in items])
+        monkeypatch.setattr(evaluation, "say", lambda model, items, spare: [say_for(item) for item in items])
 
-        def logits(model, prompts, tokens):
+        def logits(hf, prompts, tokens):
             count = len(prompts) // 3
             odds = [math.log(p / (1 - p)) for p in p_no for _ in range(count)]
             return torch.tensor([[value, 0.0] for value in odds])
@@ -291,9 +295,9 @@ def test_wrong_answers_are_shown(lab, oracle):
 
 
 def test_the_same_seed_gives_the_same_result_on_a_model_with_little_room(lab):
-    loaded = with_positions(lab, 128)
-    result = evaluate_model(loaded, items=2, seed=3)
-    assert result == evaluate_model(loaded, items=2, seed=3)
+    model = with_positions(lab, 128)
+    result = evaluate_model(model, items=2, seed=3)
+    assert result == evaluate_model(model, items=2, seed=3)
     rows = rows_of(result)
     measured = {name for name, row in rows.items() if row["value"] is not None}
     assert measured == {"closed_book_asked", "closed_book_stated_only", *BOOKS}
@@ -317,7 +321,7 @@ def test_perplexity_and_bits_describe_the_same_loss(lab, monkeypatch):
     text = [lab.tokenizer.decode(row[1:]) for row in kept[0]]
     assert bits["value"] == pytest.approx(np.mean([2.0 * 511 / math.log(2) / len(part) for part in text]))
     monkeypatch.undo()
-    assert evaluation._books(lab, 2, 0)[0]["value"] == pytest.approx(perplexity(lab.model, kept[0][:2]), rel=1e-5)
+    assert evaluation._books(lab, 2, 0)[0]["value"] == pytest.approx(perplexity(lab.hf, kept[0][:2]), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from headwise.core import HeadId, HeadScores, HeadSet, HeadwiseError, PromptError
-from headwise.evaluate.variants import head_variants
-from headwise.families import Loaded, layout_of, load_model
-from headwise.lab import bundled_model
-from headwise.lab.properties import (
-    Settings,
+from headwise.evaluation.variants import head_variants
+from headwise.heads import HeadId, HeadScores, HeadSet, HeadwiseError, PromptError
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model
+from headwise.prompts.needles import read_needles
+from headwise.testing.planted import planted_copier, planted_task
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
+from headwise_lab.properties import (
     answers,
     causal,
     control,
@@ -23,14 +27,13 @@ from headwise.lab.properties import (
     document,
     dynamic,
     intrinsic,
-    measure_properties,
     reasoning,
     sparse,
     universal,
     verdict,
 )
-from headwise.lab.properties.detection import Evidence, needle_task
-from headwise.lab.properties.lab_models import (
+from headwise_lab.properties.detection import Evidence, needle_task
+from headwise_lab.properties.lab_models import (
     EXTENDED,
     FAMILY,
     OTHER,
@@ -41,11 +44,10 @@ from headwise.lab.properties.lab_models import (
     choose_models,
     relation,
 )
-from headwise.lab.properties.settings import near_share
-from headwise.lab.properties.verdict import Check, verdict_of
-from headwise.prompts import read_needles
-from headwise.report.properties_page import page, write_page
-from headwise.testing import character_tokenizer, planted_copier, planted_task, tiny_model
+from headwise_lab.properties.run import measure_properties
+from headwise_lab.properties.settings import Settings, near_share
+from headwise_lab.properties.verdict import Check, verdict_of
+from headwise_lab.report.page import page, write_page
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "properties.md"
 QUICK = Settings(lengths=(120, 5000), depths=2, needles=4, top=(1, 2), controls=3, ablation_length=120, ablation_depths=1, items=3, item_controls=2,
@@ -256,7 +258,7 @@ def test_direct_answers_below_the_floor_are_not_judged(values):
 @pytest.fixture(scope="module")
 def tiny():
     model = tiny_model("llama", max_position_embeddings=2048)
-    return Loaded(model, character_tokenizer(), layout_of(model))
+    return Model(model, character_tokenizer())
 
 
 @pytest.mark.parametrize("scope", ["answer", "all"])
@@ -286,12 +288,12 @@ def test_items_are_new_and_of_the_test_split(tiny):
 
 
 def test_an_untrained_copy_leaves_the_model_and_the_seed_alone(tiny):
-    before, state = tiny.model.lm_head.weight.clone(), torch.get_rng_state()
+    before, state = tiny.hf.lm_head.weight.clone(), torch.get_rng_state()
     copy = control.untrained(tiny, 0)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(tiny.model.lm_head.weight, before)
-    assert not torch.equal(copy.model.lm_head.weight, before)
-    assert torch.equal(copy.model.lm_head.weight, control.untrained(tiny, 0).model.lm_head.weight)
+    assert torch.equal(tiny.hf.lm_head.weight, before)
+    assert not torch.equal(copy.hf.lm_head.weight, before)
+    assert torch.equal(copy.hf.lm_head.weight, control.untrained(tiny, 0).hf.lm_head.weight)
 
 
 def test_missing_stories_are_a_reason(tmp_path):
@@ -321,10 +323,10 @@ def own_texts(monkeypatch, tmp_path):
 
 
 def test_lengths_that_do_not_fit_are_left_out(planted, own_texts):
-    loaded = load_model(str(planted))
-    assert needle_task(loaded, "detect", (120, 5000), (0.5,), QUICK).grid.lengths == (120,)
+    model = load_model(str(planted))
+    assert needle_task(model, "detect", (120, 5000), (0.5,), QUICK).grid.lengths == (120,)
     with pytest.raises(PromptError, match="no context length of"):
-        needle_task(loaded, "detect", (5000,), (0.5,), QUICK)
+        needle_task(model, "detect", (5000,), (0.5,), QUICK)
 
 
 @pytest.mark.slow
@@ -351,7 +353,7 @@ def test_the_planted_head_is_found_removed_and_reported(planted, own_texts, tmp_
 
 def made_up(values):
     """A whole result without any model."""
-    from headwise.lab.properties.run import _result
+    from headwise_lab.properties.run import _result
 
     found = evidence("<b>world</b>-6m", values, noise=0.1)
     found.ablation = {"name": found.name, "heads": 64, "items": 9, "needles": 3, "near_paper": 4, "near_over": 8, "halved_at": 4,

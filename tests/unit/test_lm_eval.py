@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
-from headwise.attach import ablate
-from headwise.core import HeadSet, HeadwiseError, MissingExtraError
-from headwise.evaluate.lm_eval import run_lm_eval
-from headwise.families import Loaded, layout_of
-from headwise.testing import character_tokenizer, tiny_model
+from headwise.attention import ablate
+from headwise.evaluation.lm_eval import run_lm_eval
+from headwise.heads import HeadSet, HeadwiseError, MissingExtraError
+from headwise.models.model import Model
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +39,9 @@ metric_list: [{{metric: bits_per_byte}}]
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def model():
     model = tiny_model("llama")
-    return Loaded(model, character_tokenizer(), layout_of(model))
+    return Model(model, character_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -65,39 +66,39 @@ def numbers(result):
     return result["results"]["tiny_text"]["bits_per_byte,none"], result["results"]["tiny_choice"]["acc,none"]
 
 
-def test_an_ablation_changes_the_numbers_and_is_recorded(loaded, folder):
-    tokens = len(loaded.tokenizer)
-    plain = run_lm_eval(loaded, ["tiny_choice", "tiny_text"], include_path=folder)
-    heads = HeadSet.of([(0, i) for i in range(8)], loaded.layout.shape, "layer 0")
-    with ablate(loaded.model, heads, mode="zero", scope="all"):
-        cut = run_lm_eval(loaded, ["tiny_choice", "tiny_text"], include_path=folder, heads=heads, mode="zero")
+def test_an_ablation_changes_the_numbers_and_is_recorded(model, folder):
+    tokens = len(model.tokenizer)
+    plain = run_lm_eval(model, ["tiny_choice", "tiny_text"], include_path=folder)
+    heads = HeadSet.of([(0, i) for i in range(8)], model.heads.shape, "layer 0")
+    with ablate(model.hf, heads, mode="zero", scope="all"):
+        cut = run_lm_eval(model, ["tiny_choice", "tiny_text"], include_path=folder, heads=heads, mode="zero")
     assert plain["ablation"] is None
     assert cut["ablation"] == {"mode": "zero", "scope": "all", "heads": [f"L0H{i}" for i in range(8)], "chosen_by": "layer 0"}
     assert abs(numbers(plain)[0] - numbers(cut)[0]) > 1e-3
     assert all(0 <= numbers(result)[1] <= 1 for result in (plain, cut))
-    assert numbers(run_lm_eval(loaded, ["tiny_choice", "tiny_text"], include_path=folder)) == numbers(plain)
+    assert numbers(run_lm_eval(model, ["tiny_choice", "tiny_text"], include_path=folder)) == numbers(plain)
     assert (plain["tasks"], plain["model_type"], plain["limit"]) == (["tiny_choice", "tiny_text"], "llama", None)
     json.dumps(cut, allow_nan=False)
-    assert len(loaded.tokenizer) == tokens
+    assert len(model.tokenizer) == tokens
 
 
-def test_limit(loaded, folder):
-    result = run_lm_eval(loaded, ["tiny_choice"], limit=4, include_path=folder)
+def test_limit(model, folder):
+    result = run_lm_eval(model, ["tiny_choice"], limit=4, include_path=folder)
     assert result["n-samples"]["tiny_choice"]["effective"] == 4
     assert (result["limit"], result["tasks"]) == (4, ["tiny_choice"])
 
 
-def test_wrong_input_is_refused(loaded, folder):
-    heads = HeadSet.of([(0, 1)], loaded.layout.shape)
+def test_wrong_input_is_refused(model, folder):
+    heads = HeadSet.of([(0, 1)], model.heads.shape)
     with pytest.raises(HeadwiseError, match="lm-eval knows no task 'no_such_task'"):
-        run_lm_eval(loaded, ["tiny_choice", "no_such_task"], include_path=folder)
+        run_lm_eval(model, ["tiny_choice", "no_such_task"], include_path=folder)
     with pytest.raises(HeadwiseError, match="no ablate block is open"):
-        run_lm_eval(loaded, ["tiny_choice"], include_path=folder, heads=heads, mode="zero")
+        run_lm_eval(model, ["tiny_choice"], include_path=folder, heads=heads, mode="zero")
     with pytest.raises(HeadwiseError, match="give both heads and mode"):
-        run_lm_eval(loaded, ["tiny_choice"], include_path=folder, heads=heads)
+        run_lm_eval(model, ["tiny_choice"], include_path=folder, heads=heads)
 
 
-def test_a_missing_extra_is_named(loaded, monkeypatch):
+def test_a_missing_extra_is_named(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(MissingExtraError, match=r"lm-eval is not installed; install it with: pip install 'headwise\[lm-eval\]'"):
-        run_lm_eval(loaded, ["arc_easy"])
+        run_lm_eval(model, ["arc_easy"])

@@ -6,15 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwise.attach import Keep, Window, compress
-from headwise.attach.kept_layer import KeptLayer
-from headwise.core import HeadwiseError
+from headwise.caches.controls import Full
+from headwise.caches.groups import Window
+from headwise.caches.kept_cache import compress
+from headwise.caches.kept_layer import Keep, KeptLayer
+from headwise.heads import HeadwiseError
 from headwise.maths.memory import cache_bytes, full_counts, streaming_counts
-from headwise.methods.compress.adakv import AdaKV
-from headwise.methods.compress.controls import Full
-from headwise.methods.compress.pyramidkv import PyramidKV
-from headwise.methods.compress.snapkv import SnapKV
-from headwise.testing import tiny_model
+from headwise.methods.adakv.press import AdaKV
+from headwise.methods.pyramidkv.press import PyramidKV
+from headwise.methods.snapkv.press import SnapKV
+from headwise.testing.tiny import tiny_model
+from tests.helpers import with_cache
 
 LENGTH, LAYERS, KV_HEADS, WIDTH = 60, 4, 2, 16
 FLOAT = {"key_width": WIDTH, "value_width": WIDTH, "item_size": 4}
@@ -31,7 +33,7 @@ class Streams:
         return [Keep((0,)), Keep((1,), None, Window(3, 6))]
 
     def kept(self, view):
-        return self.streams(view.layer, view.layout)
+        return self.streams(view.layer, view.model)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_bytes_while_decoding_are_within_two_percent():
     with compress(long, SnapKV(budget=1500)) as cache:
         cache.prefill(ids(2000))
         for _ in range(24):
-            long(input_ids=ids(1), past_key_values=cache)
+            long(input_ids=ids(1), **with_cache(cache))
             held, formula = cache.nbytes - positions_bytes(cache), cache_bytes(counts(cache), **FLOAT)
             assert formula <= held <= 1.02 * formula
         assert counts(cache) == [[1524] * KV_HEADS] * LAYERS
@@ -94,7 +96,7 @@ def test_windows_do_not_grow(model):
         cache.prefill(ids())
         sizes = []
         for _ in range(40):
-            model(input_ids=ids(1), past_key_values=cache)
+            model(input_ids=ids(1), **with_cache(cache))
             sizes.append(cache.kept_layers[0].groups[1].nbytes)
         assert set(sizes) == {9 * 2 * WIDTH * 4 + 9 * 4}
 

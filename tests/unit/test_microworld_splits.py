@@ -6,10 +6,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from headwise.core import HeadwiseError
-from headwise.prompts.microworld import SPLITS, TASKS, make_example, make_world, phrases, relations
-from headwise.prompts.microworld.names import PARTS, part_of, pool, words
-from headwise.prompts.microworld.relations import chains, meaning_words
+from headwise.heads import HeadwiseError
+from headwise.prompts.words import SPLITS, part_of
+from headwise_lab.microworld import phrases, relations
+from headwise_lab.microworld.names import PARTS, pool, words
+from headwise_lab.microworld.registry import TASKS, make_example
+from headwise_lab.microworld.relations import chains, meaning_words
+from headwise_lab.microworld.world import make_world
 
 NAMES = ("person", "place", "ship", "code")
 WORDS = ("trade", "animal", "instrument", "food", "colour", "material", "container", "pass")

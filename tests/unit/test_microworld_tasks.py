@@ -5,10 +5,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from headwise.prompts.microworld import SPLITS, Fact, check_support, corrupted, make_example, make_world, relations
-from headwise.prompts.microworld.names import _lists
-from headwise.prompts.microworld.relations import template
-from headwise.prompts.microworld.support import LABELS, read_sentence
+from headwise.prompts.words import SPLITS
+from headwise_lab.microworld import relations
+from headwise_lab.microworld.facts import Fact
+from headwise_lab.microworld.grounded import corrupted
+from headwise_lab.microworld.names import _lists
+from headwise_lab.microworld.registry import make_example
+from headwise_lab.microworld.relations import template
+from headwise_lab.microworld.support import LABELS, check_support, read_sentence
+from headwise_lab.microworld.world import make_world
 
 
 def many(task, split, count=60, **options):

@@ -10,22 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from headwise.core import HeadwiseError
-from headwise.lab import bundled_model
-from headwise.prompts import PieceEncoder
-from headwise.prompts.microworld import (
-    SPLITS,
-    TASKS,
-    Example,
-    Piece,
-    Turn,
-    answer_spans,
-    make_example,
-    to_prompt,
-    to_row,
-    word_cache,
-)
-from headwise.testing import character_tokenizer
+from headwise.heads import HeadwiseError
+from headwise.models.registry import bundled_model
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.turns import Example, Piece, Turn, answer_spans, to_prompt, to_row, word_cache
+from headwise.prompts.words import SPLITS
+from headwise.testing.tokenizers import character_tokenizer
+from headwise_lab.microworld.registry import TASKS, make_example
 
 TOKENIZER = Tokenizer.from_file(str(bundled_model() / "tokenizer.json"))
 

@@ -7,18 +7,18 @@ import os
 import numpy as np
 import pytest
 
-from headwise.core import HeadwiseError
-from headwise.core.documents import DocumentScore, Encoded
+from headwise.corpus.documents import DocumentScore, Encoded
+from headwise.heads import HeadwiseError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from headwise.scale.choose import choose  # noqa: E402
-from headwise.scale.options import ScoreOptions  # noqa: E402
-from headwise.scale.originals import Originals  # noqa: E402
-from headwise.scale.score_files import score_files  # noqa: E402
-from headwise.scale.tables import ScoreFiles  # noqa: E402
-from headwise.scale.thresholds import ChoiceOptions  # noqa: E402
+from headwise.corpus.choose import choose  # noqa: E402
+from headwise.corpus.options import ScoreOptions  # noqa: E402
+from headwise.corpus.originals import Originals  # noqa: E402
+from headwise.corpus.score_files import score_files  # noqa: E402
+from headwise.corpus.tables import ScoreFiles  # noqa: E402
+from headwise.corpus.thresholds import ChoiceOptions  # noqa: E402
 
 
 class LengthScorer:

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from headwise.core import HeadwiseError
+from headwise.heads import HeadwiseError
 from headwise.report.page import charts, parts, shell
 
 EVIL = "</script><script>alert('x')</script>"

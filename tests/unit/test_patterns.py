@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from headwise.attach import Window
-from headwise.attach.gated import streaming_loss
-from headwise.core import HeadScores, HeadwiseError, load_heads
-from headwise.families import Loaded, layout_of
-from headwise.maths.gates import binarise, kept_count
-from headwise.maths.patterns import layer_pattern
-from headwise.methods.compress.zigzagattention import ZigzagAttention, with_layer_order
-from headwise.prompts.vault import LabelledText
-from headwise.testing import tiny_model
+from headwise.caches.groups import Window
+from headwise.heads import HeadScores, HeadwiseError, load_heads
+from headwise.methods.duo.formula import binarise, kept_count
+from headwise.methods.duo.gated import streaming_loss
+from headwise.methods.duo.patterns import layer_pattern
+from headwise.methods.duo.prompts import LabelledText
+from headwise.methods.duo.zigzagattention import ZigzagAttention, with_layer_order
+from headwise.models.model import Model, as_model
+from headwise.testing.tiny import tiny_model
 from tests.reference import gates as slow
 
 FILE = Path(__file__).parents[1] / "data/published-head-scores/duo-attention/Mistral-7B-Instruct-v0.2/full_attention_heads.tsv"
@@ -101,7 +101,7 @@ def test_z5_ties_keep_the_higher_gate_and_the_lower_layer():
 
 
 def gate_scores(model, seed=3, **provenance):
-    (layers, heads), kv_heads = layout_of(model).shape, layout_of(model).kv_heads
+    (layers, heads), kv_heads = as_model(model).heads.shape, as_model(model).heads.kv_heads
     values = np.random.default_rng(seed).random((layers, kv_heads))
     return HeadScores(np.repeat(values, heads // kv_heads, axis=1), "gate", provenance=provenance)
 
@@ -109,8 +109,8 @@ def gate_scores(model, seed=3, **provenance):
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_one_measured_order_serves_every_share(family):
     """The layers that rule Z5 finds for each `keep`, from one search; gemma2: only layers with full attention are ordered."""
-    model = tiny_model(family)
-    loaded, full = Loaded(model, None, layout_of(model)), layout_of(model).full_layers
+    hf = tiny_model(family)
+    model, full = Model(hf, None), as_model(hf).heads.full_layers
     made = torch.Generator().manual_seed(5)
     texts = [
         LabelledText(tuple(torch.randint(2, 96, (30,), generator=made).tolist()), (False,) * 20 + (True,) * 10) for _ in range(2)
@@ -118,18 +118,18 @@ def test_one_measured_order_serves_every_share(family):
     rows = [(torch.tensor([text.ids]), text.places) for text in texts]
     calls = []
     gates = with_layer_order(
-        loaded, gate_scores(model, options="kept"), texts, Window(2, 4), lambda *done: calls.append(done[:2])
+        model, gate_scores(hf, options="kept"), texts, Window(2, 4), lambda *done: calls.append(done[:2])
     )
     assert calls[-1] == (len(calls), len(calls))
     assert len(calls) == (len(full) - 1) * (len(full) + 2) // 2
     assert sorted(gates.provenance["layer_order"]) == full
     assert gates.provenance["options"] == "kept"
-    table, loss = gates.values[full][:, :: gates.shape[1] // layout_of(model).kv_heads], streaming_loss(model, rows, Window(2, 4))
+    table, loss = gates.values[full][:, :: gates.shape[1] // as_model(hf).heads.kv_heads], streaming_loss(hf, rows, Window(2, 4))
     for count in range(1, len(full) + 1):
         keep = count / len(full)
         expected, found = (
             layer_pattern(table, keep, "Z5", loss),
-            ZigzagAttention(gates, keep, rule="Z5").pattern(layout_of(model)),
+            ZigzagAttention(gates, keep, rule="Z5").pattern(as_model(hf)),
         )
         assert found.kept.tolist() == expected.kept.tolist()
         assert found.cut == pytest.approx(expected.cut, nan_ok=True)
@@ -142,7 +142,7 @@ def test_rule_z5_needs_an_order_of_this_model():
     with pytest.raises(
         HeadwiseError, match=r"order of layers \[0, 1\] is none of llama, whose layers with full attention are \[0, 1, 2, 3\]"
     ):
-        ZigzagAttention(gate_scores(model, layer_order=[0, 1]), rule="Z5").pattern(layout_of(model))
+        ZigzagAttention(gate_scores(model, layer_order=[0, 1]), rule="Z5").pattern(as_model(model))
 
 
 def test_published_gates_of_mistral():

@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from headwise.attach import ablate
-from headwise.core import HeadSet, HeadwiseError, PromptError
-from headwise.evaluate.perplexity import losses_without, perplexity, plain_windows, text_windows, window_losses, with_bos
-from headwise.prompts import Haystack, Needle, NeedleComposer, PieceEncoder
+from headwise.attention import ablate
+from headwise.evaluation.perplexity import losses_without, perplexity, plain_windows, text_windows, window_losses, with_bos
+from headwise.heads import HeadSet, HeadwiseError, PromptError
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task
-from headwise.testing import character_tokenizer, planted_task, tiny_model
+from headwise.prompts.haystack import Haystack
+from headwise.prompts.needles import Needle
+from headwise.testing.planted import planted_task
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
 
 SHAPE = (4, 8)
 

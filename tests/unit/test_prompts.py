@@ -7,18 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwise.core import PromptError
-from headwise.prompts import (
-    Haystack,
-    Needle,
-    NeedleComposer,
-    PieceEncoder,
-    bundled_needles,
-    bundled_texts,
-    newline_ids,
-    read_needles,
-    read_texts,
-)
+from headwise.heads import PromptError
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder, newline_ids
 from headwise.prompts.grid import (
     GridOptions,
     Task,
@@ -29,8 +20,9 @@ from headwise.prompts.grid import (
     make_group,
     paper_lengths,
 )
-from headwise.prompts.haystack import clean, split_sentences
-from headwise.testing import character_tokenizer, word_tokenizer
+from headwise.prompts.haystack import Haystack, bundled_texts, clean, read_texts, split_sentences
+from headwise.prompts.needles import Needle, bundled_needles, read_needles
+from headwise.testing.tokenizers import character_tokenizer, word_tokenizer
 from tests.reference.official_span import official_span
 from tests.reference.tokenizers import KINDS, TEXT
 

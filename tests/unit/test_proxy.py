@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from headwise.core import HeadScores, HeadwiseError, PromptError
-from headwise.engine import RunDirectory
-from headwise.families import Loaded, layout_of, load_model
-from headwise.lab import bundled_model
-from headwise.methods.find import proxy
-from headwise.methods.find.proxy import ProxyScoring, describe_run, proxy_scores, top_share
-from headwise.prompts import PieceEncoder, bundled_texts
-from headwise.prompts.proxy import INTRO, ProxyOptions, ProxyPrompts
-from headwise.testing import character_tokenizer, planted_copier, tiny_model
+from headwise.heads import HeadScores, HeadwiseError, PromptError
+from headwise.methods.influence import proxy
+from headwise.methods.influence.prompts import INTRO, ProxyOptions, ProxyPrompts
+from headwise.methods.influence.proxy import ProxyScoring, describe_run, proxy_scores, top_share
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.haystack import bundled_texts
+from headwise.runtime.rundir import RunDirectory
+from headwise.testing.planted import planted_copier
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
 from tests.reference.influence import proxy_table
 
 EVERYTHING = ProxyScoring(least_accuracy=0.0)
@@ -40,11 +44,11 @@ def prompts(tokenizer):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A random model and prompts of characters that fit it."""
-    model = tiny_model("llama", max_position_embeddings=400)
-    loaded = Loaded(model, character_tokenizer(), layout_of(model))
+    """A random hf and prompts of characters that fit it."""
+    hf = tiny_model("llama", max_position_embeddings=400)
+    model = Model(hf, character_tokenizer())
     options = ProxyOptions(length=400, samples=6, shots=1, key_length=4, value_tokens=40)
-    return loaded, ProxyPrompts([made_up()], PieceEncoder(loaded.tokenizer), options)
+    return model, ProxyPrompts([made_up()], PieceEncoder(model.tokenizer), options)
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------------------------
@@ -142,9 +146,9 @@ def test_prompts_that_cannot_be_made_are_refused(tokenizer):
 
 @pytest.mark.parametrize("rule", ["set", "multiset"])
 def test_scores_equal_the_slow_loop(tiny, rule):
-    loaded, prompts = tiny
-    scores = proxy_scores(loaded, prompts, ProxyScoring(rule=rule, least_accuracy=0.0))
-    expected = np.array([proxy_table(loaded.model, prompt, rule) for prompt in prompts])
+    model, prompts = tiny
+    scores = proxy_scores(model, prompts, ProxyScoring(rule=rule, least_accuracy=0.0))
+    expected = np.array([proxy_table(model.hf, prompt, rule) for prompt in prompts])
     assert expected.max() > 0
     np.testing.assert_allclose(scores.runs, expected, atol=1e-6)
     np.testing.assert_allclose(scores.values, expected.mean(axis=0), atol=1e-6)
@@ -158,7 +162,7 @@ def planted(layers, heads, layer, head, kv_heads, options):
     encoder = PieceEncoder(character_tokenizer())
     words = [encoder.decode([*prompt.ids, *prompt.gold]) for prompt in ProxyPrompts([text], encoder, options)]
     model, tokenizer = planted_copier(layers, heads, layer, head, kv_heads=kv_heads, texts=[text, *words], positions=2048)
-    return Loaded(model, tokenizer, layout_of(model)), ProxyPrompts([text], PieceEncoder(tokenizer), options)
+    return Model(model, tokenizer), ProxyPrompts([text], PieceEncoder(tokenizer), options)
 
 
 OPTIONS = ProxyOptions(length=2048, samples=8, pairs=5, key_length=8, value_tokens=100)
@@ -166,8 +170,8 @@ OPTIONS = ProxyOptions(length=2048, samples=8, pairs=5, key_length=8, value_toke
 
 @pytest.mark.parametrize(("layers", "heads", "layer", "head", "kv_heads"), [(2, 4, 1, 2, 4), (3, 4, 2, 0, 2), (3, 6, 1, 5, 6)])
 def test_a_planted_head_is_found(layers, heads, layer, head, kv_heads):
-    loaded, prompts = planted(layers, heads, layer, head, kv_heads, OPTIONS)
-    scores = proxy_scores(loaded, prompts, EVERYTHING)
+    model, prompts = planted(layers, heads, layer, head, kv_heads, OPTIONS)
+    scores = proxy_scores(model, prompts, EVERYTHING)
     # The planted head matches the last two tokens, so it can but guess which value begins; it copies the other 4 of 5 words.
     assert 0.8 <= scores.values[layer, head] <= 0.9
     assert scores.provenance["token_accuracy"] >= 0.8
@@ -178,11 +182,11 @@ def test_a_planted_head_is_found(layers, heads, layer, head, kv_heads):
 
 def test_the_row_before_the_answer_token_counts():
     """Mistake 2: the row of the answer token itself looks at what comes after it, so a copying head would not be seen."""
-    loaded, prompts = planted(2, 4, 1, 2, 4, OPTIONS)
+    model, prompts = planted(2, 4, 1, 2, 4, OPTIONS)
     prompt = prompts[0]
-    assert proxy_table(loaded.model, prompt)[1][2] >= 0.8
-    assert proxy_scores(loaded, prompts, EVERYTHING).runs[0, 1, 2] >= 0.8
-    assert proxy_table(loaded.model, prompt, late=1)[1][2] == 0
+    assert proxy_table(model.hf, prompt)[1][2] >= 0.8
+    assert proxy_scores(model, prompts, EVERYTHING).runs[0, 1, 2] >= 0.8
+    assert proxy_table(model.hf, prompt, late=1)[1][2] == 0
 
 
 class Given(list):
@@ -193,38 +197,38 @@ class Given(list):
 
 def test_equal_tokens_elsewhere_do_not_count():
     """Mistake 2: the head copies every word of the answer, but from a place that is not the value asked for (here: said to be another's)."""
-    loaded, prompts = planted(2, 4, 1, 2, 4, OPTIONS)
+    model, prompts = planted(2, 4, 1, 2, 4, OPTIONS)
     prompt = prompts[0]
     elsewhere = next(span for n in range(1, 6) if (span := prompt.span(f"pair/{n}/value")) != prompt.span("value"))
-    assert proxy_scores(loaded, Given([prompt]), EVERYTHING).values[1, 2] >= 0.8
+    assert proxy_scores(model, Given([prompt]), EVERYTHING).values[1, 2] >= 0.8
     moved = type(prompt)(prompt.ids, {**prompt.spans, "value": elsewhere}, prompt.gold)
     with pytest.raises(HeadwiseError, match="no head copied a token of the value"):
-        proxy_scores(loaded, Given([moved]), EVERYTHING)
+        proxy_scores(model, Given([moved]), EVERYTHING)
 
 
 def test_a_model_that_cannot_do_the_task_is_refused(tiny):
-    loaded, prompts = tiny
+    model, prompts = tiny
     with pytest.raises(HeadwiseError, match=r"the model answered 0 of 6 proxy questions, fewer than 50%, so the heads it uses"):
-        proxy_scores(loaded, prompts)
+        proxy_scores(model, prompts)
     with pytest.raises(HeadwiseError, match="answered 0 of 6 proxy questions"):
-        proxy_scores(loaded, prompts, ProxyScoring(wrong="skip", least_accuracy=0.0))
+        proxy_scores(model, prompts, ProxyScoring(wrong="skip", least_accuracy=0.0))
 
 
 def test_scores_of_nothing_but_zeros_are_refused(tiny, monkeypatch):
     """Mistake 1: a table of zeros has a top 5 %, too: whatever the order of ties puts there."""
-    loaded, prompts = tiny
+    model, prompts = tiny
     monkeypatch.setattr(proxy, "copy_score", lambda argmax, *_: torch.zeros(argmax.shape[:-1]))
     with pytest.raises(HeadwiseError, match="no head copied a token of the value in 6 proxy questions: all scores are 0"):
-        proxy_scores(loaded, prompts, EVERYTHING)
+        proxy_scores(model, prompts, EVERYTHING)
     with pytest.raises(HeadwiseError, match="all 32 heads have the same proxy score"):
         top_share(HeadScores(np.zeros((4, 8)), "proxy"))
 
 
 def test_prompts_longer_than_the_model_are_refused(tiny):
-    loaded, _ = tiny
-    prompts = ProxyPrompts([made_up()], PieceEncoder(loaded.tokenizer), ProxyOptions(length=401))
+    model, _ = tiny
+    prompts = ProxyPrompts([made_up()], PieceEncoder(model.tokenizer), ProxyOptions(length=401))
     with pytest.raises(PromptError, match="proxy prompts of 401 tokens do not fit the model's 400 positions"):
-        proxy_scores(loaded, prompts)
+        proxy_scores(model, prompts)
 
 
 @pytest.mark.parametrize(
@@ -241,10 +245,10 @@ def test_unknown_ways_of_scoring_are_refused(options, message):
 
 
 def test_an_interrupted_run_continues(tiny, tmp_path, monkeypatch):
-    loaded, prompts = tiny
+    model, prompts = tiny
     monkeypatch.setattr(proxy, "GROUP", 2)
-    whole = proxy_scores(loaded, prompts, EVERYTHING)
-    parts = RunDirectory(tmp_path / "run", describe_run(loaded, prompts, EVERYTHING))
+    whole = proxy_scores(model, prompts, EVERYTHING)
+    parts = RunDirectory(tmp_path / "run", describe_run(model, prompts, EVERYTHING))
     done = []
 
     def stop(count, total, remark):
@@ -253,10 +257,10 @@ def test_an_interrupted_run_continues(tiny, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        proxy_scores(loaded, prompts, EVERYTHING, parts, stop)
+        proxy_scores(model, prompts, EVERYTHING, parts, stop)
     run, again = proxy._run, []
     monkeypatch.setattr(proxy, "_run", lambda *given: (again.append(given[2]), run(*given))[1])
-    scores = proxy_scores(loaded, prompts, EVERYTHING, parts)
+    scores = proxy_scores(model, prompts, EVERYTHING, parts)
     assert again == [range(4, 6)]
     assert done[0] == (2, 6, "0 of 2 answered")
     np.testing.assert_array_equal(scores.runs, whole.runs)
@@ -287,10 +291,10 @@ def test_the_top_share_counts_scored_heads_and_refuses_zeros():
 
 
 def test_layers_without_attention_have_no_score():
-    model = tiny_model("qwen3_next", max_position_embeddings=600)
-    loaded = Loaded(model, character_tokenizer(), layout_of(model))
+    hf = tiny_model("qwen3_next", max_position_embeddings=600)
+    model = Model(hf, character_tokenizer())
     options = ProxyOptions(length=400, samples=2, shots=0, pairs=2, key_length=4, value_tokens=40)
-    scores = proxy_scores(loaded, ProxyPrompts([made_up()], PieceEncoder(loaded.tokenizer), options), EVERYTHING)
+    scores = proxy_scores(model, ProxyPrompts([made_up()], PieceEncoder(model.tokenizer), options), EVERYTHING)
     assert np.isnan(scores.values[[0, 2]]).all()
     assert not np.isnan(scores.values[[1, 3]]).any()
 
@@ -298,9 +302,9 @@ def test_layers_without_attention_have_no_score():
 @pytest.mark.slow
 def test_claim_1_a_model_that_retrieves_has_few_strong_heads(tokenizer):
     """world-6m, which was trained on key-value tables of another wording: top heads far above the median."""
-    loaded = load_model(str(bundled_model("world-6m")), "cpu")
+    model = load_model(str(bundled_model("world-6m")), "cpu")
     options = ProxyOptions(length=512, samples=12, pairs=4, key_length=8, value_tokens=12)
-    scores = proxy_scores(loaded, ProxyPrompts(bundled_texts(), PieceEncoder(loaded.tokenizer), options))
+    scores = proxy_scores(model, ProxyPrompts(bundled_texts(), PieceEncoder(model.tokenizer), options))
     assert scores.provenance["accuracy"] >= 0.5
     assert scores.values.max() > 0.5
     top = [scores.values[head] for head in top_share(scores)]

@@ -6,15 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.attach.depth import run_to_layer
-from headwise.core import HeadSet, HeadwiseError
-from headwise.core.prompt import Span
-from headwise.engine.passages import PassageCache, Suffix
-from headwise.families import layout_of
+from headwise.attention.depth import run_to_layer
+from headwise.heads import HeadSet, HeadwiseError
 from headwise.maths.columns import attention_columns
 from headwise.maths.passages import pool_passages
-from headwise.maths.query import RULES, query_score
-from headwise.testing import TINY_FAMILIES, tiny_model
+from headwise.methods.query.formula import RULES, query_score
+from headwise.models.model import as_model
+from headwise.prompts.prompt import Span
+from headwise.runtime.passages import PassageCache, Suffix
+from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from tests.reference import query as slow
 
 RNG = np.random.default_rng(0)
@@ -29,7 +29,7 @@ def test_columns_are_those_of_plain_eager_passes(family):
     model = tiny_model(family)
     cache = PassageCache(model, PREFIX, None)
     found = cache.columns(SUFFIXES)
-    assert set(found) == set(layout_of(model).modules)
+    assert set(found) == set(as_model(model).modules)
     for i, suffix in enumerate(SUFFIXES):
         wanted = slow.attention_to_prefix(model, PREFIX, suffix.ids, tuple(suffix.rows))
         for layer, sums in found.items():
@@ -39,13 +39,13 @@ def test_columns_are_those_of_plain_eager_passes(family):
 @pytest.mark.parametrize("family", ["llama", "qwen3_next", "gemma2", "gpt_oss"])
 def test_chosen_heads_are_rows_of_all_and_the_model_is_as_before(family, monkeypatch):
     model = tiny_model(family)
-    layers = sorted(layout_of(model).modules)
-    heads = HeadSet.of([(layers[0], 5), (layers[1], 0), (layers[1], 7)], layout_of(model).shape)
+    layers = sorted(as_model(model).modules)
+    heads = HeadSet.of([(layers[0], 5), (layers[1], 0), (layers[1], 7)], as_model(model).heads.shape)
     ids = torch.tensor([PREFIX])
     before = model(ids).logits
     every = PassageCache(model, PREFIX, None).columns(SUFFIXES)
-    monkeypatch.setattr("headwise.engine.passages.CHUNK", 16)
-    monkeypatch.setattr("headwise.engine.passages.BATCH_TOKENS", 8)
+    monkeypatch.setattr("headwise.runtime.passages.CHUNK", 16)
+    monkeypatch.setattr("headwise.runtime.passages.BATCH_TOKENS", 8)
     few = PassageCache(model, PREFIX, heads)
     assert few.deepest == layers[1]
     some = few.columns(SUFFIXES)
@@ -59,10 +59,10 @@ def test_nothing_above_the_deepest_head_is_run():
     ran = []
     for i, layer in enumerate(model.model.layers):
         layer.mlp.register_forward_hook(lambda *_, i=i: ran.append(i))
-    run_to_layer(model, 2, input_ids=torch.tensor([PREFIX]))
+    run_to_layer(model, 2, torch.tensor([PREFIX]))
     assert ran == [0, 1]
     with pytest.raises(HeadwiseError, match="no attention to stop at"):
-        run_to_layer(model, 9, input_ids=torch.tensor([PREFIX]))
+        run_to_layer(model, 9, torch.tensor([PREFIX]))
 
 
 def test_too_long_a_text_is_refused():

@@ -8,19 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.core import HeadSet, HeadwiseError, PromptError
-from headwise.engine.passage_table import measure_passages, scorable_heads
-from headwise.engine.scoring import OFFICIAL, Scoring
-from headwise.engine.windows import rank_in_windows, windows
-from headwise.families import Loaded, layout_of
-from headwise.maths.agreement import split_half_top_overlap
-from headwise.maths.query import RULES
-from headwise.methods.find.query import query_scores
-from headwise.methods.rank.attention_ranker import AttentionRanker
-from headwise.prompts import PieceEncoder
+from headwise.heads import HeadSet, HeadwiseError, PromptError
+from headwise.methods.query.formula import RULES
+from headwise.methods.query.ranker import AttentionRanker
+from headwise.methods.query.run import query_scores
+from headwise.models.model import Model, as_model
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import LAYOUTS, Passage, PassageComposer, RankingExample
-from headwise.prompts.ranking_data import microworld_examples, read_ranking_examples
-from headwise.testing import character_tokenizer, planted_copier, tiny_model
+from headwise.prompts.ranking_data import read_ranking_examples
+from headwise.runtime.passage_table import measure_passages, scorable_heads
+from headwise.runtime.scoring import OFFICIAL, Scoring
+from headwise.runtime.windows import rank_in_windows, windows
+from headwise.stats.agreement import split_half_top_overlap
+from headwise.testing.planted import planted_copier
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
+from headwise_lab.ranking import microworld_examples
 from tests.reference import query as slow
 
 PASSAGES = ["red door", Passage("the key is blue", "Key"), "a", "wind over the old mill and the sea", "stone"]
@@ -30,11 +33,11 @@ QUERIES = ["where is the key", "red", "who saw the wind over the mill"]
 def tiny(family="llama", positions=1024):
     tokenizer = character_tokenizer()
     model = tiny_model(family, max_position_embeddings=positions)
-    return Loaded(model, tokenizer, layout_of(model))
+    return Model(model, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def model():
     return tiny()
 
 
@@ -46,8 +49,8 @@ def spans_of(prompt, count):
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_spans_hold_the_passages_and_the_query(loaded, layout):
-    encoder = PieceEncoder(loaded.tokenizer)
+def test_spans_hold_the_passages_and_the_query(model, layout):
+    encoder = PieceEncoder(model.tokenizer)
     composer = PassageComposer(encoder, layout)
     shared, asked = composer.passages([Passage("red door"), Passage("the key", "Key.")]), composer.query("  where is\n it? ")
     whole = encoder.decode([*shared.ids, *asked.ids])
@@ -62,13 +65,13 @@ def test_spans_hold_the_passages_and_the_query(loaded, layout):
     )
 
 
-def test_empty_texts_are_refused(loaded):
-    composer = PassageComposer(PieceEncoder(loaded.tokenizer))
+def test_empty_texts_are_refused(model):
+    composer = PassageComposer(PieceEncoder(model.tokenizer))
     for call in (lambda: composer.passages([]), lambda: composer.passages([Passage(" ")]), lambda: composer.query(" \n")):
         with pytest.raises(PromptError, match=r"empty|no passages"):
             call()
     with pytest.raises(PromptError, match="unknown passage layout"):
-        PassageComposer(PieceEncoder(loaded.tokenizer), "fancy")
+        PassageComposer(PieceEncoder(model.tokenizer), "fancy")
 
 
 # ---- scores
@@ -76,17 +79,17 @@ def test_empty_texts_are_refused(loaded):
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "qwen3_next"])
 def test_the_official_preset_is_the_released_procedure(family):
-    loaded = tiny(family)
-    layers = sorted(layout_of(loaded.model).full_layers)
-    heads = HeadSet.of([(layers[0], 3), (layers[-1], 0), (layers[-1], 6)], loaded.layout.shape)
-    ranker = AttentionRanker.official(loaded, heads)
+    model = tiny(family)
+    layers = sorted(as_model(model.hf).heads.full_layers)
+    heads = HeadSet.of([(layers[0], 3), (layers[-1], 0), (layers[-1], 6)], model.heads.shape)
+    ranker = AttentionRanker.official(model, heads)
     shared = ranker.composer.passages([p if isinstance(p, Passage) else Passage(p) for p in PASSAGES[::-1]])
     null = ranker.composer.query("N/A")
     index = ranker.index(PASSAGES)
     for query, found in zip(QUERIES, index.scores(QUERIES), strict=True):
         asked = ranker.composer.query(query)
         wanted = slow.official_scores(
-            loaded.model, shared.ids, spans_of(shared, 5), (asked.ids, (0, len(asked.ids))), (null.ids, (0, len(null.ids))), heads
+            model.hf, shared.ids, spans_of(shared, 5), (asked.ids, (0, len(asked.ids))), (null.ids, (0, len(null.ids))), heads
         )
         np.testing.assert_allclose(found, wanted[::-1], atol=2e-5, rtol=1e-3)
 
@@ -97,16 +100,16 @@ def test_many_queries_over_one_index_score_as_separate_runs(family):
         with pytest.raises(HeadwiseError, match="sliding window"):
             AttentionRanker(tiny(family))
         return
-    loaded = tiny(family) if family != "gpt2" else Loaded(m := tiny_model("gpt2"), character_tokenizer(), layout_of(m))
-    ranker = AttentionRanker(loaded)
+    model = tiny(family) if family != "gpt2" else Model(tiny_model("gpt2"), character_tokenizer())
+    ranker = AttentionRanker(model)
     together = ranker.index(PASSAGES).scores(QUERIES)
     for query, scores in zip(QUERIES, together, strict=True):
         alone = {row["corpus_id"]: row["score"] for row in ranker.rank(query, PASSAGES)}
         np.testing.assert_allclose(scores, [alone[i] for i in range(len(PASSAGES))], atol=1e-5)
 
 
-def test_results_have_the_shape_of_cross_encoders(loaded):
-    ranker = AttentionRanker(loaded)
+def test_results_have_the_shape_of_cross_encoders(model):
+    ranker = AttentionRanker(model)
     rows = ranker.rank(QUERIES[0], PASSAGES, top_k=3, return_documents=True)
     assert [set(row) for row in rows] == [{"corpus_id", "score", "text"}] * 3
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
@@ -115,17 +118,17 @@ def test_results_have_the_shape_of_cross_encoders(loaded):
     assert ranker.index(PASSAGES).scores([]).shape == (0, 5)
 
 
-def test_options_change_what_they_say(loaded):
+def test_options_change_what_they_say(model):
     def scores(**options):
-        return AttentionRanker(loaded, **options).index(PASSAGES).scores(QUERIES)
+        return AttentionRanker(model, **options).index(PASSAGES).scores(QUERIES)
 
     plain = scores(calibrate=False)
     assert (plain > 0).all()
-    assert (plain.sum(axis=1) < len(scorable_heads(loaded.layout))).all()  # each head has one unit to give
+    assert (plain.sum(axis=1) < len(scorable_heads(model))).all()  # each head has one unit to give
     lengths = [
         stop - start
         for start, stop in spans_of(
-            AttentionRanker(loaded).composer.passages([p if isinstance(p, Passage) else Passage(p) for p in PASSAGES]), 5
+            AttentionRanker(model).composer.passages([p if isinstance(p, Passage) else Passage(p) for p in PASSAGES]), 5
         )
     ]
     np.testing.assert_allclose(scores(calibrate=False, normalize="mean") * lengths, plain, rtol=1e-5)
@@ -146,13 +149,13 @@ def test_options_change_what_they_say(loaded):
         ({"heads": HeadSet.of([(0, 0)], (2, 2))}, "belong to a model of 2 layers"),
     ],
 )
-def test_wrong_options_are_refused(loaded, options, message):
+def test_wrong_options_are_refused(model, options, message):
     with pytest.raises(HeadwiseError, match=message):
-        AttentionRanker(loaded, **options)
+        AttentionRanker(model, **options)
 
 
-def test_wrong_requests_are_refused(loaded):
-    ranker = AttentionRanker(loaded)
+def test_wrong_requests_are_refused(model):
+    ranker = AttentionRanker(model)
     with pytest.raises(HeadwiseError, match="top_k"):
         ranker.rank("red", PASSAGES, top_k=0)
     with pytest.raises(PromptError, match="passage 2 is empty"):
@@ -160,7 +163,7 @@ def test_wrong_requests_are_refused(loaded):
     with pytest.raises(PromptError, match=r"passage 1 has .* tokens, but only"):
         ranker.rank("red", ["word " * 400])
     with pytest.raises(PromptError, match="overflow 'tournament' or 'anchored'"):
-        AttentionRanker(loaded, overflow="refuse").rank("red", ["word " * 100] * 4)
+        AttentionRanker(model, overflow="refuse").rank("red", ["word " * 100] * 4)
 
 
 # ---- windows
@@ -191,10 +194,10 @@ def test_tournament_scores_are_places_even_if_windows_hold_one_passage_each():
         rank_in_windows(lambda chosen: quality[list(chosen)], [10] * 4, 15, "anchored")
 
 
-def test_more_passages_than_fit_are_all_ranked(loaded):
+def test_more_passages_than_fit_are_all_ranked(model):
     many = [f"{word} {i}" for i, word in enumerate(["stone", "river", "bird", "door"] * 20)]
     for overflow in ("tournament", "anchored"):
-        rows = AttentionRanker(loaded, overflow=overflow).rank("river 5", many)
+        rows = AttentionRanker(model, overflow=overflow).rank("river 5", many)
         assert sorted(row["corpus_id"] for row in rows) == list(range(80))
 
 
@@ -218,15 +221,15 @@ def planted_examples():
 def planted():
     tokenizer_texts = [f"Passage {i}: so {t} again. Question: Answer: N/A" for i, t in enumerate(TREES, 1)]
     model, tokenizer = planted_copier(texts=tokenizer_texts)
-    return Loaded(model, tokenizer, layout_of(model))
+    return Model(model, tokenizer)
 
 
 @pytest.fixture(scope="module")
 def table():
-    loaded = planted()
-    composer = PassageComposer(PieceEncoder(loaded.tokenizer))
+    model = planted()
+    composer = PassageComposer(PieceEncoder(model.tokenizer))
     # The planted head answers to the query's own words.
-    return measure_passages(loaded.model, loaded.layout, composer, planted_examples(), Scoring(span="query"))
+    return measure_passages(model.hf, model, composer, planted_examples(), Scoring(span="query"))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -240,21 +243,21 @@ def test_the_planted_head_is_found_by_every_rule(table, rule):
 
 
 def test_one_head_ranks_as_well_as_it_was_found(table):
-    loaded = planted()
+    model = planted()
     for example in planted_examples():
-        best = AttentionRanker(loaded, query_scores(table).top(1)).rank(example.query, example.passages, top_k=1)
+        best = AttentionRanker(model, query_scores(table).top(1)).rank(example.query, example.passages, top_k=1)
         assert {best[0]["corpus_id"]} == example.gold
 
 
 def test_the_table_holds_the_masses_of_full_passes():
-    loaded = tiny()
+    model = tiny()
     example = RankingExample(QUERIES[0], tuple(p if isinstance(p, Passage) else Passage(p) for p in PASSAGES), frozenset({1}))
-    composer = PassageComposer(PieceEncoder(loaded.tokenizer))
+    composer = PassageComposer(PieceEncoder(model.tokenizer))
     for scoring in (Scoring(span="query"), Scoring(), replace(OFFICIAL)):
-        table = measure_passages(loaded.model, loaded.layout, composer, [example], scoring, seed=None)
+        table = measure_passages(model.hf, model, composer, [example], scoring, seed=None)
         shared, asked, null = composer.passages(example.passages), composer.query(example.query), composer.query("N/A")
-        full = slow.attention_to_prefix(loaded.model, shared.ids, asked.ids, tuple(asked.span(scoring.span)))
-        empty = slow.attention_to_prefix(loaded.model, shared.ids, null.ids, tuple(null.span(scoring.span)))
+        full = slow.attention_to_prefix(model.hf, shared.ids, asked.ids, tuple(asked.span(scoring.span)))
+        empty = slow.attention_to_prefix(model.hf, shared.ids, null.ids, tuple(null.span(scoring.span)))
         for layer, head in ((0, 0), (2, 5), (3, 7)):
             for place, (start, stop) in enumerate(spans_of(shared, 5)):
                 assert table.raw[0, layer, head, place] == pytest.approx(float(full[layer][head][start:stop].sum()), abs=1e-5)
@@ -264,26 +267,26 @@ def test_the_table_holds_the_masses_of_full_passes():
 
 
 def test_shuffled_passages_keep_their_names():
-    loaded = planted()
-    composer = PassageComposer(PieceEncoder(loaded.tokenizer))
-    one, other = (measure_passages(loaded.model, loaded.layout, composer, planted_examples(), seed=seed) for seed in (1, 2))
+    model = planted()
+    composer = PassageComposer(PieceEncoder(model.tokenizer))
+    one, other = (measure_passages(model.hf, model, composer, planted_examples(), seed=seed) for seed in (1, 2))
     assert np.array_equal(one.gold, other.gold)
     assert query_scores(one, "ndcg").values[1, 2] == query_scores(other, "ndcg").values[1, 2] == 1
 
 
 def test_sliding_layers_and_queries_without_gold_are_left_out_and_said_so():
-    loaded = tiny("gemma3_text")
+    model = tiny("gemma3_text")
     examples = [
         RankingExample(q, tuple(map(Passage, ("red", "blue stone"))), frozenset(g)) for q, g in (("red", {0}), ("stone", set()))
     ]
-    table = measure_passages(loaded.model, loaded.layout, PassageComposer(PieceEncoder(loaded.tokenizer)), examples)
+    table = measure_passages(model.hf, model, PassageComposer(PieceEncoder(model.tokenizer)), examples)
     scores = query_scores(table, "mrr")
     assert np.isnan(scores.values[:2]).all()
     assert np.isfinite(scores.values[2:]).all()
     assert scores.provenance["layers_left_out"] == [0, 1]
     assert scores.provenance["queries_without_gold"] == 1
     with pytest.raises(HeadwiseError, match="none of 1 queries"):
-        measure_passages(loaded.model, loaded.layout, PassageComposer(PieceEncoder(loaded.tokenizer)), examples[1:])
+        measure_passages(model.hf, model, PassageComposer(PieceEncoder(model.tokenizer)), examples[1:])
 
 
 def test_halves_of_the_queries_agree_on_the_planted_head(table):

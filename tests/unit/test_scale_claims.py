@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from headwise.scale.claims import Claims
+from headwise.corpus.claims import Claims
 
 
 def test_one_owner_at_a_time(tmp_path):
@@ -23,7 +23,7 @@ def test_one_owner_at_a_time(tmp_path):
 
 
 def leave_behind(folder):
-    code = "import os; from pathlib import Path; from headwise.scale.claims import Claims\n"
+    code = "import os; from pathlib import Path; from headwise.corpus.claims import Claims\n"
     code += f"Claims(Path({str(folder)!r}), 60).__enter__().take('a'); os._exit(9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     assert (folder / "a.json").exists()

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headwise.core.errors import HeadwiseError
-from headwise.scale import estimate as module
-from headwise.scale.estimate import Machine, estimate_cost
-from headwise.scale.options import ScoreOptions
-from headwise.scale.score_files import score_files
+from headwise.corpus import estimate as module
+from headwise.corpus.estimate import Machine, estimate_cost
+from headwise.corpus.options import ScoreOptions
+from headwise.corpus.score_files import score_files
+from headwise.heads.errors import HeadwiseError
 from headwise.testing.stub_scorer import StubScorer
 
 SPEED = 2e6

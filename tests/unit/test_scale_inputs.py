@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.core.errors import HeadwiseError
-from headwise.scale.inputs import InputFile, find_inputs, resolve, shard_of
-from headwise.scale.options import Config, ScoreOptions, parse_shard
+from headwise.corpus.inputs import InputFile, find_inputs, resolve, shard_of
+from headwise.corpus.options import Config, ScoreOptions, parse_shard
+from headwise.heads.errors import HeadwiseError
 
 NAMES = [
     "a.parquet",

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwise.scale import readers
-from headwise.scale.inputs import find_inputs
-from headwise.scale.options import ScoreOptions
-from headwise.scale.readers import Reader, UnreadableError, columns_of
+from headwise.corpus import readers
+from headwise.corpus.inputs import find_inputs
+from headwise.corpus.options import ScoreOptions
+from headwise.corpus.readers import Reader, UnreadableError, columns_of
 
 OPTIONS = ScoreOptions(id_column="id", domain_column="domain", chunk_rows=100)
 TEXTS = ["plain", "", "ünï", "x" * 3000, "a\nb"]

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headwise.core.documents import DocumentScore
-from headwise.core.errors import HeadwiseError
-from headwise.scale import output as output_module
-from headwise.scale import readers
-from headwise.scale.local_runner import read_ahead
-from headwise.scale.options import Config, ScoreOptions
-from headwise.scale.readers import UnreadableError
-from headwise.scale.score_files import score_files
-from headwise.scale.sidecar import CONFIG_KEY, HASH_KEY, schema_of, score_batch
+from headwise.corpus import output as output_module
+from headwise.corpus import readers
+from headwise.corpus.documents import DocumentScore
+from headwise.corpus.local_runner import read_ahead
+from headwise.corpus.options import Config, ScoreOptions
+from headwise.corpus.readers import UnreadableError
+from headwise.corpus.score_files import score_files
+from headwise.corpus.sidecar import CONFIG_KEY, HASH_KEY, schema_of, score_batch
+from headwise.heads.errors import HeadwiseError
 from headwise.testing.stub_scorer import StubScorer
 
 OPTIONS = ScoreOptions(id_column="id", domain_column="domain", chunk_rows=64, chunk_bytes=1 << 14, workers=2)

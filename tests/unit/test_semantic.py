@@ -10,21 +10,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwise.core import HeadwiseError, NoSuccessfulRunError, load_heads, save_heads
-from headwise.engine import RunDirectory
-from headwise.families import Loaded, layout_of
-from headwise.maths.semantic import EPSILON, layer_shares, matching_steps, row_errors, semantic_lift, semantic_score
-from headwise.methods.find.semantic import SemanticOptions, describe_run, find_semantic_heads
-from headwise.prompts import Haystack, Needle, NeedleComposer, PieceEncoder
+from headwise.heads import HeadwiseError, NoSuccessfulRunError, load_heads, save_heads
+from headwise.methods.compresskv.formula import EPSILON, layer_shares, matching_steps, row_errors, semantic_lift, semantic_score
+from headwise.methods.compresskv.semantic import SemanticOptions, describe_run, find_semantic_heads
+from headwise.models.model import Model
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, make_group, plan_groups
-from headwise.testing import character_tokenizer, check_detector, planted_copier, planted_task, tiny_model
+from headwise.prompts.haystack import Haystack
+from headwise.prompts.needles import Needle
+from headwise.runtime.rundir import RunDirectory
+from headwise.testing.planted import check_detector, planted_copier, planted_task
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
 from tests.reference.semantic import slow_semantic
 
 FEW = SemanticOptions(least_runs=1)
 
 
-def task_for(loaded, planted, lengths=(60,), depths=(0.0, 0.3, 1.0), needles=2, **grid):
-    encoder = PieceEncoder(loaded.tokenizer)
+def task_for(model, planted, lengths=(60,), depths=(0.0, 0.3, 1.0), needles=2, **grid):
+    encoder = PieceEncoder(model.tokenizer)
     chosen = [Needle(**row) for row in planted.needles[:needles]]
     return Task(
         chosen, Haystack(planted.texts, encoder), NeedleComposer(encoder), GridOptions(tuple(lengths), tuple(depths), **grid)
@@ -39,22 +44,22 @@ def planted():
         for layer, head, strength in ((1, 3, 0), (0, 2, 0.3), (1, 1, 0.3)):
             rows = model.model.layers[layer].self_attn.q_proj.weight[head * 128 : (head + 1) * 128]
             rows.copy_(strength * torch.randn(rows.shape, generator=generator))
-    return Loaded(model, tokenizer, layout_of(model))
+    return Model(model, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def model():
     return planted()
 
 
 @pytest.fixture(scope="module")
-def task(loaded):
-    return task_for(loaded, planted_task())
+def task(model):
+    return task_for(model, planted_task())
 
 
 @pytest.fixture(scope="module")
-def scores(loaded, task):
-    return find_semantic_heads(loaded, task, FEW)
+def scores(model, task):
+    return find_semantic_heads(model, task, FEW)
 
 
 # ---- the formula
@@ -114,17 +119,17 @@ def test_every_data_set_counts_alike_in_the_layer_shares():
 
 
 @torch.no_grad()
-def slow_tables(loaded, prompt, answer):
+def slow_tables(model, prompt, answer):
     """[L, H] scores and lifts from the whole attention matrices of one pass over prompt and answer."""
-    model = loaded.model
-    model.set_attn_implementation("eager")
+    hf = model.hf
+    hf.set_attn_implementation("eager")
     ids = torch.tensor([[*prompt.ids, *answer[:-1]]])
-    attentions = model(input_ids=ids, output_attentions=True).attentions
-    model.set_attn_implementation("sdpa")
+    attentions = hf(input_ids=ids, output_attentions=True).attentions
+    hf.set_attn_implementation("sdpa")
     start, stop = prompt.span("answer")
-    found = np.zeros((2, *loaded.layout.shape))
+    found = np.zeros((2, *model.heads.shape))
     for layer, weights in enumerate(attentions):
-        for head in range(loaded.layout.shape[1]):
+        for head in range(model.heads.shape[1]):
             first = len(prompt.ids) - 1  # the row of the last prompt token gives the first token of the answer
             masses = [weights[0, head, first + t, start:stop].tolist() for t in range(len(answer))]
             score, steps = slow_semantic(masses, answer, prompt.ids[start:stop])
@@ -132,16 +137,16 @@ def slow_tables(loaded, prompt, answer):
     return found
 
 
-def answers_of(loaded, scores):
-    encoder = PieceEncoder(loaded.tokenizer)
+def answers_of(model, scores):
+    encoder = PieceEncoder(model.tokenizer)
     return [encoder.encode(cell["answer"]) for cell in scores.provenance["cells"]]
 
 
-def test_the_detector_is_the_slow_loop_over_whole_attention_matrices(loaded, task, scores):
+def test_the_detector_is_the_slow_loop_over_whole_attention_matrices(model, task, scores):
     prompts = [p for spec in plan_groups(task, None) for p in make_group(spec, task, None).prompts]
-    answers = answers_of(loaded, scores)
+    answers = answers_of(model, scores)
     assert len(prompts) == len(scores.runs) == 6
-    tables = np.stack([slow_tables(loaded, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
+    tables = np.stack([slow_tables(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
     np.testing.assert_allclose(scores.runs, tables[:, 0], atol=1e-5)
     np.testing.assert_allclose(scores.values, tables[:, 0].mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(np.array(scores.provenance["lift"]), tables[:, 1].mean(axis=0), rtol=1e-4, atol=1e-5)
@@ -160,45 +165,45 @@ def test_the_planted_head_looks_at_the_answer_in_each_of_its_three_steps(scores)
     assert {cell["matching_steps"] for cell in scores.provenance["cells"]} == {3}
 
 
-def test_an_answer_that_goes_its_own_way_is_scored_step_by_step(loaded, task):
+def test_an_answer_that_goes_its_own_way_is_scored_step_by_step(model, task):
     """The gold draft is wrong from its third token on, so that the model's own answer is decoded and looked at again."""
     needle = task.needles[0]
     first, second, third = needle.answer.split()
     broken = Needle(f"{needle.answer_prefix} {first} {second}. so {third}.", needle.question, f"{first} {second}. so {third}")
     partly = replace(task, needles=(replace(broken, answer_prefix=needle.answer_prefix),))
-    found = find_semantic_heads(loaded, partly, replace(FEW, gate=0.4))
+    found = find_semantic_heads(model, partly, replace(FEW, gate=0.4))
     prompts = [p for spec in plan_groups(partly, None) for p in make_group(spec, partly, None).prompts]
-    answers = answers_of(loaded, found)
+    answers = answers_of(model, found)
     assert all(answer != prompt.gold for prompt, answer in zip(prompts, answers, strict=True))
-    tables = np.stack([slow_tables(loaded, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
+    tables = np.stack([slow_tables(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
     np.testing.assert_allclose(found.runs, tables[:, 0], atol=1e-5)
 
 
 def test_the_semantic_detector_passes_the_check():
-    check_detector(lambda loaded, material: find_semantic_heads(loaded, task_for(loaded, material, (80,), (0.5,), 3), FEW))
+    check_detector(lambda model, material: find_semantic_heads(model, task_for(model, material, (80,), (0.5,), 3), FEW))
 
 
 def test_layers_without_softmax_attention_are_not_scored():
-    model = tiny_model("qwen3_next", max_position_embeddings=1024)
-    loaded = Loaded(model, character_tokenizer(), layout_of(model))
-    task = task_for(loaded, planted_task(), (150,), (0.5,), 1)
+    hf = tiny_model("qwen3_next", max_position_embeddings=1024)
+    model = Model(hf, character_tokenizer())
+    task = task_for(model, planted_task(), (150,), (0.5,), 1)
     said = {"length": 150, "depth": 0.5, "needle": 0, "window": 0}
     with pytest.raises(NoSuccessfulRunError, match="no successful run: the model answered none of 1 needle questions"):
-        find_semantic_heads(loaded, task, FEW)
+        find_semantic_heads(model, task, FEW)
     needle = replace(task.needles[0], answer_prefix="")  # a run is solved by decree
-    from headwise.methods.find import semantic
+    from headwise.methods.compresskv import semantic
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(semantic, "judged", lambda answer, _: {"answer": answer, "recall": 1.0, "exact": True})
-        found = find_semantic_heads(loaded, replace(task, needles=(needle,)), FEW)
+        found = find_semantic_heads(model, replace(task, needles=(needle,)), FEW)
     assert np.isnan(found.values[[0, 2]]).all()
     assert (found.values[[1, 3]] >= 0).all()
     assert found.run_info == (said,)
     assert found.provenance["lift"][0] == [None] * 8
 
 
-def test_the_prompt_holds_one_bos_and_none_before_the_needle(loaded, task):
-    bos = loaded.tokenizer.bos_token_id
+def test_the_prompt_holds_one_bos_and_none_before_the_needle(model, task):
+    bos = model.tokenizer.bos_token_id
     for spec in plan_groups(task, None):
         for prompt in make_group(spec, task, None).prompts:
             assert [i for i, token in enumerate(prompt.ids) if token == bos] == [0]
@@ -207,15 +212,15 @@ def test_the_prompt_holds_one_bos_and_none_before_the_needle(loaded, task):
 # ---- extremes
 
 
-def test_dropped_extremes_are_not_run_and_the_rest_is_as_before(loaded, task, scores):
-    found = find_semantic_heads(loaded, task, replace(FEW, extremes="drop"))
+def test_dropped_extremes_are_not_run_and_the_rest_is_as_before(model, task, scores):
+    found = find_semantic_heads(model, task, replace(FEW, extremes="drop"))
     assert {info["depth"] for info in found.run_info} == {0.3}
     middle = [i for i, info in enumerate(scores.run_info) if info["depth"] == 0.3]
     np.testing.assert_allclose(found.runs, scores.runs[middle], atol=1e-6)
     assert found.provenance["options"]["extremes"] == "drop"
     assert found.provenance["grid"]["depths"] == (0.0, 0.3, 1.0)  # what was asked for
     with pytest.raises(HeadwiseError, match="no depth but 0 and 1"):
-        find_semantic_heads(loaded, replace(task, grid=replace(task.grid, depths=(0.0, 1.0))), replace(FEW, extremes="drop"))
+        find_semantic_heads(model, replace(task, grid=replace(task.grid, depths=(0.0, 1.0))), replace(FEW, extremes="drop"))
 
 
 # ---- refusals and long runs
@@ -235,41 +240,41 @@ def test_bad_options_are_refused(options, message):
         SemanticOptions(**options)
 
 
-def test_too_few_runs_give_no_ranking(loaded, task, tmp_path):
+def test_too_few_runs_give_no_ranking(model, task, tmp_path):
     with pytest.raises(HeadwiseError, match="the grid has 6 runs, but a ranking needs 30 solved ones; use more depths"):
-        find_semantic_heads(loaded, task, SemanticOptions(), RunDirectory(tmp_path / "run", {}))
+        find_semantic_heads(model, task, SemanticOptions(), RunDirectory(tmp_path / "run", {}))
     assert not (tmp_path / "run").exists()  # said before any work
     lost = replace(task.needles[1], answer_prefix="the river of stone is")
     half = replace(task, needles=(task.needles[0], lost))
-    directory = RunDirectory(tmp_path / "run", describe_run(loaded, half, replace(FEW, least_runs=4)))
+    directory = RunDirectory(tmp_path / "run", describe_run(model, half, replace(FEW, least_runs=4)))
     with pytest.raises(HeadwiseError, match="3 of 6 runs solved, but a ranking needs 4") as error:
-        find_semantic_heads(loaded, half, replace(FEW, least_runs=4), directory)
+        find_semantic_heads(model, half, replace(FEW, least_runs=4), directory)
     assert "\n" not in str(error.value)
     cells = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.npz")}
-    again = RunDirectory(tmp_path / "run", describe_run(loaded, half, replace(FEW, least_runs=3)))  # the same run goes on
-    found = find_semantic_heads(loaded, half, replace(FEW, least_runs=3), again)
+    again = RunDirectory(tmp_path / "run", describe_run(model, half, replace(FEW, least_runs=3)))  # the same run goes on
+    found = find_semantic_heads(model, half, replace(FEW, least_runs=3), again)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.npz")} == cells
     assert (found.provenance["runs"], found.provenance["solved"]) == (6, 3)
 
 
-def test_thirty_runs_are_enough_by_default(loaded):
-    many = task_for(loaded, planted_task(), (60,), (0.2, 0.5, 0.8), 2, windows=5)
-    assert find_semantic_heads(loaded, many, SemanticOptions()).provenance["solved"] == 30
+def test_thirty_runs_are_enough_by_default(model):
+    many = task_for(model, planted_task(), (60,), (0.2, 0.5, 0.8), 2, windows=5)
+    assert find_semantic_heads(model, many, SemanticOptions()).provenance["solved"] == 30
 
 
-def test_a_run_is_resumed_and_gives_the_same_bytes(loaded, task, scores, tmp_path):
+def test_a_run_is_resumed_and_gives_the_same_bytes(model, task, scores, tmp_path):
     class EnoughError(Exception):
         pass
 
     def interrupt(*_):
         raise EnoughError
 
-    description = describe_run(loaded, task, FEW)
+    description = describe_run(model, task, FEW)
     assert "least_runs" not in json.dumps(description)
     with pytest.raises(EnoughError):
-        find_semantic_heads(loaded, task, FEW, RunDirectory(tmp_path / "run", description), interrupt)
+        find_semantic_heads(model, task, FEW, RunDirectory(tmp_path / "run", description), interrupt)
     assert len(list((tmp_path / "run").glob("*.npz"))) == 1
-    again = find_semantic_heads(loaded, task, FEW, RunDirectory(tmp_path / "run", description))
+    again = find_semantic_heads(model, task, FEW, RunDirectory(tmp_path / "run", description))
     save_heads(scores, tmp_path / "a.json")
     save_heads(again, tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
@@ -282,9 +287,9 @@ def test_a_run_is_resumed_and_gives_the_same_bytes(loaded, task, scores, tmp_pat
 def test_the_model_is_as_before(task):
     model = planted()
     ids = torch.tensor([list(range(5, 40))])
-    before = model.model(input_ids=ids).logits
-    weights = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    before = model.hf(input_ids=ids).logits
+    weights = {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}
     find_semantic_heads(model, task, FEW)
-    assert model.model.config._attn_implementation == "sdpa"
-    assert torch.equal(model.model(input_ids=ids).logits, before)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.model.state_dict().items())
+    assert model.hf.config._attn_implementation == "sdpa"
+    assert torch.equal(model.hf(input_ids=ids).logits, before)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.hf.state_dict().items())

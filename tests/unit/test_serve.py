@@ -14,15 +14,16 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from headwise.core import HeadwiseError
-from headwise.families import Loaded, layout_of
-from headwise.methods.rank.attention_ranker import AttentionRanker
+from headwise.heads import HeadwiseError
+from headwise.methods.query.ranker import AttentionRanker
+from headwise.models.model import Model
 from headwise.prompts.passages import Passage
 from headwise.serve.cache import IndexCache, passage_key
 from headwise.serve.limits import KEY_VARIABLE, Settings, check_exposure, is_loopback, key_from
 from headwise.serve.run import bind, make_server
 from headwise.serve.work import READY
-from headwise.testing import character_tokenizer, tiny_model
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
 
 WORDS = ["stone", "river", "bird", "door", "snow", "wind", "mill", "key", "oak", "hail", "sun", "lamp"]
 DOCUMENTS = ["red door", {"text": "the key is blue", "title": "Key"}, "wind over the mill"]
@@ -34,7 +35,7 @@ PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used over HTTP, but each 
 @pytest.fixture(scope="module")
 def ranker():
     model = tiny_model("llama", max_position_embeddings=512)
-    return AttentionRanker(Loaded(model, character_tokenizer(), layout_of(model)))
+    return AttentionRanker(Model(model, character_tokenizer()))
 
 
 class Gated(AttentionRanker):
@@ -192,7 +193,7 @@ def test_cohere_and_jina(service, ranker, path, version):
             "relevance_score": expected[row["index"]],
             "document": {"text": document} if isinstance(document, str) else document,
         }
-    assert answer["model"] == ranker.loaded.layout.name  # what did the work, whatever was asked for
+    assert answer["model"] == ranker.model.name  # what did the work, whatever was asked for
     tokens = ranker.index(READ).tokens + len(ranker.composer.query(QUERY).ids)
     assert answer["meta"] == {"api_version": {"version": version}, "tokens": {"input_tokens": tokens, "output_tokens": 0}}
     assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -221,7 +222,7 @@ def test_text_embeddings_inference(service, ranker):
 
 def test_models_and_the_description_of_the_interface(service, ranker):
     (model,) = service.client.get("/v1/models").json()["data"]
-    assert model["id"] == ranker.loaded.layout.name
+    assert model["id"] == ranker.model.name
     assert model["heads"] == len(ranker.heads)
     described = service.client.get("/openapi.json").json()
     assert "no probability" in described["info"]["description"]

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from headwise.core import HeadwiseError
-from headwise.evaluate import statistics
-from headwise.evaluate.statistics import bootstrap_mean, rank_p, sign_flip_test
+from headwise.heads import HeadwiseError
+from headwise.stats import paired as statistics
+from headwise.stats.paired import bootstrap_mean, rank_p, sign_flip_test
 
 numbers = st.lists(st.integers(-50, 50).map(lambda n: n / 8), min_size=1, max_size=9).map(np.array)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from headwise.core import HeadScores, HeadwiseError, load_heads
+from headwise.heads import HeadScores, HeadwiseError, load_heads
 from headwise.report.numbers import interval, shares
 from headwise.report.tables import ablation_table, head_table, summary_lines
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from headwise.lab import bundled_model
-from headwise.lab.recipe.facts import FactMaker
-from headwise.lab.recipe.find_rows import ASKS, PassageFinder, paragraphs, read_wikitext
-from headwise.lab.recipe.mixture import ANSWER_WEIGHT
-from headwise.lab.recipe.noise import noisy_example
-from headwise.lab.recipe.recall import recall_text
-from headwise.lab.recipe.recipes import RECIPES, Phase
-from headwise.lab.recipe.world_rows import MIXES, SIZES, Mix, WorldRows
-from headwise.prompts import bundled_texts
-from headwise.prompts.microworld import TASKS, make_example
+from headwise.models.registry import bundled_model
+from headwise.prompts.haystack import bundled_texts
+from headwise_lab.microworld.registry import TASKS, make_example
+from headwise_lab.recipe.facts import FactMaker
+from headwise_lab.recipe.find_rows import ASKS, PassageFinder, paragraphs, read_wikitext
+from headwise_lab.recipe.mixture import ANSWER_WEIGHT
+from headwise_lab.recipe.noise import noisy_example
+from headwise_lab.recipe.recall import recall_text
+from headwise_lab.recipe.recipes import RECIPES, Phase
+from headwise_lab.recipe.world_rows import MIXES, SIZES, Mix, WorldRows
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from headwise.cli import options as o
 from headwise.cli.progress import progress
 
 if TYPE_CHECKING:
-    from headwise.core import HeadScores
-    from headwise.families import Loaded
-    from headwise.methods.test.ablation import AblationOptions
+    from headwise.evaluation.ablation import AblationOptions
+    from headwise.heads import HeadScores
+    from headwise.models.model import Model
     from headwise.prompts.grid import Task
 
 
 def ablate(
-    model: o.Model = None,
+    model: o.ModelName = None,
     heads: Annotated[Path, typer.Option(help="Head file from `headwise detect` (or of another project).")] = ...,  # type: ignore[assignment]
     top: Annotated[str, typer.Option(help="How many of the strongest heads to remove, e.g. 1,2,4,8.")] = "1,2,4,8",
     mode: Annotated[str, typer.Option(help="zero (output 0), uniform (query 0) or mean (calibrated mean output).")] = "zero",
@@ -48,15 +48,15 @@ def ablate(
     """Remove the strongest heads, and as many random and weak ones, and measure what is lost."""
     kind = f"ablation-{mode}-{scope}" if task == "needle" else "ablation-" + task.replace(":", "-")
     path = o.output_path(output, model, kind, overwrite)
-    from headwise.core import load_heads
-    from headwise.methods.test.ablation import AblationOptions
+    from headwise.evaluation.ablation import AblationOptions
+    from headwise.heads import load_heads
 
     draws = (20 if task == "needle" else 1) if controls is None else controls
     options = AblationOptions(o.numbers(top, "top"), mode, scope, draws, seed, max_new_tokens)
     scores = load_heads(heads)
     scores.top(max(options.top))
     loaded = o.load(model, device, dtype, revision)
-    loaded.layout.check(scores.top(max(options.top)))
+    loaded.check(scores.top(max(options.top)))
     if task != "needle":
         from headwise.cli.ablate_lm_eval import run_task
 
@@ -73,14 +73,14 @@ def ablate(
 
 
 def _sweep(
-    loaded: Loaded, scores: HeadScores, grid: Task, options: AblationOptions, path: Path, overwrite: bool, json: bool
+    loaded: Model, scores: HeadScores, grid: Task, options: AblationOptions, path: Path, overwrite: bool, json: bool
 ) -> None:  # fmt: skip
-    from headwise.engine import RunDirectory
-    from headwise.evaluate.perplexity import plain_windows
-    from headwise.methods.test.ablation import ablation_sweep, describe_run
+    from headwise.evaluation.ablation import ablation_sweep, describe_run
+    from headwise.evaluation.perplexity import plain_windows
+    from headwise.runtime.rundir import RunDirectory
 
     directory = RunDirectory(path.with_name(path.name + ".run"), describe_run(loaded, scores, grid, options))
-    texts = plain_windows(grid, loaded.layout.positions)
+    texts = plain_windows(grid, loaded.positions)
     with progress("ablating", hidden=json) as report:
         result = ablation_sweep(loaded, scores, grid, options, *texts, directory=directory, report=report)
     result.save(path, overwrite)

@@ -8,25 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 from headwise.cli import options as o
 from headwise.cli.progress import progress
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.core import HeadScores
-    from headwise.families import Loaded
-    from headwise.methods.test.ablation import AblationOptions
+    from headwise.evaluation.ablation import AblationOptions
+    from headwise.heads import HeadScores
+    from headwise.models.model import Model
 
 
 def run_task(
-    loaded: Loaded, scores: HeadScores, task: str, options: AblationOptions, limit: int | None, include_path: Path | None, path: Path,
+    loaded: Model, scores: HeadScores, task: str, options: AblationOptions, limit: int | None, include_path: Path | None, path: Path,
     overwrite: bool, json: bool,
 ) -> None:  # fmt: skip
     """Run the task on the whole model, without each top K, and without random draws of as many heads; write and print the results."""
-    from headwise.attach import ablate, head_means
-    from headwise.core.headfile import write_json
-    from headwise.evaluate.lm_eval import run_lm_eval
-    from headwise.evaluate.perplexity import text_windows, with_bos
-    from headwise.evaluate.variants import head_variants
-    from headwise.prompts import Haystack, PieceEncoder, bundled_texts
+    from headwise.attention import ablate
+    from headwise.attention.means import head_means
+    from headwise.evaluation.lm_eval import run_lm_eval
+    from headwise.evaluation.perplexity import text_windows, with_bos
+    from headwise.evaluation.variants import head_variants
+    from headwise.heads.headfile import write_json
+    from headwise.prompts.encoder import PieceEncoder
+    from headwise.prompts.haystack import Haystack, bundled_texts
 
     prefix, _, name = task.partition(":")
     if prefix != "lm-eval" or not name:
@@ -34,8 +36,8 @@ def run_task(
     means = None
     if options.mode == "mean":
         haystack = Haystack(bundled_texts(), PieceEncoder(loaded.tokenizer))
-        windows = text_windows(haystack, 8, min(512, loaded.layout.positions or 512) - 1, (0.9, 0.95))
-        means = head_means(loaded.model, [with_bos(windows, loaded.tokenizer)])
+        windows = text_windows(haystack, 8, min(512, loaded.positions or 512) - 1, (0.9, 0.95))
+        means = head_means(loaded.hf, [with_bos(windows, loaded.tokenizer)])
     variants = [
         variant for variant in head_variants(scores, options.top, options.controls, options.seed) if variant.kind != "bottom"
     ]
@@ -43,7 +45,7 @@ def run_task(
     with progress(task, hidden=json) as report:
         for number, variant in enumerate(variants):
             heads = variant.heads if len(variant.heads) else None
-            block = ablate(loaded.model, heads, mode=options.mode, scope="all", means=means) if heads else nullcontext()
+            block = ablate(loaded.hf, heads, mode=options.mode, scope="all", means=means) if heads else nullcontext()
             with block:
                 found = run_lm_eval(loaded, [name], limit, include_path, heads, options.mode if heads else None)
             runs.append({"kind": variant.kind, "k": variant.k, "draw": variant.draw, **found})

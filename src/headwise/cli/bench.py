@@ -10,14 +10,14 @@ import typer
 
 from headwise.cli import options as o
 from headwise.cli.progress import progress
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.attach import Compressor
+    from headwise.caches.kept_layer import Compressor
     from headwise.cli.cache_methods import Budget
-    from headwise.core import Prompt
-    from headwise.evaluate.compression import Candidate, Context
-    from headwise.families import Loaded
+    from headwise.evaluation.compression import Candidate, Context
+    from headwise.models.model import Model
+    from headwise.prompts.prompt import Prompt
 
 app = typer.Typer(name="bench", help="Measure methods against one another.", no_args_is_help=True)
 
@@ -29,7 +29,7 @@ def bench() -> None:
 
 @app.command("cache")
 def cache(
-    model: o.Model = None,
+    model: o.ModelName = None,
     methods: Annotated[
         str, typer.Option(help="Names with options: snapkv,compresskv:heads=FILE, and oracle.")
     ] = "streamingllm,snapkv,oracle",
@@ -62,10 +62,10 @@ def cache(
     loaded = o.load(model, device, dtype, revision)
     for candidate in chosen:
         if hasattr(candidate.make, "check"):
-            candidate.make.check(loaded.layout)  # all of them before any work
-    from headwise.core.headfile import write_json
-    from headwise.evaluate.compression import measure_compression
-    from headwise.evaluate.provenance import describe_model
+            candidate.make.check(loaded)  # all of them before any work
+    from headwise.evaluation.compression import measure_compression
+    from headwise.heads.headfile import write_json
+    from headwise.models.provenance import describe_model
 
     contexts = _contexts(loaded, ruler, chat, tasks.split(","), wanted, (items, questions, split, seed))
     protocols = [part.strip() for part in question.split(",")]
@@ -95,13 +95,19 @@ def _tell(result: dict[str, Any], path: Path, html: Path | None, json: bool) -> 
 
 
 def _contexts(
-    loaded: Loaded, ruler: Path | None, chat: bool, tasks: list[str], lengths: tuple[int, ...], drawn: tuple[int, int, str, int]
+    loaded: Model, ruler: Path | None, chat: bool, tasks: list[str], lengths: tuple[int, ...], drawn: tuple[int, int, str, int]
 ) -> list[Context]:
     """drawn: items, questions, split, seed."""
-    from headwise.evaluate.compression import draw_contexts, ruler_contexts
+    from importlib.metadata import entry_points
+
+    from headwise.evaluation.compression import ruler_contexts
 
     if ruler is None:
-        return [c for task in tasks for length in lengths for c in draw_contexts(loaded, task.strip(), length, *drawn)]
+        known = {entry.name: entry for entry in entry_points(group="headwise.tasks")}
+        if unknown := [task.strip() for task in tasks if task.strip() not in known]:
+            listed = ", ".join(known) or "none; pip install headwise-lab brings those of the micro-world"
+            raise HeadwiseError(f"unknown task {unknown[0]!r}; known: {listed}")
+        return [c for task in tasks for length in lengths for c in known[task.strip()].load()(loaded, task.strip(), length, *drawn)]
     from headwise.prompts.ruler import read_ruler
 
     return ruler_contexts(loaded, read_ruler(ruler)[: drawn[0]], chat)
@@ -115,7 +121,7 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
 def _candidates(methods: str, budgets: str, ruler: bool) -> list[Candidate]:
     """The full cache, then every method with every budget; methods without a budget, or with one of their own, once."""
     from headwise.cli.cache_methods import known_options, parse_cache, read_budget, split_specs
-    from headwise.evaluate.compression import Candidate
+    from headwise.evaluation.compression import Candidate
 
     sizes = [read_budget("--budgets", part.strip()) for part in budgets.split(",")]
     found = [Candidate("full", None, parse_cache("full"))]
@@ -135,8 +141,8 @@ def _candidates(methods: str, budgets: str, ruler: bool) -> list[Candidate]:
 
 
 def _oracle(size: Budget, prompt: Prompt) -> Compressor:
+    from headwise.caches.controls import Oracle
     from headwise.cli.cache_methods import sized
-    from headwise.methods.compress.controls import Oracle
 
     # With the token behind each answer: a model that cannot see where the answer ends says more than it.
     spans, last = prompt.spans.values(), len(prompt.ids) - 1

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.evaluate.compression import Candidate, Context
-    from headwise.families import Loaded
+    from headwise.evaluation.compression import Candidate, Context
+    from headwise.models.model import Model
 
 
 def write_cache_page(
-    path: Path, result: Mapping[str, Any], loaded: Loaded, candidates: Sequence[Candidate], context: Context, protocol: str
+    path: Path, result: Mapping[str, Any], loaded: Model, candidates: Sequence[Candidate], context: Context, protocol: str
 ) -> None:
     """Write the page. Every method is shown with its first budget, on the first context (with its first question, if that is inside)."""
     from headwise.report.compression_page import write_page
@@ -24,13 +24,14 @@ def write_cache_page(
     write_page(result, _example(loaded, candidates, context, protocol), path)
 
 
-def _example(loaded: Loaded, candidates: Sequence[Candidate], context: Context, protocol: str) -> dict[str, Any]:
+def _example(loaded: Model, candidates: Sequence[Candidate], context: Context, protocol: str) -> dict[str, Any]:
     import torch
 
-    from headwise.attach import KeptCache, attached
-    from headwise.core import Prompt
-    from headwise.engine.head_trace import text_pieces
-    from headwise.engine.runner import token_tensor
+    from headwise.attention.plan import attached
+    from headwise.caches.kept_cache import KeptCache
+    from headwise.prompts.prompt import Prompt
+    from headwise.runtime.head_trace import text_pieces
+    from headwise.runtime.runner import token_tensor
 
     asked = context.questions[:1] if protocol == "inside" else context.questions
     ids = context.ids + asked[0].rest if protocol == "inside" else context.ids
@@ -38,10 +39,10 @@ def _example(loaded: Loaded, candidates: Sequence[Candidate], context: Context, 
     prompt = Prompt(ids, spans)
     first = {candidate.name: candidate for candidate in reversed(candidates) if candidate is not candidates[0]}
     methods = []
-    with attached(loaded.model), torch.no_grad():
+    with attached(loaded.hf), torch.no_grad():
         for candidate in (candidate for candidate in candidates if first.get(candidate.name) is candidate):
-            cache = KeptCache(loaded.model, candidate.for_prompt(prompt))
-            cache.prefill(token_tensor(loaded.model, ids))
+            cache = KeptCache(loaded.hf, candidate.for_prompt(prompt))
+            cache.prefill(token_tensor(loaded.hf, ids))
             held = [head for heads in cache.held_positions().values() for head in heads]
             counts = torch.stack([torch.bincount(head.cpu(), minlength=len(ids)) for head in held]).clamp(max=1).float()
             methods.append({"method": candidate.name, "budget": candidate.budget, "kept": counts.mean(dim=0).tolist()})

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
+from headwise.methods.registry import method_named
 
 if TYPE_CHECKING:
-    from headwise.attach import Compressor
+    from headwise.caches.kept_layer import Compressor
 
-# Name -> module and class in headwise.methods.compress, imported when it is asked for.
-METHODS = {
-    "full": ("controls", "Full"),
-    "streamingllm": ("streaming_llm", "StreamingLLM"),
-    "snapkv": ("snapkv", "SnapKV"),
-    "pyramidkv": ("pyramidkv", "PyramidKV"),
-    "adakv": ("adakv", "AdaKV"),
-    "headkv": ("headkv", "HeadKV"),
-    "compresskv": ("compresskv", "CompressKV"),
-    "duoattention": ("duoattention", "DuoAttention"),
-    "zigzag": ("zigzagattention", "ZigzagAttention"),
-    "random": ("controls", "RandomTokens"),
-}
 Budget = int | float  # positions per KV head, or a share of the prompt
 
 
@@ -97,10 +84,7 @@ def sized(budget: Budget) -> dict[str, Any]:
 
 
 def _class_of(name: str) -> Any:
-    if name not in METHODS:
-        raise HeadwiseError(f"unknown cache method {name!r}; use {', '.join(METHODS)}")
-    module, kind = METHODS[name]
-    return getattr(importlib.import_module(f"headwise.methods.compress.{module}"), kind)
+    return method_named("presses", name)
 
 
 def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
@@ -132,13 +116,13 @@ def _bool(option: str, text: str) -> bool:
 
 
 def _heads(option: str, text: str) -> Any:
-    from headwise.core import load_heads
+    from headwise.heads import load_heads
 
     return load_heads(Path(text))
 
 
 def _layer_errors(option: str, text: str) -> Any:
-    from headwise.methods.compress.layer_errors import LayerErrors
+    from headwise.methods.compresskv.layer_errors import LayerErrors
 
     return LayerErrors.load(Path(text)).profile()
 
@@ -149,7 +133,7 @@ def _str(option: str, text: str) -> str:
 
 def _reader(hint: Any) -> Callable[[str, str], Any] | None:
     """For options of one plain type, or of none, and for scores of heads; others cannot be written in a word."""
-    from headwise.core.heads import HeadScores
+    from headwise.heads.types import HeadScores
 
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
     if HeadScores in kinds:

@@ -18,9 +18,9 @@ def convert(
     json: o.Json = False,
 ) -> None:
     """Convert head scores between headwise, Wu-style JSON, HeadKV JSON and DuoAttention TSV."""
-    from headwise.core import HeadwiseError, load_heads, save_heads
-    from headwise.core.formats import read_foreign, write_foreign
-    from headwise.core.headfile import read_text
+    from headwise.heads import HeadwiseError, load_heads, save_heads
+    from headwise.heads.formats import read_foreign, write_foreign
+    from headwise.heads.headfile import read_text
 
     if group < 1:
         raise HeadwiseError(f"--group must be at least 1; got {group}")

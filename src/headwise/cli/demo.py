@@ -20,14 +20,14 @@ LENGTHS, SHORT = ("--lengths", "256,512,1024"), ("--lengths", "512")
 
 
 def demo(
-    model: o.Model = None,
+    model: o.ModelName = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; older ones are replaced.")] = Path(
         "headwise-out/demo"
     ),
     json: o.Json = False,
 ) -> None:
     """Find the retrieval heads of a model, remove them, and write a page to look at them: a tour of three commands."""
-    from headwise.lab import DEFAULT
+    from headwise.models.registry import DEFAULT
 
     started, name, say = time.perf_counter(), model or DEFAULT, _keep_still if json else _say
     heads, ablation, page = (str(output / file) for file in ("heads.json", "ablation.json", "explorer.html"))

@@ -12,11 +12,11 @@ from headwise.cli.detect_gate import gate_heads
 from headwise.cli.detect_needle import needle_heads
 from headwise.cli.detect_proxy import proxy_heads
 from headwise.cli.detect_query import query_heads
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.core import HeadScores
-    from headwise.engine import RunDirectory
+    from headwise.heads import HeadScores
+    from headwise.runtime.rundir import RunDirectory
 
 
 SCORES = ("copy", "semantic", "query", "gate", "proxy")
@@ -37,7 +37,7 @@ Rule = Annotated[
     ),
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="query: JSON lines with query, passages and gold.", show_default="64 texts of the micro-world")
+    Path | None, typer.Option(help="query: JSON lines with query, passages and gold.", show_default="64 needle questions over passages of novels")
 ]
 Span = Annotated[str, typer.Option(help="query: average over all behind the passages (`official`) or the `query`'s words only.")]
 Layout = Annotated[str, typer.Option(help="query: wording around passages: plain or instructed.")]
@@ -73,7 +73,7 @@ PaperGrid = Annotated[bool, typer.Option("--paper-grid", help="20 lengths x 10 d
 
 
 def detect(
-    model: o.Model = None,
+    model: o.ModelName = None,
     score: Score = "copy",
     lengths: o.Lengths = None,
     depths: o.Depths = 10,
@@ -123,7 +123,7 @@ def detect(
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
     loaded = o.load(model, device, dtype, revision)
     task = o.make_task(
-        loaded, split="detect", lengths=paper_lengths(loaded.layout.positions) if paper_grid else wanted, depths=even_depths(depths),
+        loaded, split="detect", lengths=paper_lengths(loaded.positions) if paper_grid else wanted, depths=even_depths(depths),
         windows=windows, needles=needles, haystack=haystack, template=template, chat=chat, seed=seed,
     )  # fmt: skip
     task = task.first_needles(3) if paper_grid else task
@@ -135,7 +135,7 @@ def detect(
 
 def tell(scores: HeadScores, path: Path, overwrite: bool, json: bool, parts: RunDirectory | None = None) -> None:
     """Write the head file and the heat map, and say what was found. parts: of the run, no longer needed then."""
-    from headwise.core import save_heads
+    from headwise.heads import save_heads
     from headwise.report.console import print_all
     from headwise.report.figures import heat_map
     from headwise.report.tables import head_table, summary_lines

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from headwise.cli import options as o
 from headwise.cli.progress import progress
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.core import HeadScores
-    from headwise.families import Loaded
-    from headwise.prompts.vault import VaultOptions
+    from headwise.heads import HeadScores
+    from headwise.methods.duo.prompts import VaultOptions
+    from headwise.models.model import Model
 
 PAPER = (10, 32)  # pass-keys and words of each
 TOKENS_PER_KEY = 100  # of a text; shorter texts get fewer and shorter pass-keys than the paper's
@@ -34,11 +34,12 @@ def gate_heads(
     layer_order: bool = False,
 ) -> HeadScores:
     """Gates of all KV heads, found on pass-keys in a haystack. layer_order: with the order of layers for zigzag's rule Z5."""
-    from headwise.attach import Window
-    from headwise.methods.compress.zigzagattention import with_layer_order
-    from headwise.methods.find.gates import GateOptions, find_gates
-    from headwise.prompts import Haystack, PieceEncoder, bundled_texts, read_texts
-    from headwise.prompts.vault import vault_texts
+    from headwise.caches.groups import Window
+    from headwise.methods.duo.gates import GateOptions, find_gates
+    from headwise.methods.duo.prompts import vault_texts
+    from headwise.methods.duo.zigzagattention import with_layer_order
+    from headwise.prompts.encoder import PieceEncoder
+    from headwise.prompts.haystack import Haystack, bundled_texts, read_texts
 
     seen = None if window is None else o.numbers(window, "window", repeats=True)
     if seen is not None and len(seen) != 2:
@@ -60,12 +61,12 @@ def gate_heads(
         return with_layer_order(loaded, gates, texts[:ORDER_TEXTS], Window(sinks, recent), report)
 
 
-def _texts(loaded: Loaded, lengths: str | None, seed: int) -> VaultOptions:
+def _texts(loaded: Model, lengths: str | None, seed: int) -> VaultOptions:
     """Texts of the wanted lengths, or of a third to all of the model's positions (at most the paper's 32,000)."""
-    from headwise.prompts.vault import VaultOptions
+    from headwise.methods.duo.prompts import VaultOptions
 
     given = None if lengths is None else o.numbers(lengths, "lengths")
-    longest = max(given) if given else min(loaded.layout.positions or 32_000, 32_000)
+    longest = max(given) if given else min(loaded.positions or 32_000, 32_000)
     shortest = min(given) if given else longest // 3
     keys = max(1, min(PAPER[0], shortest // TOKENS_PER_KEY))
     words = max(2, min(PAPER[1], shortest // (keys * 30)))

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from headwise.cli.progress import progress
 
 if TYPE_CHECKING:
-    from headwise.core import HeadScores
-    from headwise.engine import RunDirectory
-    from headwise.families import Loaded
+    from headwise.heads import HeadScores
+    from headwise.models.model import Model
     from headwise.prompts.grid import Task
+    from headwise.runtime.rundir import RunDirectory
 
 
 def needle_heads(
-    loaded: Loaded,
+    loaded: Model,
     task: Task,
     semantic: bool,
     path: Path,
@@ -29,10 +29,10 @@ def needle_heads(
     json: bool,
 ) -> tuple[HeadScores, RunDirectory]:
     """Copy or semantic scores of all heads, and where the parts lie: beside `path`."""
-    from headwise.core.errors import NoSuccessfulRunError
-    from headwise.engine import RunDirectory
-    from headwise.methods.find import copy
-    from headwise.methods.find import semantic as by_meaning
+    from headwise.heads.errors import NoSuccessfulRunError
+    from headwise.methods.compresskv import semantic as by_meaning
+    from headwise.methods.copy import run as copy
+    from headwise.runtime.rundir import RunDirectory
 
     find: Any
     options: Any

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from headwise.cli import options as o
 from headwise.cli.progress import progress
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.core import HeadScores
-    from headwise.engine import RunDirectory
-    from headwise.prompts.proxy import ProxyOptions
+    from headwise.heads import HeadScores
+    from headwise.methods.influence.prompts import ProxyOptions
+    from headwise.runtime.rundir import RunDirectory
 
 PAPER_LENGTH = 4096
 SHORT = 1024  # below it, keys and values are shorter than the paper's, so that several pairs fit
@@ -36,10 +36,11 @@ def proxy_heads(
     json: bool,
 ) -> tuple[HeadScores, RunDirectory]:
     """Proxy scores of all heads, and where the finished parts lie: beside `path`."""
-    from headwise.engine import RunDirectory
-    from headwise.methods.find.proxy import ProxyScoring, describe_run, proxy_scores
-    from headwise.prompts import PieceEncoder, bundled_texts, read_texts
-    from headwise.prompts.proxy import ProxyPrompts
+    from headwise.methods.influence.prompts import ProxyPrompts
+    from headwise.methods.influence.proxy import ProxyScoring, describe_run, proxy_scores
+    from headwise.prompts.encoder import PieceEncoder
+    from headwise.prompts.haystack import bundled_texts, read_texts
+    from headwise.runtime.rundir import RunDirectory
 
     given = None if lengths is None else o.numbers(lengths, "lengths")
     if given is not None and len(given) != 1:
@@ -47,7 +48,7 @@ def proxy_heads(
     scoring = ProxyScoring(rule or "set", least_accuracy=gate)
     texts = bundled_texts() if haystack is None else read_texts(haystack)
     loaded = o.load(model, device, dtype, revision)
-    length = given[0] if given else min(PAPER_LENGTH, loaded.layout.positions or PAPER_LENGTH)
+    length = given[0] if given else min(PAPER_LENGTH, loaded.positions or PAPER_LENGTH)
     prompts = ProxyPrompts(texts, PieceEncoder(loaded.tokenizer), _sized(length, samples, pairs, key_length, seed))
     directory = RunDirectory(path.with_name(path.name + ".run"), describe_run(loaded, prompts, scoring))
     with progress("detecting", hidden=json) as report:
@@ -56,7 +57,7 @@ def proxy_heads(
 
 def _sized(length: int, samples: int, pairs: int | None, key_length: int | None, seed: int) -> ProxyOptions:
     """The paper's keys and values, or shorter ones in short prompts."""
-    from headwise.prompts.proxy import ProxyOptions
+    from headwise.methods.influence.prompts import ProxyOptions
 
     paper = ProxyOptions()
     short = length < SHORT

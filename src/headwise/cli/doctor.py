@@ -24,7 +24,7 @@ def examine() -> dict[str, Any]:
     """Everything the command reports, as plain data."""
     from headwise import __version__
     from headwise.cli import environment as e
-    from headwise.lab import bundled_names
+    from headwise.models.registry import bundled_names
 
     needed = e.packages()
     extras = {name: e.packages(name) for name in e.FEATURES}

@@ -11,7 +11,7 @@ from headwise.cli import options as o
 
 
 def export(
-    model: o.Model = None,
+    model: o.ModelName = None,
     heads: Annotated[Path, typer.Option(help="Head file.")] = ...,  # type: ignore[assignment]
     top: Annotated[int, typer.Option(help="Silence the K strongest heads.")] = 10,
     mode: Annotated[str, typer.Option(help="zero (no output) or uniform (no query).")] = "zero",
@@ -22,11 +22,11 @@ def export(
     json: o.Json = False,
 ) -> None:
     """Write a checkpoint whose chosen heads are silenced in the weights; any engine can serve it."""
-    from headwise.core import load_heads
+    from headwise.heads import load_heads
 
     chosen = load_heads(heads).top(top)
     loaded = o.load(model, device, dtype, revision)
-    from headwise.methods.test.export import export_ablated
+    from headwise.models.export import export_ablated
 
     export_ablated(loaded, chosen, mode, output)
     if json:

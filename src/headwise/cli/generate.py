@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headwise.cli import options as o
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.families import Loaded
+    from headwise.models.model import Model
 
 
 def generate(
-    model: o.Model = None,
+    model: o.ModelName = None,
     prompt: Annotated[str | None, typer.Option(help="The prompt.", show_default=False)] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A text file that holds it.", show_default=False)] = None,
     cache: Annotated[str, typer.Option(help="Method, e.g. snapkv:budget=256 or compresskv:heads=FILE,budget=0.1.")] = "full",
@@ -45,20 +45,20 @@ def generate(
     keeps = getattr(compressor, "positions_for", None)
     if keeps is not None and keeps(len(ids)) >= len(ids):
         raise HeadwiseError(f"the prompt has {len(ids)} tokens and {cache} keeps as many: nothing would be dropped")
-    from headwise.attach import compress
-    from headwise.attach.kept_file import save_cache as save
-    from headwise.engine.runner import token_tensor
-    from headwise.evaluate.compression import continuation, size_of
-    from headwise.evaluate.provenance import stop_ids
-    from headwise.prompts import newline_ids
+    from headwise.caches.kept_cache import compress
+    from headwise.caches.kept_file import save_cache as save
+    from headwise.evaluation.compression import continuation, size_of
+    from headwise.prompts.encoder import newline_ids
+    from headwise.runtime.runner import token_tensor
+    from headwise.runtime.stops import stop_ids
 
-    limit = min(max_new_tokens, (loaded.layout.positions or 2**62) - len(ids) + 1)
-    with compress(loaded.model, compressor) as kept:
-        logits = kept.prefill(token_tensor(loaded.model, ids), chunk=prefill_chunk)
+    limit = min(max_new_tokens, (loaded.positions or 2**62) - len(ids) + 1)
+    with compress(loaded.hf, compressor) as kept:
+        logits = kept.prefill(token_tensor(loaded.hf, ids), chunk=prefill_chunk)
         facts = {"cache": cache, "tokens": len(ids), **size_of(kept)._asdict(), "skipped_layers": kept.skipped}
         if save_cache is not None:
             save(kept, save_cache)
-        said = continuation(loaded.model, kept, logits, stop_ids(loaded) - newline_ids(loaded.tokenizer), limit)
+        said = continuation(loaded.hf, kept, logits, stop_ids(loaded) - newline_ids(loaded.tokenizer), limit)
     words = str(loaded.tokenizer.decode(said, skip_special_tokens=True))
     if json:
         o.print_json({"text": words, "new_tokens": len(said), **facts})
@@ -81,15 +81,15 @@ def _text(prompt: str | None, file: Path | None) -> str:
     return text
 
 
-def _ids(loaded: Loaded, text: str, chat: bool) -> tuple[int, ...]:
+def _ids(loaded: Model, text: str, chat: bool) -> tuple[int, ...]:
     """The prompt as the tokenizer has it, or as the user's turn of the chat template."""
-    from headwise.prompts import PieceEncoder
+    from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.frame import frame
 
     encoder = PieceEncoder(loaded.tokenizer)
     head, tail = frame(encoder, chat)
     ids = (*head, *encoder.encode(text), *tail) if chat else tuple(loaded.tokenizer.encode(text))
-    most = loaded.layout.positions
+    most = loaded.positions
     if most is not None and len(ids) > most:
-        raise HeadwiseError(f"the prompt has {len(ids)} tokens, but {loaded.layout.name} has {most} positions; shorten it")
+        raise HeadwiseError(f"the prompt has {len(ids)} tokens, but {loaded.name} has {most} positions; shorten it")
     return ids

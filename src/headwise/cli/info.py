@@ -10,7 +10,7 @@ from headwise.cli import options as o
 
 
 def info(
-    model: o.Model = None,
+    model: o.ModelName = None,
     families: Annotated[bool, typer.Option("--families", help="List the known model families instead.")] = False,
     revision: o.Revision = None,
     json: o.Json = False,
@@ -19,7 +19,7 @@ def info(
     from headwise.report.console import facts_table, print_all
 
     if families:
-        from headwise.families import FAMILIES, REFUSED
+        from headwise.models.families import FAMILIES, REFUSED
 
         rows = {name: family.note or "-" for name, family in sorted(FAMILIES.items())}
         refused = {name: f"refused: {reason}" for name, reason in sorted(REFUSED.items())}
@@ -29,11 +29,11 @@ def info(
             print_all(facts_table("model type", "note", rows | refused))
         return
     loaded = o.load(model, "cpu", "auto", revision)
-    from headwise.evaluate.provenance import describe_model
+    from headwise.models.provenance import describe_model
 
-    layout = loaded.layout
+    layout = loaded
     facts = describe_model(loaded) | {
-        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "parameters": sum(p.numel() for p in loaded.hf.parameters()),
         "positions": layout.positions,
         "note": layout.family.note,
     }

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
 import typer
 
-from headwise.cli import (
-    ablate,
-    bench,
-    convert,
-    demo,
-    detect,
-    doctor,
-    export,
-    generate,
-    info,
-    lab,
-    lab_properties,
-    needle,
-    rank,
-    select,
-    serve,
-    show,
-)
-from headwise.core.errors import HeadwiseError, MissingExtraError
+from headwise.cli import ablate, bench, convert, demo, detect, doctor, export, generate, info, needle, rank, select, serve, show
+from headwise.heads.errors import HeadwiseError, MissingExtraError
 
 NEXT = "Start with: headwise demo (about two minutes, nothing is downloaded). What is installed: headwise doctor"
 STOPPED = 130  # by Ctrl-C
@@ -53,8 +37,8 @@ app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
-lab.app.command("properties")(lab_properties.properties)
-app.add_typer(lab.app)
+for entry in entry_points(group="headwise.commands"):  # of other installed packages, such as headwise-lab
+    app.add_typer(entry.load())
 
 
 def run() -> None:

@@ -11,7 +11,7 @@ from headwise.cli.progress import progress
 
 
 def needle(
-    model: o.Model = None,
+    model: o.ModelName = None,
     lengths: o.Lengths = None,
     depths: o.Depths = 10,
     windows: o.Windows = 1,
@@ -31,12 +31,12 @@ def needle(
     """Measure how well a model answers needle questions, over context lengths and depths."""
     path = o.output_path(output, model, "needle", overwrite)
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
-    from headwise.core.headfile import write_json
-    from headwise.engine import RunDirectory
-    from headwise.methods.test.needle import measure_needle_grid
+    from headwise.evaluation.needle import measure_needle_grid
+    from headwise.heads.headfile import write_json
     from headwise.prompts.grid import describe_task, even_depths
     from headwise.report.console import grid_table, print_all
     from headwise.report.figures import needle_grid
+    from headwise.runtime.rundir import RunDirectory
 
     loaded = o.load(model, device, dtype, revision)
     task = o.make_task(
@@ -44,7 +44,7 @@ def needle(
         haystack=haystack, template=template, chat=chat, seed=seed,
     )  # fmt: skip
     directory = RunDirectory(
-        path.with_name(path.name + ".run"), describe_task(task) | {"model": loaded.layout.name, "limit": max_new_tokens}
+        path.with_name(path.name + ".run"), describe_task(task) | {"model": loaded.name, "limit": max_new_tokens}
     )
     with progress("needle grid", hidden=json) as report:
         result = measure_needle_grid(loaded, task, max_new_tokens, directory, report)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.families import Loaded
+    from headwise.models.model import Model
     from headwise.prompts.grid import Task
 
-Model = Annotated[
+ModelName = Annotated[
     str | None,
     typer.Argument(
         help="Hub id or folder of the model, or the name of a bundled one. Default: the bundled lab model.", show_default=False
@@ -48,22 +47,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 PROMPT_PART = (0.0, 0.9)
 
 
-def load(model: str | None, device: str, dtype: str, revision: str | None = None) -> Loaded:
+def load(model: str | None, device: str, dtype: str, revision: str | None = None) -> Model:
     """Load the model, quietly; a bundled one by its name, and without a name the default."""
     from transformers.utils import logging
 
-    from headwise.families import load_model
-    from headwise.lab import DEFAULT, bundled_model
+    from headwise.models.load import load_model
+    from headwise.models.registry import DEFAULT
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    name = DEFAULT if model is None else model
-    bundled = bundled_model(name)
-    if not name or "/" in name or Path(name).is_dir() or not (bundled / "config.json").is_file():
-        return load_model(name, device, dtype, revision)
-    loaded = load_model(str(bundled), device, dtype)
-    # Results name the model, not the place where it happens to be installed.
-    return loaded._replace(layout=replace(loaded.layout, name=name))
+    return load_model(DEFAULT if model is None else model, device, dtype, revision)
 
 
 def numbers(text: str, name: str, repeats: bool = False) -> tuple[int, ...]:
@@ -76,7 +69,7 @@ def numbers(text: str, name: str, repeats: bool = False) -> tuple[int, ...]:
 
 
 def make_task(
-    loaded: Loaded,
+    loaded: Model,
     *,
     split: str,
     lengths: tuple[int, ...] | None,
@@ -89,21 +82,24 @@ def make_task(
     seed: int,
 ) -> Task:
     """Needles, haystack and grid of a run. split: which bundled needles to use if the user gives none."""
-    from headwise.prompts import Haystack as Hay
-    from headwise.prompts import NeedleComposer, PieceEncoder, bundled_needles, bundled_texts, read_needles, read_texts
+    from headwise.prompts.compose import NeedleComposer
+    from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.grid import GridOptions, Task, default_lengths
+    from headwise.prompts.haystack import Haystack as Hay
+    from headwise.prompts.haystack import bundled_texts, read_texts
+    from headwise.prompts.needles import bundled_needles, read_needles
 
     chosen = bundled_needles(split) if needles is None else read_needles(needles)
     encoder = PieceEncoder(loaded.tokenizer)
     composer = NeedleComposer(encoder, template, chat)
-    grid = GridOptions(lengths or default_lengths(loaded.layout.positions), depths, windows, PROMPT_PART, seed)
+    grid = GridOptions(lengths or default_lengths(loaded.positions), depths, windows, PROMPT_PART, seed)
     texts = bundled_texts() if haystack is None else read_texts(haystack)
     return Task(chosen, Hay(texts, encoder), composer, grid)
 
 
 def output_path(output: Path | None, model: str | None, kind: str, overwrite: bool) -> Path:
     """Where to write; an existing file is refused before any work is done."""
-    from headwise.lab import DEFAULT
+    from headwise.models.registry import DEFAULT
 
     name = DEFAULT if model is None else model.rstrip("/").split("/")[-1]
     path = output or Path("headwise-out") / f"{name}.{kind}.json"

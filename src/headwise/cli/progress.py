@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from headwise.core.progress import Report
+    from headwise.heads.progress import Report
 
 
 @contextmanager

@@ -9,18 +9,18 @@ import typer
 
 from headwise.cli import options as o
 from headwise.cli.progress import progress
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.core import HeadSet
-    from headwise.families import Loaded
+    from headwise.heads import HeadSet
+    from headwise.models.model import Model
     from headwise.prompts.passages import Passage
 
 Candidates = dict[str, dict[str, float]]
 
 
 def rank(
-    model: o.Model = None,
+    model: o.ModelName = None,
     queries: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
     passages: Annotated[
         Path | None, typer.Option(help="JSON lines with id, text and, if wanted, title.", show_default=False)
@@ -59,8 +59,8 @@ def rank(
     path = output or o.output_path(None, model, "run", overwrite).with_suffix(".trec")
     if path.exists() and not overwrite:
         raise HeadwiseError(f"{path} exists; give another --output or --overwrite (results are never merged)")
-    from headwise.core.headfile import write_atomically
-    from headwise.methods.rank.attention_ranker import AttentionRanker, rank_collection
+    from headwise.heads.headfile import write_atomically
+    from headwise.methods.query.ranker import AttentionRanker, rank_collection
     from headwise.prompts.collections import trec_lines
 
     texts, asked, judged = _collection(queries, passages, beir, evaluate)
@@ -108,7 +108,7 @@ def _candidates(
             raise HeadwiseError("--candidates judged needs judgements: give --evaluate or --beir")
         found = {query: {p: 0.0 for p in judged.get(query, {}) if p in passages} for query in queries}
     elif which.startswith("bm25:") and which[5:].isdecimal():
-        from headwise.evaluate.ranking import bm25_candidates
+        from headwise.stats.ranking import bm25_candidates
 
         return bm25_candidates(queries, {key: f"{p.title} {p.text}" for key, p in passages.items()}, int(which[5:]))
     elif Path(which).is_file():
@@ -133,13 +133,13 @@ def _shortened(passages: dict[str, Passage], candidates: Candidates, most: int |
     return {key: p._replace(text=" ".join(p.text.split()[:most])) if key in long else p for key, p in passages.items()}, len(long)
 
 
-def _heads(file: Path | None, top: int, loaded: Loaded) -> HeadSet | None:
-    from headwise.core import load_heads
+def _heads(file: Path | None, top: int, loaded: Model) -> HeadSet | None:
+    from headwise.heads import load_heads
 
     if file is None:
         return None
     chosen = load_heads(file).top(top)
-    loaded.layout.check(chosen)
+    loaded.check(chosen)
     return chosen
 
 
@@ -163,7 +163,7 @@ def _tell(
         "cut": cut,
     }
     if judged is not None:
-        from headwise.evaluate.ranking import summary
+        from headwise.stats.ranking import summary
 
         result["measures"] = summary(judged, run)
         if len({score for scores in first.values() for score in scores.values()}) > 1:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.methods.rank.attention_ranker import AttentionRanker
+    from headwise.methods.query.ranker import AttentionRanker
     from headwise.prompts.passages import Passage
 
 QUERIES, SHOWN = 10, 5
@@ -32,14 +32,14 @@ def write_ranking(
         raise HeadwiseError(f"{path} is a folder; give --html a file name")
     shown = [_query(ranker, passages, queries[q], run[q], list(first[q]), (judged or {}).get(q)) for q in list(run)[:QUERIES]]
     result: dict[str, Any] = {
-        "model": ranker.loaded.layout.name,
+        "model": ranker.model.name,
         "heads": [str(head) for head in ranker.heads],
         "total": len(run),
         "queries": shown,
         "measures": None,
     }
     if judged is not None:
-        from headwise.evaluate.ranking import summary
+        from headwise.stats.ranking import summary
 
         result["measures"] = summary(
             {q: dict(grades) for q, grades in judged.items()}, {q: dict(scores) for q, scores in run.items()}
@@ -55,13 +55,13 @@ def _query(
     before: list[str],
     grades: Mapping[str, int] | None,
 ) -> dict[str, Any]:
-    from headwise.engine.head_trace import text_pieces
+    from headwise.runtime.head_trace import text_pieces
 
     best = sorted(scores, key=lambda key: -scores[key])[:SHOWN]
     values = ranker.index([passages[key] for key in best]).token_values(query)
     rows = []
     for rank, (key, (ids, weights)) in enumerate(zip(best, values, strict=True), 1):
-        pieces = list(zip(text_pieces(ranker.loaded.tokenizer, ids), weights.tolist(), strict=True))
+        pieces = list(zip(text_pieces(ranker.model.tokenizer, ids), weights.tolist(), strict=True))
         grade = None if grades is None else grades.get(key, 0)
         rows.append(
             {"id": key, "rank": rank, "before": before.index(key) + 1, "score": scores[key], "grade": grade, "pieces": pieces}

@@ -10,7 +10,7 @@ import typer
 from headwise.cli import options as o
 from headwise.cli.progress import progress
 from headwise.cli.select_score import Job, ask_ray, read_heads, run_estimate, run_score
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 app = typer.Typer(name="select", help="Choose pretraining data by the influence of retrieval heads.", no_args_is_help=True)
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders, globs or URLs: .parquet, .jsonl, .jsonl.gz, .jsonl.zst.")]
@@ -67,7 +67,7 @@ def score(
     json: o.Json = False,
 ) -> None:
     """Score every document: its loss, its loss without the heads, and how much larger that is. Stop and start again as you like."""
-    from headwise.scale.options import ScoreOptions, parse_shard
+    from headwise.corpus.options import ScoreOptions, parse_shard
 
     if heads is None:
         raise HeadwiseError("name the heads with --heads FILE; find them first: headwise detect MODEL --score proxy")
@@ -110,10 +110,10 @@ def choose(
     json: o.Json = False,
 ) -> None:
     """Choose the best share of every domain: a file of yes and no beside each score file, the cuts, and a manifest."""
+    from headwise.corpus import choose as c
+    from headwise.corpus.thresholds import ChoiceOptions
     from headwise.report.console import print_all
     from headwise.report.influence_table import choice_table
-    from headwise.scale import choose as c
-    from headwise.scale.thresholds import ChoiceOptions
 
     options = ChoiceOptions(share, by, rank, strata, least_loss, flagged, seed)
     with progress("choosing", hidden=json) as report:
@@ -145,10 +145,10 @@ def report(
         raise HeadwiseError(f"{path} is a folder; give a file name with --output")
     if path.exists() and not overwrite:
         raise HeadwiseError(f"{path} exists; give another --output or --overwrite (results are never merged)")
+    from headwise.corpus.originals import Originals
+    from headwise.corpus.summary import summarise
+    from headwise.corpus.tables import ScoreFiles
     from headwise.report.influence import influence_page
-    from headwise.scale.originals import Originals
-    from headwise.scale.summary import summarise
-    from headwise.scale.tables import ScoreFiles
 
     files = ScoreFiles(out)
     options = _chosen_by(out, selection, files.config)
@@ -169,8 +169,8 @@ def report(
 
 def _chosen_by(out: str, selection: str | None, config: str) -> Any:
     """The options of a choice, or the default ones."""
-    from headwise.scale.folder import Folder
-    from headwise.scale.thresholds import ChoiceOptions
+    from headwise.corpus.folder import Folder
+    from headwise.corpus.thresholds import ChoiceOptions
 
     where = selection or f"{out.rstrip('/')}/selected"
     found = Folder(where).read_json("manifest.json")

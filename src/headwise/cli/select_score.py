@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from headwise.cli import options as o
 from headwise.cli.progress import progress
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.core.documents import DocumentScorer
-    from headwise.core.heads import HeadSet
-    from headwise.scale.estimate import Machine
-    from headwise.scale.options import ScoreOptions, Summary
-    from headwise.scale.ray_runner import RayOptions
+    from headwise.corpus.documents import DocumentScorer
+    from headwise.corpus.estimate import Machine
+    from headwise.corpus.options import ScoreOptions, Summary
+    from headwise.corpus.ray_runner import RayOptions
+    from headwise.heads.types import HeadSet
 
 
 def read_heads(path: Path, top: int | None, share: float) -> HeadSet:
@@ -25,8 +25,8 @@ def read_heads(path: Path, top: int | None, share: float) -> HeadSet:
 
     Refused if one of them scored 0: what is left of a choice then is the order of heads (card, section 4).
     """
-    from headwise.core.headfile import load_heads
-    from headwise.methods.find.proxy import top_share
+    from headwise.heads.headfile import load_heads
+    from headwise.methods.influence.proxy import top_share
 
     scores = load_heads(path)
     if top is None:
@@ -52,10 +52,10 @@ class Job:
 
     def make(self) -> DocumentScorer:
         """Load the model and make its scorer. Raises `HeadwiseError` for heads of another model and wrong limits."""
-        from headwise.methods.select.influence import AttentionInfluence
+        from headwise.methods.influence.scorer import AttentionInfluence
 
         loaded = o.load(self.model, self.device, self.dtype, self.revision)
-        loaded.layout.check(self.heads)
+        loaded.check(self.heads)
         return AttentionInfluence(loaded, self.heads, self.mode, **dict(self.limits))
 
 
@@ -66,7 +66,7 @@ def make_scorer(job: Job) -> DocumentScorer:
 
 def ask_ray(actors: str, cpus: float, gpus: float) -> RayOptions:
     """`N` or `least:most` actors of so many cores and GPUs."""
-    from headwise.scale.ray_runner import RayOptions
+    from headwise.corpus.ray_runner import RayOptions
 
     least, _, most = actors.partition(":")
     if not (least.isdecimal() and (most or least).isdecimal()):
@@ -83,11 +83,11 @@ def run_score(
     make = partial(make_scorer, job)
     with progress("scoring", hidden=json) as report:
         if cluster is None:
-            from headwise.scale.score_files import score_files
+            from headwise.corpus.score_files import score_files
 
             summary = score_files(inputs, output, make, options, report)
         else:
-            from headwise.scale.ray_runner import score_files_with_ray
+            from headwise.corpus.ray_runner import score_files_with_ray
 
             summary = score_files_with_ray(inputs, output, make, options, report, cluster)
     if json:
@@ -99,8 +99,8 @@ def run_score(
 
 def run_estimate(inputs: Sequence[str], job: Job, options: ScoreOptions, rows: int, machines: Sequence[str], json: bool) -> None:
     """Measure a sample and say what the whole would take."""
+    from headwise.corpus.estimate import estimate_cost
     from headwise.report.console import print_all
-    from headwise.scale.estimate import estimate_cost
 
     known = [_machine(text) for text in machines]
     found = estimate_cost(inputs, job.make(), options, rows, machines=known)
@@ -111,7 +111,7 @@ def run_estimate(inputs: Sequence[str], job: Job, options: ScoreOptions, rows: i
 
 
 def _machine(text: str) -> Machine:
-    from headwise.scale.estimate import Machine
+    from headwise.corpus.estimate import Machine
 
     name, _, value = text.partition("=")
     speed, _, cost = value.partition(":")

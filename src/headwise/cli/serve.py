@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headwise.cli import options as o
-from headwise.core.errors import HeadwiseError, MissingExtraError
+from headwise.heads.errors import HeadwiseError, MissingExtraError
 
 if TYPE_CHECKING:
-    from headwise.core import HeadSet
-    from headwise.families import Loaded
-    from headwise.methods.rank.attention_ranker import AttentionRanker
+    from headwise.heads import HeadSet
+    from headwise.methods.query.ranker import AttentionRanker
+    from headwise.models.model import Model
 
 
 def serve(
-    model: o.Model = None,
+    model: o.ModelName = None,
     heads: Annotated[
         Path | None, typer.Option(help="Head file, best of `headwise detect --score query`.", show_default=False)
     ] = None,
@@ -62,7 +62,7 @@ def serve(
 
     def make() -> AttentionRanker:
         ranker = _ranker(o.load(model, device, dtype, revision), chosen, official, layout or "plain", chat)
-        typer.echo(f"ready      {ranker.loaded.layout.name}, {len(ranker.heads)} heads ({ranker.heads.chosen_by})")
+        typer.echo(f"ready      {ranker.model.name}, {len(ranker.heads)} heads ({ranker.heads.chosen_by})")
         return ranker
 
     listening = run.bind(host, port)
@@ -77,15 +77,15 @@ def serve(
 
 def _heads(file: Path | None, top: int, every: bool) -> HeadSet | None:
     """None: all heads. Read before the model, so that a wrong file is told at once."""
-    from headwise.core import load_heads
+    from headwise.heads import load_heads
 
     if (file is None) != every:
         raise HeadwiseError("say which heads to rank with: either --heads FILE (and --top K) or --all-heads")
     return None if file is None else load_heads(file).top(top)
 
 
-def _ranker(loaded: Loaded, heads: HeadSet | None, official: bool, layout: str, chat: bool) -> AttentionRanker:
-    from headwise.methods.rank.attention_ranker import AttentionRanker
+def _ranker(loaded: Model, heads: HeadSet | None, official: bool, layout: str, chat: bool) -> AttentionRanker:
+    from headwise.methods.query.ranker import AttentionRanker
 
     if official:
         return AttentionRanker.official(loaded, heads, chat)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headwise.cli import options as o
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.core import HeadScores
+    from headwise.heads import HeadScores
 
 Result = tuple[Path, str, Any]
 
@@ -45,7 +45,7 @@ def show(
         raise HeadwiseError(f"unknown picture format {format!r}; use png or svg")
     if model is not None and html is None:
         raise HeadwiseError("--model records what heads look at, for a page only; give --html PAGE, too")
-    from headwise.core.headfile import load_result
+    from headwise.heads.headfile import load_result
 
     results: list[Result] = [(file, *load_result(file)) for file in files]
     if html is not None:
@@ -93,5 +93,5 @@ def _traces(scores: HeadScores, model: str, top: int, device: str, dtype: str) -
 
     loaded = o.load(model, device, dtype)
     chosen = scores.top(min(max(top, 1), len(scores.ranking())))
-    loaded.layout.check(chosen)
+    loaded.check(chosen)
     return needle_traces(loaded, scores, chosen)

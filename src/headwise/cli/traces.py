@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Any
 from headwise.cli import options as o
 
 if TYPE_CHECKING:
-    from headwise.core import HeadScores, HeadSet
-    from headwise.families import Loaded
+    from headwise.heads import HeadScores, HeadSet
+    from headwise.models.model import Model
     from headwise.prompts.grid import Task
 
 WANTED, TRIED = 3, 6
 DEPTHS = (0.25, 0.5, 0.75)
 
 
-def needle_traces(loaded: Loaded, scores: HeadScores, heads: HeadSet) -> list[dict[str, Any]]:
+def needle_traces(loaded: Model, scores: HeadScores, heads: HeadSet) -> list[dict[str, Any]]:
     """Traces of up to `WANTED` questions, as plain data; answered ones first, out of at most `TRIED`."""
-    from headwise.engine.head_trace import trace_heads
-    from headwise.evaluate.metrics import judged
-    from headwise.evaluate.provenance import stop_ids
     from headwise.prompts.grid import make_group, plan_groups
+    from headwise.runtime.head_trace import trace_heads
+    from headwise.runtime.stops import stop_ids
+    from headwise.stats.metrics import judged
 
     task, stop = _task(loaded, scores), stop_ids(loaded)
     found: list[tuple[bool, dict[str, Any]]] = []
-    for i, spec in enumerate(sorted(plan_groups(task, loaded.layout.positions), key=lambda spec: spec.needle)[:TRIED]):
-        group, place = make_group(spec, task, loaded.layout.positions), i % len(DEPTHS)
+    for i, spec in enumerate(sorted(plan_groups(task, loaded.positions), key=lambda spec: spec.needle)[:TRIED]):
+        group, place = make_group(spec, task, loaded.positions), i % len(DEPTHS)
         trace = trace_heads(loaded, group.prompts[place], heads, stop)
         said = str(loaded.tokenizer.decode(list(trace.ids), skip_special_tokens=True)).strip()
         right, wanted = bool(judged(said, group.needle.answer)["exact"]), group.needle.answer
@@ -36,16 +36,16 @@ def needle_traces(loaded: Loaded, scores: HeadScores, heads: HeadSet) -> list[di
     return [data for _, data in sorted(found, key=lambda one: not one[0])[:WANTED]]
 
 
-def _task(loaded: Loaded, scores: HeadScores) -> Task:
+def _task(loaded: Model, scores: HeadScores) -> Task:
     """The needles and the wording that the heads were found with, as far as their file says; its shortest context."""
     from dataclasses import replace
 
-    from headwise.core.errors import PromptError
+    from headwise.heads.errors import PromptError
     from headwise.prompts.grid import default_lengths
     from headwise.prompts.needles import Needle
 
     known = scores.provenance
-    lengths = (known.get("grid") or {}).get("lengths") or default_lengths(loaded.layout.positions)
+    lengths = (known.get("grid") or {}).get("lengths") or default_lengths(loaded.positions)
     task = o.make_task(
         loaded, split="detect", lengths=(min(lengths),), depths=DEPTHS, windows=1, needles=None, haystack=None,
         template=known.get("template"), chat=bool(known.get("chat")), seed=0,

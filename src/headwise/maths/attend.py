@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 from headwise.maths.logits import Keys, grouped_product, visible_logits
 
 EXPLICIT_LOGITS = 2**24  # logits held at once by the explicit path

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 
 def fitted(wanted: Sequence[float], total: int, least: int, most: int) -> list[int]:

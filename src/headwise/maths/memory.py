@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 
 def cache_bytes(counts: Sequence[Sequence[int]], *, key_width: int, value_width: int, item_size: int, batch: int = 1) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 NORMALIZE = ("sum", "mean", "sqrt")
 

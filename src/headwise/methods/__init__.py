@@ -1,1 +1,1 @@
-"""One file per published method, grouped by what a user does with it."""
+"""One package per published method."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from headwise.core.errors import PromptError
+from headwise.heads.errors import PromptError
 from headwise.prompts.passages import Passage
 from headwise.prompts.ranking_data import passage_of, read_lines
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from headwise.core.errors import PromptError
-from headwise.core.prompt import Prompt, Span
+from headwise.heads.errors import PromptError
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.frame import frame
 from headwise.prompts.haystack import Window
 from headwise.prompts.needles import Needle
+from headwise.prompts.prompt import Prompt, Span
 
 BASE_TEMPLATE = "{context}\nQuestion: {question}\nAnswer: {answer_prefix}"
 CHAT_TEMPLATE = "{context}\n\nAnswer from the text above, in a few words.\n{question}"

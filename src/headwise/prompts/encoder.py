@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from headwise.core.errors import PromptError
+from headwise.heads.errors import PromptError
 
 # A piece is encoded behind an anchor, whose ids are then dropped: tokenizers treat the start of a text specially.
 ANCHORS = ("a", ".", "\n", "0", ":")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from headwise.core.errors import PromptError
+from headwise.heads.errors import PromptError
 from headwise.prompts.encoder import PieceEncoder
 
 _MARK = "\ue000"  # private-use character that stands for the user's turn while a chat template is applied

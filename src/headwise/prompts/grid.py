@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from headwise.core.errors import PromptError
-from headwise.core.prompt import Prompt
+from headwise.heads.errors import PromptError
 from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.haystack import Haystack, Window
 from headwise.prompts.needles import Needle
+from headwise.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headwise.core.errors import PromptError
+from headwise.heads.errors import PromptError
 from headwise.prompts.encoder import PieceEncoder
 
 SUFFIXES = (".txt", ".md", ".txt.gz", ".md.gz")

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from headwise.core.errors import PromptError
+from headwise.heads.errors import PromptError
 
 FIELDS = ("needle", "question", "answer")
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from headwise.core.errors import PromptError
-from headwise.core.prompt import Prompt, Span
+from headwise.heads.errors import PromptError
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.frame import frame
+from headwise.prompts.prompt import Prompt, Span
 
 NULL_QUERY = "N/A"  # a query without content (Chen et al. 2024, arXiv:2410.02642)
 

@@ -1,4 +1,4 @@
-"""Labelled queries with their passages: JSON lines of the user, and texts of the micro-world."""
+"""Labelled queries with their passages: JSON lines of the user, and needle questions over passages of novels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from headwise.core.errors import PromptError
-from headwise.prompts.microworld import Example, make_example
+from headwise.heads.errors import PromptError
+from headwise.prompts.haystack import bundled_texts
+from headwise.prompts.needles import bundled_needles
 from headwise.prompts.passages import Passage, RankingExample
 
+PASSAGE_WORDS = 50
 WANTED = '{"query": "...", "passages": ["...", {"title": "...", "text": "..."}], "gold": [0]}'
 
 
@@ -50,19 +52,23 @@ def passage_of(row: Any, place: str) -> Passage:
     raise PromptError(f"{place}: a passage is a text, or an object with text and title; got {str(row)[:60]!r}")
 
 
-def from_microworld(example: Example) -> RankingExample:
-    """The last question of a `passages` text."""
-    count = len(example.info["kinds"])
-    texts = ["".join(p.text for p in example.context if f"passage/{i}" in p.names) for i in range(1, count + 1)]
-    passages = tuple(Passage(text.split(":", 1)[1].strip()) for text in texts)
-    query = "".join(piece.text for piece in example.turns[-1].ask).strip()
-    return RankingExample(query, passages, frozenset(number - 1 for number in example.info["gold_passages"]))
+def needle_examples(count: int, passages: int, seed: int = 0) -> list[RankingExample]:
+    """`count` queries over `passages` passages of the bundled novels; one of them holds the sentence that answers the query.
 
-
-def microworld_examples(count: int, split: str, seed: int = 0, n: int = 8, **options: Any) -> list[RankingExample]:
-    """`count` queries over `n` passages of the micro-world each; the question shares no word of meaning with the passage."""
-    made = (make_example("passages", split, np.random.default_rng([seed, 23, i]), n=n, **options) for i in range(count))
-    return [from_microworld(example) for example in made]
+    Queries are the questions of the bundled needles of the detection split, in turn. A passage has about `PASSAGE_WORDS` words.
+    """
+    words = [word for text in bundled_texts() for word in text.split()]
+    needles = bundled_needles("detect")
+    made = []
+    for number in range(count):
+        rng = np.random.default_rng([seed, 29, number])
+        places = rng.choice(len(words) // PASSAGE_WORDS, size=passages, replace=False) * PASSAGE_WORDS
+        texts = [words[place : place + PASSAGE_WORDS] for place in places]
+        needle, gold = needles[number % len(needles)], int(rng.integers(passages))
+        at = int(rng.integers(PASSAGE_WORDS))
+        texts[gold] = [*texts[gold][:at], *needle.needle.split(), *texts[gold][at:]]
+        made.append(RankingExample(needle.question, tuple(Passage(" ".join(text)) for text in texts), frozenset({gold})))
+    return made
 
 
 def _example(row: Any, place: str) -> RankingExample:

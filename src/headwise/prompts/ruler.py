@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from headwise.core.errors import MissingExtraError, PromptError
+from headwise.heads.errors import MissingExtraError, PromptError
 
 COLUMNS = ("context", "question", "answer_prefix", "answer", "max_new_tokens")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.core.errors import HeadwiseError
-from headwise.core.headfile import write_atomically
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.headfile import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

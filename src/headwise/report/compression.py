@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 from headwise.report.canvas import BLUE, GREY, INK, RED, SMALL, add_legend, new_figure, set_title, style, write_figure
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headwise.core.heads import HeadScores
+from headwise.heads.types import HeadScores
 from headwise.report.canvas import BLUE, GREY, INK, LABEL, RED, SMALL, add_legend, new_figure, set_title, style, subject
 from headwise.report.numbers import capital, count, noun, scored, shares, thresholds
 

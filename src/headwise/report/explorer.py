@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from headwise.core.errors import HeadwiseError
-from headwise.core.heads import HeadScores
-from headwise.maths.agreement import gini, split_half_reliability
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.types import HeadScores
 from headwise.report.explorer_compare import comparable, comparison_section
 from headwise.report.explorer_data import Entry, entry_data, group_size, head_table, labelled, source, written
 from headwise.report.explorer_figures import ablation_section, distribution_section, gallery, grid_section, map_chart, runs_chart
 from headwise.report.numbers import capital, count, noun, scored, thresholds
 from headwise.report.page.parts import details, figure, header, note, section, table, text_key
 from headwise.report.page.shell import Html, document, join, resource, tag, write_document
+from headwise.stats.agreement import gini, split_half_reliability
 
 Trace = Mapping[str, Any]
 LISTED = 12

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.core.plain import plain
-from headwise.maths.agreement import pearson, split_half_reliability, split_half_top_overlap, top_overlap
+from headwise.heads.plain import plain
 from headwise.report.explorer_data import Entry
 from headwise.report.page.charts import GRID, heat_map, lines, scatter
 from headwise.report.page.parts import figure, figures, note, section, table
 from headwise.report.page.shell import Html, data_tag, join, tag
+from headwise.stats.agreement import pearson, split_half_reliability, split_half_top_overlap, top_overlap
 
 NAMED, SPLITS = 10, 20
 BOTH, FIRST, SECOND, CHANCE = "both files", "halves of first", "halves of second", "chance"

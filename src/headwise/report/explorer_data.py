@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.core.heads import HeadScores
+from headwise.heads.types import HeadScores
 from headwise.report.canvas import subject
 from headwise.report.numbers import RESAMPLES, capital, layer_kind, noun
 

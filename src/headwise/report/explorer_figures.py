@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 from headwise.report.explorer_data import Entry, group_size, head_columns, run_axes
 from headwise.report.needle_grid import tabulate
 from headwise.report.numbers import capital, noun, scored, shares, thresholds

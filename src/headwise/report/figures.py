@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from headwise.core.heads import HeadScores
+from headwise.heads.types import HeadScores
 from headwise.report.ablation_curves import draw_ablation_curves
 from headwise.report.canvas import write_figure
 from headwise.report.distribution import draw_distribution

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise.core.heads import HeadScores
+from headwise.heads.types import HeadScores
 from headwise.report.canvas import (
     BLUE,
     INK,

@@ -6,16 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headwise.report.influence_numbers import (
-    QUANTILES,
-    densities,
-    excerpt,
-    mean_tokens,
-    named,
-    number,
-    points,
-    quantile_rows,
-)
+from headwise.report.influence_numbers import QUANTILES, densities, excerpt, mean_tokens, named, number, points, quantile_rows
 from headwise.report.numbers import count
 from headwise.report.page import charts, parts
 from headwise.report.page.shell import Html, document, join, tag, write_document

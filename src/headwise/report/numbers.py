@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.core.errors import HeadwiseError
-from headwise.core.heads import HeadScores
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.types import HeadScores
 
 RETRIEVAL, STRONG = 0.1, 0.5
 """Copy scores above 0.1 make a retrieval head (Wu et al. 2024); 0.5 is the strong end of their table."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from headwise.core import HeadScores
-from headwise.core.plain import plain
-from headwise.maths.agreement import gini, split_half_reliability
+from headwise.heads import HeadScores
+from headwise.heads.plain import plain
+from headwise.stats.agreement import gini, split_half_reliability
 
 Shown = tuple[list[RenderableType], list[Path], dict[str, Any]]
 

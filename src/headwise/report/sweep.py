@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 from headwise.report.numbers import count
 
 METRICS = {

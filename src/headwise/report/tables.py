@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from headwise.core.errors import HeadwiseError
-from headwise.core.heads import HeadId, HeadScores
-from headwise.maths.agreement import gini, split_half_reliability, split_half_top_overlap
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.types import HeadId, HeadScores
 from headwise.report.canvas import subject
 from headwise.report.numbers import capital, count, interval, layer_kind, noun, scored, thresholds
 from headwise.report.sweep import METRICS, Row, Sweep, read_sweep
+from headwise.stats.agreement import gini, split_half_reliability, split_half_top_overlap
 
 NAMED = 8
 """At most so many always-on heads are listed by name, and so many of the strongest are compared between halves of the runs."""

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 import headwise
-from headwise.methods.rank.attention_ranker import AttentionRanker
+from headwise.methods.query.ranker import AttentionRanker
 from headwise.serve import shapes
 from headwise.serve.limits import Body, RefusalError, Settings, check_key, parse_json
 from headwise.serve.metrics import Measured, Metrics
@@ -85,7 +85,7 @@ async def rerank(request: Request) -> Response:
     if not all(map(math.isfinite, found.scores)):
         raise RefusalError(500, "not_finite", "the model gave scores that are no numbers; serve it with another --dtype")
     version = "2" if request.url.path.startswith("/v2") else "1"
-    return JSONResponse(asked.answer(found.scores, found.tokens, state.work.ranker.loaded.layout.name, version))
+    return JSONResponse(asked.answer(found.scores, found.tokens, state.work.ranker.model.name, version))
 
 
 async def health(request: Request) -> Response:
@@ -105,8 +105,8 @@ async def models(request: Request) -> Response:
     check_key(request, request.app.state.settings.api_key)
     ranker = request.app.state.work.ranker
     if ranker is None:
-        raise RefusalError(503, request.app.state.work.state, "the model is not loaded", {"Retry-After": "5"})
-    layout, heads = ranker.loaded.layout, ranker.heads
+        raise RefusalError(503, request.app.state.work.state, "the model is not model", {"Retry-After": "5"})
+    layout, heads = ranker.model, ranker.heads
     entry = {"id": layout.name, "object": "model", "owned_by": "headwise", "heads": len(heads), "chosen_by": heads.chosen_by}
     return JSONResponse({"object": "list", "data": [entry | {"max_context": layout.positions}]})
 

@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from headwise.engine.passage_index import PassageIndex, Text, as_passage
+from headwise.runtime.passage_index import PassageIndex, Text, as_passage
 
 
 def passage_key(passages: Sequence[Text]) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 KEY_VARIABLE = "HEADWISE_API_KEY"
 DRAIN_BYTES, DRAIN_SECONDS = 16 * 2**20, 2.0  # of a refused body, see `Body.discard`

@@ -8,7 +8,7 @@ from types import FrameType
 
 import uvicorn
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 from headwise.serve.app import make_app
 from headwise.serve.limits import Settings
 from headwise.serve.work import MakeRanker, Work
@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that refuses new requests from the moment a signal arrives, and stops if the model cannot be loaded."""
+    """Uvicorn that refuses new requests from the moment a signal arrives, and stops if the model cannot be model."""
 
     def __init__(self, config: uvicorn.Config, work: Work) -> None:
         super().__init__(config)

@@ -17,15 +17,15 @@ from typing import NamedTuple
 
 import torch
 
-from headwise.core.errors import HeadwiseError, PromptError
-from headwise.engine.passage_index import PassageIndex, Text
-from headwise.methods.rank.attention_ranker import AttentionRanker
+from headwise.heads.errors import HeadwiseError, PromptError
+from headwise.methods.query.ranker import AttentionRanker
+from headwise.runtime.passage_index import PassageIndex, Text
 from headwise.serve.cache import IndexCache, passage_key
 from headwise.serve.limits import RefusalError, Settings
 from headwise.serve.metrics import Metrics
 
 LOADING, READY, STOPPING, FAILED = "loading", "ready", "stopping", "failed"
-WHY = {LOADING: "the model is still loading", STOPPING: "the service is stopping", FAILED: "the model could not be loaded"}
+WHY = {LOADING: "the model is still loading", STOPPING: "the service is stopping", FAILED: "the model could not be model"}
 LONGEST_RETRY = 60  # seconds; further ahead nobody can tell
 MakeRanker = Callable[[], AttentionRanker]
 
@@ -260,7 +260,7 @@ class Work:
 
     def _ready(self) -> AttentionRanker:
         if self.ranker is None:
-            raise RuntimeError("the work thread asked for a ranker before it was loaded")
+            raise RuntimeError("the work thread asked for a ranker before it was model")
         return self.ranker
 
 

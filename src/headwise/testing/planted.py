@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwise.core.errors import HeadwiseError
-from headwise.core.heads import HeadScores
-from headwise.families import Loaded, layout_of
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.types import HeadScores
+from headwise.models.model import Model
 from headwise.testing.tokenizers import SPECIAL, word_tokenizer
 
 CODE = 36  # dimensions of a token's random code
@@ -116,14 +116,14 @@ def planted_copier(
     return model, tokenizer
 
 
-def check_detector(detect: Callable[[Loaded, PlantedTask], HeadScores]) -> None:
+def check_detector(detect: Callable[[Model, PlantedTask], HeadScores]) -> None:
     """Raise `HeadwiseError` unless a detector puts the planted head on top of its ranking, wherever the head was planted.
 
-    detect(loaded, task) gets a planted model and the texts and needles to ask it about.
+    detect(model, task) gets a planted model and the texts and needles to ask it about.
     """
     for layers, heads, layer, head, kv_heads in ((2, 4, 1, 2, 4), (3, 4, 2, 0, 2), (3, 6, 1, 5, 6)):
         model, tokenizer = planted_copier(layers, heads, layer, head, kv_heads=kv_heads)
-        scores = detect(Loaded(model, tokenizer, layout_of(model)), planted_task())
+        scores = detect(Model(model, tokenizer), planted_task())
         where = f"the head planted at L{layer}H{head} in {layers} layers x {heads} heads"
         if scores.shape != (layers, heads):
             raise HeadwiseError(f"the detector gave {scores.shape[0]} x {scores.shape[1]} scores, not one per head, for {where}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from headwise.core.documents import DocumentScore, Encoded
+from headwise.corpus.documents import DocumentScore, Encoded
 
 
 class StubScorer:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 COMMON: dict[str, Any] = {
     "vocab_size": 96,

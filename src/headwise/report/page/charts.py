@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headwise.core.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError
 
 Table = Mapping[str, Sequence[Any]]
 SERIES = ("$red", "$blue", "$green", "$purple", "$orange", "$sky", "$ink")  # Okabe and Ito's palette, in this order

@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from headwise.core.headfile import write_atomically
-from headwise.core.plain import plain
+from headwise.heads.headfile import write_atomically
+from headwise.heads.plain import plain
 from headwise.report.canvas import BLUE, GREY, INK, RED
 
 # Colours of pages and of figures in them, on light and on dark ground. The named ones are Okabe and Ito's.

@@ -1,0 +1,93 @@
+"""Greedy answers to many prompts at once, for any causal language model: padded on the left, sorted by length."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from headwise.attention.plan import device_of
+from headwise.heads.errors import HeadwiseError
+from headwise.models.forward import forward
+
+BATCH_TOKENS = 8192  # padded tokens of a batch
+ALONE = 1024  # tokens; a longer prompt runs alone, because without padding attention needs no mask and is twice as fast
+Ids = Sequence[int]
+
+
+@torch.no_grad()
+def greedy_answers(model: Any, prompts: Sequence[Ids], limits: Sequence[int], stop: Collection[int]) -> list[tuple[int, ...]]:
+    """The greedy answer to each prompt; it ends with its first stop token or after its own limit of tokens (at least 1).
+
+    The answers are those of one prompt after the other, up to rounding. Runs under whatever attach block is open.
+    Raises `HeadwiseError` if a logit is NaN or infinite.
+    """
+    answers: list[tuple[int, ...]] = [()] * len(prompts)
+    for batch in _batches(prompts):
+        found = _answer_batch(model, [prompts[i] for i in batch], [limits[i] for i in batch], stop)
+        for i, ids in zip(batch, found, strict=True):
+            answers[i] = ids
+    return answers
+
+
+@torch.no_grad()
+def next_token_logits(model: Any, prompts: Sequence[Ids], tokens: Ids) -> Tensor:
+    """Logits [prompt, token] float32 (on the CPU) of some tokens right after each prompt. Raises as `greedy_answers`."""
+    out = torch.empty(len(prompts), len(tokens))
+    for batch in _batches(prompts):
+        ids, mask = _padded(model, [prompts[i] for i in batch])
+        out[batch] = _forward(model, ids, mask, DynamicCache(config=model.config))[:, list(tokens)].cpu()
+    return out
+
+
+def _batches(prompts: Sequence[Ids]) -> list[list[int]]:
+    """Indices of the prompts, longest first, so that a batch has prompts of about one length."""
+    batches: list[list[int]] = []
+    room = 0
+    for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+        if not room or len(prompts[i]) > ALONE:
+            room = max(1, BATCH_TOKENS // len(prompts[i])) if len(prompts[i]) <= ALONE else 1
+            batches.append([])
+        batches[-1].append(i)
+        room -= 1
+    return batches
+
+
+def _answer_batch(model: Any, prompts: Sequence[Ids], limits: Sequence[int], stop: Collection[int]) -> list[tuple[int, ...]]:
+    answers: list[list[int]] = [[] for _ in prompts]
+    is_open = [True] * len(prompts)
+    cache = DynamicCache(config=model.config)
+    ids, mask = _padded(model, prompts)
+    while True:
+        ids = _forward(model, ids, mask, cache).argmax(dim=-1, keepdim=True)
+        for row, token in enumerate(ids[:, 0].tolist()):
+            if is_open[row]:
+                answers[row].append(token)
+                is_open[row] = token not in stop and len(answers[row]) < limits[row]
+        if not any(is_open):
+            return [tuple(answer) for answer in answers]
+        mask = torch.cat([mask, mask.new_ones(len(answers), 1)], dim=1)
+
+
+def _padded(model: Any, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Ids and mask [prompt, T] int64, both 0 where there is padding."""
+    width = max(map(len, prompts))
+    ids, mask = torch.zeros(2, len(prompts), width, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, width - len(prompt) :] = 1
+    place = device_of(model)
+    return ids.to(place), mask.to(place)
+
+
+def _forward(model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    """Append ids [B, t] to the cache; logits [B, V] float32 after the last. mask [B, T] covers the cache and the new ids."""
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    visible = None if bool(mask.all()) else mask
+    logits: Tensor = forward(model, ids, cache, attention_mask=visible, position_ids=positions, logits_to_keep=1).logits[:, -1]
+    if not torch.isfinite(logits).all():
+        raise HeadwiseError("the model's logits are not finite (NaN or infinity); use another checkpoint")
+    return logits.float()

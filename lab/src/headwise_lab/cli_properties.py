@@ -1,0 +1,97 @@
+"""`headwise lab properties`: the five properties of retrieval heads on the lab models, beside the paper's values."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headwise.cli import options as o
+from headwise.cli.progress import progress
+from headwise.heads.errors import HeadwiseError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+RESULT, PAGE = "properties.json", "properties.html"
+
+
+def properties(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="Bundled lab models or folders.", show_default="all bundled ones"),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page, the JSON, figures and head files.")] = Path(
+        "headwise-out/properties"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of haystack windows, random heads, questions and intervals.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A small version, to see that everything runs.")] = False,
+    stories: Annotated[
+        Path | None,
+        typer.Option(help="Folder of stories260K for the negative control.", show_default="that of a source checkout"),
+    ] = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+) -> None:
+    """Check the five properties of retrieval heads, the reasoning claim and a negative control, and write one page about it."""
+    _check_folder(output, overwrite)
+    from transformers.utils import logging
+
+    from headwise.heads.headfile import write_json
+    from headwise_lab.properties.control import check_stories
+    from headwise_lab.properties.lab_models import choose_models
+    from headwise_lab.properties.run import measure_properties
+    from headwise_lab.properties.settings import Settings
+    from headwise_lab.report.page import write_page
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    settings, started = Settings(seed=seed), time.monotonic()
+    chosen = choose_models(models or [])
+    check_stories(stories)
+    work = output / "unfinished"
+    with progress("measuring", hidden=json) as report:
+        result = measure_properties(chosen, settings.quick() if quick else settings, stories, work, output / "heads", report)
+    write_json(result, output / RESULT, overwrite=True)
+    _remove(work)
+    pictures = write_page(result, output / PAGE, output / "figures")
+    seconds = round(time.monotonic() - started, 1)
+    if json:
+        verdicts = [{key: one[key] for key in ("key", "verdict", "found")} for one in result["properties"]]
+        o.print_json({"result": str(output / RESULT), "page": str(output / PAGE), "seconds": seconds, "properties": verdicts})
+        return
+    from headwise.report.console import print_all
+
+    lines = [
+        f"page       {output / PAGE}",
+        f"result     {output / RESULT}",
+        f"figures    {len(pictures) - 1} in {output / 'figures'}",
+    ]
+    print_all(_table(result), result["verdict_rule"], *lines, f"seconds    {seconds:.0f}")
+
+
+def _check_folder(output: Path, overwrite: bool) -> None:
+    """Refuse before any work is done."""
+    if output.exists() and not output.is_dir():
+        raise HeadwiseError(f"{output} is a file; give a folder with --output")
+    for name in (RESULT, PAGE):
+        if (output / name).exists() and not overwrite:
+            raise HeadwiseError(f"{output / name} exists; give another --output or --overwrite (results are never merged)")
+
+
+def _remove(work: Path) -> None:
+    """Finished parts are not needed once the result is safe."""
+    import shutil
+
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _table(result: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table("property", "verdict", "here", box=None, header_style="bold", pad_edge=False)
+    for one in result["properties"]:
+        table.add_row(one["title"].lower(), one["verdict"], one["found"])
+    return table

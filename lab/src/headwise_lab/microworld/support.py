@@ -1,0 +1,70 @@
+"""Which claims of an answer do the documents support? Exact, because every sentence of the micro-world can be read back."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+from headwise.heads.errors import HeadwiseError
+from headwise.prompts.turns import Example
+from headwise.prompts.words import SPLITS
+from headwise_lab.microworld.facts import Fact
+from headwise_lab.microworld.relations import relations
+
+LABELS = ("supported", "fabricated", "mis_combined", "unreadable")
+_ENTITY, _VALUE = r"(?P<e>[A-Z][a-z]+)", r"(?P<v>[A-Za-z0-9][\w'-]*(?: [\w'-]+){0,2})"
+
+
+class Claim(NamedTuple):
+    """One sentence of an answer. label: one of `LABELS`. fact: what it says, None if it cannot be read."""
+
+    text: str
+    label: str
+    fact: Fact | None
+
+
+def check_support(answer: str, example: Example) -> list[Claim]:
+    """The claims of a generated answer, judged by the facts in the example's context.
+
+    supported: the documents say so. mis_combined: they hold the value, but not for this entity and relation. fabricated: they do not
+    hold the value. unreadable: not a sentence in a wording of any split. A sentence that is cut off is read if only its stop is missing.
+    """
+    if "facts" not in example.info:
+        raise HeadwiseError(f"an example of the task {example.task!r} has no facts to check an answer against")
+    told = set(example.info["facts"])
+    values = {fact.value for fact in told}
+    sentences = [part.strip() for part in re.split(r"[.\n]", answer) if part.strip()]
+    return [_claim(sentence + ".", told, values) for sentence in sentences]
+
+
+def read_sentence(sentence: str) -> list[Fact]:
+    """Every fact that a sentence may state, the wording with the most fixed letters first."""
+    found = []
+    for length, relation, pattern in _patterns():
+        match = pattern.fullmatch(sentence)
+        if match:
+            found.append((length, Fact(match["e"], relation, match["v"])))
+    best = max((length for length, _ in found), default=0)
+    return [fact for length, fact in found if length == best]
+
+
+def _claim(sentence: str, told: set[Fact], values: set[str]) -> Claim:
+    facts = read_sentence(sentence)
+    if not facts:
+        return Claim(sentence, "unreadable", None)
+    for fact in facts:
+        if fact in told:
+            return Claim(sentence, "supported", fact)
+    return Claim(sentence, "mis_combined" if facts[0].value in values else "fabricated", facts[0])
+
+
+@cache
+def _patterns() -> tuple[tuple[int, str, re.Pattern[str]], ...]:
+    made = []
+    for relation in relations().values():
+        for split in SPLITS:
+            for wording in relation.statements[split]:
+                text = re.escape(wording.text).replace(r"\{e\}", _ENTITY).replace(r"\{v\}", _VALUE)
+                made.append((len(wording.fill("")), relation.name, re.compile(text)))
+    return tuple(made)

@@ -1,0 +1,124 @@
+"""Copy scores of one model on the needle grid, and all that is known about a model while its properties are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.heads import HeadScores, HeadwiseError, NoSuccessfulRunError, PromptError
+from headwise.methods.copy.run import CopyOptions, describe_run, find_copy_heads
+from headwise.models.model import Model
+from headwise.prompts.compose import NeedleComposer
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.grid import GridOptions, Task, even_depths, plan_groups
+from headwise.prompts.haystack import Haystack, bundled_texts
+from headwise.prompts.needles import bundled_needles
+from headwise.runtime.rundir import RunDirectory
+from headwise_lab.properties.lab_models import LabModel
+from headwise_lab.properties.settings import PART, Settings
+
+
+@dataclass
+class Evidence:
+    """What was measured on one model. The parts are plain data, empty if not measured.
+
+    scores: None if it solved no run, or if all heads score the same; why: the reason. no_heads: it does solve runs, but no head stands out.
+    """
+
+    model: LabModel
+    shape: tuple[int, int]
+    positions: int | None
+    scores: HeadScores | None = None
+    why: str = ""
+    no_heads: bool = False
+    own_lengths: HeadScores | None = None
+    steps: dict[str, Any] = field(default_factory=dict)
+    ablation: dict[str, Any] = field(default_factory=dict)
+    reasoning: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.model.name
+
+    @property
+    def needle_runs(self) -> NDArray[np.float32]:
+        """[needle, layer, head]: mean score over the runs of each needle; the runs of one needle are no independent evidence."""
+        if self.scores is None or self.scores.runs is None:
+            return np.empty((0, *self.shape), dtype=np.float32)
+        which = needles_of(self.scores)
+        return np.stack([self.scores.runs[which == needle].mean(axis=0) for needle in np.unique(which)])
+
+
+def needles_of(scores: HeadScores) -> NDArray[np.int64]:
+    """[run] number of the needle of each run."""
+    return np.asarray([int(info["needle"]) for info in scores.run_info], dtype=np.int64)
+
+
+def needle_task(
+    model: Model,
+    split: str,
+    lengths: tuple[int, ...],
+    depths: tuple[float, ...],
+    settings: Settings,
+    needles: int | None = None,
+) -> Task:
+    """Bundled needles in the bundled books, at those lengths that fit the model. Raises `PromptError` if none fits."""
+    encoder = PieceEncoder(model.tokenizer)
+    chosen = bundled_needles(split)[: needles or settings.needles]
+    grid = GridOptions(lengths, depths, part=PART, seed=settings.seed)
+    task = Task(chosen, Haystack(bundled_texts(), encoder), NeedleComposer(encoder), grid)
+    fitting, refused = [], ""
+    for length in lengths:
+        try:
+            plan_groups(replace(task, grid=replace(grid, lengths=(length,))), model.positions)
+            fitting.append(length)
+        except PromptError as error:
+            refused = refused or str(error)
+    if not fitting:
+        raise PromptError(f"no context length of {list(lengths)} fits {model.name}: {refused}")
+    return replace(task, grid=replace(grid, lengths=tuple(fitting)))
+
+
+def detect(model: Model, settings: Settings, evidence: Evidence, work: Path | None) -> None:
+    """Score all heads on the detection half of the needles; a model that solves no run is a result, too."""
+    try:
+        task = needle_task(model, "detect", settings.lengths, even_depths(settings.depths), settings)
+        scores = _scores(model, task, work, "detect")
+    except (NoSuccessfulRunError, PromptError) as error:
+        evidence.why = str(error)
+        return
+    try:
+        scores.ranking()
+        evidence.scores = scores
+    except HeadwiseError as error:
+        evidence.why, evidence.no_heads = str(error), True
+
+
+def detect_long(model: Model, settings: Settings, evidence: Evidence, work: Path | None) -> None:
+    """Scores of a continued model at lengths that its base cannot take: half and seven eighths of its positions, a quarter of the needles."""
+    positions = model.positions or 0
+    if not evidence.model.recipe.get("start") or positions < 4 * max(settings.lengths):
+        return
+    lengths = (positions // 2, positions * 7 // 8)
+    try:
+        task = needle_task(model, "detect", lengths, even_depths(settings.depths), settings, max(1, settings.needles // 4))
+        evidence.own_lengths = _scores(model, task, work, "long")
+    except (NoSuccessfulRunError, PromptError):
+        return
+
+
+def _scores(model: Model, task: Task, work: Path | None, kind: str) -> HeadScores:
+    options = CopyOptions()
+    directory = open_directory(work, f"{model.name}.{kind}", describe_run(model, task, options))
+    return find_copy_heads(model, task, options, directory)
+
+
+def open_directory(work: Path | None, name: str, description: Mapping[str, Any]) -> RunDirectory | None:
+    """The run directory of one part, so that an interrupted command continues; None without a place for it."""
+    return None if work is None else RunDirectory(work / name, description)

@@ -1,0 +1,85 @@
+"""Which models are measured, and how they are related: what follows from their recipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from headwise.heads import HeadwiseError
+from headwise.models.load import load_model
+from headwise.models.model import Model
+from headwise.models.registry import bundled_model, bundled_models
+from headwise_lab.recipe.recipes import RECIPES
+
+EXTENDED, SEED, FAMILY, TEXT, OTHER = "extended", "other seed", "other architecture", "other training text", "unknown"
+RELATIONS = {
+    EXTENDED: "base and its continuation on longer contexts",
+    SEED: "same recipe, another seed",
+    FAMILY: "same text, another architecture and seed",
+    TEXT: "another training text and recipe",
+    OTHER: "no recipe known",
+}
+
+
+@dataclass(frozen=True)
+class LabModel:
+    """A model to measure. recipe: the content of its recipe.json, empty if it has none."""
+
+    name: str
+    folder: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Model:
+        """Load it in float32 on the CPU; results name the model, not the place where it is installed."""
+        model = load_model(self.folder, "cpu", "float32")
+        return replace(model, name=self.name)
+
+
+def bundled_names() -> list[str]:
+    """Bundled models in the order of their recipes."""
+    found = set(bundled_models())
+    return [name for name in RECIPES if name in found] + sorted(found - set(RECIPES))
+
+
+def choose_models(names: Sequence[str]) -> list[LabModel]:
+    """Models by bundled name or folder; all bundled ones if no name is given. Raises `HeadwiseError` for any other name."""
+    known = bundled_names()
+    chosen = []
+    for name in dict.fromkeys(names or known):
+        folder = bundled_model(name) if name in known else Path(name)
+        if not (folder / "config.json").is_file():
+            raise HeadwiseError(
+                f"no lab model {name!r}; bundled are {', '.join(known) or 'none'}, or give a folder that holds a model"
+            )
+        path = folder / "recipe.json"
+        try:
+            recipe = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        except (OSError, ValueError) as error:
+            raise HeadwiseError(f"{path} is no recipe ({error}); delete it or restore it") from error
+        chosen.append(LabModel(folder.resolve().name, str(folder), recipe))
+    if len({model.name for model in chosen}) < len(chosen):
+        raise HeadwiseError("two of the models have the same name; rename a folder, results are told apart by it")
+    return chosen
+
+
+def relation(a: LabModel, b: LabModel) -> str:
+    """How two models are related, from their recipes."""
+    if not a.recipe or not b.recipe:
+        return OTHER
+    if _root(a) == _root(b):
+        return EXTENDED
+    if a.recipe.get("rows") != b.recipe.get("rows"):
+        return TEXT
+    return SEED if a.recipe.get("family") == b.recipe.get("family") else FAMILY
+
+
+def _root(model: LabModel) -> str:
+    """The model whose weights it continues in the end."""
+    name, start = model.name, model.recipe.get("start")
+    while start and start != name:
+        name = str(start)
+        start = RECIPES[name].start if name in RECIPES else None
+    return name

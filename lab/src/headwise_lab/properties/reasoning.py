@@ -1,0 +1,179 @@
+"""The reasoning claim: written steps need retrieval heads, answers from memory do not (Wu et al. 2024, sec. 4.3 and fig. 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.evaluation.ablation_table import AblationResult
+from headwise.evaluation.variants import Variant, distinct_sets, head_variants
+from headwise.heads import HeadScores, PromptError
+from headwise.models.model import Model
+from headwise_lab.eval_tasks import Item, NotMeasured
+from headwise_lab.properties.answers import SPECS, answer_items, draw_items
+from headwise_lab.properties.causal import row_of, usable_top
+from headwise_lab.properties.detection import Evidence
+from headwise_lab.properties.paper import REMOVED_MORE
+from headwise_lab.properties.settings import Settings, near_share
+from headwise_lab.properties.verdict import Check, Property, missing, p_text, span_of
+
+ABLE = 0.5  # share right of the whole model below which a loss says nothing
+FLOOR = 0.3  # the same for direct answers, which models find hard
+HALF, HARDLY, LEVEL = 0.5, 0.25, 0.05  # of the whole model's share; of the loss on written steps; of tests
+KEEPS = f"keeps at least {HALF:g} of its share"
+DRAWS, SAMPLES = 2_000, 2
+EVERYWHERE = ("steps", "closed_book")  # tasks also measured with heads removed at every position
+
+
+def measure(model: Model, scores: HeadScores, settings: Settings) -> dict[str, Any]:
+    """Answers of every task without the top K, K random and the K weakest heads; test split, heads found on other needles."""
+    top = usable_top(settings, scores)
+    if not top:
+        return {"why": f"too few heads for a control: {len(scores.ranking())}"}
+    heads = len(scores.ranking())
+    k = near_share(top, heads, REMOVED_MORE)
+    rows: list[dict[str, Any]] = []
+    try:
+        for task in SPECS:
+            rows.append(_measure_task(model, scores, settings, task, settings.scope, k, settings.item_controls))
+        able = {row["task"] for row in rows if "top" in row["right"]}
+        for task in (task for task in EVERYWHERE if settings.scope != "all" and task in able):
+            rows.append(_measure_task(model, scores, settings, task, "all", k, settings.all_controls))
+    except (NotMeasured, PromptError) as error:
+        return {"why": str(error)}
+    return {"name": model.name, "k": k, "heads": heads, "mode": settings.mode, "tasks": rows}
+
+
+def _measure_task(
+    model: Model, scores: HeadScores, settings: Settings, task: str, scope: str, k: int, controls: int
+) -> dict[str, Any]:
+    items = draw_items(model, task, settings.items * (2 if task == "closed_book" else 1), settings.seed)
+    variants = head_variants(scores, (k,), controls, settings.seed)
+    answer = partial(answer_items, model, task, items, mode=settings.mode, scope=scope)
+    if answer(sets=[variants[0].heads]).marks[..., 0].mean() < FLOOR:
+        variants = variants[:1]  # a model that cannot do the task has nothing to lose
+    sets, places = distinct_sets(variants)
+    found = answer(sets=sets)
+    marks, texts = found.marks[places], [found.text[place] for place in places]
+    values = {"exact": marks[..., 0], "logprob": found.logprob[places]}
+    info = tuple({"item": i} for i in range(len(items)))
+    result = AblationResult(variants, info, values, np.empty((len(variants), 0)), settings.seed, {})
+    chosen = _places(variants)
+    return {
+        "task": task,
+        "scope": scope,
+        "items": len(items),
+        "rows": result.summary(),
+        "right": {kind: marks[rows, :, 0].mean(axis=0).round(6).tolist() for kind, rows in chosen.items()},
+        "numbers": list(SPECS[task].rows),
+        "means": {kind: marks[rows].mean(axis=(0, 1)).tolist() for kind, rows in chosen.items()},
+        "samples": [_sample(texts, chosen, items[i], i) for i in range(min(SAMPLES, len(items)))],
+    }
+
+
+def _places(variants: Sequence[Variant]) -> dict[str, list[int]]:
+    """Rows of each kind; only `none` if nothing was removed."""
+    kinds = {kind: [i for i, v in enumerate(variants) if v.kind == kind] for kind in ("top", "random", "bottom")}
+    return {"none": [0], **{kind: rows for kind, rows in kinds.items() if rows}}
+
+
+def _sample(texts: Sequence[Sequence[str]], chosen: dict[str, list[int]], item: Item, i: int) -> dict[str, str]:
+    """One question with its answers; the first draw stands for random heads."""
+    turn = item.example.turns[-1]
+    question = "".join(piece.text for piece in turn.ask).strip()
+    answers = {kind: texts[rows[0]][i] for kind, rows in chosen.items()}
+    return {"context": item.example.context_text, "question": question, "gold": turn.answer_text, **answers}
+
+
+def difference_of_losses(a: dict[str, Any], b: dict[str, Any], seed: int) -> tuple[float, float, float]:
+    """Loss on task a minus loss on task b without the top heads, and its 95 % interval; the items of each are resampled."""
+    rng = np.random.default_rng([seed, 61])
+    losses = [np.asarray(t["right"]["none"]) - np.asarray(t["right"]["top"]) for t in (a, b)]
+    means: list[NDArray[np.float64]] = [x[rng.integers(len(x), size=(DRAWS, len(x)))].mean(axis=1) for x in losses]
+    low, high = np.quantile(means[0] - means[1], [0.025, 0.975])
+    return float(losses[0].mean() - losses[1].mean()), float(low), float(high)
+
+
+def judge(models: Sequence[Evidence], seed: int) -> Property:
+    """Main checks per model: written steps suffer; memory hardly does. Supporting: weak and random heads, direct answers, other scope."""
+    checks = [check for found in models for check in _checks(found, seed)]
+    measured = [found.reasoning for found in models if found.reasoning.get("tasks")]
+    able = [m for m in measured if _whole(m, "steps") >= ABLE and _whole(m, "closed_book") >= ABLE]
+    line = "no model answers both kinds of question"
+    if able:
+        parts = []
+        for task, name in (("steps", "two-hop with steps"), ("closed_book", "closed book")):
+            whole, top = ([_mean(m, task, kind) for m in able] for kind in ("none", "top"))
+            parts.append(f"{name} {span_of(whole)} → {span_of(top)}")
+        line = "; ".join(parts) + f" without the top {' or '.join(str(k) for k in sorted({m['k'] for m in able}))}"
+    notes = [
+        "Direct two-hop answers need the text as much as written steps do; the paper's answer-only tasks are answered from memory.",
+        f"A loss is judged where the whole model answers at least {ABLE:g} of the questions ({FLOOR:g} for direct answers).",
+    ]
+    claim = "Writing out steps needs retrieval heads; answering from memory hardly does."
+    return Property("reasoning", "Reasoning", claim, line, checks, {"models": measured}, notes)
+
+
+def _task(measured: dict[str, Any], task: str, scope: str | None = None) -> dict[str, Any]:
+    tasks: list[dict[str, Any]] = measured["tasks"]
+    return next(t for t in tasks if t["task"] == task and (scope is None or t["scope"] == scope))
+
+
+def _mean(measured: dict[str, Any], task: str, kind: str, scope: str | None = None) -> float:
+    return float(row_of(_task(measured, task, scope)["rows"], "exact", kind, 0 if kind == "none" else measured["k"])["mean"])
+
+
+def _whole(measured: dict[str, Any], task: str) -> float:
+    return _mean(measured, task, "none")
+
+
+def _checks(found: Evidence, seed: int) -> list[Check]:
+    name, m = found.name, found.reasoning
+    suffer, hardly = f"below {HALF:g} of the whole model's, p at most {LEVEL:g}", f"at most {HARDLY:g} of the loss on steps"
+    if not m.get("tasks"):
+        return [missing(name, "two-hop with steps", suffer, found.why or str(m.get("why", "")))]
+    steps, memory = _whole(m, "steps"), _whole(m, "closed_book")
+    if steps < ABLE:
+        return [missing(name, "two-hop with steps", suffer, f"the whole model answers only {steps:.2f}")]
+    k, top, p = m["k"], _mean(m, "steps", "top"), row_of(_task(m, "steps")["rows"], "exact", "top", m["k"])["p_paired"]
+    text = f"{steps:.2f} → {top:.2f}, random {_mean(m, 'steps', 'random'):.2f} (K = {k}, {p_text(p)})"
+    checks = [Check(name, "two-hop with steps", text, suffer, top < HALF * steps and p <= LEVEL)]
+    if memory < ABLE:
+        return [*checks, missing(name, "closed book", hardly, f"the whole model answers only {memory:.2f}")]
+    checks += [_memory_check(m, seed, None, hardly), *_supporting(m, seed, hardly)]
+    return checks
+
+
+def _memory_check(m: dict[str, Any], seed: int, scope: str | None, rule: str) -> Check:
+    """Whether facts known by heart lose at most a quarter of what written steps lose, and surely less."""
+    losses = [_mean(m, task, "none", scope) - _mean(m, task, "top", scope) for task in ("steps", "closed_book")]
+    _, low, high = difference_of_losses(_task(m, "steps", scope), _task(m, "closed_book", scope), seed)
+    text = f"loss {losses[1]:.2f} against {losses[0]:.2f}, difference {low:.2f} to {high:.2f} (95 %)"
+    what = "closed book" if scope is None else "closed book, heads removed at every position"
+    return Check(m["name"], what, text, rule, losses[1] <= HARDLY * losses[0] and low > 0, main=scope is None)
+
+
+def _supporting(m: dict[str, Any], seed: int, hardly: str) -> list[Check]:
+    name, row = m["name"], row_of(_task(m, "closed_book")["rows"], "exact", "top", m["k"])
+    whole, bottom = _whole(m, "steps"), _mean(m, "steps", "bottom")
+    top, random = _mean(m, "closed_book", "top"), _mean(m, "closed_book", "random")
+    worse = top < random and row["p_paired"] <= LEVEL
+    text = f"{top:.2f} against {random:.2f} ({p_text(row['p_paired'])})"
+    checks = [
+        Check(
+            name, "two-hop with steps, weakest heads", f"{whole:.2f} → {bottom:.2f}", KEEPS, bottom >= HALF * whole, main=False
+        ),
+        Check(name, "closed book, top against random heads", text, "not worse", not worse, main=False),
+    ]
+    if {t["task"] for t in m["tasks"] if t["scope"] == "all"} == set(EVERYWHERE) and _task(m, "steps")["scope"] != "all":
+        checks.append(_memory_check(m, seed, "all", hardly))
+    direct, rule = _whole(m, "direct"), "loses a smaller share than written steps"
+    if direct < FLOOR:
+        return [*checks, missing(name, "two-hop, direct", rule, f"the whole model answers only {direct:.2f}", main=False)]
+    kept = [_mean(m, task, "top") / _whole(m, task) for task in ("steps", "direct")]
+    text = f"keeps {kept[1]:.2f} of its share, steps keep {kept[0]:.2f}"
+    return [*checks, Check(name, "two-hop, direct", text, rule, kept[1] > kept[0], main=False)]

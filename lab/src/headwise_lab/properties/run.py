@@ -1,0 +1,150 @@
+"""All properties of all models: each model is model once, measured, and let go."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from headwise.heads import HeadwiseError, save_heads
+from headwise.heads.progress import Report, silent
+from headwise.models.model import Model
+from headwise.models.provenance import PACKAGES
+from headwise_lab.properties import causal, control, dynamic, intrinsic, reasoning, sparse, universal
+from headwise_lab.properties.detection import Evidence, detect, detect_long
+from headwise_lab.properties.lab_models import LabModel
+from headwise_lab.properties.paper import CITATION, statements
+from headwise_lab.properties.settings import Settings
+from headwise_lab.properties.verdict import RULE, Property
+
+SCHEMA = 1
+# Rough share of a model's time that each part takes, for the progress bar.
+PARTS = {"heads": 25.0, "long contexts": 8.0, "steps": 4.0, "ablation": 45.0, "reasoning": 40.0}
+CONTROL = 15.0
+
+
+def measure_properties(
+    models: Sequence[LabModel],
+    settings: Settings,
+    stories: Path | None = None,
+    work: Path | None = None,
+    heads: Path | None = None,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Measure and judge all properties; plain data without time stamps, so the same run gives the same bytes.
+
+    stories: folder of stories260K, see `control.load_stories`. work: folder for finished parts, which are not run again. heads: folder
+    for one head file per hf. report(done, total, remark): progress in rough seconds.
+    """
+    if not models:
+        raise HeadwiseError("no lab hf to measure; train one with headwise_lab.recipe.train or give a folder")
+    clock = _Clock(report, len(models) * sum(PARTS.values()) + 2 * CONTROL)
+    found: list[Evidence] = []
+    controls: list[dict[str, Any]] = []
+    for hf in models:
+        model = hf.load()
+        found.append(_measure(model, hf, settings, work, clock))
+        if heads is not None and found[-1].scores is not None:
+            save_heads(found[-1].scores, heads / f"{hf.name}.json", overwrite=True)
+        if not controls:
+            name = f"untrained {hf.name}"
+            clock.run(name, CONTROL, lambda: controls.append(_untrained(model, name, settings)))  # noqa: B023 (called at once)
+    clock.run("stories260K", CONTROL, lambda: controls.append(_stories(stories, settings)))
+    return _result(found, controls, settings)
+
+
+def _measure(model: Model, hf: LabModel, settings: Settings, work: Path | None, clock: _Clock) -> Evidence:
+    found = Evidence(hf, model.heads.shape, model.positions)
+    clock.run(f"{hf.name}: heads", PARTS["heads"], lambda: detect(model, settings, found, work))
+    clock.run(f"{hf.name}: long contexts", PARTS["long contexts"], lambda: detect_long(model, settings, found, work))
+    scores = found.scores
+    if scores is None:
+        clock.skip(PARTS["steps"] + PARTS["ablation"] + PARTS["reasoning"])
+        return found
+
+    def steps() -> None:
+        found.steps = dynamic.trace_steps(model, scores, settings)
+
+    def ablation() -> None:
+        found.ablation = causal.measure(model, scores, settings, work)
+
+    def questions() -> None:
+        found.reasoning = reasoning.measure(model, scores, settings)
+
+    for name, part in (("steps", steps), ("ablation", ablation), ("reasoning", questions)):
+        clock.run(f"{hf.name}: {name}", PARTS[name], part)
+    return found
+
+
+def _untrained(model: Model, name: str, settings: Settings) -> dict[str, Any]:
+    return control.measure(control.untrained(model, settings.seed), name, settings)
+
+
+def _stories(folder: Path | None, settings: Settings) -> dict[str, Any]:
+    """A folder that was asked for must be there; the one of a source checkout may be absent."""
+    try:
+        model = control.load_stories(folder)
+    except HeadwiseError as error:
+        if folder is not None:
+            raise
+        return {"name": "stories260K", "why": str(error)}
+    return control.measure(model, "stories260K", settings)
+
+
+def _result(found: Sequence[Evidence], controls: Sequence[dict[str, Any]], settings: Settings) -> dict[str, Any]:
+    properties: list[Property] = [
+        universal.judge(found),
+        sparse.judge(found),
+        intrinsic.judge(found, settings.seed),
+        dynamic.judge(found, settings.seed),
+        causal.judge(found),
+        reasoning.judge(found, settings.seed),
+        control.judge(controls, found),
+    ]
+    paper = statements()
+    result = {
+        "headwise_properties": SCHEMA,
+        "paper": CITATION,
+        "verdict_rule": RULE,
+        "settings": asdict(settings),
+        "models": [_describe(model) for model in found],
+        "properties": [one.to_json(paper[one.key]) for one in properties],
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    return dict(_plain(result))
+
+
+def _plain(data: Any) -> Any:
+    """The same data as JSON would give it back: lists, and None for what is not finite."""
+    if isinstance(data, dict):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _describe(found: Evidence) -> dict[str, Any]:
+    recipe = found.model.recipe
+    kept = {name: recipe.get(name) for name in ("family", "seed", "rows", "start", "rope_base")}
+    return {"name": found.name, "layers": found.shape[0], "heads": found.shape[1], "positions": found.positions, **kept}
+
+
+class _Clock:
+    """Progress over parts of known rough length."""
+
+    def __init__(self, report: Report, total: float) -> None:
+        self._report, self._total, self._done = report, total, 0.0
+
+    def run(self, remark: str, length: float, part: Callable[[], object]) -> None:
+        """Say what runs, run it, count it."""
+        self._report(self._done, self._total, remark)
+        part()
+        self.skip(length)
+
+    def skip(self, length: float) -> None:
+        """Count a part as done."""
+        self._done += length
+        self._report(self._done, self._total, "")

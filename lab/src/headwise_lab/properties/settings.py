@@ -1,0 +1,65 @@
+"""What a measurement of the properties consists of. Every value is written into the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from headwise.heads import HeadwiseError
+
+PART = (0.0, 0.9)  # of the haystack, for prompts; the rest is plain text for perplexity
+GATE_TOKENS = 16  # longest answer of models that are expected to answer nothing
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of all measurements; the full size takes about two minutes of one core per model.
+
+    seed: of haystack windows, random heads, micro-world items, intervals. lengths: context lengths in tokens for detection, those that
+    do not fit a model are left out. depths: number of needle depths. needles: of the detection and the test half each. top: numbers of
+    heads removed (the largest at most half of the heads). controls: random draws per number. ablation_length, ablation_depths: of the
+    ablation sweep. mode, scope: of every ablation, see `headwise.attention.ablate`. items: questions per micro-world task; closed-book
+    ones, which are short, are twice as many. item_controls: random draws there; all_controls: where heads are removed at every
+    position. step_length: context of the view by steps.
+    """
+
+    seed: int = 0
+    lengths: tuple[int, ...] = (128, 256, 432)
+    depths: int = 5
+    needles: int = 16
+    top: tuple[int, ...] = (1, 2, 4, 8, 16)
+    controls: int = 20
+    ablation_length: int = 256
+    ablation_depths: int = 3
+    mode: str = "zero"
+    scope: str = "answer"
+    items: int = 40
+    item_controls: int = 10
+    all_controls: int = 4
+    step_length: int = 256
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise HeadwiseError(f"the seed must be 0 or more; got {self.seed}")
+        for name in ("depths", "needles", "controls", "ablation_depths", "items", "item_controls", "all_controls"):
+            if getattr(self, name) < 1:
+                raise HeadwiseError(f"{name} must be at least 1; got {getattr(self, name)}")
+
+    def quick(self) -> Settings:
+        """A small version to see whether everything runs; its intervals are wide, and rank tests cannot reach 0.05."""
+        return replace(
+            self,
+            lengths=(128, 256),
+            depths=2,
+            needles=6,
+            top=(2, 4, 8),
+            controls=4,
+            ablation_depths=1,
+            items=8,
+            item_controls=3,
+            all_controls=2,
+        )
+
+
+def near_share(top: tuple[int, ...], heads: int, share: float) -> int:
+    """The number in `top` that is nearest to `share` of `heads`; the smaller of two equally near ones."""
+    return min(sorted(top), key=lambda k: abs(k - share * heads))

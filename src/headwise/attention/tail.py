@@ -1,0 +1,69 @@
+"""Leaving out what nobody reads: outputs of the last layer at positions whose logits are not wanted.
+
+Every layer but the last must run at all positions, because later layers take keys and values from it. The last layer owes the cache
+its keys and values, but its attention output, output projection and MLP matter only where logits are read: at a handful of answer
+positions behind a long prompt. In a model of eight layers that saves an eighth of a prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from headwise.attention.plan import attached
+from headwise.models.model import follow
+
+
+@contextmanager
+def last_rows(model: Any, rows: int) -> Iterator[None]:
+    """Inside the block only the newest `rows` positions of a pass get a meaningful hidden state from the last layer.
+
+    Keys, values, queries (and so row statistics) and the logits of those rows stay as they are; other rows hold arbitrary finite numbers.
+    Without effect where the last layer is no softmax attention.
+    """
+    with attached(model) as plan:
+        last = plan.model.heads.shape[0] - 1
+        attention = plan.model.modules.get(last)
+        if attention is None:
+            yield
+            return
+        family, before = plan.model.family, plan.tail
+        parts = (follow(attention, family.output), follow(model, family.layers)[last].mlp)
+        handles = [handle for part in parts for handle in _on_rows(part, rows)]
+        plan.tail = (last, rows)
+        try:
+            yield
+        finally:
+            plan.tail = before
+            for handle in handles:
+                handle.remove()
+
+
+def _on_rows(part: nn.Module, rows: int) -> list[Any]:
+    """Run a position-wise module on the last rows only; the others become zeros."""
+    length = 0
+
+    def cut(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal length
+        length = inputs[0].shape[1]
+        return (inputs[0][:, -rows:].contiguous(), *inputs[1:])  # some modules `view` their input
+
+    def fill(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (padded(output[0], length), *output[1:])
+        return padded(output, length)
+
+    return [part.register_forward_pre_hook(cut), part.register_forward_hook(fill)]
+
+
+def padded(output: Tensor, length: int) -> Tensor:
+    """[B, n, ...] -> [B, length, ...] with zeros in front."""
+    missing = length - output.shape[1]
+    if not missing:
+        return output
+    whole = output.new_zeros(output.shape[0], length, *output.shape[2:])
+    whole[:, missing:] = output
+    return whole

@@ -1,0 +1,131 @@
+"""How a budget is shared out over layers and KV heads. Any of these goes with any scorer (`headwise.caches.press`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.types import HeadScores
+from headwise.maths.budgets import adaptive_counts, error_shares, fitted, head_shares, pyramid
+from headwise.models.model import Model
+
+
+class Allocation(Protocol):
+    """Counts of positions per KV head of one layer."""
+
+    def check(self, model: Model) -> None:
+        """Raise `HeadwiseError` if it does not fit the model."""
+
+    def counts(self, layer: int, scores: Tensor, budget: int, least: int, most: int, model: Model) -> list[int]:
+        """One count per KV head, or a single one for all.
+
+        scores [n, S]: of this layer (n = 1: shared by all heads), inf for positions that are kept anyway. budget: mean over all heads of all
+        compressed layers. least, most: limits of every count.
+        """
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every head of every layer the same."""
+
+    def check(self, model: Model) -> None:
+        """Fits all models."""
+
+    def counts(self, layer: int, scores: Tensor, budget: int, least: int, most: int, model: Model) -> list[int]:
+        """The budget."""
+        return [min(budget, most)]
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Less from layer to layer (PyramidKV). beta: the last layer gets the mean budget / beta."""
+
+    beta: float = 20
+
+    def check(self, model: Model) -> None:
+        """Refuses an impossible beta."""
+        pyramid(1, 1, self.beta)
+
+    def counts(self, layer: int, scores: Tensor, budget: int, least: int, most: int, model: Model) -> list[int]:
+        """One count for the layer."""
+        layers = model.heads.full_layers
+        return [fitted(pyramid(len(layers), budget, self.beta), budget * len(layers), least, most)[layers.index(layer)]]
+
+
+@dataclass(frozen=True)
+class ByLayer:
+    """By the error that a small cache causes in each layer (CompressKV). errors: one per layer of the model.
+
+    least: floor of a layer's share. ceiling: no layer gets more than so many mean budgets.
+    """
+
+    errors: tuple[float, ...]
+    least: int = 32
+    ceiling: int = 3
+
+    def check(self, model: Model) -> None:
+        """Refuses errors of another model."""
+        if len(self.errors) != model.heads.shape[0]:
+            raise HeadwiseError(f"{len(self.errors)} layer errors for a model of {model.heads.shape[0]} layers")
+        error_shares([self.errors[layer] for layer in model.heads.full_layers], 1, 0)
+
+    def counts(self, layer: int, scores: Tensor, budget: int, least: int, most: int, model: Model) -> list[int]:
+        """One count for the layer."""
+        layers = model.heads.full_layers
+        floor = max(least, min(self.least, budget))
+        shares = error_shares([self.errors[i] for i in layers], budget, floor)
+        return [fitted(shares, budget * len(layers), floor, min(most, self.ceiling * budget))[layers.index(layer)]]
+
+
+@dataclass(frozen=True)
+class ByHead:
+    """By the scores of heads, all layers together (HeadKV). beta: 1 / beta of the budget goes by score, the rest evenly."""
+
+    scores: HeadScores
+    beta: float = 1.2
+
+    def check(self, model: Model) -> None:
+        """Refuses scores of another model."""
+        self._shares(model, 1)
+
+    def counts(self, layer: int, scores: Tensor, budget: int, least: int, most: int, model: Model) -> list[int]:
+        """One count per KV head."""
+        shares, layers = self._shares(model, budget), model.heads.full_layers
+        flat = fitted([share for row in shares for share in row], budget * len(layers) * model.heads.kv_heads, least, most)
+        at = layers.index(layer) * model.heads.kv_heads
+        return flat[at : at + model.heads.kv_heads]
+
+    def _shares(self, model: Model, budget: int) -> Sequence[Sequence[float]]:
+        if self.scores.shape != model.heads.shape:
+            raise HeadwiseError(
+                f"head scores of {self.scores.shape[0]} x {self.scores.shape[1]} heads for {model.name} "
+                f"with {model.heads.shape[0]} x {model.heads.shape[1]}"
+            )
+        values = np.nan_to_num(self.scores.values[model.heads.full_layers])
+        return head_shares(values.reshape(len(values), model.heads.kv_heads, -1).mean(axis=2).tolist(), budget, self.beta)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """By where the prompt's scores are high, inside each layer (AdaKV). floor: share of the budget that every head has for sure.
+
+    Rows of a batch share their counts: those of their mean scores.
+    """
+
+    floor: float = 0.2
+
+    def check(self, model: Model) -> None:
+        """Refuses an impossible floor."""
+        if not 0 <= self.floor <= 1:
+            raise HeadwiseError(f"the floor of adaptive budgets must lie in [0, 1]; got {self.floor:g}")
+
+    def counts(self, layer: int, scores: Tensor, budget: int, least: int, most: int, model: Model) -> list[int]:
+        """One count per KV head; of a shared score the budget itself."""
+        if len(scores) == 1:
+            return [min(budget, most)]
+        return fitted(adaptive_counts(scores, min(budget, most), self.floor), budget * len(scores), least, most)

@@ -1,0 +1,233 @@
+"""What a layer of a compressed cache holds: groups of KV heads that keep equally many positions, and nothing else.
+
+A `Growing` group takes every new token; a `Sliding` one keeps the first tokens (sinks) and the most recent ones in place, so that its size
+never changes. Keys keep the rotation of their original position, and both know which position each of them has.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from headwise.heads.errors import HeadwiseError
+
+SPARE, SPARE_SHARE = 16, 128  # a group that must grow gets room for so many positions, or for one in so many that it holds
+EMPTY = -1  # position of padding and of places not yet used
+
+
+class Window(NamedTuple):
+    """The first `sinks` and the last `recent` positions, the newest token included."""
+
+    sinks: int
+    recent: int
+
+    @property
+    def size(self) -> int:
+        """Positions it holds."""
+        return self.sinks + self.recent
+
+
+class Arrival(NamedTuple):
+    """Positions of `tokens` new tokens: from `start` on in every row, or `rows` [B, tokens] int32 where a batch has padding (`EMPTY`)."""
+
+    start: int
+    tokens: int
+    rows: Tensor | None = None
+
+    def positions(self, device: torch.device) -> Tensor:
+        """[B or 1, tokens] int32."""
+        if self.rows is not None:
+            return self.rows
+        return torch.arange(self.start, self.start + self.tokens, dtype=torch.int32, device=device)[None]
+
+
+class Part(NamedTuple):
+    """What the query heads of some KV heads attend to; the last T keys are the new tokens unless there is a mask.
+
+    heads: indices of KV heads, None for all. keys, values [B, n, S, d]. mask: bool [B or 1, n or 1, T, S], or None where new tokens see all
+    that is held and one another causally. window: they see their own windows; the keys are those of a whole text then.
+    """
+
+    heads: Tensor | None
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None = None
+    window: Window | None = None
+
+
+@dataclass
+class Group(ABC):
+    """KV heads of one layer with equally many positions.
+
+    heads [n]: which KV heads, None for all in order. keys, values: buffers [B, n, room, d] of which `used` places hold something.
+    positions [B or 1, n or 1, room] int32: position in the text, `EMPTY` for none. holes: some used place is empty. lent: the buffers are
+    shared with a fork, so they are copied before they change.
+    """
+
+    heads: Tensor | None
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    used: int
+    holes: bool = False
+    lent: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers, spare room included."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.keys, self.values, self.positions))
+
+    @abstractmethod
+    def take(self, keys: Tensor, values: Tensor, new: Arrival) -> Part:
+        """Add new tokens [B, n, T, d]; gives what they attend to."""
+
+    @abstractmethod
+    def drop(self, count: int) -> None:
+        """Take the newest `count` positions away again."""
+
+    def fork(self) -> Group:
+        """The same content, shared until one side changes."""
+        self.lent = True
+        return copy.copy(self)
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Make these batch rows the rows (beam search, repeated prompts)."""
+        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+        own = self.positions.shape[0] > 1
+        self.positions = self.positions.index_select(0, rows) if own else self.positions.clone()
+        self.lent = False
+
+    def _held(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used], self.positions[..., : self.used]
+
+    def _rows_for(self, new: Arrival) -> None:
+        """Positions of their own for every row, once rows differ."""
+        if new.rows is not None:
+            self.holes = True
+            if self.positions.shape[0] < new.rows.shape[0]:
+                self.positions = self.positions.repeat(new.rows.shape[0], 1, 1)
+
+
+@dataclass
+class Growing(Group):
+    """Keeps what it was given and every new token."""
+
+    def take(self, keys: Tensor, values: Tensor, new: Arrival) -> Part:
+        """Add new tokens at the end."""
+        stop = self.used + new.tokens
+        self._rows_for(new)
+        if stop > self.keys.shape[2] or self.lent:
+            self._move(stop + max(SPARE, stop // SPARE_SHARE))
+        self.keys[:, :, self.used : stop], self.values[:, :, self.used : stop] = keys, values
+        one = new.rows is None and new.tokens == 1  # the common case while decoding, without a tensor of its own
+        self.positions[..., self.used : stop] = new.start if one else new.positions(keys.device)[:, None]
+        self.used = stop
+        held_keys, held_values, positions = self._held()
+        mask = _mask(positions, positions[..., -new.tokens :], None) if self.holes else None
+        return Part(self.heads, held_keys, held_values, mask)
+
+    def drop(self, count: int) -> None:
+        """Take the newest positions away again."""
+        if count > self.used:
+            raise HeadwiseError(f"{count} positions to be taken back, but a head holds {self.used}")
+        self.used -= count
+
+    def _move(self, room: int) -> None:
+        """To buffers of its own with `room` places."""
+        batch, count, _, width = self.keys.shape
+        keys = self.keys.new_empty(batch, count, room, width)
+        values = self.values.new_empty(batch, count, room, self.values.shape[-1])
+        positions = self.positions.new_full((*self.positions.shape[:2], room), EMPTY)
+        old = self._held()
+        keys[:, :, : self.used], values[:, :, : self.used], positions[..., : self.used] = old
+        self.keys, self.values, self.positions, self.lent = keys, values, positions, False
+
+
+@dataclass
+class Sliding(Group):
+    """Keeps a window. exact: every token of a block sees its own window; otherwise all that was held when its block came (DuoAttention)."""
+
+    window: Window = field(default_factory=lambda: Window(0, 1))
+    exact: bool = False
+
+    @classmethod
+    def empty(cls, heads: Tensor | None, keys: Tensor, values: Tensor, window: Window, exact: bool) -> Sliding:
+        """A window without content, for keys and values like the given ones [B, n, T, d]."""
+        shape = (*keys.shape[:2], window.size)
+        positions = torch.full((1, 1, window.size), EMPTY, dtype=torch.int32, device=keys.device)
+        buffers = keys.new_empty(*shape, keys.shape[-1]), values.new_empty(*shape, values.shape[-1])
+        return cls(heads, *buffers, positions, used=0, window=window, exact=exact)
+
+    def take(self, keys: Tensor, values: Tensor, new: Arrival) -> Part:
+        """Add new tokens where they belong in the window."""
+        if self.lent:
+            self.keys, self.values, self.positions = self.keys.clone(), self.values.clone(), self.positions.clone()
+            self.lent = False
+        self._rows_for(new)
+        asking = new.positions(keys.device)[:, None]
+        if new.tokens == 1:  # the window is then just what it sees
+            self._store(keys, values, new)
+            held_keys, held_values, positions = self._held()
+            return Part(self.heads, held_keys, held_values, _mask(positions, asking, None) if self.holes else None)
+        if self.exact and not self.holes and new.start == 0:
+            self._store(keys, values, new)
+            return Part(self.heads, keys, values, window=self.window)
+        held_keys, held_values, positions = self._held()
+        rows = max(positions.shape[0], asking.shape[0])
+        seen = torch.cat([positions.expand(rows, -1, -1), asking.expand(rows, -1, -1)], dim=-1)
+        part = Part(
+            self.heads,
+            torch.cat([held_keys, keys], dim=2),
+            torch.cat([held_values, values], dim=2),
+            _mask(seen, asking, self.window if self.exact else None) if self.holes or self.exact else None,
+        )
+        self._store(keys, values, new)
+        return part
+
+    def drop(self, count: int) -> None:
+        """Refused: others have been overwritten."""
+        if count:
+            raise HeadwiseError(
+                "a sliding window has overwritten older tokens and cannot take new ones back; fork the cache first"
+            )
+
+    def _store(self, keys: Tensor, values: Tensor, new: Arrival) -> None:
+        if new.rows is not None:
+            for row, positions in enumerate(new.rows):
+                real = (positions >= 0).nonzero().flatten()
+                if len(real):
+                    start = int(positions[real[0]])
+                    self._store_row(slice(row, row + 1), keys[row : row + 1, :, real], values[row : row + 1, :, real], start)
+            return
+        self._store_row(slice(None), keys, values, new.start)
+
+    def _store_row(self, rows: slice, keys: Tensor, values: Tensor, start: int) -> None:
+        """Tokens at start, start + 1, ...: a sink in its own place, others in turn over the recent ones."""
+        sinks, recent = self.window
+        stop = start + keys.shape[2]
+        first = max(start, sinks, stop - recent)  # older ones would be overwritten at once
+        chosen = [*range(start, min(stop, sinks)), *range(first, stop)]
+        slots = [at if at < sinks else sinks + (at - sinks) % recent for at in chosen]
+        places = [at - start for at in chosen]
+        if len(chosen) == 1:
+            self.keys[rows, :, slots[0]], self.values[rows, :, slots[0]] = keys[:, :, places[0]], values[:, :, places[0]]
+            self.positions[rows, :, slots[0]] = chosen[0]
+        else:
+            to, of = (torch.tensor(numbers, device=keys.device) for numbers in (slots, places))
+            self.keys[rows, :, to], self.values[rows, :, to] = keys[:, :, of], values[:, :, of]
+            self.positions[rows, :, to] = torch.tensor(chosen, dtype=torch.int32, device=keys.device)
+        self.used = max(self.used, min(stop, self.window.size))
+
+
+def _mask(seen: Tensor, asking: Tensor, window: Window | None) -> Tensor:
+    """[B or 1, n or 1, T, S] bool from positions of the keys [B or 1, n or 1, S] and of the queries [B or 1, n or 1, T]."""
+    seen, asking = seen[..., None, :], asking[..., None]
+    mask = (seen != EMPTY) & (seen <= asking)
+    if window is not None:
+        mask &= (seen < window.sinks) | (asking - seen < window.recent)
+    return mask

@@ -1,0 +1,59 @@
+"""Attention over the parts that a layer of a compressed cache holds: one call per group of KV heads, one call in all if there is one group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from headwise.caches.groups import Part
+from headwise.heads.errors import HeadwiseError
+from headwise.maths.attend import attend
+from headwise.maths.sink_window import sink_window_attention
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a cache layer hands to the attention function in place of keys and values."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def shape(self) -> NoReturn:
+        """Other attention functions read this first."""
+        raise HeadwiseError("a compressed cache works only inside the `compress` block of its model")
+
+    def attend(self, query: Tensor, *, scaling: float, softcap: float | None = None, sinks: Tensor | None = None) -> Tensor:
+        """Softmax attention [B, T, H, d] of `query` [B, H, T, d] over the parts; query head h reads KV head h // (H / KV heads)."""
+        if len(self.parts) == 1 and self.parts[0].heads is None:
+            return _attend_part(query, self.parts[0], scaling, softcap, sinks)
+        groups = sum(part.keys.shape[1] for part in self.parts)
+        each = query.shape[1] // groups
+        grouped = query.reshape(query.shape[0], groups, each, *query.shape[2:])
+        sinks = None if sinks is None else sinks.view(groups, each)
+        out = query.new_empty(query.shape[0], query.shape[2], groups, each, self.parts[0].values.shape[-1])
+        for part in self.parts:
+            chosen = slice(None) if part.heads is None else part.heads
+            own = None if sinks is None else sinks[chosen].flatten()
+            found = _attend_part(grouped[:, chosen].flatten(1, 2), part, scaling, softcap, own)
+            out[:, :, chosen] = found.view(*found.shape[:2], -1, each, found.shape[-1])
+        return out.flatten(2, 3)
+
+
+def _attend_part(query: Tensor, part: Part, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor:
+    each = query.shape[1] // part.keys.shape[1]
+    if part.mask is None and query.shape[2] == 1 and softcap is None and sinks is None:
+        # One new token: the query heads of a group are rows of one call, so keys are read once.
+        folded = query.reshape(query.shape[0], part.keys.shape[1], each, -1)
+        out = torch.nn.functional.scaled_dot_product_attention(folded, part.keys, part.values, scale=scaling)
+        return out.flatten(1, 2)[:, None]
+    if part.window is not None:
+        return sink_window_attention(
+            query, part.keys, part.values, **part.window._asdict(), scaling=scaling, softcap=softcap, sink_logits=sinks
+        )
+    mask = part.mask
+    if mask is not None and mask.shape[1] > 1:
+        mask = mask.repeat_interleave(each, dim=1)
+    return attend(query, part.keys, part.values, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks)

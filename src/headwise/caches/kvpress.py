@@ -1,0 +1,135 @@
+"""headwise's presses as presses of kvpress (version 0.5.5), for its wrappers, pipeline and evaluation.
+
+kvpress needs transformers below 5.3, headwise is made for newer ones, so both live together only in an environment of their own: docs/kvpress.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwise.caches.allocation import Uniform
+from headwise.caches.kept_layer import View
+from headwise.caches.press import Press, WindowPress
+from headwise.heads.errors import HeadwiseError, MissingExtraError
+from headwise.maths.select import protected
+from headwise.models.model import Model, as_model
+
+QUERIES = ("llama", "mistral", "phi3", "qwen2", "qwen3")  # model types whose queries kvpress can recompute
+
+
+class MissingKvpressError(MissingExtraError):
+    """kvpress is needed; it is no extra of headwise, because the two want different versions of transformers."""
+
+    def __init__(self) -> None:
+        ImportError.__init__(self, "kvpress is not installed; it needs an environment of its own, see docs/kvpress.md")
+
+
+def as_kvpress(press: Press, model: Model | None = None) -> Any:
+    """A `ScorerPress` of kvpress that scores as `press` does; use it as any other: `with made(model): ...`.
+
+    model: of the model; None: read from the model when the block begins. Sinks and the window of `press` get the highest scores. kvpress keeps
+    int(S x (1 - ratio)) positions of each KV head, headwise round(S x (1 - ratio)) and never less than sinks and window.
+    Raises `MissingKvpressError` without kvpress; `HeadwiseError` for a press with an absolute budget or with unequal budgets, and for
+    methods that are no `Press` (DuoAttention keeps windows, not scored positions).
+    """
+    if not isinstance(press, Press):
+        raise HeadwiseError(
+            f"only presses that score positions fit kvpress (SnapKV, StreamingLLM, ...); got {type(press).__name__}"
+        )
+    if press.compression_ratio is None:
+        raise HeadwiseError("kvpress counts by share of the prompt; give the press a compression_ratio in place of a budget")
+    if press.allocation != Uniform():
+        raise HeadwiseError(
+            f"kvpress keeps equally many positions in all heads and layers, so {type(press.allocation).__name__} budgets do not fit; "
+            "use a press with Uniform, if need be inside kvpress's AdaKVPress"
+        )
+    found = _press_class()(compression_ratio=press.compression_ratio, press=press)
+    if model is not None:
+        found.use(model)
+    return found
+
+
+def _press_class() -> Any:
+    """The subclass, made when it is asked for: its base is in kvpress."""
+    try:
+        from kvpress import ScorerPress
+        from kvpress.utils import get_prerope_query_states
+    except ImportError as error:
+        raise MissingKvpressError from error
+
+    @dataclass
+    class HeadwisePress(ScorerPress):  # type: ignore[misc]  # kvpress is not typed
+        """A press of headwise. compression_ratio: kvpress's wrappers may change it, and then theirs counts."""
+
+        press: Any = None
+        model = None  # no field: the name of a run is made of the fields
+
+        def use(self, model: Model) -> None:
+            """Work on models of this model; `HeadwiseError` if the press does not fit."""
+            self.press.check(model)
+            self.model = model
+
+        def post_init_from_model(self, hf: Any) -> None:
+            """Called by kvpress when a block begins."""
+            self.use(as_model(hf))
+
+        def score(
+            self,
+            module: nn.Module,
+            hidden_states: Tensor,
+            keys: Tensor,
+            values: Tensor,
+            attentions: Tensor | None,
+            kwargs: dict[str, Any],
+        ) -> Tensor:
+            """[B, KV heads, S] float32. hidden_states [B, S, width]: what the attention `module` read; keys, values [B, KV heads, S, d]."""
+            if self.model is None:
+                raise HeadwiseError("give as_kvpress the Model, or use the press as `with press(model)`")
+            last = _looking_back(self.press, module, hidden_states, keys)
+            query = keys.new_empty(keys.shape[0], self.model.heads.shape[1], 0, keys.shape[-1])
+            if last:
+                cos, sin = (part[:, -last:] for part in kwargs["position_embeddings"])
+                query = rotated(get_prerope_query_states(module, hidden_states[:, -last:]), cos, sin)
+            return marked_scores(self.press, module, query, keys, values, self.model)
+
+    HeadwisePress.__qualname__ = "HeadwisePress"
+    return HeadwisePress
+
+
+def _looking_back(press: Press, module: Any, hidden_states: Tensor, keys: Tensor) -> int:
+    """How many of the last queries a press needs: those of window presses; all others score without queries."""
+    if not isinstance(press, WindowPress):
+        return 0
+    kind = module.config.model_type
+    if kind not in QUERIES:
+        raise HeadwiseError(f"kvpress cannot recompute the queries of {kind!r} models; known: {', '.join(QUERIES)}")
+    if hidden_states.shape[1] != keys.shape[2]:
+        raise HeadwiseError(
+            f"a window press scores a prompt that was read in one pass; got {hidden_states.shape[1]} tokens and {keys.shape[2]} keys"
+        )
+    return min(press.queries or press.window, keys.shape[2])
+
+
+def rotated(query: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021) as Llama lays them out. query [B, H, T, d]; cos, sin [B or 1, T, r], r <= d: the others stay."""
+    turning, still = query[..., : cos.shape[-1]], query[..., cos.shape[-1] :]
+    first, second = turning.chunk(2, dim=-1)
+    turned = turning * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
+    return torch.cat([turned, still], dim=-1)
+
+
+def marked_scores(press: Press, module: Any, query: Tensor, keys: Tensor, values: Tensor, model: Model) -> Tensor:
+    """[B, KV heads, S] float32: the press's scores, with sinks and window 1 above the highest, so that every top-k takes them first.
+
+    They are finite because wrappers of kvpress multiply scores and take means of them.
+    """
+    batch, heads, length, width = keys.shape
+    positions = torch.arange(length, dtype=torch.int32, device=keys.device)[None]  # kvpress knows no padding
+    scaling = getattr(module, "scaling", width**-0.5)
+    view = View(module.layer_idx, query, keys, values, positions, scaling, None, None, model)
+    scores = press.scores(view).float().expand(batch, heads, length)
+    return scores.masked_fill(protected(positions, press.sinks, press.window)[:, None], float(scores.max()) + 1)

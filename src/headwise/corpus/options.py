@@ -1,0 +1,154 @@
+"""How a corpus is read and scored, and what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from headwise.corpus.documents import DocumentScorer
+from headwise.heads.errors import HeadwiseError
+
+ScorerFactory = Callable[[], DocumentScorer]
+SCHEMA = 1  # version of the sidecar's columns and of how a file is cut into chunks
+DOMAINS = ("none", "folder", "file")
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How files are read and shared out. All but the last four fields could change a result and are part of the config hash.
+
+    text_column, domain_column, id_column: fields of a row; domain and id may be texts or integers. domain_from: without a domain column, the
+    domain is the folder a file lies in (relative to the input), the name of its file, or none. chunk_rows, chunk_bytes: the most one call of
+    `score` gets, in rows and bytes of text (one longer text is a chunk of its own); a file is always cut the same way, whoever scores it.
+
+    workers: threads that tokenise; about twice as many chunks are held in memory. shard: (i, n), i from 0: this process takes the i-th of n
+    parts of the files. stale_seconds: after so long without a sign of life a claim is taken over. claim: mark the files being scored, so that
+    processes sharing an output folder do not score one twice; only in local folders (or mounted ones).
+    """
+
+    text_column: str = "text"
+    domain_column: str | None = None
+    domain_from: str = "none"
+    id_column: str | None = None
+    chunk_rows: int = 1024
+    chunk_bytes: int = 16 << 20
+    workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    shard: tuple[int, int] = (0, 1)
+    stale_seconds: float = 120.0
+    claim: bool = True
+
+    def __post_init__(self) -> None:
+        if self.domain_from not in DOMAINS:
+            raise HeadwiseError(f"unknown source of domains {self.domain_from!r}; choose one of {', '.join(DOMAINS)}")
+        if self.domain_column is not None and self.domain_from != "none":
+            raise HeadwiseError(
+                f"the domain comes from column {self.domain_column!r} or from the {self.domain_from}, not from both"
+            )
+        for name in ("chunk_rows", "chunk_bytes", "workers"):
+            if getattr(self, name) < 1:
+                raise HeadwiseError(f"{name} must be at least 1; got {getattr(self, name)}")
+        index, count = self.shard
+        if not 0 <= index < count:
+            raise HeadwiseError(f"a shard is i/n with i from 0 to n - 1; got {index}/{count}")
+        if not self.stale_seconds >= 1:
+            raise HeadwiseError(f"stale_seconds must be at least 1; got {self.stale_seconds:g}")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`"3/64"` -> (3, 64). Raises `HeadwiseError` for anything else, or if not 0 <= i < n."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise HeadwiseError(f"a shard is i/n with i from 0 to n - 1; got {text!r}")
+    return int(index), int(count)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that could change a score, as JSON data, and its hash: results with another hash never mix."""
+
+    data: dict[str, Any]
+    hash: str
+
+    @classmethod
+    def of(cls, scorer: Mapping[str, Any], options: ScoreOptions) -> Config:
+        """From a scorer's description and the options that matter for the result."""
+        kept = asdict(options)
+        for name in ("workers", "shard", "stale_seconds", "claim"):
+            del kept[name]
+        try:
+            text = json.dumps({"schema": SCHEMA, "reading": kept, "scorer": dict(scorer)}, sort_keys=True)
+        except TypeError as error:
+            raise HeadwiseError(f"the scorer's description must be JSON data: {error}") from error
+        return cls(json.loads(text), hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+@dataclass
+class Summary:
+    """What one call of `score_files` did. All counts but `files_done_before` and `files_elsewhere` are of this call alone.
+
+    files_scored: finished, damaged ones included. files_done_before: had a matching done record. files_elsewhere: claimed, or finished meanwhile,
+    by other processes. damaged: name -> reason, of finished files that could be read in part or not at all; they are tried again when they change.
+    unreadable: name -> reason, of files whose bytes could not be had (network, rights); without a done record, so the next run tries them again.
+    rows = scored + the sum of rejected. rejected: reason -> rows without a score. flagged: rows with a score that are not to be ranked.
+    tokens: of scored rows. seconds: wall time. scoring_seconds: in the scoring step; waiting_seconds: it stood still because tokens were not ready
+    (with Ray both are sums over workers).
+    """
+
+    files_scored: int = 0
+    files_done_before: int = 0
+    files_elsewhere: int = 0
+    rows: int = 0
+    scored: int = 0
+    flagged: int = 0
+    tokens: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    scoring_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file of this shard is finished."""
+        return not self.unreadable and not self.files_elsewhere
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count a file that was just finished, from its done record."""
+        self.files_scored += 1
+        for name in ("rows", "scored", "flagged", "tokens"):
+            setattr(self, name, getattr(self, name) + record[name])
+        for reason, count in record["rejected"].items():
+            self.rejected[reason] = self.rejected.get(reason, 0) + count
+        if record["damaged"]:
+            self.damaged[record["name"]] = record["damaged"]
+
+    def merge(self, other: Mapping[str, Any]) -> None:
+        """Count what another process did, from its `to_json`; wall time is not added."""
+        counts = ("files_scored", "files_done_before", "files_elsewhere", "rows", "scored", "flagged", "tokens")
+        for name in (*counts, "scoring_seconds", "waiting_seconds"):
+            setattr(self, name, getattr(self, name) + other[name])
+        for reason, count in other["rejected"].items():
+            self.rejected[reason] = self.rejected.get(reason, 0) + count
+        self.damaged.update(other["damaged"])
+        self.unreadable.update(other["unreadable"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, reasons in order of their names."""
+        return {**asdict(self), "rejected": dict(sorted(self.rejected.items())), "complete": self.complete}
+
+    def lines(self) -> list[str]:
+        """The exit summary for a reader, one fact per line."""
+        lines = [f"{self.files_scored} files scored, {self.rows:,} rows: {self.scored:,} with a score ({self.flagged:,} flagged)"]
+        lines += [f"{count:,} rows without a score: {reason}" for reason, count in sorted(self.rejected.items())]
+        if self.files_done_before:
+            lines.append(f"{self.files_done_before} files were done before")
+        if self.files_elsewhere:
+            lines.append(f"{self.files_elsewhere} files were left to other processes")
+        lines += [f"damaged: {name}: {reason}" for name, reason in sorted(self.damaged.items())]
+        lines += [f"not read, run again: {name}: {reason}" for name, reason in sorted(self.unreadable.items())]
+        return lines

@@ -1,0 +1,232 @@
+"""The output folder: score files, done records and rejected rows; each file appears whole or not at all.
+
+OUT/run.json                 the configuration that all results share
+OUT/scores/<name>.parquet    one row per input row (`sidecar.schema_of`)
+OUT/done/<name>.json         written last: version of the input, rows, counts, config hash
+OUT/rejected/<name>.jsonl    rows without a score: row, reason, detail; a damaged file ends it with row null
+OUT/claims/, OUT/tmp/        work in progress
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import posixpath
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from headwise.corpus.arrow import fs, pa, pq
+from headwise.corpus.inputs import InputFile, resolve
+from headwise.corpus.options import Config
+from headwise.corpus.readers import BROKEN
+from headwise.heads.errors import HeadwiseError
+
+GROUP_ROWS = 1 << 16  # rows of a row group of a score file
+
+
+class LostFileError(Exception):
+    """The temporary file is gone: another process has taken this file over."""
+
+
+class Output:
+    """An output folder, local or in any file system of pyarrow or fsspec."""
+
+    def __init__(self, location: str, config: Config) -> None:
+        """Open or make it. Raises `HeadwiseError` if it holds results of another configuration."""
+        self.config = config
+        self._location = location
+        self._place, self._root = resolve(location)
+        text = json.dumps({"config_hash": config.hash, "config": config.data}, sort_keys=True, indent=1)
+        if (old := self._read("run.json")) is None:
+            if self.local and any(self.local.iterdir() if self.local.is_dir() else ()) and not (self.local / "tmp").is_dir():
+                raise HeadwiseError(f"{location} holds other things than scores; choose an empty or a new folder")
+            self._write("run.json", text.encode())
+            old = self._read("run.json")
+        self._check(json.loads(old or "{}"), "run.json")
+        self._finished = set(self._names("done", ".json"))
+
+    @property
+    def local(self) -> Path | None:
+        """The folder if it is a local or mounted one."""
+        return Path(self._root) if isinstance(self._place, fs.LocalFileSystem) else None
+
+    def is_done(self, file: InputFile, look_again: bool = False) -> bool:
+        """Whether a result of this version of the file is there. look_again: also if none was there when the folder was opened.
+
+        Raises `HeadwiseError` for a result of another configuration, or of another file with this name.
+        """
+        if not look_again and file.name not in self._finished:
+            return False
+        try:
+            record = json.loads(self._read(f"done/{file.name}.json") or "null")
+        except ValueError:
+            return False
+        if record is None:
+            return False
+        self._check(record, f"done/{file.name}.json")
+        if record["input"]["version"] == file.version:
+            return True
+        if record["input"]["path"] != file.path:
+            raise HeadwiseError(
+                f"{self._location} holds scores of {record['input']['path']} under the name {file.name}; choose another output for {file.path}"
+            )
+        return False
+
+    def start(self, file: InputFile, schema: Any) -> Sidecar:
+        """A new score file; what a dead process left of it is removed."""
+        for result in (f"scores/{file.sidecar}", f"rejected/{file.name}.jsonl", f"done/{file.name}.json"):
+            folder, name = posixpath.split(f"tmp/{result}")
+            for found in self._names(folder, ".tmp", recursive=False):
+                if found.rpartition(".")[0] == name:  # behind it stands the token of the process that wrote it
+                    self.delete(f"{folder}/{found}.tmp")
+        return Sidecar(self, file, schema)
+
+    def open(self, path: str) -> Any:
+        """A stream that writes `path`, below the folder."""
+        self._place.create_dir(posixpath.dirname(self._full(path)), recursive=True)
+        return self._place.open_output_stream(self._full(path), compression=None)
+
+    def rename(self, old: str, new: str) -> None:
+        """Flush a closed file to disk and give it its name, replacing what is there. Raises `LostFileError` if it is gone."""
+        source, target = self._full(old), self._full(new)
+        self._place.create_dir(posixpath.dirname(target), recursive=True)
+        try:
+            if self.local is None:
+                if self._place.get_file_info(source).type == fs.FileType.NotFound:
+                    raise LostFileError(old)
+                self.delete(new)
+                self._place.move(source, target)
+                return
+            _sync(source, os.O_RDWR)
+            os.replace(source, target)
+        except FileNotFoundError as error:
+            raise LostFileError(old) from error
+        with contextlib.suppress(OSError):  # not every file system lets a folder be synced
+            _sync(posixpath.dirname(target), os.O_RDONLY)
+
+    def delete(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._place.get_file_info(self._full(path)).type != fs.FileType.NotFound:
+                self._place.delete_file(self._full(path))
+
+    def finish(self, file: InputFile, record: dict[str, Any]) -> None:
+        """Write the done record: from now on the file is skipped."""
+        source = {"path": file.path, "version": file.version}
+        full = {"name": file.name, "input": source, "config_hash": self.config.hash, **record}
+        self._write(f"done/{file.name}.json", json.dumps(full, sort_keys=True, indent=1).encode())
+
+    def _check(self, record: dict[str, Any], where: str) -> None:
+        if (other := record.get("config_hash")) != self.config.hash:
+            raise HeadwiseError(
+                f"{self._location} holds scores of another configuration ({where}: {other}, now {self.config.hash}); choose another output"
+            )
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    def _read(self, path: str) -> str | None:
+        if self._place.get_file_info(self._full(path)).type != fs.FileType.File:
+            return None
+        with self._place.open_input_stream(self._full(path), compression=None) as stream:
+            return bytes(stream.read()).decode()
+
+    def _write(self, path: str, data: bytes) -> None:
+        temporary = f"tmp/{path}.{uuid.uuid4().hex}.tmp"
+        with self.open(temporary) as stream:
+            stream.write(data)
+        self.rename(temporary, path)
+
+    def _names(self, folder: str, suffix: str, recursive: bool = True) -> list[str]:
+        """Names of the files in or below a folder that end in `suffix`, without it."""
+        root = self._full(folder)
+        infos = self._place.get_file_info(fs.FileSelector(root, recursive=recursive, allow_not_found=True))
+        paths = [posixpath.relpath(info.path, root) for info in infos if info.type == fs.FileType.File]
+        return [path.removesuffix(suffix) for path in paths if path.endswith(suffix)]
+
+
+class Sidecar:
+    """The score file of one input file while it is written."""
+
+    def __init__(self, output: Output, file: InputFile, schema: Any) -> None:
+        token = uuid.uuid4().hex
+        self._output, self._file, self._schema = output, file, schema
+        self._table, self._list = f"tmp/scores/{file.sidecar}.{token}.tmp", f"tmp/rejected/{file.name}.jsonl.{token}.tmp"
+        self._sink = output.open(self._table)
+        self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd")
+        self._rejects: Any = None
+        self._held: list[Any] = []
+        self._held_rows = 0
+        self._counts = {"rows": 0, "scored": 0, "flagged": 0, "tokens": 0}
+        self._reasons: dict[str, int] = {}
+
+    def append(self, batch: Any, rejected: Sequence[dict[str, Any]]) -> None:
+        """The next rows, and those of them that have no score."""
+        scored = batch.column(batch.schema.names.index("score")).is_valid()
+        kept = pa.RecordBatch.from_arrays(
+            [batch.column("flagged"), batch.column("n_tokens")], names=["flagged", "tokens"]
+        ).filter(scored)
+        self._counts["rows"] += batch.num_rows
+        self._counts["scored"] += kept.num_rows
+        self._counts["flagged"] += sum(kept.column("flagged").to_pylist())
+        self._counts["tokens"] += sum(kept.column("tokens").to_pylist())
+        for entry in rejected:
+            self._reasons[entry["reason"]] = self._reasons.get(entry["reason"], 0) + 1
+        self._reject(rejected)
+        self._held.append(batch)
+        self._held_rows += batch.num_rows
+        while self._held_rows >= GROUP_ROWS:
+            self._write_group(GROUP_ROWS)
+
+    def commit(self, damaged: str | None) -> dict[str, Any]:
+        """Finish: rejected rows, then scores, then the done record, which is returned. Raises `LostFileError`."""
+        if damaged is not None:
+            self._reject([{"row": None, "reason": "damaged file", "detail": damaged}])
+        if self._held_rows:
+            self._write_group(self._held_rows)
+        self._writer.close()
+        self._sink.close()
+        final = f"rejected/{self._file.name}.jsonl"
+        if self._rejects is None:
+            self._output.delete(final)  # of an older version of the input
+        else:
+            self._rejects.close()
+            self._output.rename(self._list, final)
+        self._output.rename(self._table, f"scores/{self._file.sidecar}")
+        record = {**self._counts, "rejected": dict(sorted(self._reasons.items())), "damaged": damaged}
+        self._output.finish(self._file, record)
+        return {"name": self._file.name, **record}
+
+    def discard(self) -> None:
+        """Remove what was written: the file is not finished."""
+        with contextlib.suppress(*BROKEN):
+            self._writer.close()
+        for stream, path in ((self._sink, self._table), (self._rejects, self._list)):
+            if stream is not None:
+                with contextlib.suppress(*BROKEN):
+                    stream.close()
+                self._output.delete(path)
+
+    def _write_group(self, count: int) -> None:
+        table = pa.Table.from_batches(self._held, self._schema)
+        self._writer.write_table(table.slice(0, count), row_group_size=count)
+        self._held = table.slice(count).to_batches()
+        self._held_rows -= count
+
+    def _reject(self, entries: Sequence[dict[str, Any]]) -> None:
+        if entries and self._rejects is None:
+            self._rejects = self._output.open(self._list)
+        for entry in entries:
+            line = {"line": entry["row"] + 1, **entry} if entry["row"] is not None and not self._file.is_parquet else entry
+            self._rejects.write(json.dumps(line).encode() + b"\n")
+
+
+def _sync(path: str, flags: int) -> None:
+    number = os.open(path, flags)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

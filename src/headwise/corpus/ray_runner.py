@@ -1,0 +1,147 @@
+"""The same job on a Ray cluster: rows of a Ray dataset are file paths, and warm actors score whole files as a single process would.
+
+Ray does placement, retries and growing; texts and scores never pass through its object store, so memory stays bounded, and the output is the
+one of `score_files`, byte for byte. A file whose worker dies is scored again from its beginning by another.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from headwise.corpus.inputs import InputFile, Inputs, find_inputs, shard_of
+from headwise.corpus.local_runner import Job
+from headwise.corpus.options import Config, ScoreOptions, ScorerFactory, Summary
+from headwise.corpus.output import Output
+from headwise.corpus.score_files import check_columns
+from headwise.heads.errors import HeadwiseError, MissingExtraError
+from headwise.heads.progress import Report, silent
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """What each actor gets. actors: (least, most) at a time. cpus: cores per actor, for its model and `ScoreOptions.workers` threads.
+
+    gpus: GPUs per actor, may be a fraction. retries: how often a file is tried again after its worker died (killed, preempted, out of memory).
+    """
+
+    actors: tuple[int, int] = (1, 1)
+    cpus: float = 1.0
+    gpus: float = 0.0
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        least, most = self.actors
+        if not 1 <= least <= most:
+            raise HeadwiseError(f"the numbers of actors must be at least 1 and in order; got {least} to {most}")
+        if self.cpus < 0 or self.gpus < 0 or self.retries < 0:
+            raise HeadwiseError(f"cpus, gpus and retries must be 0 or more; got {self.cpus:g}, {self.gpus:g} and {self.retries}")
+
+
+def score_files_with_ray(
+    inputs: Sequence[str],
+    output: str,
+    make_scorer: ScorerFactory,
+    options: ScoreOptions | None = None,
+    report: Report = silent,
+    cluster: RayOptions | None = None,
+) -> Summary:
+    """As `score_files`; make_scorer is pickled and called once in each actor. Claims are not used: Ray hands out each file once.
+
+    Takes the Ray that is already connected, else the one that RAY_ADDRESS names, else starts one on this machine and stops it afterwards.
+    `inputs` and `output` must be reachable under the same names from all nodes. Raises also `MissingExtraError` without Ray.
+    """
+    options, cluster = replace(options or ScoreOptions(), claim=False), cluster or RayOptions()
+    found = find_inputs(inputs, output)
+    files = shard_of(found.files, *options.shard)
+    check_columns(found, files, options)
+    started, summary = time.perf_counter(), Summary()
+    past, total = 0, max(sum(file.size for file in files), 1)
+    with _connected() as ray:
+        setup = _Setup(replace(found, files=()), output, make_scorer, options)
+        for result in _results(ray, files, setup, cluster):
+            if "refused" in result:
+                raise HeadwiseError(result["refused"])
+            summary.merge(result["summary"])
+            past += result["size"]
+            report(past, total, f"{summary.rows:,} documents, {sum(summary.rejected.values()):,} rejected")
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+@dataclass(frozen=True)
+class _Setup:
+    inputs: Inputs
+    output: str
+    make_scorer: ScorerFactory
+    options: ScoreOptions
+
+
+class FileActor:
+    """A Ray Data worker: one scorer, kept model, for one file after another."""
+
+    def __init__(self, setup: _Setup) -> None:
+        self._refused, self._job = "", None
+        try:
+            scorer = setup.make_scorer()
+            output = Output(setup.output, Config.of(scorer.description, setup.options))
+            self._job = Job(setup.inputs, output, scorer, setup.options)
+        except HeadwiseError as error:  # told to the caller in its own words; Ray would wrap it
+            self._refused = str(error)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """file: JSON of `InputFile`s -> result: JSON of {summary, size} or {refused}."""
+        return {"result": [json.dumps(self._score(InputFile(**json.loads(text)))) for text in batch["file"]]}
+
+    def _score(self, file: InputFile) -> dict[str, Any]:
+        if self._job is None:
+            return {"refused": self._refused}
+        try:
+            return {"summary": self._job.run([file]).to_json(), "size": file.size}
+        except HeadwiseError as error:
+            return {"refused": str(error)}
+
+
+def _results(ray: Any, files: Sequence[InputFile], setup: _Setup, cluster: RayOptions) -> Iterator[dict[str, Any]]:
+    if not files:
+        return
+    least, most = cluster.actors
+    paths = ray.data.from_items([{"file": json.dumps(asdict(file))} for file in files], override_num_blocks=len(files))
+    scored = paths.map_batches(
+        FileActor,
+        fn_constructor_args=(setup,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(least, len(files)), max_size=min(most, len(files)), max_tasks_in_flight_per_actor=2
+        ),
+        num_cpus=cluster.cpus,
+        num_gpus=cluster.gpus,
+        ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": cluster.retries},
+    )
+    for row in scored.iter_rows():
+        yield json.loads(row["result"])
+
+
+@contextmanager
+def _connected() -> Iterator[Any]:
+    """Ray with Ray Data, connected; what this function starts it also stops."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingExtraError("ray", "ray") from error
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False)
+    context = ray.data.DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        yield ray
+    finally:
+        context.enable_progress_bars = bars
+        if ours:
+            ray.shutdown()

@@ -1,1 +1,0 @@
-"""Metrics, seeded controls, statistics and adapters to other evaluation tools."""

@@ -1,0 +1,134 @@
+"""The result of an ablation sweep: every metric of every variant and item, and the rows that sum it up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.evaluation.variants import Kind, Variant
+from headwise.heads.headfile import write_json
+from headwise.stats.paired import bootstrap_mean, rank_p, sign_flip_test
+
+METRICS = ("recall", "exact", "logprob")
+DRAWS = 2_000  # bootstrap draws per interval
+Table = NDArray[np.float64]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AblationResult:
+    """What an ablation sweep measured.
+
+    variants: the first is `none`. items: one description per prompt.
+    values: metric -> [variant, item]: `recall` and `exact` in [0, 1], `logprob` of the whole gold line in nats.
+    losses: [variant, window] mean loss on plain text in nats per token, heads ablated at *every* position (scope `all`) whatever the scope
+    of `values`; NaN = not measured. seed: of the intervals and tests. provenance: all that is needed to repeat the sweep.
+    """
+
+    variants: tuple[Variant, ...]
+    items: tuple[Mapping[str, Any], ...]
+    values: Mapping[str, Table]
+    losses: Table
+    seed: int
+    provenance: Mapping[str, Any]
+
+    @property
+    def perplexities(self) -> Table:
+        """[variant] perplexity of plain text under scope `all`; NaN = not measured."""
+        return np.exp(self.losses.mean(axis=1)) if self.losses.size else np.full(len(self.variants), np.nan)
+
+    def rows_of(self, kind: Kind, k: int) -> list[int]:
+        """Indices of the variants of one kind and K."""
+        return [i for i, variant in enumerate(self.variants) if (variant.kind, variant.k) == (kind, k)]
+
+    def summary(self) -> list[Row]:
+        """One row per metric, K and kind: means, what they are worth, and what they are compared with.
+
+        mean, low, high: mean over items and its 95 % interval (needles resampled: the prompts of one needle are no independent
+        evidence). drop, drop_low, drop_high: the same of none minus this.
+        Random rows are means over draws (geometric ones for perplexity); draws: value of each; sd_draws: their standard deviation (null for
+        one draw). p_paired: two-sided sign-flip test over needles against the mean random draw. p_rank: `rank_p` among the draws.
+        Rows of `perplexity` (scope `all`) have intervals over windows; there a negative drop is a loss. With a single needle, prompts take the
+        place of needles.
+        """
+        ks = sorted({variant.k for variant in self.variants} - {0})
+        places: list[tuple[Kind, int]] = [("none", 0), *((kind, k) for k in ks for kind in ("top", "bottom", "random"))]
+        rows = [self._row(metric, kind, k) for metric in self.values for kind, k in places]
+        return rows + ([self._perplexity_row(kind, k) for kind, k in places] if self.losses.size else [])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; NaN becomes null."""
+        return {
+            **self.provenance,
+            "items": len(self.items),
+            "item_info": [dict(item) for item in self.items],
+            "variants": [
+                {
+                    "kind": v.kind,
+                    "k": v.k,
+                    "draw": v.draw,
+                    "heads": [str(head) for head in v.heads],
+                    "chosen_by": v.heads.chosen_by,
+                }
+                for v in self.variants
+            ],
+            "values": {metric: _numbers(table) for metric, table in self.values.items()},
+            "perplexity": {"scope": "all", "windows": self.losses.shape[1], "values": _numbers(self.perplexities)},
+            "summary": self.summary(),
+        }
+
+    def save(self, path: Path, overwrite: bool = False) -> None:
+        """Write the result as JSON, atomically. An existing file is refused unless `overwrite`; it is replaced then, never merged."""
+        write_json(self.to_json(), path, overwrite)
+
+    def _row(self, metric: str, kind: Kind, k: int) -> Row:
+        table = self.values[metric]
+        means, found = table.mean(axis=1), self.rows_of(kind, k)
+        units = self._by_needle(table)
+        items = units[found].mean(axis=0)
+        mean, low, high = bootstrap_mean(items, draws=DRAWS, seed=self.seed)
+        row: Row = {"metric": metric, "kind": kind, "k": k, "mean": mean, "low": low, "high": high}
+        if kind == "none":
+            return row
+        row |= dict(
+            zip(("drop", "drop_low", "drop_high"), bootstrap_mean(units[0] - items, draws=DRAWS, seed=self.seed), strict=True)
+        )
+        if kind == "random":
+            return row | _spread(means[found])
+        controls = self.rows_of("random", k)
+        p_paired = sign_flip_test(items - units[controls].mean(axis=0), seed=self.seed)
+        return row | {"p_paired": p_paired, "p_rank": rank_p(means[found[0]], means[controls])}
+
+    def _by_needle(self, table: Table) -> Table:
+        """[variant, needle]: means over the prompts of each needle; the items themselves if there is one needle only."""
+        needle = np.asarray([item.get("needle", i) for i, item in enumerate(self.items)])
+        kinds = np.unique(needle)
+        return np.stack([table[:, needle == kind].mean(axis=1) for kind in kinds], axis=1) if len(kinds) > 1 else table
+
+    def _perplexity_row(self, kind: Kind, k: int) -> Row:
+        found = [i for i in self.rows_of(kind, k) if not np.isnan(self.losses[i]).any()]
+        interval = bootstrap_mean(self.losses[found].mean(axis=0), draws=DRAWS, seed=self.seed)
+        mean, low, high = (float(np.exp(loss)) for loss in interval)
+        row: Row = {"metric": "perplexity", "kind": kind, "k": k, "mean": mean, "low": low, "high": high}
+        if kind != "none":
+            row["drop"] = float(self.perplexities[0]) - mean
+        return row | (_spread(self.perplexities[found]) if kind == "random" else {})
+
+
+def _spread(means: Table) -> Row:
+    """The means of random draws, and their standard deviation."""
+    return {"draws": means.tolist(), "sd_draws": float(means.std(ddof=1)) if len(means) > 1 else None}
+
+
+def _numbers(table: Table) -> Any:
+    """Lists with six decimals; what is not finite becomes null."""
+    return (
+        [_numbers(row) for row in table]
+        if table.ndim > 1
+        else [None if not np.isfinite(x) else round(float(x), 6) for x in table]
+    )

@@ -1,0 +1,78 @@
+"""lm-evaluation-harness on a model as it is at the moment, ablated or not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from headwise.heads import HeadSet, HeadwiseError, MissingExtraError
+from headwise.models.provenance import describe_model
+
+KEPT = ("results", "groups", "versions", "n-shot", "higher_is_better", "n-samples")
+
+
+def run_lm_eval(
+    model: Any,
+    tasks: Sequence[str],
+    limit: int | None = None,
+    include_path: Path | None = None,
+    heads: HeadSet | None = None,
+    mode: str | None = None,
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """Run tasks of lm-evaluation-harness; call it inside `with ablate(hf, heads, mode, scope="all")` for an ablated model.
+
+    tasks: names. limit: at most this many items per task. include_path: folder with task files of your own (read once per process).
+    heads, mode: what the open block does, to be recorded with the results.
+    Returns {"results": {task: {metric: value}}, "ablation": {mode, scope, heads, chosen_by} or None, "model": ..., "limit": ..., ...}.
+    Raises `MissingExtraError` without lm-eval, `HeadwiseError` for unknown tasks, or if heads are named outside of a block (or not
+    inside of one).
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise MissingExtraError("lm-eval", "lm-eval") from error
+    ablation = _described(model.hf, heads, mode)
+    manager = _task_manager(None if include_path is None else str(include_path.resolve()))
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown or not tasks:
+        raise HeadwiseError(
+            f"lm-eval knows no task {', '.join(map(repr, unknown)) or '(none given)'}; see `lm_eval ls tasks` or give include_path"
+        )
+    # The harness may add a pad token to the tokenizer, so it gets its own.
+    hf = HFLM(pretrained=model.hf, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size, backend="causal")
+    found = simple_evaluate(
+        hf,
+        tasks=list(tasks),
+        limit=limit,
+        task_manager=manager,
+        log_samples=False,
+        bootstrap_iters=1000,
+        confirm_run_unsafe_code=False,
+    )
+    kept = {name: found[name] for name in KEPT if name in found}
+    return describe_model(model) | {"tasks": list(tasks), "limit": limit, "ablation": ablation} | kept
+
+
+@cache
+def _task_manager(include_path: str | None) -> Any:
+    """The harness's index of tasks, read once per process: that takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path)
+
+
+def _described(model: Any, heads: HeadSet | None, mode: str | None) -> dict[str, Any] | None:
+    """The open ablation as plain data. Results must never carry the heads of an ablation that was not running."""
+    inside = getattr(model.config, "_attn_implementation", None) == "headwise"
+    if (heads is None) != (mode is None):
+        raise HeadwiseError("give both heads and mode of the open ablate block, or neither")
+    if heads is not None and not inside:
+        raise HeadwiseError("heads were named, but no ablate block is open; call run_lm_eval inside `with ablate(...)`")
+    if heads is None:
+        return None
+    return {"mode": mode, "scope": "all", "heads": [str(head) for head in heads], "chosen_by": heads.chosen_by}

@@ -1,0 +1,55 @@
+"""The needle grid: how well a model answers needle questions over lengths and depths, heads left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from headwise.attention.plan import attached
+from headwise.heads.progress import Report, silent
+from headwise.models.model import Model
+from headwise.models.provenance import describe_model
+from headwise.prompts.grid import Group, Task
+from headwise.runtime.answer import answer_variants
+from headwise.runtime.group_runs import all_info, run_groups
+from headwise.runtime.rundir import Cell, RunDirectory
+from headwise.runtime.runner import leaves, prefill
+from headwise.runtime.stops import stop_ids
+from headwise.stats.metrics import judged
+
+
+def measure_needle_grid(
+    model: Model,
+    task: Task,
+    max_new_tokens: int = 50,
+    directory: RunDirectory | None = None,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Run every cell of the grid once.
+
+    Returns {"cells": [{length, depth, needle, answer, recall, exact, gold_logprob, ...}], "recall", "exact": means in [0, 1], ...}.
+    """
+    run = partial(_run_group, model, stop=stop_ids(model), limit=max_new_tokens)
+    cells = all_info(run_groups(model, task, run, _tell, directory, report))
+    means = {name: sum(cell[name] for cell in cells) / len(cells) for name in ("recall", "exact")}
+    return describe_model(model) | means | {"runs": len(cells), "grid": asdict(task.grid), "cells": cells}
+
+
+def _run_group(model: Model, group: Group, stop: frozenset[int], limit: int) -> Cell:
+    info = [dict(cell) for cell in group.info]
+    with attached(model.hf):
+        for leaf in leaves(model.hf, [prompt.ids for prompt in group.prompts]):
+            gold = group.prompts[leaf.index].gold
+            prefill(model.hf, leaf.past, leaf.rest[:-1])
+            answers = answer_variants(model.hf, leaf, gold, [None], lambda _: nullcontext(), stop, limit)
+            text = model.tokenizer.decode(answers[0].ids, skip_special_tokens=True)
+            info[leaf.index] |= judged(text, group.needle.answer) | {"gold_logprob": answers[0].gold_logprob}
+    return {}, info
+
+
+def _tell(cells: Sequence[Cell]) -> str:
+    recall = [one["recall"] for one in all_info(cells)]
+    return f"recall {sum(recall) / len(recall):.2f}"

@@ -1,0 +1,100 @@
+"""Perplexity of plain text: what an intervention costs where nothing has to be retrieved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headwise.heads import HeadId, HeadSet, HeadwiseError, PromptError
+from headwise.prompts.encoder import PieceEncoder, Tokenizer
+from headwise.prompts.grid import Task
+from headwise.prompts.haystack import Haystack
+
+ROWS = 1024  # positions whose logits are held in float32 at once
+WINDOWS = ((8, 512), (8, 256), (8, 128), (4, 128), (4, 64), (2, 64))  # (number, tokens), the first that fits
+
+
+def perplexity(model: Any, windows: Tensor, rows: int = ROWS) -> float:
+    """Exp of the mean loss per predicted token of `windows` [n, T], under whatever attach block is open."""
+    return float(window_losses(model, windows, rows).double().mean().exp())
+
+
+@torch.no_grad()
+def window_losses(model: Any, windows: Tensor, rows: int = ROWS) -> Tensor:
+    """Mean loss [n] float32 per window, in nats per token over the T - 1 tokens that have a token before them; one pass per window.
+
+    windows: token ids [n, T] without padding. rows: positions turned into float32 at once.
+    Raises `HeadwiseError` for windows of fewer than 2 tokens, or if a loss is NaN or infinite.
+    """
+    if windows.ndim != 2 or not len(windows) or windows.shape[1] < 2:
+        raise HeadwiseError(f"perplexity needs windows [n, T] of at least 2 tokens; got shape {list(windows.shape)}")
+    losses = torch.stack([_loss(model, window.to(model.device), rows) for window in windows])
+    if not torch.isfinite(losses).all():
+        raise HeadwiseError(
+            "the model's loss on plain text is not finite (NaN or infinity); try --dtype float32 or another checkpoint"
+        )
+    return losses
+
+
+def losses_without(
+    model: Any, windows: Tensor, sets: Sequence[HeadSet | None], enter: Callable[[HeadSet], AbstractContextManager[Any]]
+) -> NDArray[np.float64]:
+    """Loss [set, window] (see `window_losses`) inside each `enter(heads)`; equal sets are run once. NaN for a set that is None."""
+    known: dict[frozenset[HeadId], NDArray[np.float64]] = {}
+    for heads in sets:
+        if heads is not None and frozenset(heads) not in known:
+            with enter(heads):
+                known[frozenset(heads)] = window_losses(model, windows).double().cpu().numpy()
+    missing = np.full(len(windows), np.nan)
+    return np.stack([missing if heads is None else known[frozenset(heads)] for heads in sets])
+
+
+def text_windows(haystack: Haystack, count: int, tokens: int, part: tuple[float, float], seed: int = 0) -> Tensor:
+    """`count` windows [count, tokens] int64 of plain text that do not overlap, evenly spread over that part of the haystack, without BOS.
+
+    Raises `PromptError` if the part is too short.
+    """
+    low, width = part[0], (part[1] - part[0]) / count
+    found = [haystack.window(tokens, (seed, 3, i), (low + i * width, low + (i + 1) * width)) for i in range(count)]
+    return torch.tensor([window.ids for window in found], dtype=torch.int64)
+
+
+def plain_windows(task: Task, positions: int | None) -> tuple[Tensor, Tensor]:
+    """(calibration, plain): windows [n, T] from the two halves of the haystack's end that the task's grid leaves free.
+
+    positions: what the model can hold; one is left for a BOS. Raises `PromptError` if the grid leaves too little text.
+    """
+    end = task.grid.part[1]
+    middle = (1 + end) / 2
+    for count, tokens in (size for size in WINDOWS if positions is None or size[1] < positions):
+        try:
+            calibration, plain = (
+                text_windows(task.haystack, count, tokens, part, task.grid.seed) for part in ((end, middle), (middle, 1.0))
+            )
+            return calibration, plain
+        except PromptError:  # too little text for windows of this length
+            continue
+    raise PromptError(
+        f"the haystack has too little text behind its first {end:.0%} for perplexity; give more with --haystack DIR"
+    )
+
+
+def with_bos(windows: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Windows [n, T] with a BOS in front of each if the tokenizer puts one in front of a text."""
+    bos = torch.tensor(PieceEncoder(tokenizer).bos, dtype=windows.dtype)
+    return torch.cat([bos.expand(len(windows), -1), windows.cpu()], dim=1)
+
+
+def _loss(model: Any, window: Tensor, rows: int) -> Tensor:
+    logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits[0]
+    total = torch.zeros((), device=logits.device)
+    for start in range(0, len(window) - 1, rows):
+        stop = min(start + rows, len(window) - 1)
+        total += torch.nn.functional.cross_entropy(logits[start:stop].float(), window[start + 1 : stop + 1], reduction="sum")
+    return total / (len(window) - 1)

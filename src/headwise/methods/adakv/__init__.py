@@ -1,0 +1,1 @@
+"""AdaKV (Feng et al. 2024)."""

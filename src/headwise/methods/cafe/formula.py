@@ -1,0 +1,64 @@
+"""Coarse-to-fine selection of passages by the votes of heads (Peng et al. 2025, CAFE, arXiv:2505.10063, eq. 1-7). Plain numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.heads.errors import HeadwiseError
+
+DOC_POOL = ("sum", "mean")
+NO_MASS = 1e-12  # attention on all passages together below which a head has no opinion
+Values = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+def passage_shares(masses: Values, lengths: NDArray[np.int64], doc_pool: str = "sum", eps: float = NO_MASS) -> Values:
+    """Share of each passage in a head's attention to all passages (eq. 1). Returns [..., P] in [0, 1].
+
+    masses [..., P] >= 0: attention to all tokens of each passage (sum or mean over the question's rows: the same shares).
+    lengths [P]: tokens. doc_pool: `sum` over a passage's tokens (favours long passages) or `mean` (favours short ones).
+    The shares of a head sum to 1, or are all 0 if its masses sum to less than `eps` (it looks elsewhere); a passage without tokens gets 0.
+    """
+    if doc_pool not in DOC_POOL:
+        raise HeadwiseError(f"unknown doc_pool {doc_pool!r}; use {' or '.join(DOC_POOL)}")
+    masses = np.where(lengths > 0, masses, 0.0)
+    pooled = masses / np.maximum(lengths, 1) if doc_pool == "mean" else masses
+    total = pooled.sum(axis=-1, keepdims=True)
+    heard = (masses.sum(axis=-1, keepdims=True) >= eps) & (total > 0)
+    return np.asarray(np.divide(pooled, total, out=np.zeros_like(pooled), where=heard))
+
+
+def votes(shares: Values, most: int) -> Indices:
+    """Union over heads of each head's `most` passages with the largest shares (eq. 4 and 7), in ascending order of index.
+
+    shares [K, P]. Among equal shares the first passage wins; a share of 0 is no vote, so the union may be smaller, or empty.
+    """
+    if most < 1:
+        raise HeadwiseError(f"each head votes for at least 1 passage; got {most}")
+    best = np.argsort(-shares, axis=-1, kind="stable")[:, :most]
+    return np.unique(best[np.take_along_axis(shares, best, axis=-1) > 0])
+
+
+def relevance(shares: Values) -> Values:
+    """Sum of a passage's shares over heads (eq. 5). [K, P] -> [P] in [0, K]."""
+    return np.asarray(shares.sum(axis=0))
+
+
+def ascending(chosen: Sequence[int] | Indices, gamma: Values) -> list[int]:
+    """The chosen passages, the most relevant last, next to the question (eq. 6); of equal ones the first in the given order comes last."""
+    return sorted((int(i) for i in chosen), key=lambda i: (float(gamma[i]), -i))
+
+
+def margin(gamma: Values, chosen: Sequence[int] | Indices, heads: int) -> float:
+    """Relevance of the weakest chosen passage minus that of the strongest other one (0 if there is none), per head. In [-1, 1].
+
+    Ours: the union of votes is not a cut by relevance, so the margin may be negative. 0 if nothing is chosen.
+    """
+    picked = np.zeros(len(gamma), dtype=bool)
+    picked[list(chosen)] = True
+    if not picked.any():
+        return 0.0
+    return float(gamma[picked].min() - gamma[~picked].max(initial=0.0)) / heads

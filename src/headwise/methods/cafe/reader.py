@@ -1,0 +1,84 @@
+"""Passages read once in all layers, then looked at by heads and answered from, with or without steering, any number of times.
+
+Steering touches rows behind the passages only, so that one pass over them serves the question that chooses and every answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache
+
+from headwise.attention.steer import steer
+from headwise.caches.shared import full_cache, shared_past
+from headwise.heads.types import HeadSet
+from headwise.maths.passages import pool_passages
+from headwise.models.model import as_model
+from headwise.prompts.passages import PassageComposer
+from headwise.runtime.greedy import decode_one
+from headwise.runtime.passage_index import Text, as_passage
+from headwise.runtime.passages import CHUNK, check_positions, suffix_columns
+from headwise.runtime.runner import prefill
+from headwise.runtime.scoring import Scoring
+
+
+class Boost(NamedTuple):
+    """Steering towards passages (indices), with the bias `delta` in natural-log units; see `steer` for the rest."""
+
+    passages: tuple[int, ...]
+    delta: float
+    rows: str = "question"
+    bias_position: str = "post_scale"
+
+
+class PassageReader:
+    """Keys and values of passages in every layer. lengths [P]: tokens of each; tokens: of all of them with what opens the prompt."""
+
+    def __init__(self, model: Any, composer: PassageComposer, passages: Sequence[Text]) -> None:
+        """Raises `PromptError` if a passage is empty, if there are none, or if they leave no position for a question."""
+        prompt = composer.passages([as_passage(passage) for passage in passages])
+        self.spans = [(s.start, s.stop) for s in (prompt.span(f"passage/{i}") for i in range(1, len(passages) + 1))]
+        self.lengths = np.array([stop - start for start, stop in self.spans])
+        self.ids, self.tokens = prompt.ids, len(prompt.ids)
+        self._model, self._composer, self._positions = model, composer, as_model(model).positions
+        check_positions(self._positions, self.tokens + 1)
+        self._cache = full_cache(model)
+        for start in range(0, self.tokens, CHUNK):
+            prefill(model, self._cache, self.ids[start : start + CHUNK])
+
+    def head_masses(self, query: str, heads: HeadSet, scoring: Scoring) -> NDArray[np.float64]:
+        """[head, passage]: mean attention of the query's rows to each passage, head by head in the order of layer and head."""
+        suffix = scoring.suffixes(self._composer, [query])[0]
+        check_positions(self._positions, self.tokens + len(suffix.ids))
+        pool = lambda columns: pool_passages(columns, self.spans)  # noqa: E731
+        by_layer = suffix_columns(self._model, self._cache, self.tokens, heads, [suffix], pool)
+        masses = torch.cat([by_layer[layer][0] for layer in sorted(by_layer)])
+        return np.asarray(masses.double().cpu().numpy())
+
+    @contextmanager
+    def asking(self, query: str, boost: Boost | None = None) -> Iterator[tuple[tuple[int, ...], DynamicCache]]:
+        """Inside the block passes continue the passages: yields the prompt's ids and a cache that holds the passages.
+
+        boost: steer towards these passages from the question, which is all that stands behind the passages in the prompt.
+        """
+        ids = (*self.ids, *self._composer.query(query).ids)
+        check_positions(self._positions, len(ids))
+        with self._steered(boost, len(ids)), shared_past(self._model, self._cache, 1) as cache:
+            yield ids, cache
+
+    def answer(self, query: str, stop: Collection[int], limit: int, boost: Boost | None = None) -> tuple[int, ...]:
+        """Greedy ids, the stop token included if one came; at most `limit`."""
+        with self.asking(query, boost) as (ids, cache):
+            return decode_one(self._model, cache, ids, stop, limit)
+
+    def _steered(self, boost: Boost | None, length: int) -> Any:
+        if boost is None or not boost.passages or not boost.delta:
+            return nullcontext()
+        spans = [self.spans[i] for i in boost.passages]
+        question = None if boost.rows == "all" else (self.tokens, length)
+        return steer(self._model, None, spans, boost.delta, boost.rows, question, boost.bias_position)

@@ -1,1 +1,0 @@
-"""Methods that make the key-value cache smaller; one file per published method."""

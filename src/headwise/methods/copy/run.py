@@ -1,0 +1,131 @@
+"""Copy score: find retrieval heads by needle questions (Wu et al. 2024, arXiv:2404.15574, sec. 2).
+
+A head copies a token if its strongest key lies in the needle and holds the token that the model emits next. Its score is the share of
+the needle copied during an answer, averaged over the runs that the model solves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headwise.attention import observe
+from headwise.heads import HeadScores, HeadwiseError, NoSuccessfulRunError
+from headwise.heads.progress import Report, silent
+from headwise.maths.copy import MATCHES, RULES, copy_score
+from headwise.models.model import Model
+from headwise.models.provenance import describe_model
+from headwise.prompts.grid import Group, Task, describe_task
+from headwise.runtime.group_runs import all_info, joined, run_groups, tell_solved
+from headwise.runtime.rundir import Cell, RunDirectory
+from headwise.runtime.runner import leaves
+from headwise.runtime.stops import stop_ids
+from headwise.runtime.traced import traced_answer
+from headwise.stats.agreement import top_overlap
+from headwise.stats.metrics import judged
+
+SCORE_VERSION = 1
+STABLE_TOP, STABLE_OVERLAP, STABLE_GROUPS = 16, 0.9, 8
+
+
+@dataclass(frozen=True)
+class CopyOptions:
+    """How heads are scored.
+
+    rule, match: see `copy_score`. gate: a run counts if the unigram recall of its answer is above it. max_new_tokens: longest answer.
+    until_stable: stop once the strongest heads of two halves of the groups agree.
+    """
+
+    rule: str = "set"
+    match: str = "token"
+    gate: float = 0.5
+    max_new_tokens: int = 50
+    until_stable: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("rule", RULES), ("match", MATCHES)):
+            if getattr(self, name) not in known:
+                raise HeadwiseError(f"unknown {name} {getattr(self, name)!r}; use {' or '.join(known)}")
+        if not 0 <= self.gate < 1:
+            raise HeadwiseError(f"the gate must lie in [0, 1); got {self.gate:g}")
+        if self.max_new_tokens < 1:
+            raise HeadwiseError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
+
+
+def find_copy_heads(
+    model: Model,
+    task: Task,
+    options: CopyOptions,
+    directory: RunDirectory | None = None,
+    report: Report = silent,
+) -> HeadScores:
+    """Copy scores of all query heads.
+
+    directory: finished groups are kept there and not run again. report(done, total, remark): progress in context tokens.
+    Returns scores with one row of per-run values per solved run; every run, solved or not, is listed in provenance["cells"].
+    Raises `NoSuccessfulRunError` if the model solves no run, `PromptError` for prompts that cannot be made.
+    """
+    run = partial(_run_group, model, options=options, stop=stop_ids(model))
+    cells = run_groups(model, task, run, tell_solved, directory, report, _stable if options.until_stable else None)
+    return _collect(model, task, options, joined(cells, "scores"), all_info(cells))
+
+
+def describe_run(model: Model, task: Task, options: CopyOptions) -> dict[str, Any]:
+    """All that decides the result, as plain data."""
+    score = {"score": "copy", "score_version": SCORE_VERSION, "options": asdict(options)}
+    return score | describe_task(task) | describe_model(model)
+
+
+def _run_group(model: Model, group: Group, options: CopyOptions, stop: frozenset[int]) -> Cell:
+    """({"scores": [depth, L, H]}, info per depth); unsolved runs hold NaN."""
+    scores = np.full((len(group.prompts), *model.heads.shape), np.nan, dtype=np.float32)
+    info = [dict(cell) for cell in group.info]
+    with observe(model.hf, argmax_only=True) as seen:
+        for leaf in leaves(model.hf, [prompt.ids for prompt in group.prompts]):
+            prompt, cell = group.prompts[leaf.index], info[leaf.index]
+            answer = traced_answer(model.hf, seen, leaf, prompt.gold, stop, options.max_new_tokens, model.is_hybrid)
+            text = model.tokenizer.decode(answer.ids, skip_special_tokens=True)
+            cell |= judged(text, group.needle.answer)
+            cell["success"] = cell["recall"] > options.gate
+            if cell["success"]:
+                keys, emitted = (torch.tensor(ids, device=answer.argmax.device) for ids in (prompt.ids, answer.ids))
+                table = copy_score(answer.argmax, keys, emitted, prompt.span("answer"), options.rule, options.match)
+                scores[leaf.index] = table.cpu().numpy()
+                scores[leaf.index, [i for i in range(table.shape[0]) if i not in model.modules]] = np.nan
+    return {"scores": scores}, info
+
+
+def _solved(runs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Runs [run, L, H] that passed the gate (an unsolved run is NaN everywhere)."""
+    return np.asarray(runs[~np.isnan(runs).all(axis=(1, 2))])
+
+
+def _stable(cells: Sequence[Cell]) -> bool:
+    """Whether every second group and the others put the same heads on top."""
+    halves = [_solved(joined(cells[i::2], "scores")) for i in range(2)] if len(cells) >= STABLE_GROUPS else []
+    if not halves or min(map(len, halves)) == 0:
+        return False
+    top = min(STABLE_TOP, max(1, halves[0][0].size // 4))
+    return top_overlap(halves[0].mean(axis=0), halves[1].mean(axis=0), top) >= STABLE_OVERLAP
+
+
+def _collect(
+    model: Model, task: Task, options: CopyOptions, runs: NDArray[np.float32], cells: list[dict[str, Any]]
+) -> HeadScores:
+    solved = [cell["success"] for cell in cells]
+    if not any(solved):
+        raise NoSuccessfulRunError(
+            f"no successful run: the model answered none of {len(cells)} needle questions (best unigram recall "
+            f"{max(cell['recall'] for cell in cells):.2f}, gate {options.gate:g}), so no head can be scored; try shorter --lengths, "
+            "--chat for a chat model, or other --needles"
+        )
+    kept = runs[np.asarray(solved)]
+    provenance = describe_run(model, task, options) | {"runs": len(cells), "solved": sum(solved), "cells": cells}
+    info = tuple({k: c[k] for k in ("length", "depth", "needle", "window")} for c in cells if c["success"])
+    return HeadScores(kept.astype(np.float64).mean(axis=0), "copy", SCORE_VERSION, kept, info, provenance)

@@ -1,0 +1,72 @@
+"""Layer-exclusive patterns: every layer is a retrieval layer or a streaming layer as a whole.
+
+The idea is ZigzagAttention's (Liu et al. 2025, arXiv:2508.12407). Its own criterion was not to be had (only the abstract was); these rules are ours,
+Z3 after the calibration that LongCat ZigZag Attention describes (arXiv:2512.23966).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.types import Scores
+from headwise.methods.duo.formula import Pattern, binarise, highest, kept_count, strongest
+
+RULES = ("Z1", "Z2", "Z3", "Z4", "Z5")
+Layers = NDArray[np.bool_]
+
+
+def layer_pattern(gates: Scores, keep: float, rule: str = "Z1", loss: Callable[[Layers], float] | None = None) -> Pattern:
+    """Which layers are retrieval layers: round(keep x L) of them, at least 1.
+
+    gates [L, G]: rows are the layers to choose from. keep in (0, 1]. Rules:
+
+    Z1  highest mean gate: least gate mass is given up.
+    Z2  most retrieval heads in the head-level choice (`binarise`) of equally many heads: fewest heads change their type.
+    Z3  as Z1, for gates that were trained one per layer (rows of equal gates, or one column).
+    Z4  as Z1, for gates that were trained with the `group` penalty.
+    Z5  measured: from all retrieval on, make that layer streaming which raises `loss` least, and again. loss: bool [L] (True: retrieval) -> a
+        number, smaller is better; called once per layer left and step, so K of L kept layers cost (L - K)(L + K + 1) / 2 calls.
+
+    Ties go to the higher mean gate, then to the lower layer. Raises `HeadwiseError` for gates that rank nothing (all equal) and an unknown rule.
+    """
+    if rule not in RULES:
+        raise HeadwiseError(f"unknown rule {rule!r} for layers; use {', '.join(RULES)}")
+    if (rule == "Z5") != (loss is not None):
+        raise HeadwiseError(f"rule Z5 measures a loss and needs one; the others take none; got rule {rule}")
+    if not gates.size or gates.ndim != 2 or not np.isfinite(gates).all():
+        raise HeadwiseError(
+            "layers are chosen by a [layer, KV head] table of finite gates, one row per layer with full attention"
+        )
+    clamped = gates.clip(0, 1)
+    means, raw, count = clamped.mean(axis=1), gates.mean(axis=1), kept_count(keep, len(gates))
+    if loss is not None:
+        return _greedy(means, count, loss)
+    if means.min() == means.max() and len(gates) > 1:
+        raise HeadwiseError(f"all {len(gates)} layers have the same mean gate ({means[0]:g}); that is no ranking of layers")
+    if rule == "Z3" and (clamped != clamped[:, :1]).any():
+        raise HeadwiseError("rule Z3 takes gates that were found one per layer; these differ inside a layer (use Z1 or Z2)")
+    if rule == "Z2":
+        heads = binarise(gates, count / len(gates)).kept.sum(axis=1).astype(np.float64)
+        kept, tied = strongest(count, heads, means, raw)
+    else:
+        kept, tied = strongest(count, means, raw)
+    return Pattern(kept, tied, highest(means[~kept]))
+
+
+def _greedy(means: Scores, count: int, loss: Callable[[Layers], float]) -> Pattern:
+    """Rule Z5. `tied` counts steps at which several layers were equally cheap."""
+    kept = np.ones(len(means), dtype=bool)
+    tied = 0
+    while kept.sum() > count:
+        left = np.flatnonzero(kept)
+        losses = np.array([loss(kept & (np.arange(len(kept)) != layer)) for layer in left])
+        if not np.isfinite(losses).all():
+            raise HeadwiseError("the measured loss of a pattern is not a finite number")
+        best = losses == losses.min()
+        tied += int(best.sum() > 1)
+        kept[max(left[best], key=lambda layer: (-means[layer], layer))] = False
+    return Pattern(kept, tied, highest(means[~kept]))

@@ -1,0 +1,106 @@
+"""Texts that only a model which looks far back can answer: pass-keys hidden in a haystack, all asked for in order at the end.
+
+The idea is DuoAttention's (Xiao et al. 2024, arXiv:2410.10819, section 2.2); wording and words are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from headwise.heads.errors import PromptError
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.haystack import Haystack
+from headwise.prompts.words import check_split, secret_words
+
+STATE = " Keep in mind: the vault's pass-key {number} is"
+ASK = "\nQuestion: What is the vault's pass-key {number}?\nAnswer: The vault's pass-key {number} is"
+END = "."
+DEPTHS = 1000  # evenly spaced depths to draw from
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """Token ids, and which of them are labels: tokens that a model can only predict from far back. labels is as long as ids."""
+
+    ids: tuple[int, ...]
+    labels: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.ids) or not any(self.labels) or self.labels[0]:
+            raise PromptError("a labelled text needs as many labels as ids, at least one of them true, and not the first")
+
+    @property
+    def places(self) -> list[int]:
+        """Positions from which labels are predicted: those right before them."""
+        return [place - 1 for place, label in enumerate(self.labels) if label]
+
+
+@dataclass(frozen=True)
+class VaultOptions:
+    """What the texts are like; the defaults are the paper's sizes.
+
+    lengths: smallest and largest number of tokens of a text. keys: pass-keys. words: words of each, drawn with replacement from the list of a
+    split (`train`, `selection` or `test`; they share no word). depths: where pass-keys may stand, fractions in [0, 1]. part: share of the
+    haystack to draw from.
+    """
+
+    lengths: tuple[int, int] = (1_000, 32_000)
+    keys: int = 10
+    words: int = 32
+    split: str = "train"
+    depths: tuple[float, float] = (0.05, 0.95)
+    part: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_split(self.split)
+        if not 1 <= self.lengths[0] <= self.lengths[1]:
+            raise PromptError(
+                f"lengths are the smallest and the largest number of tokens; got {self.lengths[0]} and {self.lengths[1]}"
+            )
+        if not 1 <= self.keys <= DEPTHS or self.words < 1:
+            raise PromptError(f"a text needs 1 to {DEPTHS} pass-keys of at least 1 word; got {self.keys} of {self.words}")
+        if not 0 <= self.depths[0] < self.depths[1] <= 1:
+            raise PromptError(f"depths must be two ascending fractions in [0, 1]; got {self.depths[0]:g} and {self.depths[1]:g}")
+
+
+def vault_texts(haystack: Haystack, encoder: PieceEncoder, options: VaultOptions, count: int) -> list[LabelledText]:
+    """`count` texts; the words of the pass-keys in the answers are their labels.
+
+    A text is decided by the options and its number, so more texts begin with the same ones. Raises `PromptError` for words that the
+    tokenizer loses, lengths without room for the pass-keys, and a haystack that is too short.
+    """
+    return [_text(haystack, encoder, options, number) for number in range(count)]
+
+
+def _text(haystack: Haystack, encoder: PieceEncoder, options: VaultOptions, number: int) -> LabelledText:
+    rng = np.random.default_rng([options.seed, 11, number])
+    length = int(rng.integers(options.lengths[0], options.lengths[1] + 1))
+    end = encoder.encode_checked(END, "full stop")
+    stated, asked = [], []
+    for key in range(1, options.keys + 1):
+        secret = " " + " ".join(rng.choice(secret_words(options.split), size=options.words))
+        told = encoder.encode_checked(secret, "pass-key")  # the same ids in the statement and in the answer
+        stated.append((*encoder.encode_checked(STATE.format(number=key), "statement"), *told, *end))
+        asked.append((encoder.encode_checked(ASK.format(number=key), "question"), told))
+    cost = len(encoder.bos) + sum(map(len, stated)) + sum(len(lead) + len(told) + len(end) for lead, told in asked)
+    if cost >= length:
+        raise PromptError(
+            f"{options.keys} pass-keys of {options.words} words need {cost} tokens, but a text has only {length}; use longer texts or "
+            "fewer and shorter pass-keys"
+        )
+    window = haystack.window(length - cost, (options.seed, 12, number), options.part)
+    depths = np.sort(rng.choice(np.linspace(*options.depths, DEPTHS), size=options.keys, replace=False))
+    ids, at = list(encoder.bos), 0
+    for depth, statement in zip(depths, stated, strict=True):
+        place = window.place(float(depth))
+        ids += (*window.ids[at:place], *statement)
+        at = place
+    ids += window.ids[at:]
+    labels = [False] * len(ids)
+    for lead, told in asked:
+        ids += (*lead, *told, *end)
+        labels += [False] * len(lead) + [True] * len(told) + [False] * len(end)
+    return LabelledText(tuple(ids), tuple(labels))

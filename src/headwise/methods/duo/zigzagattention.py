@@ -1,0 +1,98 @@
+"""Layer-exclusive streaming, after ZigzagAttention (Liu et al. 2025, arXiv:2508.12407): a layer keeps the whole text, or sinks and recent tokens.
+
+Only the paper's abstract was to be had, so the rules that choose the layers are ours: see docs/methods/zigzagattention.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headwise.caches.groups import Window
+from headwise.heads import HeadScores, HeadwiseError
+from headwise.heads.progress import Report, silent
+from headwise.methods.duo.formula import Pattern, highest, kept_count, kv_gates
+from headwise.methods.duo.gated import streaming_loss
+from headwise.methods.duo.patterns import RULES, layer_pattern
+from headwise.methods.duo.prompts import LabelledText
+from headwise.methods.duo.streaming import StreamingPattern
+from headwise.models.model import Model
+
+ORDER = "layer_order"  # in the provenance of gates: layers in the order in which they come to stream
+
+
+@dataclass(frozen=True, eq=False)
+class ZigzagAttention(StreamingPattern):
+    """heads: gates, or the retrieval layers themselves. keep: share of retrieval layers among those with full attention.
+
+    rule: see `layer_pattern`. `Z5` needs gates that hold a measured order of layers (`with_layer_order`); a pattern that Z5 has found may also
+    be given as layers. The rest: see `StreamingPattern`.
+    """
+
+    heads: HeadScores | Sequence[int]
+    rule: str = "Z1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        measured = isinstance(self.heads, HeadScores) and ORDER in self.heads.provenance
+        if self.rule not in RULES or (self.rule == "Z5" and not measured):
+            raise HeadwiseError(
+                f"rule {self.rule!r} is none of Z1 to Z4; give the layers that Z5 has found, or, for rule Z5, gates with a measured "
+                "order of layers (with_layer_order)"
+            )
+
+    def pattern(self, model: Model) -> Pattern:
+        """The retrieval layers among those with full attention, bool. Raises `HeadwiseError` for gates or layers of another model."""
+        full = model.heads.full_layers
+        if not isinstance(self.heads, HeadScores):
+            wrong = sorted({int(layer) for layer in self.heads} - set(full))
+            if wrong:
+                raise HeadwiseError(f"layer {wrong[0]} of {model.name} is no layer with full attention; those are {full}")
+            return Pattern(np.isin(full, [int(layer) for layer in self.heads]), 0, float("nan"))
+        gates = kv_gates(self.heads, *model.heads.shape, model.heads.kv_heads, model.name)
+        if self.rule != "Z5":
+            return layer_pattern(gates[full], self.keep, self.rule)
+        order = list(self.heads.provenance[ORDER])
+        if sorted(order) != full:
+            raise HeadwiseError(
+                f"the order of layers {order} is none of {model.name}, whose layers with full attention are {full}"
+            )
+        kept = np.isin(full, order[len(full) - kept_count(self.keep, len(full)) :])
+        return Pattern(kept, 0, highest(gates[full].clip(0, 1).mean(axis=1)[~kept]))
+
+    def describe(self, model: Model) -> dict[str, Any]:
+        """See `StreamingPattern`, with the rule and the retrieval layers."""
+        kept = zip(model.heads.full_layers, self.pattern(model).kept, strict=True)
+        rule = self.rule if isinstance(self.heads, HeadScores) else None
+        return super().describe(model) | {"rule": rule, "retrieval_layers": [layer for layer, whole in kept if whole]}
+
+
+def with_layer_order(
+    model: Model, gates: HeadScores, texts: Sequence[LabelledText], window: Window, report: Report = silent
+) -> HeadScores:
+    """The same gates with the order of rule Z5 in their provenance (`layer_order`), which serves every `keep`.
+
+    From all layers retrieving on, that layer comes next whose change to streaming raises the distillation loss least; the last one keeps
+    longest. window: what a streaming layer sees. L layers with full attention cost (L - 1)(L + 2) / 2 measurements, two passes over every
+    text each. report(done, total, remark): in measurements. Raises as `streaming_loss` and `layer_pattern` do.
+    """
+    model, full = model, model.heads.full_layers
+    table = kv_gates(gates, *model.heads.shape, model.heads.kv_heads, model.name)[full]
+    rows = [(torch.tensor([text.ids], device=model.hf.device), text.places) for text in texts]
+    measure, known = streaming_loss(model.hf, rows, window), dict[bytes, float]()
+
+    def loss(kept: NDArray[np.bool_]) -> float:
+        if kept.tobytes() not in known:  # one search per number of kept layers, all along the same path
+            known[kept.tobytes()] = measure(kept)
+            report(len(known), (len(full) - 1) * (len(full) + 2) // 2, "layers that may stream")
+        return known[kept.tobytes()]
+
+    counts = range(len(full), 0, -1)
+    kept = [layer_pattern(table, count / len(full), "Z5", loss).kept for count in counts]
+    order = [full[int((a & ~b).argmax())] for a, b in zip(kept, [*kept[1:], np.zeros_like(kept[0])], strict=True)]
+    return replace(gates, provenance={**gates.provenance, ORDER: order})

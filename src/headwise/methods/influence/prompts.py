@@ -1,0 +1,158 @@
+"""Key-value prompts for finding heads: a JSON object, demonstrations out of it, a key to look up (Hua et al. 2025, arXiv:2505.07293).
+
+The micro-world has tables of made-up facts in many wordings (`microworld/key_value.py`); here values are sentences of real text, wording is
+fixed, and as many pairs stand in a prompt as a given length takes. Both are laid out by `microworld/text.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.heads.errors import PromptError
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.haystack import split_sentences
+from headwise.prompts.prompt import Prompt
+from headwise.prompts.turns import Encode, Example, Piece, Turn, to_prompt
+from headwise.prompts.words import random_key
+
+INTRO = "Below is a JSON object. For every key that is asked for, say its value and nothing else."
+SPLIT = "selection"  # of the micro-world: lab models were never trained on these keys
+SHORTEST = 3  # words of a value
+UNSAFE = '"\\\n{}'  # what JSON would have to escape, and its brackets
+
+
+@dataclass(frozen=True)
+class ProxyOptions:
+    """What prompts consist of; the defaults are the paper's.
+
+    length: tokens of prompt and answer together, at most. samples: number of prompts. shots: demonstrations. key_length: characters of a key.
+    value_tokens: longest value. pairs: pairs in the object (None: as many as fit). seed: of keys, values, places and what is asked.
+    """
+
+    length: int = 4096
+    samples: int = 800
+    shots: int = 3
+    key_length: int = 32
+    value_tokens: int = 30
+    pairs: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("length", 1), ("samples", 1), ("shots", 0), ("key_length", 4), ("value_tokens", 1)):
+            if getattr(self, name) < least:
+                raise PromptError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.pairs is not None and self.pairs <= self.shots:
+            raise PromptError(
+                f"{self.pairs} pairs are too few for {self.shots} demonstrations and a question; give at least {self.shots + 1}"
+            )
+
+
+class ProxyPrompts:
+    """Proxy prompts over one pool of sentences. Prompt i depends on options, texts, tokenizer and i alone."""
+
+    def __init__(self, texts: Sequence[str], encoder: PieceEncoder, options: ProxyOptions) -> None:
+        self.options, self._encoder = options, encoder
+        self._encode: Encode = lru_cache(maxsize=100_000)(encoder.encode)
+        self._fits = lru_cache(maxsize=100_000)(self._can_be_value)
+        self._sentences = _sentences(texts)
+
+    def __len__(self) -> int:
+        return self.options.samples
+
+    @property
+    def digest(self) -> str:
+        """Short fingerprint of the sentences that values are drawn from."""
+        return hashlib.sha256("\n".join(self._sentences).encode()).hexdigest()[:16]
+
+    def __getitem__(self, index: int) -> Prompt:
+        """Prompt `index`, its answer as `gold`. Spans: pair/1, pair/1/key, pair/1/value, ...; `value` (also `answer`), `key`, `question`.
+
+        Raises `PromptError` if the asked pairs do not fit into the length or the texts have too few sentences, `IndexError` behind the last prompt.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rng, options = np.random.default_rng([self.options.seed, 4, index]), self.options
+        asked = options.shots + 1
+        stream = self._pairs(rng)
+        pairs = list(islice(stream, options.pairs or asked))
+        if len(pairs) < (options.pairs or asked):
+            raise PromptError(
+                f"the texts hold {len(pairs)} sentences of at most {options.value_tokens} tokens that can stand in JSON, but a prompt "
+                f"needs {options.pairs or asked}; give more text or a larger value_tokens"
+            )
+        for key, _ in pairs[:asked]:
+            self._encoder.encode_checked(key, "key")
+        if options.pairs is None:
+            self._fill(pairs, stream)
+        places = rng.permutation(len(pairs))  # where each pair stands; the first of them are asked for
+        prompt = self._compose(pairs, places, asked)
+        size = len(prompt.ids) + len(prompt.gold)
+        if size > options.length:
+            raise PromptError(
+                f"a proxy prompt of {len(pairs)} pairs takes {size} tokens with its answer, but the length is {options.length}; "
+                "use a greater length, fewer pairs, fewer shots or a smaller key_length"
+            )
+        return prompt
+
+    def _pairs(self, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+        """Different random keys with different values, until the values run out."""
+        used: set[str] = set()
+        for place in rng.permutation(len(self._sentences)):
+            if not self._fits(self._sentences[place]):
+                continue
+            key = random_key(rng, SPLIT, self.options.key_length)
+            while key in used:
+                key = random_key(rng, SPLIT, self.options.key_length)
+            used.add(key)
+            yield key, self._sentences[place]
+
+    def _can_be_value(self, sentence: str) -> bool:
+        """Whether a sentence has few enough tokens and survives tokenisation."""
+        ids = self._encode(sentence)
+        return len(ids) <= self.options.value_tokens and self._encoder.decode(ids).strip() == sentence
+
+    def _fill(self, pairs: list[tuple[str, str]], stream: Iterator[tuple[str, str]]) -> None:
+        """Add pairs as long as they fit beside what is asked about the first ones."""
+        bare = self._compose(pairs, np.arange(len(pairs)), len(pairs))
+        size = len(bare.ids) + len(bare.gold)
+        for key, value in stream:
+            size += sum(len(self._encode(piece.text)) for piece in _line(key, value, 0, ","))
+            if size > self.options.length:
+                break
+            pairs.append((key, value))
+
+    def _compose(self, pairs: Sequence[tuple[str, str]], places: NDArray[np.int64], asked: int) -> Prompt:
+        lines = sorted(zip(places.tolist(), pairs, strict=True))
+        context = [Piece(INTRO + "\n{")]
+        for number, (_, (key, value)) in enumerate(lines, 1):
+            context += _line(key, value, number, "," if number < len(lines) else "")
+        turns = [_turn(key, value, int(places[i]) + 1) for i, (key, value) in enumerate(pairs[:asked])]
+        example = Example("proxy", "", (*context, Piece("\n}")), tuple(turns), {})
+        return to_prompt(example, self._encode, bos=self._encoder.bos)
+
+
+def _line(key: str, value: str, number: int, comma: str) -> list[Piece]:
+    """One pair. Commas stand apart, so that every line but the last costs the same wherever it stands."""
+    name = f"pair/{number}"
+    pieces = [Piece('\n"'), Piece(key, (name, f"{name}/key")), Piece('": "', (name,)), Piece(value, (name, f"{name}/value"))]
+    return [*pieces, Piece('"'), *([Piece(comma)] if comma else [])]
+
+
+def _turn(key: str, value: str, number: int) -> Turn:
+    """A question and its answer. The quotation mark that opens the answer is part of the prompt: the value has the same ids in both places."""
+    name = f"pair/{number}"
+    alias = {"key": f"{name}/key", "value": f"{name}/value", "answer": f"{name}/value"}
+    return Turn((Piece(' "'), Piece(key), Piece('"')), (Piece(value),), lead=(Piece(' "'),), close='"', alias=alias)
+
+
+def _sentences(texts: Sequence[str]) -> list[str]:
+    """All different sentences that can stand in JSON as they are, without their full stops."""
+    found = dict.fromkeys(sentence.strip().removesuffix(".") for text in texts for sentence in split_sentences(text))
+    return [one for one in found if len(one.split()) >= SHORTEST and not any(mark in one for mark in UNSAFE)]

@@ -1,0 +1,1 @@
+"""PyramidKV (Cai et al. 2024)."""

@@ -1,0 +1,130 @@
+"""Attention ranker: order passages by the attention that chosen heads pay to them from a query, without generating.
+
+Zhang et al. 2025 (QRHead, arXiv:2506.09944, sec. 3) with chosen heads; Chen et al. 2024 (ICR, arXiv:2410.02642) with all heads. A passage's
+score is the calibrated attention summed over heads and over its tokens; the passages are computed once for any number of queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from headwise.heads import HeadSet, HeadwiseError
+from headwise.heads.progress import Report, silent
+from headwise.models.model import Model
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.passages import PassageComposer, PassageLayout
+from headwise.runtime.passage_index import PassageIndex, Scores, Text, as_passage, ranked
+from headwise.runtime.passage_table import scorable_heads
+from headwise.runtime.scoring import OFFICIAL, Scoring
+from headwise.runtime.windows import OVERFLOW, rank_in_windows
+
+ORDERS = ("given", "reversed")
+
+
+class AttentionRanker:
+    """Ranks passages for queries with one model and one set of heads."""
+
+    def __init__(
+        self,
+        model: Model,
+        heads: HeadSet | None = None,
+        *,
+        span: str = "official",
+        calibrate: bool = True,
+        trim: float | None = None,
+        normalize: str = "sum",
+        order: str = "given",
+        overflow: str = "tournament",
+        layout: PassageLayout | str = "plain",
+        chat: bool = False,
+    ) -> None:
+        """heads: of this model, best from `headwise detect --score query`; None for all that see the whole text (ICR).
+
+        span, trim, normalize: see `Scoring`. calibrate: subtract what a query without content gets. order: of the passages in the prompt;
+        `reversed` puts the first one next to the query. overflow: for more passages than fit, see `rank_in_windows`. layout: wording
+        around passages and query, see `LAYOUTS`. chat: wrap the prompt by the model's chat template.
+        Raises `HeadwiseError` for unknown options and for heads of another model, of layers without attention, or none at all.
+        """
+        for name, given, allowed in (("order", order, ORDERS), ("overflow", overflow, OVERFLOW)):
+            if given not in allowed:
+                raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")
+        self.heads = scorable_heads(model) if heads is None else heads
+        if not len(self.heads):
+            raise HeadwiseError("no heads to rank with; choose at least one")
+        model.check(self.heads)
+        self.model, self.scoring = model, Scoring(span, trim, normalize)
+        self.calibrate, self.backwards, self.overflow = calibrate, order == "reversed", overflow
+        self.composer = PassageComposer(PieceEncoder(model.tokenizer), layout, chat)
+
+    @classmethod
+    def official(cls, model: Model, heads: HeadSet | None = None, chat: bool = False) -> AttentionRanker:
+        """The released procedure of QRHead (with all heads: of ICR), in our wording.
+
+        Everything behind the passages is averaged, low tokens are trimmed, the first passage stands last, too many are refused.
+        """
+        ranker = cls(model, heads, order="reversed", overflow="refuse", layout="instructed", chat=chat)
+        ranker.scoring = OFFICIAL
+        return ranker
+
+    def index(self, passages: Sequence[Text]) -> PassageIndex:
+        """Compute the passages once, for any number of queries. Raises `PromptError` if they do not fit, or one is empty."""
+        model = self.model.hf
+        return PassageIndex(model, self.composer, self.heads, passages, self.scoring, self.calibrate, self.backwards)
+
+    def rank(
+        self, query: str, passages: Sequence[Text], top_k: int | None = None, return_documents: bool = False
+    ) -> list[dict[str, Any]]:
+        """Passages from the most to the least relevant: `corpus_id`, `score` and, if wanted, `text`, as cross-encoders give them.
+
+        More passages than fit are handled as `overflow` says; nothing is ever cut.
+        """
+        return ranked(next(self.scores([query], passages)), passages, top_k, return_documents)
+
+    def scores(self, queries: Sequence[str], passages: Sequence[Text]) -> Iterator[Scores]:
+        """Scores of all passages [P] for one query after the other; the passages are read once if they fit together."""
+        costs, rooms = self._costs(passages), [self._room(query) for query in queries]
+        if all(room is None or sum(costs) <= room for room in rooms):
+            yield from self.index(passages).scores(queries)
+            return
+        for query, room in zip(queries, rooms, strict=True):
+            yield rank_in_windows(partial(self._window, query, passages), costs, room, self.overflow)
+
+    def _window(self, query: str, passages: Sequence[Text], chosen: Sequence[int]) -> Scores:
+        scores: Scores = self.index([passages[i] for i in chosen]).scores([query])[0]
+        return scores
+
+    def _costs(self, passages: Sequence[Text]) -> list[int]:
+        """Tokens of each passage with its tag (of the largest number) and line break."""
+        self.composer.check([as_passage(passage) for passage in passages])
+        return [len(self.composer.passage(as_passage(passage), len(passages))) + 1 for passage in passages]
+
+    def _room(self, query: str) -> int | None:
+        """Tokens that passages may take beside the query."""
+        positions = self.model.positions
+        behind = max(len(s.ids) for s in self.scoring.suffixes(self.composer, (query, self.scoring.null_query)))
+        return None if positions is None else positions - behind - self.composer.overhead
+
+
+def rank_collection(
+    ranker: AttentionRanker,
+    passages: Mapping[str, Text],
+    queries: Mapping[str, str],
+    candidates: Mapping[str, Iterable[str]],
+    report: Report = silent,
+) -> dict[str, dict[str, float]]:
+    """Query id -> passage id -> score for each query's candidates (passage ids in their first order).
+
+    Queries about the same passages share one pass over them if those fit into one prompt.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for query, chosen in candidates.items():
+        groups.setdefault(tuple(chosen), []).append(query)
+    run: dict[str, dict[str, float]] = {}
+    for keys, members in groups.items():
+        texts, asked = [passages[key] for key in keys], [queries[query] for query in members]
+        for query, scores in zip(members, ranker.scores(asked, texts), strict=True):
+            run[query] = dict(zip(keys, scores.tolist(), strict=True))
+            report(len(run), len(candidates), f"{len(keys)} passages")
+    return run

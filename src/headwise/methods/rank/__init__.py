@@ -1,1 +1,0 @@
-"""Ranking passages by attention, and answering from the ones that count."""

@@ -1,1 +1,0 @@
-"""Scores of documents by which a corpus is selected."""

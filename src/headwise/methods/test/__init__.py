@@ -1,1 +1,0 @@
-"""Methods that test what heads do."""

@@ -1,0 +1,63 @@
+"""Silencing heads in the weights themselves: the two ablations that need no code at run time.
+
+`zero`: the columns of the output projection that read the head. `uniform`: the rows that make the head's query (with their
+bias), so that all its logits are 0. Both are exact, so an ablated model can be saved as a plain checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.types import HeadId, HeadSet
+from headwise.models.model import Model, as_model
+
+WEIGHT_MODES = ("zero", "uniform")
+
+
+@torch.no_grad()
+def silence_in_weights(hf: nn.Module, heads: HeadSet, mode: Literal["zero", "uniform"] | str) -> None:
+    """Overwrite the weights of `heads` so that the plain model behaves as the ablated one (scope `all`)."""
+    if mode not in WEIGHT_MODES:
+        raise HeadwiseError(f"only {' and '.join(WEIGHT_MODES)} can be written into weights; got {mode!r}")
+    model = as_model(hf)
+    model.check(heads)
+    for head in heads:
+        for part in _output_columns(model, head) if mode == "zero" else _query_rows(model, head):
+            part.zero_()
+
+
+def _output_columns(model: Model, head: HeadId) -> Iterator[Tensor]:
+    projection: Any = reduce(getattr, model.family.output.split("."), model.modules[head.layer])
+    span = slice(head.head * model.heads.head_dim, (head.head + 1) * model.heads.head_dim)
+    yield projection.weight[span] if model.family.query == "conv" else projection.weight[:, span]
+
+
+def _query_rows(model: Model, head: HeadId) -> Iterator[Tensor]:
+    module: Any = model.modules[head.layer]
+    dim, index = model.heads.head_dim, head.head
+    match model.family.query:
+        case "separate":
+            yield from _rows(module.q_proj, index * dim, dim)
+        case "gated":
+            yield from _rows(module.q_proj, index * 2 * dim, dim)
+        case "fused":
+            yield from _rows(module.qkv_proj, index * dim, dim)
+        case "interleaved":
+            yield from _rows(module.query_key_value, index * 3 * dim, dim)
+        case "conv":
+            yield module.c_attn.weight[:, index * dim : (index + 1) * dim]
+            yield module.c_attn.bias[index * dim : (index + 1) * dim]
+        case "normed":
+            yield module.q_norm.weight[index * dim : (index + 1) * dim]
+
+
+def _rows(projection: Any, start: int, count: int) -> Iterator[Tensor]:
+    yield projection.weight[start : start + count]
+    if projection.bias is not None:
+        yield projection.bias[start : start + count]

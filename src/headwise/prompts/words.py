@@ -1,0 +1,50 @@
+"""Made-up values for prompts, in splits that share nothing: what is chosen on one split is tested on another."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib import resources
+
+import numpy as np
+
+from headwise.heads.errors import HeadwiseError
+
+SPLITS = ("train", "selection", "test")
+# Upper ends of the hash buckets of 100 that belong to a part; `world` is kept for texts that a lab model learns by heart.
+_SHARES = {"train": 66, "selection": 78, "test": 94, "world": 100}
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def check_split(split: str) -> str:
+    """The split itself; `HeadwiseError` unless it is train, selection or test."""
+    if split not in SPLITS:
+        raise HeadwiseError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    return split
+
+
+def part_of(text: str) -> str:
+    """The part (train, selection, test, world) that a made-up name, number or key belongs to, decided by its hash alone."""
+    bucket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") % 100
+    return next(part for part, end in _SHARES.items() if bucket < end)
+
+
+@cache
+def secret_words(split: str) -> tuple[str, ...]:
+    """Ordinary words that pass-keys of a split are made of."""
+    text = resources.files("headwise.prompts").joinpath("data/secret-words.txt").read_text("utf-8")
+    rows = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    return {split: tuple(words) for split, *words in rows}[check_split(split)]
+
+
+def random_key(rng: np.random.Generator, split: str, length: int) -> str:
+    """A random key of small letters and digits that belongs to `split`.
+
+    It starts and ends with a letter: tokenizers that set digits apart then keep the quotation marks around it apart as well.
+    """
+    while True:
+        places = (rng.random(length) * len(_LETTERS)).astype(int)
+        places[0], places[-1] = places[0] % 26, places[-1] % 26
+        made = "".join(_LETTERS[i] for i in places)
+        if part_of(made) == split:
+            return made

@@ -1,0 +1,93 @@
+"""Passages computed once, then asked about any number of times: what a set of passages and a query's attention to it share.
+
+The passages' keys and values do not depend on the query, which stands behind them. So they are computed once, up to the deepest layer
+that is looked at, and every query is a short pass over its own tokens; several queries are rows of one batch over the shared past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headwise.attention.columns import Reduce, column_sums
+from headwise.attention.depth import run_to_layer
+from headwise.attention.plan import device_of
+from headwise.caches.shared import full_cache, shared_past
+from headwise.heads.errors import PromptError
+from headwise.heads.types import HeadSet
+from headwise.models.model import as_model
+from headwise.prompts.prompt import Span
+from headwise.runtime.runner import token_tensor
+
+CHUNK = 4096  # tokens of passages per pass
+BATCH_TOKENS = 2048  # tokens of queries per pass
+
+
+class Suffix(NamedTuple):
+    """What stands behind the passages, and which of its rows count."""
+
+    ids: tuple[int, ...]
+    rows: Span
+
+
+class PassageCache:
+    """Keys and values of a text up to one layer. heads: whose attention is wanted (None: all)."""
+
+    def __init__(self, hf: Any, ids: Sequence[int], heads: HeadSet | None) -> None:
+        """Raises `PromptError` if the text leaves no position for a query."""
+        model = as_model(hf)
+        if heads is not None:
+            model.check(heads)
+        self.model, self.length, self.heads = hf, len(ids), heads
+        self.deepest = deepest_layer(hf, heads)
+        self._positions = model.positions
+        check_positions(self._positions, self.length + 1)
+        self._cache = full_cache(hf)
+        for start in range(0, len(ids), CHUNK):
+            new = token_tensor(hf, ids[start : start + CHUNK])
+            run_to_layer(hf, self.deepest, new, self._cache)
+
+    def columns(self, suffixes: Sequence[Suffix], reduce: Reduce = lambda x: x) -> dict[int, Tensor]:
+        """Mean attention of each suffix's rows to every position of the text: layer -> [suffixes, wanted heads of the layer, length].
+
+        reduce: applied to each layer's [batch, heads, length] at once; the batch is at least two
+        suffixes if there are two, and as many as fit into `BATCH_TOKENS`.
+        """
+        longest = max(len(suffix.ids) for suffix in suffixes)
+        check_positions(self._positions, self.length + longest)
+        size = max(2, BATCH_TOKENS // longest)
+        batches = [suffixes[i : i + size] for i in range(0, len(suffixes), size)]
+        parts = [suffix_columns(self.model, self._cache, self.length, self.heads, batch, reduce) for batch in batches]
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+
+
+def suffix_columns(
+    model: Any, past: Any, length: int, heads: HeadSet | None, suffixes: Sequence[Suffix], reduce: Reduce
+) -> dict[int, Tensor]:
+    """`PassageCache.columns` of one batch over any cache of the text: `past` holds its `length` tokens in every wanted layer, and is not changed."""
+    deepest = deepest_layer(model, heads)
+    width = max(len(suffix.ids) for suffix in suffixes)
+    padded = [[*s.ids, *[s.ids[-1]] * (width - len(s.ids))] for s in suffixes]  # nothing looks at the padding behind
+    weights = torch.zeros(len(suffixes), width)
+    for row, suffix in enumerate(suffixes):
+        weights[row, suffix.rows.start : suffix.rows.stop] = 1 / suffix.rows.length
+    with shared_past(model, past, len(suffixes)) as cache, column_sums(model, heads, length, weights, reduce) as seen:
+        ids = torch.tensor(padded).to(device_of(model))
+        run_to_layer(model, deepest, ids, cache)
+        return seen.by_layer
+
+
+def deepest_layer(model: Any, heads: HeadSet | None) -> int:
+    """The last layer with a wanted head (None: with any head)."""
+    return max(as_model(model).modules) if heads is None else max(head.layer for head in heads)
+
+
+def check_positions(positions: int | None, tokens: int) -> None:
+    """Raise `PromptError` if passages and query need more tokens than the model has positions (None: no limit)."""
+    if positions is not None and tokens > positions:
+        raise PromptError(
+            f"passages and query need {tokens} tokens, but the model has {positions} positions; use fewer passages at a time"
+        )

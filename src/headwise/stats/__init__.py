@@ -1,0 +1,1 @@
+"""Metrics, seeded controls, paired statistics. Needs neither torch nor transformers."""

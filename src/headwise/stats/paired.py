@@ -1,0 +1,80 @@
+"""Small statistics for paired experiments: bootstrap intervals, sign-flip tests, rank p-values. Seeded, plain numpy."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.heads.errors import HeadwiseError
+
+Values = NDArray[np.floating[Any]]
+ALTERNATIVES = ("two-sided", "less", "greater")
+BLOCK = 2**22  # numbers held at once
+
+
+class Interval(NamedTuple):
+    """A mean and its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(values: Values, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
+    """Mean of `values` [item] with its percentile bootstrap interval; items are resampled with replacement.
+
+    level: coverage in (0, 1). One item gives an interval of width 0. Raises `HeadwiseError` for no items, or a value that is NaN.
+    """
+    x = _checked(values)
+    if not 0 < level < 1:
+        raise HeadwiseError(f"the level of an interval must lie in (0, 1); got {level:g}")
+    rng = np.random.default_rng(seed)
+    step = max(1, BLOCK // len(x))
+    means = [x[rng.integers(len(x), size=(min(step, draws - i), len(x)))].mean(axis=1) for i in range(0, draws, step)]
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(x.mean()), float(low), float(high))
+
+
+def sign_flip_test(differences: Values, alternative: str = "two-sided", draws: int = 10_000, seed: int = 0) -> float:
+    """p-value of paired differences [item] against a distribution that is symmetric around 0 (mean as statistic).
+
+    alternative: "less" asks whether the mean is below 0, "greater" above, "two-sided" either. All 2^n sign patterns are counted if they are
+    at most `draws`; else `draws` random ones, with the observed one added, so p is never 0. Raises as `bootstrap_mean`.
+    """
+    x = _checked(differences)
+    if alternative not in ALTERNATIVES:
+        raise HeadwiseError(f"unknown alternative {alternative!r}; use {', '.join(ALTERNATIVES)}")
+    observed, slack = x.sum(), 1e-12 * np.abs(x).sum()
+    exact = len(x) < 63 and 2 ** len(x) <= draws
+    total = 2 ** len(x) if exact else draws
+    rng = np.random.default_rng(seed)
+    step = max(1, BLOCK // len(x))
+    extreme = 0
+    for start in range(0, total, step):
+        count = min(step, total - start)
+        flips = (
+            np.arange(start, start + count)[:, None] >> np.arange(len(x)) & 1 if exact else rng.integers(2, size=(count, len(x)))
+        )
+        sums = (1.0 - 2.0 * flips) @ x
+        if alternative == "two-sided":
+            extreme += int((np.abs(sums) >= abs(observed) - slack).sum())
+        else:
+            extreme += int((sums <= observed + slack).sum() if alternative == "less" else (sums >= observed - slack).sum())
+    return extreme / total if exact else (1 + extreme) / (1 + total)
+
+
+def rank_p(top: float, controls: Values) -> float:
+    """(1 + controls at or below `top`) / (1 + controls): how rare a value this low is among control draws; in [1 / (1 + draws), 1]."""
+    x = _checked(controls)
+    return float((1 + (x <= top).sum()) / (1 + len(x)))
+
+
+def _checked(values: Values) -> NDArray[np.float64]:
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or not len(x):
+        raise HeadwiseError(f"statistics need a list of at least one value; got shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise HeadwiseError(f"{np.sum(~np.isfinite(x))} of {len(x)} values are NaN or infinite; leave them out first")
+    return x

@@ -1,0 +1,73 @@
+"""Retrieval measures of a run, with intervals over queries (through ir-measures, an extra), and a BM25 first stage (bm25s, an extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from headwise.heads.errors import HeadwiseError, MissingExtraError
+from headwise.stats.paired import bootstrap_mean
+
+MEASURES = ("nDCG@10", "RR", "R@5", "R@10")
+Judgements = Mapping[str, Mapping[str, int]]
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def per_query(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES) -> dict[str, dict[str, float]]:
+    """Measure -> query -> value, for judged queries of the run; queries without a relevant passage are left out.
+
+    measures: names of ir-measures (https://ir-measur.es). Raises `HeadwiseError` for an unknown one, or if no query is judged.
+    """
+    try:
+        import ir_measures
+    except ImportError as error:
+        raise MissingExtraError("ir-measures", "rank") from error
+    try:
+        parsed = {ir_measures.parse_measure(name): name for name in measures}
+    except (NameError, ValueError, SyntaxError) as error:
+        raise HeadwiseError(
+            f"unknown retrieval measure among {', '.join(measures)}; known forms: nDCG@10, RR, R@10, AP"
+        ) from error
+    judged = {q: dict(grades) for q, grades in qrels.items() if q in run and any(grade > 0 for grade in grades.values())}
+    if not judged:
+        raise HeadwiseError("no query of the run has a judged relevant passage; do run and judgements belong together?")
+    found: dict[str, dict[str, float]] = {name: {} for name in measures}
+    for metric in ir_measures.iter_calc(list(parsed), judged, {q: _untied(run[q]) for q in judged}):
+        found[parsed[metric.measure]][metric.query_id] = float(metric.value)
+    return found
+
+
+def summary(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES, seed: int = 0) -> list[dict[str, Any]]:
+    """Per measure: mean over queries, its 95 % bootstrap interval [low, high] and the number of queries."""
+    rows = []
+    for name, values in per_query(qrels, run, measures).items():
+        mean, low, high = bootstrap_mean(np.array(list(values.values())), seed=seed)
+        rows.append({"measure": name, "value": mean, "low": low, "high": high, "queries": len(values)})
+    return rows
+
+
+def bm25_candidates(queries: Mapping[str, str], passages: Mapping[str, str], most: int) -> dict[str, dict[str, float]]:
+    """The `most` best passages of each query by BM25 (Lucene's variant, k1 = 1.5, b = 0.75), best first: query -> passage -> score."""
+    try:
+        import bm25s
+    except ImportError as error:
+        raise MissingExtraError("bm25s", "rank") from error
+    if most < 1:
+        raise HeadwiseError(f"the number of candidates must be at least 1; got {most}")
+    ids = list(passages)
+    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    index.index(bm25s.tokenize(list(passages.values()), stopwords="en", show_progress=False), show_progress=False)
+    asked = bm25s.tokenize(list(queries.values()), stopwords="en", show_progress=False)
+    places, scores = index.retrieve(asked, k=min(most, len(ids)), show_progress=False)
+    return {
+        query: {ids[int(place)]: float(score) for place, score in zip(places[row], scores[row], strict=True)}
+        for row, query in enumerate(queries)
+    }
+
+
+def _untied(scores: Mapping[str, float]) -> dict[str, float]:
+    """Places instead of scores: judged by the order of the run, not by how a tool breaks ties."""
+    ordered = sorted(scores, key=lambda passage: -scores[passage])
+    return {passage: float(len(ordered) - place) for place, passage in enumerate(ordered)}
