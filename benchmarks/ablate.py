@@ -9,7 +9,7 @@ from headwise.attention import ablate
 from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.heads import HeadSet
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.registry import bundled_model
 from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
@@ -25,7 +25,7 @@ VARIANTS, LENGTH, LIMIT = 50, 1024, 32
 
 def main() -> None:
     chosen = options(__doc__)
-    model = load_model(str(bundled_model()))
+    model = load(str(bundled_model()))
     encoder = PieceEncoder(model.tokenizer)
     task = Task(
         bundled_needles("test")[:1], Haystack(bundled_texts(), encoder), NeedleComposer(encoder), GridOptions((LENGTH,), (0.5,))

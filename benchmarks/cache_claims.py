@@ -22,7 +22,7 @@ from headwise.heads import HeadScores, load_heads, save_heads
 from headwise.heads.headfile import write_json
 from headwise.methods.compresskv.semantic import SemanticOptions, find_semantic_heads
 from headwise.methods.copy.run import CopyOptions, find_copy_heads
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.models.registry import bundled_model, bundled_names
@@ -124,7 +124,7 @@ def main() -> None:
     if unknown := [name for name in names if name not in known]:
         raise SystemExit(f"unknown claim {unknown[0]!r}; use {', '.join(known)}")
     path = str(bundled_model(chosen.model)) if chosen.model in bundled_names() else chosen.model
-    lab = Lab(load_model(path), chosen.output, chosen.items, chosen.seeds, chosen.length, chosen.steps)
+    lab = Lab(load(path), chosen.output, chosen.items, chosen.seeds, chosen.length, chosen.steps)
     found = {name: lab.remembered(name, partial(known[name], lab)) for name in names}
     write_json({"claims": found, "hardware": hardware()}, chosen.output / "claims.json", overwrite=True)
     show(found, chosen.json)

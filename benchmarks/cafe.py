@@ -22,7 +22,7 @@ from headwise.methods.cafe.coarse_to_fine import CoarseToFine
 from headwise.methods.cafe.evidence import evidence_scores, second_stage
 from headwise.methods.cafe.formula import passage_shares, relevance, votes
 from headwise.methods.cafe.reader import Boost, PassageReader
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.passages import RankingExample
@@ -209,7 +209,7 @@ def differences(rows: dict[str, list[float]]) -> None:
 
 def measured(given: argparse.Namespace, note: Callable[[str], None]) -> dict[str, Any]:
     name = str(bundled_model(given.model)) if bundled_model(given.model).is_dir() else given.model
-    model = load_model(name)
+    model = load(name)
     note("finding coarse heads")
     training = [q.ranking for q in questions(model, "selection", given.detect or given.items, given)]
     composer = CoarseToFine(model, None, filter=False, reorder=False, steer=False).composer

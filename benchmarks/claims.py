@@ -17,7 +17,7 @@ from headwise.evaluation.perplexity import plain_windows
 from headwise.heads import HeadScores
 from headwise.maths.copy import copy_score
 from headwise.methods.copy.run import CopyOptions, find_copy_heads
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.compose import NeedleComposer
@@ -92,7 +92,7 @@ def sweep(
 
 def main() -> None:
     chosen = options(__doc__)
-    model = load_model(str(bundled_model()))
+    model = load(str(bundled_model()))
     task = make(model, "detect", (256, 512, 1024), 10)
     scores = find_copy_heads(model, task, CopyOptions())
     values, frequency = scores.values, scores.frequency

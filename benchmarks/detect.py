@@ -22,7 +22,7 @@ from headwise.attention import observe
 from headwise.attention.plan import attached
 from headwise.caches.shared import fork
 from headwise.maths.copy import copy_hits
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import as_model
 from headwise.models.registry import bundled_model
 from headwise.prompts.compose import NeedleComposer
@@ -78,7 +78,7 @@ def own_answer(model: Any, leaf: Leaf, length: int) -> tuple[int, ...]:
 
 
 def lab_case(length: int = 1024) -> Case:
-    model = load_model(str(bundled_model()))
+    model = load(str(bundled_model()))
     encoder = PieceEncoder(model.tokenizer)
     needles = bundled_needles("detect")[3:4]
     task = Task(needles, Haystack(bundled_texts(), encoder), NeedleComposer(encoder), GridOptions((length,), even_depths(DEPTHS)))

@@ -18,7 +18,7 @@ from headwise.heads import HeadScores, HeadSet, HeadwiseError
 from headwise.methods.influence.prompts import ProxyOptions, ProxyPrompts
 from headwise.methods.influence.proxy import ProxyScoring, proxy_scores, top_share
 from headwise.methods.influence.scorer import AttentionInfluence
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import PieceEncoder
@@ -141,7 +141,7 @@ def lengths(model: Model, heads: HeadSet, count: int, seed: int) -> dict[str, An
 
 def main() -> None:
     chosen = options()
-    model = load_model(str(bundled_model(chosen.model)))
+    model = load(str(bundled_model(chosen.model)))
     scores = find_heads(model, chosen.samples, chosen.seed)
     heads = top_share(scores)
     texts = documents(chosen.documents, chosen.words, chosen.seed)

@@ -36,7 +36,7 @@ from headwise.corpus.thresholds import ChoiceOptions
 from headwise.heads.headfile import write_json
 from headwise.methods.influence.proxy import top_share
 from headwise.methods.influence.scorer import AttentionInfluence
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import PieceEncoder
@@ -115,7 +115,7 @@ def book_passages(books: Path) -> Iterator[str]:
 
 
 def make_scorer(selector: str, samples: int, device: str) -> AttentionInfluence:
-    model = load_model(str(bundled_model(selector)), device)
+    model = load(str(bundled_model(selector)), device)
     return AttentionInfluence(model, top_share(find_heads(model, samples, 0)))
 
 
@@ -335,7 +335,7 @@ def main() -> None:
     if known.exists() and json.loads(known.read_text()) != json.loads(json.dumps(setting)):
         raise SystemExit(f"{folder} belongs to another setting: {known.read_text()}")
     write_json(setting, known, overwrite=True)
-    model = load_model(str(bundled_model(given.selector)))  # for its tokenizer: all models of this experiment share it
+    model = load(str(bundled_model(given.selector)))  # for its tokenizer: all models of this experiment share it
     encoder = PieceEncoder(model.tokenizer)
     corpus = folder / "corpus.jsonl.gz"
     make_corpus(corpus, given.books, int(given.tokens / (1 + SHARE)), kinds, encoder)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from common import hardware, show
 
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model, bundled_names
 from headwise.prompts.encoder import PieceEncoder
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=50, help="texts per form, three questions each")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    model = load_model(str(bundled_model(chosen.model)) if chosen.model in bundled_names() else chosen.model)
+    model = load(str(bundled_model(chosen.model)) if chosen.model in bundled_names() else chosen.model)
     encoder = PieceEncoder(model.tokenizer)
     found: dict[str, list[float]] = {}
     for item in range(chosen.items):

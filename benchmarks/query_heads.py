@@ -14,7 +14,7 @@ from common import hardware, show
 from headwise.heads import HeadSet
 from headwise.methods.query.formula import RULES
 from headwise.methods.query.run import query_scores
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model, bundled_names
 from headwise.prompts.encoder import PieceEncoder
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     path = str(bundled_model(chosen.model)) if chosen.model in bundled_names() else chosen.model
-    lab = Lab(load_model(path), chosen.items)
+    lab = Lab(load(path), chosen.items)
     selection, test = lab.table(lab.data("selection", 6, 64)), lab.table(lab.data("test", 6, seed=1))
     result = {
         "model": chosen.model,

@@ -13,8 +13,8 @@ import torch
 from common import best_of, hardware, options, peak_memory, show
 
 from headwise.heads import HeadSet
-from headwise.methods.query.ranker import AttentionRanker
-from headwise.models.load import load_model
+from headwise.methods.query.ranker import Ranker
+from headwise.models.load import load
 from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import PassageComposer
@@ -32,11 +32,11 @@ def world(split: str = "test") -> tuple[list[str], list[str]]:
 
 
 def speed(repeats: int) -> dict[str, Any]:
-    model = load_model(str(bundled_model()))
+    model = load(str(bundled_model()))
     layers = model.heads.shape[0]
     deepest = round(0.6 * layers) - 1  # the deepest head's layer lies within 60 % of the depth
     heads = HeadSet.of([(deepest, 0), (deepest, 3), (deepest - 1, 5), (deepest - 2, 6)], model.heads.shape)
-    ranker = AttentionRanker(model, heads)
+    ranker = Ranker(model, heads)
     queries, passages = world()
     index = ranker.index(passages)
     shared = ranker.composer.passages([as_passage(text) for text in passages])

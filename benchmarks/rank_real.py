@@ -23,7 +23,7 @@ from headwise.heads import HeadSet, NoSuccessfulRunError
 from headwise.methods.copy.run import CopyOptions, find_copy_heads
 from headwise.methods.query.formula import query_score
 from headwise.methods.query.run import query_scores
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model, bundled_names
 from headwise.prompts.collections import beir_files, read_passages, read_qrels, read_queries
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=4, help="heads to rank with")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    model = load_model(str(bundled_model(chosen.model)) if chosen.model in bundled_names() else chosen.model)
+    model = load(str(bundled_model(chosen.model)) if chosen.model in bundled_names() else chosen.model)
     composer = PassageComposer(PieceEncoder(model.tokenizer))
     room = (model.positions or 10**9) - 70
     fits = lambda e: len(composer.passages(e.passages).ids) + len(composer.query(e.query).ids) < room + 70  # noqa: E731

@@ -2,7 +2,7 @@
 
 The server is `headwise serve` in a process of its own, over loopback. One request is a query over eight passages of the micro-world.
 `uncached`: every request has passages of its own. `cached`: all ask other queries about the same passages. Answers are compared with
-`AttentionRanker.rank` in this process: lost = no answer with status 200, mixed up = scores that are not those of its own passages.
+`Ranker.rank` in this process: lost = no answer with status 200, mixed up = scores that are not those of its own passages.
 The baseline is the same request with nobody else asking (`single`), and the ranker without HTTP (`rank_alone`). One thread
 owns the model, so 50 requests that share nothing wait for one another: `p95_vs_single_...` is then of the order of 50 where the machine is
 otherwise idle, and `speedup_vs_one_by_one_...` (1 = as fast as one client sending them all in turn) says what being many gains or costs.
@@ -24,8 +24,8 @@ import httpx
 import numpy as np
 from common import hardware, options, show
 
-from headwise.methods.query.ranker import AttentionRanker
-from headwise.models.load import load_model
+from headwise.methods.query.ranker import Ranker
+from headwise.models.load import load
 from headwise.models.registry import bundled_model
 from headwise_lab.ranking import microworld_examples
 
@@ -99,7 +99,7 @@ def judged(expected: list[dict[int, float]], answers: list[tuple[float, dict[int
     return lost, wrong
 
 
-def part(url: str, name: str, ranker: AttentionRanker, singles: list[Body], many: list[Body]) -> dict[str, object]:
+def part(url: str, name: str, ranker: Ranker, singles: list[Body], many: list[Body]) -> dict[str, object]:
     expected = [{r["corpus_id"]: r["score"] for r in ranker.rank(b["query"], b["documents"])} for b in (*singles, *many)]
     _, alone = asyncio.run(ask_all(url, singles, 1))
     wall, together = asyncio.run(ask_all(url, many, CLIENTS))
@@ -129,7 +129,7 @@ def counted(url: str) -> dict[str, object]:
 
 def main() -> None:
     chosen = options(__doc__)
-    ranker = AttentionRanker(load_model(str(bundled_model(MODEL))))
+    ranker = Ranker(load(str(bundled_model(MODEL))))
     alone, many = bodies_of(SINGLES, 1), bodies_of(CLIENTS * chosen.repeats, 2)  # repeats: requests per client
     times = []
     for body in alone:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from headwise.heads.errors import HeadwiseError
     from headwise.heads.headfile import load_heads, save_heads
     from headwise.heads.types import HeadId, HeadScores, HeadSet
-    from headwise.models.load import load_model
+    from headwise.models.load import load
     from headwise.models.model import Model
     from headwise.prompts.prompt import Prompt, Span
 
@@ -32,8 +32,8 @@ __all__ = [
     "ablate",
     "compress",
     "head_means",
+    "load",
     "load_heads",
-    "load_model",
     "observe",
     "save_heads",
     "steer",
@@ -51,7 +51,7 @@ _HOMES = {
     "compress": "headwise.caches.kept_cache",
     "head_means": "headwise.attention.means",
     "load_heads": "headwise.heads.headfile",
-    "load_model": "headwise.models.load",
+    "load": "headwise.models.load",
     "observe": "headwise.attention.observe",
     "save_heads": "headwise.heads.headfile",
     "steer": "headwise.attention.steer",

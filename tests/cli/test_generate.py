@@ -17,7 +17,7 @@ from headwise.methods.pyramidkv.press import PyramidKV
 from headwise.methods.registry import installed
 from headwise.methods.snapkv.press import SnapKV
 from headwise.methods.streamingllm.press import StreamingLLM
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.testing.planted import planted_task
 from tests.cli.test_refusals import check_refused
 
@@ -71,7 +71,7 @@ def test_the_cache_is_saved_as_it_was_after_the_prompt(planted, headwise, asked,
     given = ("generate", planted.model, "--prompt", asked[0], "--cache", "snapkv:budget=40", "--prefill-chunk", 50)
     done = headwise(*given, "--save-cache", path, "--json")
     assert done.code == 0, done.err
-    model = load_model(planted.model).hf
+    model = load(planted.model).hf
     with compress(model, SnapKV(budget=40)):
         cache = load_cache(path, model, SnapKV(budget=40))
         assert cache.get_seq_length() == json.loads(done.out)["tokens"]

@@ -111,14 +111,14 @@ def test_wrong_options_are_one_line(heads, headwise, more, words):
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_values_of_tokens_add_up_to_scores(backwards):
-    from headwise.methods.query.ranker import AttentionRanker
+    from headwise.methods.query.ranker import Ranker
     from headwise.models.model import Model
     from headwise.testing.tiny import tiny_model
     from headwise.testing.tokenizers import character_tokenizer
 
     model = tiny_model("llama")
     loaded = Model(model, character_tokenizer())
-    index = AttentionRanker(loaded, order="reversed" if backwards else "given").index(["a boat", "the slow river", "snow"])
+    index = Ranker(loaded, order="reversed" if backwards else "given").index(["a boat", "the slow river", "snow"])
     values = index.token_values("which river")
     assert [len(ids) for ids, _ in values] == [len(found) for _, found in values] == index.lengths.tolist()
     assert [found.sum() for _, found in values] == pytest.approx(index.scores(["which river"])[0].tolist(), abs=1e-5)

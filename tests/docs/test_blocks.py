@@ -48,10 +48,10 @@ def pages_that_run():
 
 @pytest.fixture(scope="session")
 def common():
-    from headwise import load_model
+    from headwise import load
     from headwise.models.registry import bundled_model
 
-    return common_names(load_model(str(bundled_model()), device="cpu"))
+    return common_names(load(str(bundled_model()), device="cpu"))
 
 
 @pytest.mark.parametrize("page", pages_that_run())

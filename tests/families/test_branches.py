@@ -12,7 +12,7 @@ from headwise.methods.influence.batches import branch_losses
 from headwise.methods.influence.branches import branches
 from headwise.methods.influence.loss_head import LossHead
 from headwise.models.export import export_ablated
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model, as_model, follow
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from headwise.testing.tokenizers import character_tokenizer
@@ -112,7 +112,7 @@ def test_claim_7_uniform_heads_of_an_exported_checkpoint_attend_equally(model, i
     wrapped = as_model(model)
     heads = heads_of(model, 0)
     export_ablated(Model(model, character_tokenizer()), heads, "uniform", tmp_path / "without")
-    twin = load_model(str(tmp_path / "without"), "cpu").hf
+    twin = load(str(tmp_path / "without"), "cpu").hf
     twin.set_attn_implementation("eager")
     with torch.no_grad():
         weights = twin(input_ids=ids, output_attentions=True, use_cache=False).attentions

@@ -26,7 +26,7 @@ from headwise.evaluation.compression import (
 from headwise.heads import HeadwiseError, MissingExtraError, PromptError
 from headwise.methods.snapkv.press import SnapKV
 from headwise.methods.streamingllm.press import StreamingLLM
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import PieceEncoder, newline_ids
@@ -49,7 +49,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def lab():
-    return load_model(str(bundled_model()))
+    return load(str(bundled_model()))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from headwise.attention import ablate
 from headwise.heads import HeadSet, HeadwiseError
 from headwise.models.export import export_ablated
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from headwise.testing.tokenizers import character_tokenizer
@@ -46,7 +46,7 @@ def test_the_reloaded_checkpoint_equals_the_ablated_model(family, ids, tmp_path)
     heads, weights = some_heads(model), {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}
     for mode in ("zero", "uniform"):
         export_ablated(model, heads, mode, tmp_path / mode)
-        twin = load_model(str(tmp_path / mode), "cpu")
+        twin = load(str(tmp_path / mode), "cpu")
         with ablate(model.hf, heads, mode=mode):
             expected = logits(model.hf, ids)
         torch.testing.assert_close(logits(twin.hf, ids), expected, atol=1e-5, rtol=1e-5)

@@ -15,7 +15,7 @@ import torch
 
 from headwise.heads import HeadScores, HeadwiseError, NoSuccessfulRunError, PromptError, load_heads, save_heads
 from headwise.methods.copy.run import STABLE_GROUPS, CopyOptions, describe_run, find_copy_heads
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
@@ -150,7 +150,7 @@ def test_the_planted_model_in_bfloat16():
 def test_a_saved_planted_model_is_loaded_like_any_other(model, scores, tmp_path):
     model.hf.save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
-    again = load_model(str(tmp_path), device="cpu")
+    again = load(str(tmp_path), device="cpu")
     task = task_for(again, planted_task())
     assert again.tokenizer.get_vocab() == model.tokenizer.get_vocab()
     assert (find_copy_heads(again, task, CopyOptions()).values == scores.values).all()

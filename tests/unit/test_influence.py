@@ -24,7 +24,7 @@ from headwise.methods.influence.loss_head import LossHead
 from headwise.methods.influence.scorer import AttentionInfluence
 from headwise.models.export import export_ablated
 from headwise.models.fingerprint import weights_digest
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import PieceEncoder
@@ -354,7 +354,7 @@ def test_claim_6_ranking_by_the_text_and_by_the_figure_is_the_same(pairs):
 
 def test_claim_8_one_pass_equals_two_passes_of_an_exported_checkpoint(model, tmp_path):
     export_ablated(model, HEADS, "uniform", tmp_path / "without")
-    twin = load_model(str(tmp_path / "without"), "cpu").hf
+    twin = load(str(tmp_path / "without"), "cpu").hf
     for document, row in zip(texts := texts_of(64, 30), AttentionInfluence(model, HEADS).score(texts), strict=True):
         assert row.loss_base == pytest.approx(np.mean(plain_losses(model.hf, document.ids.tolist())), abs=1e-5)
         assert row.loss_ref == pytest.approx(np.mean(plain_losses(twin, document.ids.tolist())), abs=1e-5)
@@ -415,7 +415,7 @@ def test_large_vocabularies_keep_their_ids():
 @pytest.mark.slow
 def test_claim_5_three_ways_to_leave_heads_out_rank_alike():
     """world-6m, its four best heads by proxy score; key-value tables, needle questions and novels."""
-    model = load_model(str(bundled_model("world-6m")), "cpu")
+    model = load(str(bundled_model("world-6m")), "cpu")
     heads = HeadSet.of([(4, 4), (4, 5), (5, 3), (5, 2)], model.heads.shape)
     made = [make_example(task, "test", np.random.default_rng([7, i])).text for task in ("key_value", "needle") for i in range(12)]
     novel, other = bundled_texts()[:2]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from headwise.evaluation.needle import measure_needle_grid
 from headwise.heads import NoSuccessfulRunError
 from headwise.methods.copy.run import CopyOptions, find_copy_heads
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.registry import bundled_model
 from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def lab():
-    return load_model(str(bundled_model()))
+    return load(str(bundled_model()))
 
 
 def task_of(model, needles, lengths, depths=(0.25, 0.75)):
@@ -92,7 +92,7 @@ def test_stories260k_has_no_retrieval_head(tmp_path):
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     example.convert(ROOT / "tests" / "data" / "stories260K", tmp_path / "stories")
-    model = load_model(str(tmp_path / "stories"))
+    model = load(str(tmp_path / "stories"))
     story = model.hf.generate(torch.tensor([[1]]), max_new_tokens=30, do_sample=False)
     assert "Once upon a time, there was a little girl named Lily." in model.tokenizer.decode(story[0])
     with pytest.raises(NoSuccessfulRunError):

@@ -10,7 +10,7 @@ import torch
 
 from headwise.evaluation.perplexity import perplexity
 from headwise.heads import HeadwiseError
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.registry import bundled_model
 from headwise.runtime.stops import stop_ids
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
@@ -38,7 +38,7 @@ SPEC = {spec.rows[0]: spec for spec in SPECS}
 
 @pytest.fixture(scope="module")
 def lab():
-    return load_model(str(bundled_model()))
+    return load(str(bundled_model()))
 
 
 def with_positions(model, positions):

@@ -12,7 +12,7 @@ import torch
 
 from headwise.evaluation.variants import head_variants
 from headwise.heads import HeadId, HeadScores, HeadSet, HeadwiseError, PromptError
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.needles import read_needles
@@ -323,7 +323,7 @@ def own_texts(monkeypatch, tmp_path):
 
 
 def test_lengths_that_do_not_fit_are_left_out(planted, own_texts):
-    model = load_model(str(planted))
+    model = load(str(planted))
     assert needle_task(model, "detect", (120, 5000), (0.5,), QUICK).grid.lengths == (120,)
     with pytest.raises(PromptError, match="no context length of"):
         needle_task(model, "detect", (5000,), (0.5,), QUICK)

@@ -10,7 +10,7 @@ from headwise.heads import HeadScores, HeadwiseError, PromptError
 from headwise.methods.influence import proxy
 from headwise.methods.influence.prompts import INTRO, ProxyOptions, ProxyPrompts
 from headwise.methods.influence.proxy import ProxyScoring, describe_run, proxy_scores, top_share
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import PieceEncoder
@@ -34,7 +34,7 @@ def made_up(sentences=60, words=5, seed=0):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_model(str(bundled_model("world-6m")), "cpu").tokenizer
+    return load(str(bundled_model("world-6m")), "cpu").tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_layers_without_attention_have_no_score():
 @pytest.mark.slow
 def test_claim_1_a_model_that_retrieves_has_few_strong_heads(tokenizer):
     """world-6m, which was trained on key-value tables of another wording: top heads far above the median."""
-    model = load_model(str(bundled_model("world-6m")), "cpu")
+    model = load(str(bundled_model("world-6m")), "cpu")
     options = ProxyOptions(length=512, samples=12, pairs=4, key_length=8, value_tokens=12)
     scores = proxy_scores(model, ProxyPrompts(bundled_texts(), PieceEncoder(model.tokenizer), options))
     assert scores.provenance["accuracy"] >= 0.5

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headwise.heads import HeadSet, HeadwiseError, PromptError
 from headwise.methods.query.formula import RULES
-from headwise.methods.query.ranker import AttentionRanker
+from headwise.methods.query.ranker import Ranker
 from headwise.methods.query.run import query_scores
 from headwise.models.model import Model, as_model
 from headwise.prompts.encoder import PieceEncoder
@@ -82,7 +82,7 @@ def test_the_official_preset_is_the_released_procedure(family):
     model = tiny(family)
     layers = sorted(as_model(model.hf).heads.full_layers)
     heads = HeadSet.of([(layers[0], 3), (layers[-1], 0), (layers[-1], 6)], model.heads.shape)
-    ranker = AttentionRanker.official(model, heads)
+    ranker = Ranker.official(model, heads)
     shared = ranker.composer.passages([p if isinstance(p, Passage) else Passage(p) for p in PASSAGES[::-1]])
     null = ranker.composer.query("N/A")
     index = ranker.index(PASSAGES)
@@ -98,10 +98,10 @@ def test_the_official_preset_is_the_released_procedure(family):
 def test_many_queries_over_one_index_score_as_separate_runs(family):
     if family == "mistral":
         with pytest.raises(HeadwiseError, match="sliding window"):
-            AttentionRanker(tiny(family))
+            Ranker(tiny(family))
         return
     model = tiny(family) if family != "gpt2" else Model(tiny_model("gpt2"), character_tokenizer())
-    ranker = AttentionRanker(model)
+    ranker = Ranker(model)
     together = ranker.index(PASSAGES).scores(QUERIES)
     for query, scores in zip(QUERIES, together, strict=True):
         alone = {row["corpus_id"]: row["score"] for row in ranker.rank(query, PASSAGES)}
@@ -109,7 +109,7 @@ def test_many_queries_over_one_index_score_as_separate_runs(family):
 
 
 def test_results_have_the_shape_of_cross_encoders(model):
-    ranker = AttentionRanker(model)
+    ranker = Ranker(model)
     rows = ranker.rank(QUERIES[0], PASSAGES, top_k=3, return_documents=True)
     assert [set(row) for row in rows] == [{"corpus_id", "score", "text"}] * 3
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
@@ -120,7 +120,7 @@ def test_results_have_the_shape_of_cross_encoders(model):
 
 def test_options_change_what_they_say(model):
     def scores(**options):
-        return AttentionRanker(model, **options).index(PASSAGES).scores(QUERIES)
+        return Ranker(model, **options).index(PASSAGES).scores(QUERIES)
 
     plain = scores(calibrate=False)
     assert (plain > 0).all()
@@ -128,7 +128,7 @@ def test_options_change_what_they_say(model):
     lengths = [
         stop - start
         for start, stop in spans_of(
-            AttentionRanker(model).composer.passages([p if isinstance(p, Passage) else Passage(p) for p in PASSAGES]), 5
+            Ranker(model).composer.passages([p if isinstance(p, Passage) else Passage(p) for p in PASSAGES]), 5
         )
     ]
     np.testing.assert_allclose(scores(calibrate=False, normalize="mean") * lengths, plain, rtol=1e-5)
@@ -151,11 +151,11 @@ def test_options_change_what_they_say(model):
 )
 def test_wrong_options_are_refused(model, options, message):
     with pytest.raises(HeadwiseError, match=message):
-        AttentionRanker(model, **options)
+        Ranker(model, **options)
 
 
 def test_wrong_requests_are_refused(model):
-    ranker = AttentionRanker(model)
+    ranker = Ranker(model)
     with pytest.raises(HeadwiseError, match="top_k"):
         ranker.rank("red", PASSAGES, top_k=0)
     with pytest.raises(PromptError, match="passage 2 is empty"):
@@ -163,7 +163,7 @@ def test_wrong_requests_are_refused(model):
     with pytest.raises(PromptError, match=r"passage 1 has .* tokens, but only"):
         ranker.rank("red", ["word " * 400])
     with pytest.raises(PromptError, match="overflow 'tournament' or 'anchored'"):
-        AttentionRanker(model, overflow="refuse").rank("red", ["word " * 100] * 4)
+        Ranker(model, overflow="refuse").rank("red", ["word " * 100] * 4)
 
 
 # ---- windows
@@ -197,7 +197,7 @@ def test_tournament_scores_are_places_even_if_windows_hold_one_passage_each():
 def test_more_passages_than_fit_are_all_ranked(model):
     many = [f"{word} {i}" for i, word in enumerate(["stone", "river", "bird", "door"] * 20)]
     for overflow in ("tournament", "anchored"):
-        rows = AttentionRanker(model, overflow=overflow).rank("river 5", many)
+        rows = Ranker(model, overflow=overflow).rank("river 5", many)
         assert sorted(row["corpus_id"] for row in rows) == list(range(80))
 
 
@@ -245,7 +245,7 @@ def test_the_planted_head_is_found_by_every_rule(table, rule):
 def test_one_head_ranks_as_well_as_it_was_found(table):
     model = planted()
     for example in planted_examples():
-        best = AttentionRanker(model, query_scores(table).top(1)).rank(example.query, example.passages, top_k=1)
+        best = Ranker(model, query_scores(table).top(1)).rank(example.query, example.passages, top_k=1)
         assert {best[0]["corpus_id"]} == example.gold
 
 

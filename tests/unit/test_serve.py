@@ -15,7 +15,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from headwise.heads import HeadwiseError
-from headwise.methods.query.ranker import AttentionRanker
+from headwise.methods.query.ranker import Ranker
 from headwise.models.model import Model
 from headwise.prompts.passages import Passage
 from headwise.serve.cache import IndexCache, passage_key
@@ -35,10 +35,10 @@ PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used over HTTP, but each 
 @pytest.fixture(scope="module")
 def ranker():
     model = tiny_model("llama", max_position_embeddings=512)
-    return AttentionRanker(Model(model, character_tokenizer()))
+    return Ranker(Model(model, character_tokenizer()))
 
 
-class Gated(AttentionRanker):
+class Gated(Ranker):
     """Computes no passages before the gate opens."""
 
     def __init__(self, ranker):
@@ -60,7 +60,7 @@ def served(make, **settings):
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
-    until(lambda: server.started and (not isinstance(make, AttentionRanker) or server.work.state == READY))
+    until(lambda: server.started and (not isinstance(make, Ranker) or server.work.state == READY))
     with httpx.Client(base_url=url, timeout=20) as client:
         yield SimpleNamespace(server=server, work=server.work, url=url, client=client, thread=thread)
     server.should_exit = True
@@ -428,7 +428,7 @@ def test_no_answer_in_time(ranker):
         assert service.client.post("/rerank", json={"query": QUERY, "documents": DOCUMENTS}).status_code == 200
 
 
-class Broken(AttentionRanker):
+class Broken(Ranker):
     """Raises what it is told to, once each."""
 
     def __init__(self, ranker, *errors):
@@ -452,7 +452,7 @@ def test_one_request_that_fails_is_not_the_end(ranker, caplog):
 
 
 def test_scores_that_are_no_numbers_are_not_sent(ranker):
-    class Unsure(AttentionRanker):
+    class Unsure(Ranker):
         def __init__(self):
             self.__dict__.update(ranker.__dict__)
 

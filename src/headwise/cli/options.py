@@ -51,7 +51,7 @@ def load(model: str | None, device: str, dtype: str, revision: str | None = None
     """Load the model, quietly; a bundled one by its name, and without a name the default."""
     from transformers.utils import logging
 
-    from headwise.models.load import load_model
+    from headwise.models.load import load as load_model
     from headwise.models.registry import DEFAULT
 
     logging.set_verbosity_error()

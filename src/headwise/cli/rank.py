@@ -60,7 +60,7 @@ def rank(
     if path.exists() and not overwrite:
         raise HeadwiseError(f"{path} exists; give another --output or --overwrite (results are never merged)")
     from headwise.heads.headfile import write_atomically
-    from headwise.methods.query.ranker import AttentionRanker, rank_collection
+    from headwise.methods.query.ranker import Ranker, rank_collection
     from headwise.prompts.collections import trec_lines
 
     texts, asked, judged = _collection(queries, passages, beir, evaluate)
@@ -69,7 +69,7 @@ def rank(
     loaded = o.load(model, device, dtype, revision)
     options: dict[str, Any] = {"span": span, "normalize": normalize, "order": order, "overflow": overflow, "layout": layout}
     some = _heads(heads, top, loaded)
-    ranker = AttentionRanker.official(loaded, some, chat) if official else AttentionRanker(loaded, some, chat=chat, **options)
+    ranker = Ranker.official(loaded, some, chat) if official else Ranker(loaded, some, chat=chat, **options)
     with progress("ranking", hidden=json) as report:
         run = rank_collection(ranker, texts, asked, chosen, report)
     write_atomically(path, ("\n".join(trec_lines(run, "headwise")) + "\n").encode())

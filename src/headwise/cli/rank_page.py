@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.methods.query.ranker import AttentionRanker
+    from headwise.methods.query.ranker import Ranker
     from headwise.prompts.passages import Passage
 
 QUERIES, SHOWN = 10, 5
@@ -18,7 +18,7 @@ Run = Mapping[str, Mapping[str, float]]
 
 def write_ranking(
     path: Path,
-    ranker: AttentionRanker,
+    ranker: Ranker,
     passages: Mapping[str, Passage],
     queries: Mapping[str, str],
     run: Run,
@@ -48,7 +48,7 @@ def write_ranking(
 
 
 def _query(
-    ranker: AttentionRanker,
+    ranker: Ranker,
     passages: Mapping[str, Passage],
     query: str,
     scores: Mapping[str, float],

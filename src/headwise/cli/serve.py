@@ -14,7 +14,7 @@ from headwise.heads.errors import HeadwiseError, MissingExtraError
 
 if TYPE_CHECKING:
     from headwise.heads import HeadSet
-    from headwise.methods.query.ranker import AttentionRanker
+    from headwise.methods.query.ranker import Ranker
     from headwise.models.model import Model
 
 
@@ -60,7 +60,7 @@ def serve(
     )
     chosen = _heads(heads, top, all_heads)
 
-    def make() -> AttentionRanker:
+    def make() -> Ranker:
         ranker = _ranker(o.load(model, device, dtype, revision), chosen, official, layout or "plain", chat)
         typer.echo(f"ready      {ranker.model.name}, {len(ranker.heads)} heads ({ranker.heads.chosen_by})")
         return ranker
@@ -84,9 +84,9 @@ def _heads(file: Path | None, top: int, every: bool) -> HeadSet | None:
     return None if file is None else load_heads(file).top(top)
 
 
-def _ranker(loaded: Model, heads: HeadSet | None, official: bool, layout: str, chat: bool) -> AttentionRanker:
-    from headwise.methods.query.ranker import AttentionRanker
+def _ranker(loaded: Model, heads: HeadSet | None, official: bool, layout: str, chat: bool) -> Ranker:
+    from headwise.methods.query.ranker import Ranker
 
     if official:
-        return AttentionRanker.official(loaded, heads, chat)
-    return AttentionRanker(loaded, heads, layout=layout, chat=chat)
+        return Ranker.official(loaded, heads, chat)
+    return Ranker(loaded, heads, layout=layout, chat=chat)

@@ -8,7 +8,7 @@ from headwise.lazy import lazy_names
 
 if TYPE_CHECKING:
     from headwise.models.families import FAMILIES, REFUSED, Family, family_of
-    from headwise.models.load import load_model
+    from headwise.models.load import load
     from headwise.models.model import HeadGrid, Model, as_model
     from headwise.models.weights import silence_in_weights
 
@@ -20,7 +20,7 @@ __all__ = [
     "Model",
     "as_model",
     "family_of",
-    "load_model",
+    "load",
     "silence_in_weights",
 ]
 
@@ -32,7 +32,7 @@ _HOMES = {
     "REFUSED": "headwise.models.families",
     "as_model": "headwise.models.model",
     "family_of": "headwise.models.families",
-    "load_model": "headwise.models.load",
+    "load": "headwise.models.load",
     "silence_in_weights": "headwise.models.weights",
 }
 

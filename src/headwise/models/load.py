@@ -16,7 +16,7 @@ from headwise.models.registry import bundled_models
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None) -> Model:
+def load(name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None) -> Model:
     """Load a causal language model in evaluation mode.
 
     name: name of a bundled model, folder or hub id.

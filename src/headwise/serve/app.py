@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 import headwise
-from headwise.methods.query.ranker import AttentionRanker
+from headwise.methods.query.ranker import Ranker
 from headwise.serve import shapes
 from headwise.serve.limits import Body, RefusalError, Settings, check_key, parse_json
 from headwise.serve.metrics import Measured, Metrics
@@ -28,14 +28,14 @@ READING = 32  # bodies that may be read at a time beyond those that would fill t
 KINDS = {404: "not_found", 405: "method_not_allowed"}
 
 
-def make_app(ranker: AttentionRanker | MakeRanker, settings: Settings | None = None) -> FastAPI:
+def make_app(ranker: Ranker | MakeRanker, settings: Settings | None = None) -> FastAPI:
     """A service over one ranker. Serve it with one process and one event loop: the model belongs to one thread.
 
     ranker: or what makes it; that is called in the service's thread, so that `/health` answers while a model loads. If it cannot be made
     the reason is in `app.state.work.failure`, and every request is refused.
     """
     settings = settings or Settings()
-    make = (lambda: ranker) if isinstance(ranker, AttentionRanker) else ranker
+    make = (lambda: ranker) if isinstance(ranker, Ranker) else ranker
     metrics = Metrics()
     work = Work(make, settings, metrics)
 

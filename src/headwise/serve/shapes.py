@@ -161,7 +161,7 @@ class ErrorAnswer(BaseModel):
 
 
 def best_first(scores: Sequence[float]) -> list[int]:
-    """Indices from the highest score to the lowest; equal scores in the order given, as `AttentionRanker.rank` has them."""
+    """Indices from the highest score to the lowest; equal scores in the order given, as `Ranker.rank` has them."""
     return sorted(range(len(scores)), key=lambda index: -scores[index])
 
 

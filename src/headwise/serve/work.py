@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from headwise.heads.errors import HeadwiseError, PromptError
-from headwise.methods.query.ranker import AttentionRanker
+from headwise.methods.query.ranker import Ranker
 from headwise.runtime.passage_index import PassageIndex, Text
 from headwise.serve.cache import IndexCache, passage_key
 from headwise.serve.limits import RefusalError, Settings
@@ -27,7 +27,7 @@ from headwise.serve.metrics import Metrics
 LOADING, READY, STOPPING, FAILED = "loading", "ready", "stopping", "failed"
 WHY = {LOADING: "the model is still loading", STOPPING: "the service is stopping", FAILED: "the model could not be model"}
 LONGEST_RETRY = 60  # seconds; further ahead nobody can tell
-MakeRanker = Callable[[], AttentionRanker]
+MakeRanker = Callable[[], Ranker]
 
 logger = logging.getLogger("headwise.serve")
 
@@ -55,10 +55,10 @@ class DroppedError(Exception):
     """Nobody waits for the answer any more."""
 
 
-class WindowRanker(AttentionRanker):
+class WindowRanker(Ranker):
     """A ranker for one request that does not fit: stops between windows once nobody waits, and counts the tokens it reads."""
 
-    def __init__(self, ranker: AttentionRanker, job: Job) -> None:
+    def __init__(self, ranker: Ranker, job: Job) -> None:
         self.__dict__.update(ranker.__dict__)
         self._job, self.passage_tokens, self.windows = job, 0, 0
 
@@ -83,7 +83,7 @@ class Work:
         self._stopping = self._closing = False
         self._cache = IndexCache(settings.cache_tokens)
         self._pace = 0.0  # seconds per request of late
-        self.ranker: AttentionRanker | None = None
+        self.ranker: Ranker | None = None
         self.failure: BaseException | None = None
         # A daemon, so that a process that is told twice to stop need not wait for a pass of the model.
         self.thread = threading.Thread(target=self._run, name="headwise-work", daemon=True)
@@ -258,7 +258,7 @@ class Work:
         self._metrics.tokens.labels("query").inc(tokens)
         return tokens
 
-    def _ready(self) -> AttentionRanker:
+    def _ready(self) -> Ranker:
         if self.ranker is None:
             raise RuntimeError("the work thread asked for a ranker before it was model")
         return self.ranker

@@ -16,7 +16,7 @@ from headwise.attention import observe
 from headwise.heads import HeadwiseError, NoSuccessfulRunError, PromptError
 from headwise.maths.copy import copy_score
 from headwise.methods.copy.run import CopyOptions, find_copy_heads
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.prompts.grid import Task, even_depths, make_group, plan_groups
 from headwise.runtime.answer import verify_draft
@@ -53,12 +53,12 @@ def load_stories(folder: Path | None) -> Model:
     place = STORIES if folder is None else folder
     check_stories(place)
     if (place / "config.json").is_file():
-        return load_model(str(place), "cpu", "float32")
+        return load(str(place), "cpu", "float32")
     if not CONVERTER.is_file():
         raise HeadwiseError("stories260K must be converted first, with examples/convert_stories260k.py of the source checkout")
     with tempfile.TemporaryDirectory() as target:
         runpy.run_path(str(CONVERTER))["convert"](place, Path(target))
-        return load_model(target, "cpu", "float32")
+        return load(target, "cpu", "float32")
 
 
 def measure(model: Model, name: str, settings: Settings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.heads import HeadwiseError
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model, bundled_models
 from headwise_lab.recipe.recipes import RECIPES
@@ -34,7 +34,7 @@ class LabModel:
 
     def load(self) -> Model:
         """Load it in float32 on the CPU; results name the model, not the place where it is installed."""
-        model = load_model(self.folder, "cpu", "float32")
+        model = load(self.folder, "cpu", "float32")
         return replace(model, name=self.name)
 
 

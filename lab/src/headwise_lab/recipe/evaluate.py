@@ -19,7 +19,7 @@ import torch
 
 from headwise.evaluation.needle import measure_needle_grid
 from headwise.evaluation.perplexity import perplexity
-from headwise.models.load import load_model
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    model = load_model(str(options.model))
+    model = load(str(options.model))
     texts = bundled_texts()
     haystack = Haystack(texts, PieceEncoder(model.tokenizer))
     result = {

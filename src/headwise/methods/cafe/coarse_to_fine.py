@@ -51,7 +51,7 @@ class CoarseToFine:
 
         m1, m2: votes per head in the two stages. delta: bias in natural-log units, at least 0; rows, bias_position: see `steer`.
         filter, reorder, steer: the three parts, each of which may be left out. least_margin: answer without steering if the fine stage's
-        margin is below it. doc_pool: see `passage_shares`; span: see `Scoring`; both as in detection. layout, chat: as for `AttentionRanker`.
+        margin is below it. doc_pool: see `passage_shares`; span: see `Scoring`; both as in detection. layout, chat: as for `Ranker`.
         Raises `HeadwiseError` for unknown options, missing heads, heads of another model or of layers with a sliding window.
         """
         check_steering(model.hf, delta, rows, bias_position)

@@ -23,7 +23,7 @@ from headwise.runtime.windows import OVERFLOW, rank_in_windows
 ORDERS = ("given", "reversed")
 
 
-class AttentionRanker:
+class Ranker:
     """Ranks passages for queries with one model and one set of heads."""
 
     def __init__(
@@ -59,7 +59,7 @@ class AttentionRanker:
         self.composer = PassageComposer(PieceEncoder(model.tokenizer), layout, chat)
 
     @classmethod
-    def official(cls, model: Model, heads: HeadSet | None = None, chat: bool = False) -> AttentionRanker:
+    def official(cls, model: Model, heads: HeadSet | None = None, chat: bool = False) -> Ranker:
         """The released procedure of QRHead (with all heads: of ICR), in our wording.
 
         Everything behind the passages is averaged, low tokens are trimmed, the first passage stands last, too many are refused.
@@ -108,7 +108,7 @@ class AttentionRanker:
 
 
 def rank_collection(
-    ranker: AttentionRanker,
+    ranker: Ranker,
     passages: Mapping[str, Text],
     queries: Mapping[str, str],
     candidates: Mapping[str, Iterable[str]],
