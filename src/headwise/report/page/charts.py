@@ -84,16 +84,9 @@ def heat_map(
         HeadwiseError: a column's name is not plain, or the height cannot be known.
     """
     axis = CELL_AXIS if axes else None
-    across = {"x": {"field": x, "type": "ordinal", "title": columns[x], "axis": axis, "scale": CELLS}}
-    place = across | {"y": {"field": y, "type": "ordinal", "title": columns[y], "axis": axis, "scale": CELLS}}
+    place = {side: _field(column, "ordinal", columns, axis=axis, scale=CELLS) for side, column in (("x", x), ("y", y))}
     shown = {"orient": "top", "direction": "horizontal", "gradientLength": 160, "gradientThickness": 10} if legend else None
-    colour = {
-        "field": value,
-        "type": "quantitative",
-        "title": columns[value],
-        "scale": {"range": scheme} | _limits(domain),
-        "legend": shown,
-    }
+    colour = _field(value, "quantitative", columns, scale={"range": scheme} | _limits(domain), legend=shown)
     known, missing = f"isValid(datum.{value})", f"!isValid(datum.{value})"
     tips, sparse = {"tooltip": _tooltip(columns)}, {"tooltip": _tooltip({c: columns[c] for c in (y, x)})}
     corner = 1.5 if axes else 0
@@ -107,10 +100,11 @@ def heat_map(
     if groups > 1:
         layers.append(_edges(x, groups, axis))
     if cursor:
-        frame = {"fillOpacity": 0, "stroke": "$blue", "strokeWidth": 3, "cornerRadius": 2}
-        layers.append(_layer("rect", place | tips, _at_cursor(x, y), **frame))
-    made = _spec(layers, ROW * _distinct(data, y, label) if height is None else height, cursor)
-    return Chart(made, data, columns, label, name)
+        layers.append(
+            _layer("rect", place | tips, _at_cursor(x, y), fillOpacity=0, cornerRadius=2, stroke="$blue", strokeWidth=3)
+        )
+    tall = ROW * _distinct(data, y, label) if height is None else height
+    return Chart(_spec(layers, tall, cursor), data, columns, label, name)
 
 
 def scatter(
@@ -153,8 +147,8 @@ def scatter(
     Raises:
         HeadwiseError: a column's name is not plain, or there are series without their own data.
     """
-    across = {"field": x, "type": "quantitative", "title": columns[x], "scale": _scale(x_domain, log_x)}
-    upright = {"field": y, "type": "quantitative", "title": columns[y], "scale": _scale(y_domain)}
+    across = _field(x, "quantitative", columns, scale=_scale(x_domain, log_x))
+    upright = _field(y, "quantitative", columns, scale=_scale(y_domain))
     colour = _series(data, series, columns) if series else {"value": "$red"}
     base, known = {"x": across, "y": upright, "tooltip": _tooltip(columns)}, f"isValid(datum.{x}) && isValid(datum.{y})"
     layers = _limit_lines(limits)
@@ -213,10 +207,10 @@ def lines(
     Raises:
         HeadwiseError: a column's name is not plain, or there are series without their own data.
     """
-    across: Spec = {"field": x, "type": "quantitative", "title": columns[x], "scale": _scale(x_domain, log_x)}
+    across = _field(x, "quantitative", columns, scale=_scale(x_domain, log_x))
     if x_values is not None:
         across["axis"] = {"values": list(x_values)}
-    upright = {"field": y, "type": "quantitative", "title": columns[y], "scale": _scale(y_domain, log_y)}
+    upright = _field(y, "quantitative", columns, scale=_scale(y_domain, log_y))
     colour = _series(data, series, columns, colours) if series else {"value": "$red"}
     base, known = {"x": across, "tooltip": _tooltip(columns), "color": colour}, f"isValid(datum.{y})"
     layers = _limit_lines(limits)
@@ -237,6 +231,11 @@ def _spec(layers: Sequence[Spec], height: int, cursor: bool = False) -> Spec:
 def _layer(mark: str, encoding: Spec, *filters: str, **look: object) -> Spec:
     """Marks of one kind, of the rows that pass all filters."""
     return {"mark": {"type": mark, **look}, "encoding": encoding, "transform": [{"filter": rule} for rule in filters]}
+
+
+def _field(column: str, type: str, columns: Mapping[str, str], **more: object) -> Spec:
+    """What a channel shows: a column, how it is measured, and its heading."""
+    return {"field": column, "type": type, "title": columns[column], **more}
 
 
 def _edges(x: str, groups: int, axis: Spec | None) -> Spec:
@@ -272,7 +271,7 @@ def _tooltip(columns: Mapping[str, str]) -> list[Spec]:
     for name in columns:
         if not re.fullmatch(r"\w+", name):
             raise HeadwiseError(f"a column of a chart has a plain name; got {name!r}")
-    return [{"field": name, "type": "nominal", "title": title} for name, title in columns.items()]
+    return [_field(name, "nominal", columns) for name in columns]
 
 
 def _limits(domain: tuple[float, float] | None) -> Spec:
@@ -291,7 +290,7 @@ def _series(data: Table | str, series: str, columns: Mapping[str, str], colours:
     shown = [(colours or {}).get(name, SERIES[i % len(SERIES)]) for i, name in enumerate(names)]
     legend = {"orient": "top", "title": None, "columns": 2 if len(names) > 3 else len(names), "labelLimit": 260}
     scale = {"domain": names, "range": shown}
-    return {"field": series, "type": "nominal", "title": columns[series], "scale": scale, "legend": legend, "sort": None}
+    return _field(series, "nominal", columns, scale=scale, legend=legend, sort=None)
 
 
 def _limit_lines(limits: Sequence[float]) -> list[Spec]:
