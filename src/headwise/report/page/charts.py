@@ -87,22 +87,16 @@ def heat_map(
     place = {side: _field(column, "ordinal", columns, axis=axis, scale=CELLS) for side, column in (("x", x), ("y", y))}
     shown = {"orient": "top", "direction": "horizontal", "gradientLength": 160, "gradientThickness": 10} if legend else None
     colour = _field(value, "quantitative", columns, scale={"range": scheme} | _limits(domain), legend=shown)
-    known, missing = f"isValid(datum.{value})", f"!isValid(datum.{value})"
-    tips, sparse = {"tooltip": _tooltip(columns)}, {"tooltip": _tooltip({c: columns[c] for c in (y, x)})}
-    corner = 1.5 if axes else 0
-    layers = [
-        _layer("rect", place | tips | {"color": colour}, known, cornerRadius=corner, cursor=_pointer(cursor)),
-        _layer("rect", place | sparse, missing, cornerRadius=corner, color="$line", opacity=0.6),
-        _layer("text", place | sparse, missing, text="×", color="$soft", fontSize=9),
-    ]
+    known, tips, corner = f"isValid(datum.{value})", {"tooltip": _tooltip(columns)}, 1.5 if axes else 0
+    layers = [_layer("rect", place | tips | {"color": colour}, known, cornerRadius=corner, cursor=_pointer(cursor))]
+    layers += _crossed_out(place | {"tooltip": _tooltip({c: columns[c] for c in (y, x)})}, f"!{known}", corner)
     if numbers:
         layers.append(_layer("text", place | tips | _written(value, numbers, domain), known, fontSize=11))
     if groups > 1:
         layers.append(_edges(x, groups, axis))
     if cursor:
-        layers.append(
-            _layer("rect", place | tips, _at_cursor(x, y), fillOpacity=0, cornerRadius=2, stroke="$blue", strokeWidth=3)
-        )
+        frame = {"fillOpacity": 0, "cornerRadius": 2, "stroke": "$blue", "strokeWidth": 3}
+        layers.append(_layer("rect", place | tips, _at_cursor(x, y), **frame))
     tall = ROW * _distinct(data, y, label) if height is None else height
     return Chart(_spec(layers, tall, cursor), data, columns, label, name)
 
@@ -236,6 +230,12 @@ def _layer(mark: str, encoding: Spec, *filters: str, **look: object) -> Spec:
 def _field(column: str, type: str, columns: Mapping[str, str], **more: object) -> Spec:
     """What a channel shows: a column, how it is measured, and its heading."""
     return {"field": column, "type": type, "title": columns[column], **more}
+
+
+def _crossed_out(encoding: Spec, missing: str, corner: float) -> list[Spec]:
+    """Cells without a value."""
+    grey = _layer("rect", encoding, missing, cornerRadius=corner, color="$line", opacity=0.6)
+    return [grey, _layer("text", encoding, missing, text="×", color="$soft", fontSize=9)]
 
 
 def _edges(x: str, groups: int, axis: Spec | None) -> Spec:
