@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from headwise.heads import HeadScores, HeadwiseError, load_heads
-from headwise.report.numbers import interval, shares
+from headwise.report.numbers import interval, public_name, scored, shares
 from headwise.report.tables import ablation_table, head_table, summary_lines
 
 NAN = float("nan")
@@ -245,3 +245,31 @@ def test_published_headkv_scores():
     assert lines[1] == f"above 0.1: {int((scores.values > 0.1).sum())} heads (5.9%)"
     best = scores.ranking()[0]
     assert cells_of(head_table(scores, 1))[0][:3] == ["1", str(best), f"{scores.values[best]:.3f}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("org/model", "org/model"),
+        ("lab-6m", "lab-6m"),
+        ("/home/me/checkpoints/run 3/", "run 3"),
+        ("~/models/x", "x"),
+        ("C:\\models\\x", "x"),
+        ("\\\\server\\models\\x", "x"),
+        ("/cache/hub/models--org--name/snapshots/0123abcd", "org/name"),
+        ("bad\x1b[2J\u202ename", "bad[2Jname"),
+        ("/", ""),
+    ],
+)
+def test_names_carry_no_absolute_path_and_nothing_invisible(given, shown):
+    assert public_name(given) == shown
+
+
+@pytest.mark.parametrize("shape", [(1, 1025), (1025, 1)])
+def test_tables_larger_than_any_model_are_refused(shape):
+    with pytest.raises(
+        HeadwiseError,
+        match=r"^a table of \d+ layers × \d+ heads is larger than that of any model; at most 1024 × 1024 are shown$",
+    ):
+        scored(HeadScores(np.ones(shape), "copy"))
+    assert scored(HeadScores(np.ones((1, 1024)), "copy")).size == 1024

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from headwise.cli import options as o
+from headwise.cli.pictures import picture_line
 
 Say = Callable[[str], None]
 REMOVED = (1, 2, 4, 8, 16)
@@ -42,7 +43,9 @@ def demo(
     shown = _headwise(say, "show", heads, ablation, "--html", page, "--model", name)
     if json:
         o.print_json({"heads": found, "ablation": removed, "page": shown["page"]})
-    say(f"\nhead file  {found['head_file']}\nheat map   {found['heat_map']}\ncurves     {removed['picture']}")
+    say(f"\nhead file  {found['head_file']}")
+    for line in (*picture_line(found["heat_map"], "heat map"), *picture_line(removed["picture"], "curves")):
+        say(line)
     say(f"explorer   {shown['page']}  (open it in a browser)")
     say(f"done in {time.perf_counter() - started:.0f} s. Next: docs/start.md does this step by step; headwise --help")
 

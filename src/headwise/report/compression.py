@@ -11,6 +11,7 @@ from rich.text import Text
 
 from headwise.heads.errors import HeadwiseError
 from headwise.report.canvas import BLUE, GREY, INK, RED, SMALL, add_legend, new_figure, set_title, style, write_figure
+from headwise.report.numbers import public_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ def draw_recall(result: Mapping[str, Any]) -> Figure:
         _draw_panel(axes, [row for row in rows if label_of(row) == label], methods)
         axes.set_title(label, fontsize=SMALL, color=INK)
     add_legend(figure, {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)})
-    set_title(figure, str(result.get("model", "")), "Compressed caches: exact answers against bytes")
+    set_title(figure, public_name(result.get("model", "")), "Compressed caches: exact answers against bytes")
     return figure
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.report.compression import NOTE, UNKNOWN, Row, bytes_text, checked_rows, label_of
+from headwise.report.numbers import public_name
 from headwise.report.page.charts import lines
 from headwise.report.page.parts import Marked, details, figure, figures, header, marked_text, note, section, table, text_key
 from headwise.report.page.shell import Html, document, join, slug, tag, write_document
@@ -25,12 +26,12 @@ def write_page(result: Data, example: Data, path: Path) -> Path:
 
 def page(result: Data, example: Data) -> str:
     """The whole document."""
-    rows = checked_rows(result)
+    rows, model = checked_rows(result), public_name(result["model"])
     labels = list(dict.fromkeys(map(label_of, rows)))
     drawn = [_recall([row for row in rows if label_of(row) == label], label) for label in labels]
     facts = {"Contexts per task": result["items"], "Methods": len({row["method"] for row in rows}), "Seed": result["seed"]}
     body = join(
-        header(f"Compressed caches of {result['model']}", facts=facts),
+        header(f"Compressed caches of {model}", facts=facts),
         section(
             "Recall against bytes",
             figures(*drawn),
@@ -43,7 +44,7 @@ def page(result: Data, example: Data) -> str:
             note(NOTE),
         ),
     )
-    return document(f"headwise: compressed caches of {result['model']}", body, styles=[STYLE])
+    return document(f"headwise: compressed caches of {model}", body, styles=[STYLE])
 
 
 def _recall(rows: Sequence[Row], label: str) -> Html:

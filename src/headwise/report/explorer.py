@@ -34,10 +34,10 @@ def explorer(results: Sequence[tuple[Path, str, Any]], traces: Sequence[Trace] =
         raise HeadwiseError("nothing to show: give at least one result file")
     heads = [(file, data) for file, kind, data in results if kind == "heads"]
     for file, scores in heads:
-        if not np.isfinite(scores.values).any():
-            raise HeadwiseError(
-                f"{file}: no head has a {scores.score} score, so there is nothing to show; detect the heads first"
-            )
+        try:
+            scored(scores)
+        except HeadwiseError as error:
+            raise HeadwiseError(f"{file}: {error}") from error
     entries = labelled(heads)
     body = join(
         _header(results, entries),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headwise.heads.types import HeadScores
 from headwise.report.canvas import subject
-from headwise.report.numbers import RESAMPLES, capital, layer_kind, noun
+from headwise.report.numbers import RESAMPLES, capital, layer_kind, noun, public_name
 
 LEVELS = 254  # steps of a packed value; 255 means "not scored"
 AXES = ("length", "depth")
@@ -41,7 +41,10 @@ class Entry:
 def labelled(files: Sequence[tuple[Path, HeadScores]]) -> list[Entry]:
     """Entries named by model and score, or by file or folder where that does not tell them apart."""
     ways: list[list[str]] = [
-        [f"{s.provenance['model']}, {s.score} score" if s.provenance.get("model") else _stem(path) for path, s in files],
+        [
+            f"{public_name(s.provenance['model'])}, {s.score} score" if s.provenance.get("model") else _stem(path)
+            for path, s in files
+        ],
         [_stem(path) for path, _ in files],
         [path.resolve().parent.name or _stem(path) for path, _ in files],
         [f"{path.resolve().parent.name}/{_stem(path)}" for path, _ in files],
@@ -153,7 +156,7 @@ def written(value: Any) -> str:
     if isinstance(value, list | tuple):
         shown = ", ".join(map(written, value[:12]))
         return f"{shown}, … ({len(value)} in all)" if len(value) > 12 else shown
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else public_name(value) if isinstance(value, str) else str(value)
     return text if len(text) <= 300 else f"{text[:300]}… ({len(text)} characters)"
 
 

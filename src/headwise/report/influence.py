@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.report.influence_numbers import QUANTILES, densities, excerpt, mean_tokens, named, number, points, quantile_rows
-from headwise.report.numbers import count
+from headwise.report.numbers import count, public_name
 from headwise.report.page import charts, parts
 from headwise.report.page.shell import Html, document, join, tag, write_document
 
@@ -59,7 +59,7 @@ def _top(data: Data) -> Html:
     scorer = data["description"].get("scorer", {})
     heads = scorer.get("heads", ())
     model = scorer.get("model", "a model without a name")
-    line = f"{model.get('model') if isinstance(model, Mapping) else model} without {count(len(heads), 'head')}"
+    line = f"{public_name(model.get('model') if isinstance(model, Mapping) else model)} without {count(len(heads), 'head')}"
     facts = {
         "documents": f"{every['documents']:,}",
         "ranked": f"{every['ranked']:,}",
@@ -167,7 +167,7 @@ def _some(data: Data) -> str:
 
 def _document_line(row: Data) -> Html:
     told = f"score {row['score']:.4f}, loss {row['loss_base']:.3f} → {row['loss_ref']:.3f}, {row['n_tokens']:,.0f} tokens"
-    return tag("p", tag("strong", told), f" · {row['file']}, row {row['row']}")
+    return tag("p", tag("strong", told), f" · {public_name(row['file'])}, row {row['row']}")
 
 
 def _not_ranked(data: Data) -> Html:
@@ -189,7 +189,12 @@ def _flat(held: object, name: str = "") -> list[tuple[str, str]]:
     """Settings inside settings, one line each."""
     if isinstance(held, Mapping):
         return [line for key in sorted(held) for line in _flat(held[key], f"{name} {key}".strip().replace("_", " "))]
-    return [(name, ", ".join(map(str, held)) if isinstance(held, list | tuple) else "–" if held is None else str(held))]
+    return [
+        (
+            name,
+            ", ".join(map(public_name, held)) if isinstance(held, list | tuple) else "–" if held is None else public_name(held),
+        )
+    ]
 
 
 def _percent(share: float | None) -> str:

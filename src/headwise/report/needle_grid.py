@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAP = "cividis"  # perceptually uniform and made for colour-blind readers
+MOST = 512  # lengths, or depths
 NUMBERED = 20
 """Grids of at most so many lengths show their numbers."""
 
@@ -66,6 +67,10 @@ def tabulate(
     if not rows:
         raise HeadwiseError("there are no needle runs to draw; score files of other projects do not list them")
     lengths, depths = sorted({row[0] for row in rows}), sorted({row[1] for row in rows})
+    if max(len(lengths), len(depths)) > MOST:
+        raise HeadwiseError(
+            f"a needle grid of {len(lengths)} lengths × {len(depths)} depths cannot be drawn; at most {MOST} of each"
+        )
     total, runs = np.zeros((len(depths), len(lengths))), np.zeros((len(depths), len(lengths)), dtype=np.int64)
     for length, depth, recall in rows:
         at = depths.index(depth), lengths.index(length)

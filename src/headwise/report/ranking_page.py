@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headwise.report.numbers import count
+from headwise.report.numbers import count, public_name
 from headwise.report.page.parts import header, marked_text, note, section, table, text_key
 from headwise.report.page.shell import Html, document, join, tag, write_document
 
@@ -28,15 +28,13 @@ def write_page(result: Data, path: Path) -> Path:
 
 def page(result: Data) -> str:
     """The whole document."""
-    heads, shown = result["heads"], result["queries"]
+    heads, shown, model = result["heads"], result["queries"], public_name(result["model"])
     named = ", ".join(heads[:NAMED]) + (f" and {len(heads) - NAMED} more" if len(heads) > NAMED else "")
     facts: dict[str, object] = {"Queries": result["total"], "Heads": len(heads)}
     facts |= {row["measure"]: f"{row['value']:.3f}" for row in result["measures"] or ()}
     some = f"The first {len(shown)} of {result['total']} queries. " if len(shown) < result["total"] else ""
     body = join(
-        header(
-            f"Passages ranked by {result['model']}", f"By the attention of {count(len(heads), 'head')}: {named}.", facts=facts
-        ),
+        header(f"Passages ranked by {model}", f"By the attention of {count(len(heads), 'head')}: {named}.", facts=facts),
         _measures(result["measures"]),
         section(
             "Queries",
@@ -46,7 +44,7 @@ def page(result: Data) -> str:
             lead=f"{some}Darker words drew more attention; each query has its own scale.",
         ),
     )
-    return document(f"headwise: passages ranked by {result['model']}", body, data={}, styles=[STYLE])
+    return document(f"headwise: passages ranked by {model}", body, data={}, styles=[STYLE])
 
 
 def _measures(rows: Any) -> Html:

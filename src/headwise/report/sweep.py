@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import Any
 
 from headwise.heads.errors import HeadwiseError
-from headwise.report.numbers import count
+from headwise.report.numbers import count, public_name
 
 METRICS = {
     "recall": "Unigram recall",
@@ -82,7 +82,7 @@ def read_sweep(result: Mapping[str, Any]) -> Sweep:
     try:
         rows = tuple(_row(row) for row in result["summary"])
         scope = (result.get("perplexity") or {}).get("scope")
-        sweep = Sweep(str(result["mode"]), str(result["scope"]), str(result["model"]), int(result["items"]), rows, scope)
+        sweep = Sweep(str(result["mode"]), str(result["scope"]), public_name(result["model"]), int(result["items"]), rows, scope)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HeadwiseError(f"this is no ablation result ({error!r}); give the JSON that the ablation wrote") from error
     if not any(math.isfinite(row.mean) for row in sweep.rows):
