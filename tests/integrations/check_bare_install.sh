@@ -46,11 +46,11 @@ times = [once() for _ in range(5)]
 print("headwise --help: %.2f s of processor time, %.2f s by the clock (least of 5)" % tuple(map(min, zip(*times))))
 sys.exit(min(times)[0] >= 0.3)
 PY
-"$bin/headwise" detect lab-6m --lengths 256 --depths 3 -o h.json 2>told
+"$bin/headwise" detect lab-6m --lengths 256 --depths 3 -o h.json >/dev/null 2>told
 grep -q "headwise\[report\]" told || fail "detect does not say which extra draws its picture"
 [ -s h.json ] || fail "detect wrote no head file"
 "$bin/headwise" show h.json >/dev/null 2>&1 || fail "show does not work without an extra"
-"$bin/headwise" show h.json --html page.html
+"$bin/headwise" show h.json --html page.html >/dev/null
 grep -q vegaEmbed page.html || fail "the page has no charts"
 if "$bin/headwise" show h.json -o pictures 2>told; then fail "pictures were drawn without matplotlib"; fi
 [ "$(wc -l <told)" = 1 ] || fail "the refusal has more than one line: $(cat told)"

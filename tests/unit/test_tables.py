@@ -118,18 +118,18 @@ def test_summary_tells_everything_the_file_knows():
         "copy scores of 5 heads (2 layers × 3), 1 not scored",
         "above 0.1: 2 heads (40.0%)",
         "above 0.5: 1 head (20.0%)",
-        "Gini 0.700 (0 = all heads score the same, 1 = one has everything)",
+        "Gini 0.700 (0: all heads score the same; 1: one head has the whole score)",
     ]
     assert summary_lines(table())[4].startswith("split-half reliability 0.")
     assert summary_lines(table())[4].endswith("(mean correlation of random halves of 4 runs)")
     assert summary_lines(table())[5:] == [
         "4 of 5 runs solved (80.0%)",
-        "always on (active in every counted run): 1 head: L1H2",
+        "always on (active in every successful run): 1 head: L1H2",
     ]
 
 
 def test_summary_without_runs():
-    assert summary_lines(plain([[0.1, 0.9]]))[-1] == "no per-run values, so no reliability and no activation frequency"
+    assert summary_lines(plain([[0.1, 0.9]]))[-1] == "no per-run values: reliability and activation frequency are unknown"
     assert not any("solved" in line or "always" in line for line in summary_lines(plain([[0.1, 0.9]])))
 
 
@@ -159,7 +159,7 @@ def test_many_always_on_heads_are_counted_not_listed():
     runs = np.ones((3, 4, 5), dtype=np.float32)
     runs[0, 0, 0] = 0
     last = summary_lines(HeadScores(runs.astype(float).mean(axis=0), "copy", runs=runs))[-1]
-    assert last.startswith("always on (active in every counted run): 19 heads: L0H1, L0H2,")
+    assert last.startswith("always on (active in every successful run): 19 heads: L0H1, L0H2,")
     assert last.endswith("and 11 more")
 
 

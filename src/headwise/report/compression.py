@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 PANEL = (3.4, 2.6)
 NOTE = (
-    "Exact: share of right answers. To full: paired difference to the full cache, p by sign flips. "
-    "Survival: share of the answer's tokens held, mean over KV heads. Held: right after the prefill."
+    "Exact: share of correct answers. Vs. full: paired difference from the full cache, with p of a sign-flip test. "
+    "Survival: share of the answer's tokens that are kept, mean over KV heads. Held: bytes right after the prefill."
 )
 # Okabe and Ito's palette beyond the four of the canvas; the first method is the full cache and grey.
 COLOURS = (RED, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
@@ -49,7 +49,7 @@ def _table(label: str, rows: Sequence[Row]) -> Table:
     title = Text(f"{label}, {rows[0]['n']} contexts", style="bold")
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("Method")
-    for name in ("Budget", "Exact", "95 % CI", "To full", "p", "Survival", "Held", "Of full"):
+    for name in ("Budget", "Exact", "95 % CI", "Vs. full", "p", "Survival", "Held", "Of full"):
         table.add_column(name, justify="right")
     for row in rows:
         budget = UNKNOWN if row["budget"] is None else f"{row['budget']:g}"

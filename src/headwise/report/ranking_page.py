@@ -34,14 +34,14 @@ def page(result: Data) -> str:
     facts |= {row["measure"]: f"{row['value']:.3f}" for row in result["measures"] or ()}
     some = f"The first {len(shown)} of {result['total']} queries. " if len(shown) < result["total"] else ""
     body = join(
-        header(f"Passages ranked by {model}", f"By the attention of {count(len(heads), 'head')}: {named}.", facts=facts),
+        header(f"Passages ranked by {model}", f"Ranked by the attention of {count(len(heads), 'head')}: {named}.", facts=facts),
         _measures(result["measures"]),
         section(
             "Queries",
-            text_key(weights="attention from the query, above what a query without content gets"),
+            text_key(weights="attention from the query, minus the attention from a query without content"),
             *(_query(query, i < OPEN) for i, query in enumerate(shown)),
-            note("Colours come from one more pass over the passages that are shown; scores and ranks from all candidates."),
-            lead=f"{some}Darker words drew more attention; each query has its own scale.",
+            note("Colours come from a separate pass over the passages shown here; scores and ranks come from all candidates."),
+            lead=f"{some}Darker words received more attention; every query has its own scale.",
         ),
     )
     return document(f"headwise: passages ranked by {model}", body, data={}, styles=[STYLE])
@@ -69,7 +69,7 @@ def _passage(passage: Data, most: float) -> Html:
         if grade is None
         else tag("span", "✓ relevant" if grade > 0 else "not judged relevant", class_="relevant" if grade > 0 else "soft")
     )
-    moved = "" if passage["before"] == passage["rank"] else f", was {passage['before']}"
+    moved = "" if passage["before"] == passage["rank"] else f", rank {passage['before']} before"
     top = tag(
         "header",
         tag("h3", f"{passage['rank']}. {passage['id']}"),
