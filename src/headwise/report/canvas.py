@@ -108,7 +108,7 @@ def subject(provenance: Mapping[str, Any]) -> str:
 
 
 def thinned(count: int, cell: float, label: float = 0.24) -> NDArray[np.int64]:
-    """Positions 0, step, 2 step ... below `count`, so that labels of `label` inches fit beside cells of `cell` inches."""
+    """Positions 0, step, 2 step ... below `count`, so that labels of `label` inches fit beside cells of `cell` inches; [position]."""
     step = 1
     while step * cell < label:
         step *= 2
@@ -125,7 +125,12 @@ def spaced(places: Sequence[float], sizes: Sequence[float]) -> list[int]:
 
 
 def add_legend(figure: Figure, keys: Mapping[str, Any]) -> None:
-    """A legend below all axes, where it covers no data. keys: label -> handle."""
+    """A legend below all axes, where it covers no data.
+
+    Args:
+        figure: the figure.
+        keys: label -> handle of matplotlib.
+    """
     widest = SWATCH + max(map(len, keys)) * SMALL * WIDE / 72
     columns = max(1, min(len(keys), int(figure.get_figwidth() / widest)))
     columns = -(-len(keys) // -(-len(keys) // columns))  # rows as equally long as they can be

@@ -100,7 +100,11 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], methods: Sequence[str]) -> None
 
 
 def checked_rows(result: Mapping[str, Any]) -> list[Row]:
-    """The rows of a benchmark. Raises `HeadwiseError` for another result."""
+    """The rows of a benchmark.
+
+    Raises:
+        HeadwiseError: the result is not one of a cache benchmark.
+    """
     needed = {"task", "length", "question", "method", "budget", "n", "exact", "low", "high", "difference", "bytes", "bytes_full"}
     rows = result.get("rows")
     if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, Mapping) and needed <= set(row) for row in rows):

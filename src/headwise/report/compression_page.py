@@ -21,7 +21,13 @@ STYLE = ".kept{border-top:1px solid var(--line);padding:.8rem 0 .2rem}.kept h3{m
 
 
 def write_page(result: Data, example: Data, path: Path) -> Path:
-    """Write the page. result: of the benchmark. example: one text, and per method the share of layers and heads that hold each token."""
+    """Write the page.
+
+    Args:
+        result: of the benchmark.
+        example: one context, and per method the share of KV heads (of all layers) that keep each token.
+        path: of the page.
+    """
     return write_document(path, page(result, example))
 
 

@@ -24,7 +24,16 @@ LONG = ("cells", "samples", "needles", "lift")  # of a provenance: shown elsewhe
 
 
 def write_explorer(results: Sequence[tuple[Path, str, Any]], path: Path, traces: Sequence[Trace] = ()) -> Path:
-    """Write the page. results: (file, kind, data) as `load_result` gives them. traces: of the first head file, see `HeadTrace.plain`."""
+    """Write the page.
+
+    Args:
+        results: (file, kind, data) as `load_result` gives them.
+        path: of the page.
+        traces: of the first head file, see `HeadTrace.plain`.
+
+    Raises:
+        HeadwiseError: there is nothing to show.
+    """
     return write_document(path, explorer(results, traces))
 
 

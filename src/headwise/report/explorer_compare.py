@@ -33,8 +33,10 @@ def comparable(entries: Sequence[Entry]) -> list[list[Entry]]:
 def comparison(entries: Sequence[Entry]) -> Data:
     """Numbers about all pairs of files of one shape.
 
-    bound: the correlation that two maps of these reliabilities reach if they differ by noise alone (Spearman 1904); None where a file has no
-    runs. overlap: share of the K strongest heads in common, for every K in `ks`; retest: the same between two halves of a file's runs.
+    Returns:
+        `pairs`, each with `bound`, the correlation that two maps of these reliabilities reach if they differ by noise alone (Spearman 1904; None
+        where a file has no runs), and `overlap`, the share of the K strongest heads in common for every K in `ks`. `retest` is that share
+        between two halves of the runs of one file.
     """
     steady = {entry.number: reliability(entry) for entry in entries}
     most = min(int(np.isfinite(entry.scores.values).sum()) for entry in entries)

@@ -22,7 +22,13 @@ AXES = ("length", "depth")
 
 @dataclass(frozen=True)
 class Entry:
-    """One head file on the page. key: of its table in the page's data. number: from 1, as in the address of its heads."""
+    """One head file on the page.
+
+    Attributes:
+        label: what the page calls it.
+        scores: its content.
+        number: from 1, as in the address of its heads.
+    """
 
     label: str
     scores: HeadScores
@@ -81,7 +87,16 @@ def head_table(scores: HeadScores) -> dict[str, list[Any]]:
 
 
 def intervals(runs: NDArray[np.floating], level: float = 0.95, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bootstrap intervals of the means of runs [run, layer, head], for all heads at once; NaN below 2 runs. As `numbers.interval`."""
+    """Bootstrap intervals of the means of all heads at once, as `numbers.interval` of each.
+
+    Args:
+        runs: values [run, layer, head].
+        level: of confidence, in (0, 1).
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper ends, both [layer, head]; NaN below 2 runs.
+    """
     count = len(runs)
     if count < 2:
         empty = np.full(runs.shape[1:], np.nan)

@@ -17,7 +17,12 @@ Data = Mapping[str, Any]
 
 
 def influence_page(data: Data, path: Path) -> Path:
-    """Write the page. data: what `scale.summary.summarise` gives; its named documents may have a `text`."""
+    """Write the page.
+
+    Args:
+        data: what `corpus.summary.summarise` gives; its named documents may have a `text`.
+        path: of the page.
+    """
     return write_document(path, document("Influence of retrieval heads", influence_body(data)))
 
 

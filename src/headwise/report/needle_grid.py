@@ -59,7 +59,17 @@ def draw_needle_grid(cells: Iterable[Mapping[str, Any]]) -> Figure:
 def tabulate(
     cells: Iterable[Mapping[str, Any]],
 ) -> tuple[list[int], list[float], NDArray[np.float64], NDArray[np.int64]]:
-    """(lengths, depths, mean recall [depth, length], runs [depth, length]), both axes ascending; NaN where nothing was run."""
+    """Cells as a grid.
+
+    Args:
+        cells: rows with length (tokens), depth and recall (both in [0, 1]).
+
+    Returns:
+        Lengths and depths, both ascending, mean recall [depth, length] (NaN where nothing was run), and number of runs [depth, length].
+
+    Raises:
+        HeadwiseError: there are no rows, a row lacks a value, or the grid has more than `MOST` lengths or depths.
+    """
     try:
         rows = [(int(cell["length"]), round(float(cell["depth"]), 6), float(cell["recall"])) for cell in cells]
     except (KeyError, TypeError, ValueError) as error:

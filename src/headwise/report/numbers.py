@@ -18,7 +18,13 @@ MOST_LAYERS, MOST_HEADS = 1024, 1024  # of a table that is shown; models have at
 
 
 class Share(NamedTuple):
-    """Heads with a score in one range. share: of the scored heads, in [0, 1]."""
+    """Heads with a score in one range.
+
+    Attributes:
+        label: the range.
+        heads: how many.
+        share: of the scored heads, in [0, 1].
+    """
 
     label: str
     heads: int
@@ -63,7 +69,16 @@ def shares(scores: HeadScores) -> list[Share]:
 
 
 def interval(runs: NDArray[np.floating], level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
-    """Bootstrap interval of the mean of `runs` [run]; it never leaves the range of the data. None below 2 runs."""
+    """Bootstrap interval of the mean; it never leaves the range of the data.
+
+    Args:
+        runs: values [run]; NaN is left out.
+        level: of confidence, in (0, 1).
+        seed: of the resampling.
+
+    Returns:
+        Its two ends; None below 2 runs.
+    """
     known = runs[~np.isnan(runs)].astype(np.float64)
     if known.size < 2:
         return None

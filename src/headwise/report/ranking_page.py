@@ -22,7 +22,12 @@ details.query>summary{font-size:1.1rem;overflow-wrap:anywhere}
 
 
 def write_page(result: Data, path: Path) -> Path:
-    """Write the page. result: model, heads, total number of queries, the queries to show, and measures (or None)."""
+    """Write the page.
+
+    Args:
+        result: model, heads, total number of queries, the queries to show, and measures (or None).
+        path: of the page.
+    """
     return write_document(path, page(result))
 
 

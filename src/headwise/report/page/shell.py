@@ -53,7 +53,13 @@ def join(*values: object) -> Html:
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Html:
-    """An element. Attributes: `class_` is class, `data_name` is data-name, None and False are left out, True has no value."""
+    """An element.
+
+    Args:
+        name: of the element.
+        *children: text, which is escaped, or markup.
+        **attributes: `class_` is class, `data_name` is data-name; None and False are left out, True has no value.
+    """
     named = ""
     for key, value in attributes.items():
         if value is None or value is False:
@@ -88,8 +94,12 @@ def document(
 ) -> str:
     """The whole page. It runs scripts only if it needs them: if it has charts, data or scripts of its own.
 
-    data: for charts (by name, see `charts.Chart`) and scripts, which read it as `headwise.data`.
-    styles, scripts: more CSS and JavaScript, as text; scripts run after the shared one.
+    Args:
+        title: of the window.
+        body: everything that can be seen.
+        data: for charts (by name, see `charts.Chart`) and scripts, which read it as `headwise.data`.
+        styles: more CSS, as text.
+        scripts: more JavaScript, as text; it runs after the shared one.
     """
     head = join(
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'),
