@@ -19,7 +19,7 @@ FOUND = {
     "heat_map": "P",
 }
 ROWS = [{"metric": "recall", "kind": "none", "k": 0, "mean": 1.0}]
-ROWS += [{"metric": "recall", "kind": kind, "k": k, "mean": 0.5} for kind in ("top", "random", "bottom") for k in demo.REMOVED]
+ROWS += [{"metric": "recall", "kind": kind, "k": k, "mean": 0.5} for kind in ("top", "random", "bottom") for k in demo.ABLATED]
 ANSWERS = {
     "detect": FOUND | {"top": [{"head": "L1H2", "score": 0.9}]},
     "ablate": {"summary": ROWS, "picture": "C"},

@@ -425,9 +425,9 @@ def test_the_users_settings_neither_matter_nor_change(suffix, tmp_path):
 
 
 def test_dollars_in_a_model_name_are_dollars():
-    figure = draw_heat_map(table(model=r"/data/$\nosuchcommand$"))
+    figure = draw_heat_map(table(model=r"/data/$\nosuchcommand$ x"))
     figure.canvas.draw()  # as a formula it could not be drawn
-    assert title(figure)[1] == r"/data/$\nosuchcommand$"
+    assert title(figure)[1] == r"$\nosuchcommand$ x"
 
 
 def test_drawing_needs_no_pyplot_and_importing_no_matplotlib():

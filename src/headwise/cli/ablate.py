@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,13 +90,13 @@ def _sweep(
 
 
 def _tell(data: dict[str, object], path: Path, json: bool) -> None:
+    from headwise.cli.pictures import draw, picture_line
     from headwise.report.console import print_all
     from headwise.report.figures import ablation_curves
     from headwise.report.tables import ablation_table
 
-    picture = path.with_suffix(".png")
-    ablation_curves(data, picture)
+    picture = draw(partial(ablation_curves, data), path.with_suffix(".png"))
     if json:
-        o.print_json({"result": str(path), "picture": str(picture), "summary": data["summary"]})
+        o.print_json({"result": str(path), "picture": picture, "summary": data["summary"]})
     else:
-        print_all(ablation_table(data), f"result     {path}", f"picture    {picture}")
+        print_all(ablation_table(data), f"result     {path}", *picture_line(picture))
