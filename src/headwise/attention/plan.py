@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from headwise.heads.errors import HeadwiseError
-from headwise.models.model import Model, as_model
+from headwise.models.model import Model, as_model, hf_of
 
 NAME = "headwise"
 
@@ -127,6 +127,7 @@ def attached(model: Any) -> Iterator[Plan]:
     from headwise.attention.function import register
 
     register()
+    model = hf_of(model)
     plan = _PLANS.get(model)
     if plan is None:
         plan = Plan(as_model(model))
