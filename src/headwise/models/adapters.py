@@ -35,7 +35,7 @@ def merged(adapter: Any) -> Any:
     """A copy of a `PeftModel` with the adapter added to the weights: a plain transformers model."""
     try:
         return copy.deepcopy(adapter).merge_and_unload(safe_merge=True)
-    except (NotImplementedError, ValueError, AttributeError, TypeError) as error:
+    except (RuntimeError, ValueError, AttributeError, TypeError) as error:
         raise HeadwiseError(f"this adapter cannot be merged into the weights: {str(error).splitlines()[0]}") from error
 
 

@@ -49,10 +49,15 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _sum(values: Tensor) -> int:
-    """A sum of all bits as whole numbers, which no order of adding changes: samples alone would miss a single silenced head."""
-    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    return int(values.contiguous().view(width).sum(dtype=torch.int64))
+def _sum(values: Tensor) -> str:
+    """A sum of all bits, read as whole numbers of 8 bytes, which no order of adding changes; then the bytes that remain.
+
+    The samples alone would miss a single silenced head.
+    """
+    flat = values.contiguous().view(torch.uint8)
+    whole = len(flat) // 8 * 8
+    eights = flat[:whole].clone() if flat.storage_offset() % 8 else flat[:whole]
+    return f"{int(eights.view(torch.int64).sum())} {bytes(flat[whole:].cpu().numpy()).hex()}"
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
