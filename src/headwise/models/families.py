@@ -173,21 +173,75 @@ FAMILIES = {
             logit_scale="logit_scale",
             note="three of four layers have a sliding window; no position encoding in the others",
         ),
+        Family(
+            "olmo3",
+            query="normed",
+            **END_NORMS,
+            **HEAD_NORMS,
+            note="three of four layers have a sliding window; norm as in `olmo2`",
+        ),
+        Family(
+            "glm4",
+            attention_end_norm="post_self_attn_layernorm",
+            mlp_end_norm="post_mlp_layernorm",
+            note="half of each head's width has no position encoding",
+        ),
+        Family("starcoder2", note="biases on all projections; a sliding window in every layer of some checkpoints"),
         Family("gpt_oss", sinks="sinks", note="a sink logit per head; every second layer has a sliding window"),
     )
 }
 
+_STATE = "a state-space model without attention heads"
+_MLA = "multi-head latent attention (MLA) is not supported yet"
+_HYBRID = "recurrent or state-space layers beside attention are not supported yet"
+_SHARED = "layers that read the keys and values of other layers are not supported yet"
+_OWN = "its attention is written out in its own code, where nothing can be attached"
+_ENCODER = "an encoder, not a decoder model"
+_BOTH = "an encoder-decoder, not a decoder model"
+
 REFUSED = {
-    "mamba": "a state-space model without attention heads",
-    "mamba2": "a state-space model without attention heads",
-    "falcon_mamba": "a state-space model without attention heads",
+    "mamba": _STATE,
+    "mamba2": _STATE,
+    "falcon_mamba": _STATE,
     "rwkv": "a recurrent model without attention heads",
-    "deepseek_v2": "multi-head latent attention (MLA) is not supported yet",
-    "deepseek_v3": "multi-head latent attention (MLA) is not supported yet",
-    "deepseek_v32": "multi-head latent attention (MLA) is not supported yet",
-    "t5": "an encoder-decoder, not a decoder model",
-    "bart": "an encoder-decoder, not a decoder model",
-    "bert": "an encoder, not a decoder model",
+    "xlstm": "a recurrent model without attention heads",
+    "recurrent_gemma": _HYBRID,
+    "jamba": _HYBRID,
+    "bamba": _HYBRID,
+    "falcon_h1": _HYBRID,
+    "zamba": _HYBRID,
+    "zamba2": _HYBRID,
+    "nemotron_h": _HYBRID,
+    "granitemoehybrid": _HYBRID,
+    "olmo_hybrid": _HYBRID,
+    "lfm2": "short convolutions beside attention are not supported yet",
+    "minimax": "linear attention (Lightning) beside attention is not supported yet",
+    "kimi_linear": "linear attention beside multi-head latent attention (MLA) is not supported yet",
+    "deepseek_v2": _MLA,
+    "deepseek_v3": _MLA,
+    "deepseek_v32": _MLA,
+    "deepseek_v4": "its compressed sparse attention is not supported yet",
+    "kimi_k25": _MLA,
+    "glm4_moe_lite": _MLA,
+    "glm_moe_dsa": _MLA,
+    "longcat_flash": _MLA,
+    "minicpm3": _MLA,
+    "gemma3n": _SHARED,
+    "gemma3n_text": _SHARED,
+    "gemma4": _SHARED,
+    "gemma4_text": _SHARED,
+    "llama4": "attention in chunks is not supported yet",
+    "llama4_text": "attention in chunks is not supported yet",
+    "diffllama": "differential attention (the difference of two heads) is not supported yet",
+    "bloom": _OWN,
+    "falcon": _OWN,
+    "mpt": _OWN,
+    "gpt_neo": _OWN,
+    "t5": _BOTH,
+    "bart": _BOTH,
+    "bert": _ENCODER,
+    "roberta": _ENCODER,
+    "modernbert": _ENCODER,
 }
 
 

@@ -63,6 +63,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
     },
+    "olmo3": {
+        **COMMON,
+        **WINDOW,
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "glm4": {**COMMON, "head_dim": 16},
+    "starcoder2": {**COMMON, "use_bias": True, "sliding_window": None},
     "gpt_oss": {**COMMON, **WINDOW, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 TINY_FAMILIES = tuple(CONFIGS)
