@@ -70,8 +70,8 @@ class Model:
     modules: Mapping[int, nn.Module] = field(init=False)
 
     def __post_init__(self) -> None:
-        inner = without_adapter(self.hf)
-        config: Any = _config(inner)
+        inner = transformers_model(self.hf)
+        config: Any = inner.config
         family, text = family_of(config.model_type), config.get_text_config(decoder=True)
         layers = _decoder_layers(inner, family)
         modules = {i: follow(layer, family.attention) for i, layer in enumerate(layers) if hasattr(layer, family.attention)}
@@ -197,13 +197,26 @@ ATTENTION_PARTS = ("output", "query_norm", "key_norm", "sinks")
 
 
 def as_model(model: Any) -> Model:
-    """The model itself if it is a `Model`, else a transformers model (or a `PeftModel`) wrapped without a tokenizer."""
+    """The model itself if it is a `Model`, else a transformers model (or a `PeftModel`) wrapped without a tokenizer.
+
+    Raises:
+        HeadwiseError: Something else was given.
+    """
     return model if isinstance(model, Model) else Model(model)
 
 
-def hf_of(model: Any) -> Any:
-    """The transformers model inside a `Model` or a `PeftModel`; any other model as it is."""
-    return model.hf if isinstance(model, Model) else without_adapter(model)
+def transformers_model(model: Any) -> Any:
+    """The transformers model inside a `Model` or a `PeftModel`, or the given one.
+
+    Raises:
+        HeadwiseError: Something else was given.
+    """
+    if isinstance(model, Model):
+        return model.hf
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        hint = f"; headwise.load({model[:60]!r}) loads one" if isinstance(model, str) else ""
+        raise HeadwiseError(f"a headwise.Model or a model of transformers is needed; got {type(model).__name__}{hint}")
+    return without_adapter(model)
 
 
 def label(source: str) -> str:
@@ -221,14 +234,6 @@ def inputs_of(projection: Any, transposed: bool = False) -> int:
     if transposed:
         return int(projection.weight.shape[0])
     return int(projection.in_features if hasattr(projection, "in_features") else projection.weight.shape[1])
-
-
-def _config(hf: Any) -> Any:
-    config = getattr(hf, "config", None)
-    if not isinstance(hf, nn.Module) or not isinstance(getattr(config, "model_type", None), str):
-        hint = "; headwise.load(NAME) makes a model from a name" if isinstance(hf, str) else ""
-        raise HeadwiseError(f"expected a headwise Model or a transformers model, got {type(hf).__name__}{hint}")
-    return config
 
 
 def _decoder_layers(hf: Any, family: Family) -> Any:
