@@ -36,7 +36,10 @@ def folder_of(name: str, revision: str | None = None) -> Path | None:
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip() or path.is_file():
         kind = "is a file, not a model folder" if path.is_file() else "no such model folder"
         raise HeadwiseError(f"{kind}: {name!r}; give a folder with config.json or a hub id like 'owner/name'")
-    return _cached(name, revision) or _ask_hub(name, revision)
+    cached = _cached(name, revision)
+    if cached is None:
+        _ask_hub(name, revision)
+    return cached
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
