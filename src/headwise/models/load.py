@@ -13,7 +13,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.models import adapters
 from headwise.models.checkpoint import check_tensors, check_tokenizer, fault_of
 from headwise.models.families import family_of
-from headwise.models.model import Model, label
+from headwise.models.model import Model, label, use_the_cap
 from headwise.models.names import folder_of
 from headwise.models.registry import bundled_models
 
@@ -61,6 +61,7 @@ def load(
     with _quiet():
         hf = _weights(source, kind, options, name_or_path, folder)
         tokenizer = _tokenizer(source, options, name_or_path, folder)
+    use_the_cap(hf)
     check_tokenizer(tokenizer, hf.get_input_embeddings().weight.shape[0], name_or_path)
     return Model(hf.to(place).eval(), tokenizer, name or (name_or_path if bundled else label(name_or_path)))
 

@@ -219,6 +219,12 @@ def transformers_model(model: Any) -> Any:
     return without_adapter(model)
 
 
+def use_the_cap(hf: Any) -> None:
+    """Old releases of transformers run SDPA, which knows no cap, for models with capped attention logits (Gemma 2): a plain pass is then wrong."""
+    if as_model(hf).attention_cap is not None and hf.config._attn_implementation == "sdpa":
+        hf.set_attn_implementation("eager")
+
+
 def label(source: str) -> str:
     """What a result calls a model that was loaded from a hub id or a folder: never the folder's whole path."""
     path = Path(source)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from headwise.heads.errors import HeadwiseError
+from headwise.models.model import use_the_cap
 
 COMMON: dict[str, Any] = {
     "vocab_size": 96,
@@ -84,6 +85,7 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **overrides})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    use_the_cap(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
