@@ -238,6 +238,12 @@ def test_a_hub_that_does_not_answer_costs_seconds_not_half_a_minute(name, online
     assert time.perf_counter() - start < 2
 
 
+def test_a_relative_of_a_known_model_is_no_slip(online, monkeypatch):
+    monkeypatch.setattr(names, "_known", lambda: {"gpt2": "gpt2"})
+    refused("gpt2-xl", "the hub cannot be reached", "did you mean gpt2?")
+    refused("gpt-2", "not in the hub's cache; did you mean gpt2?")
+
+
 @pytest.mark.parametrize("name", ["gpt-nothing-near", "owner/not-there"])
 def test_offline_the_hub_is_not_asked(name):
     start = time.perf_counter()

@@ -246,7 +246,11 @@ REFUSED = {
 
 
 def family_of(model_type: str) -> Family:
-    """The declaration of a model type; `UnsupportedModelError` says why there is none."""
+    """The declaration of a model type.
+
+    Raises:
+        UnsupportedModelError: There is none; the message says why.
+    """
     if model_type in REFUSED:
         raise UnsupportedModelError(f"model type {model_type!r} cannot be used: {REFUSED[model_type]}")
     if model_type not in FAMILIES:

@@ -13,6 +13,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.models.registry import bundled_models
 
 PATIENCE = 5.0  # seconds the hub may take to say whether it has a model
+SLIP = 0.75  # names at least so alike (see difflib) differ by a slip; gpt2 and gpt2-xl do not
 
 
 def folder_of(name: str, revision: str | None = None) -> Path | None:
@@ -58,10 +59,11 @@ def _ask_hub(name: str, revision: str | None) -> None:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    near = get_close_matches(name.split("/")[-1].lower(), known := _known(), cutoff=0.6)
+    asked = name.split("/")[-1].lower()
+    near = get_close_matches(asked, known := _known())
     hint = f"did you mean {', '.join(known[one] for one in near)}?" if near else "give a folder or a hub id like 'owner/name'"
-    told = f"unknown model {name!r}: no bundled model, no folder, not in the hub's cache"
-    if near and "/" not in name:  # a typing error, not a hub id: do not wait for the network
+    told = f"unknown model {name!r}{f' at revision {revision!r}' if revision else ''}: no bundled model, no folder, not in the hub's cache"
+    if "/" not in name and get_close_matches(asked, known, cutoff=SLIP):  # not a hub id: do not wait for the network
         raise HeadwiseError(f"{told}; {hint}")
     if constants.HF_HUB_OFFLINE:
         raise HeadwiseError(f"{told}, and HF_HUB_OFFLINE forbids to ask the hub; {hint}")

@@ -11,9 +11,11 @@ PACKAGES = ("headwise", "torch", "transformers", "numpy")
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """Model, shape, tokenizer, dtype, device and library versions. No time stamps: the same run gives the same bytes.
+    """Where a result comes from. No time stamps: the same run gives the same bytes.
 
-    The model is called by its name, never by the path of its folder, which is nobody else's business.
+    Returns:
+        Model, shape, tokenizer, dtype, device and library versions. The model is called by its name, never by the path of its folder, which is
+        nobody else's business.
     """
     config = model.hf.config
     return {
