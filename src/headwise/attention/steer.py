@@ -17,6 +17,7 @@ from headwise.attention.plan import Call, attached
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadSet
 from headwise.maths.attend import attend
+from headwise.models.model import as_model
 
 ROWS = ("all", "question", "question+generated")
 BIAS_POSITIONS = ("post_scale", "pre_scale")
@@ -116,7 +117,7 @@ def check_steering(model: Any, bias: float, rows: str, bias_position: str) -> No
             raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")
     if not math.isfinite(bias):
         raise HeadwiseError(f"the bias must be a finite number; got {bias:g} (50 is as good as infinite)")
-    if bias_position == "pre_scale" and getattr(model.config.get_text_config(decoder=True), "attn_logit_softcapping", None):
+    if bias_position == "pre_scale" and as_model(model).attention_cap is not None:
         raise HeadwiseError("bias_position 'pre_scale' has no meaning for a model that caps its logits; use 'post_scale'")
 
 

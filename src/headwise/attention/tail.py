@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from headwise.attention.plan import attached
-from headwise.models.model import follow
 
 
 @contextmanager
@@ -26,12 +25,10 @@ def last_rows(model: Any, rows: int) -> Iterator[None]:
     """
     with attached(model) as plan:
         last = plan.model.heads.shape[0] - 1
-        attention = plan.model.modules.get(last)
-        if attention is None:
+        if last not in plan.model.modules:
             yield
             return
-        family, before = plan.model.family, plan.tail
-        parts = (follow(attention, family.output), follow(model, family.layers)[last].mlp)
+        before, parts = plan.tail, (plan.model.part("output", last), plan.model.part("mlp", last))
         handles = [handle for part in parts for handle in _on_rows(part, rows)]
         plan.tail = (last, rows)
         try:

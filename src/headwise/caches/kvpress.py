@@ -127,9 +127,10 @@ def marked_scores(press: Press, module: Any, query: Tensor, keys: Tensor, values
 
     They are finite because wrappers of kvpress multiply scores and take means of them.
     """
-    batch, heads, length, width = keys.shape
+    batch, heads, length = keys.shape[:3]
     positions = torch.arange(length, dtype=torch.int32, device=keys.device)[None]  # kvpress knows no padding
-    scaling = getattr(module, "scaling", width**-0.5)
-    view = View(module.layer_idx, query, keys, values, positions, scaling, None, None, model)
+    layer = module.layer_idx
+    cap, sinks = model.attention_cap, model.part("sinks", layer)
+    view = View(layer, query, keys, values, positions, module.scaling, cap, sinks, model)
     scores = press.scores(view).float().expand(batch, heads, length)
     return scores.masked_fill(protected(positions, press.sinks, press.window)[:, None], float(scores.max()) + 1)

@@ -48,9 +48,7 @@ def generate(
     from headwise.caches.kept_cache import compress
     from headwise.caches.kept_file import save_cache as save
     from headwise.evaluation.compression import continuation, size_of
-    from headwise.prompts.encoder import newline_ids
     from headwise.runtime.runner import token_tensor
-    from headwise.runtime.stops import stop_ids
 
     limit = min(max_new_tokens, (loaded.positions or 2**62) - len(ids) + 1)
     with compress(loaded.hf, compressor) as kept:
@@ -58,7 +56,7 @@ def generate(
         facts = {"cache": cache, "tokens": len(ids), **size_of(kept)._asdict(), "skipped_layers": kept.skipped}
         if save_cache is not None:
             save(kept, save_cache)
-        said = continuation(loaded.hf, kept, logits, stop_ids(loaded) - newline_ids(loaded.tokenizer), limit)
+        said = continuation(loaded.hf, kept, logits, loaded.stop_ids, limit)
     words = str(loaded.tokenizer.decode(said, skip_special_tokens=True))
     if json:
         o.print_json({"text": words, "new_tokens": len(said), **facts})

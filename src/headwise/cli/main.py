@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import typer
 
 from headwise.cli import ablate, bench, convert, demo, detect, doctor, export, generate, info, needle, rank, select, serve, show
+from headwise.cli.remote_code import Root
 from headwise.heads.errors import HeadwiseError, MissingExtraError
 
 NEXT = "Start with: headwise demo (about two minutes, nothing is downloaded). What is installed: headwise doctor"
@@ -17,6 +18,7 @@ UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of it 
 
 app = typer.Typer(
     name="headwise",
+    cls=Root,
     help="Find, test and use retrieval heads: the attention heads that carry information from a long context into the answer.",
     epilog=NEXT,
     no_args_is_help=True,

@@ -22,13 +22,12 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.maths.memory import cache_bytes, full_counts
 from headwise.models.model import Model
-from headwise.prompts.encoder import PieceEncoder, newline_ids
+from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.frame import frame
 from headwise.prompts.prompt import Prompt, Span
 from headwise.prompts.ruler import RulerRow, string_match
 from headwise.runtime.greedy import decode_rows
 from headwise.runtime.runner import token_tensor
-from headwise.runtime.stops import stop_ids
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
 PROTOCOLS = ("inside", "outside")
@@ -139,12 +138,11 @@ def ruler_contexts(model: Model, rows: Sequence[RulerRow], chat: bool = False) -
     """
     encoder = PieceEncoder(model.tokenizer)
     head, tail = frame(encoder, chat)
-    stop = stop_ids(model) - newline_ids(model.tokenizer)
     found = []
     for row in rows:
         rest = (*encoder.encode(row.question), *tail, *encoder.encode(row.answer_prefix))
         question = Question(rest, row.limit, lambda said, row=row: string_match(said, row), None)  # type: ignore[misc]  # bound now
-        context = Context(row.task, None, (*head, *encoder.encode(row.context)), (question,), stop)
+        context = Context(row.task, None, (*head, *encoder.encode(row.context)), (question,), model.stop_ids)
         most = model.positions
         if most is not None and longest(context) > most:
             raise HeadwiseError(

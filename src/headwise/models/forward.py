@@ -10,9 +10,16 @@ from torch import Tensor
 
 
 def forward(hf: Any, input_ids: Tensor, cache: Any, **options: Any) -> Any:
-    """One pass of a transformers model over `input_ids` [B, T], appended to `cache`; returns the model's output.
+    """One pass of a transformers model over a cache. The argument is `past_key_values` up to transformers 5.23 and `cache` from 5.24 on.
 
-    `options` go to the model as they are. The argument is `past_key_values` up to transformers 5.23 and `cache` from 5.24 on.
+    Args:
+        hf: The model.
+        input_ids: [B, T], appended to the cache.
+        cache: A cache of transformers.
+        options: Go to the model as they are.
+
+    Returns:
+        What the model returns.
     """
     kind: Any = type(hf)
     name = cache_argument(kind)

@@ -27,7 +27,7 @@ from headwise.heads.progress import Report, silent
 from headwise.maths.attend import attend
 from headwise.maths.select import best_places, protected
 from headwise.methods.compresskv.formula import layer_shares, row_errors
-from headwise.models.model import Model, follow
+from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.runtime.runner import token_tensor
 
@@ -114,7 +114,7 @@ def _measure(errors: dict[int, Tensor], press: Press, model: Model, length: int,
     """Tap: put errors [budget] float32 of the rows behind a prompt of `length` tokens at the layer's place."""
     if model.heads.windows[call.layer] is not None:
         return
-    (keys,), (values,), project = call.keys, call.values, follow(model.modules[call.layer], model.family.output)
+    (keys,), (values,), project = call.keys, call.values, model.part("output", call.layer)
     places = torch.arange(length, dtype=torch.int32, device=keys.device)[None]
     prompt = call.query[:, :, :length], keys[:, :, :length], values[:, :, :length], places
     scores = press.scores(View(call.layer, *prompt, call.scaling, call.softcap, call.sinks, model))

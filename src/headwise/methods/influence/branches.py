@@ -17,7 +17,6 @@ from headwise.attention import ablate
 from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadSet
-from headwise.models.model import follow
 
 Run = Callable[[Tensor], Tensor]
 
@@ -57,7 +56,7 @@ def branches(model: Any, heads: HeadSet, mode: str = "uniform", means: Tensor | 
     with attached(model) as plan:
         with ablate(model, heads, mode, means=means):  # refuses what cannot be ablated before any work is done
             pass
-        layers = list(follow(model, plan.model.family.layers))[first:]
+        layers = list(plan.model.layers)[first:]
         handles = [layer.register_forward_pre_hook(double, with_kwargs=True) for layer in layers]
         try:
             yield run

@@ -10,6 +10,7 @@ from torch import Tensor
 from headwise.attention.plan import device_of
 from headwise.heads.errors import UnsupportedModelError
 from headwise.methods.influence.formula import token_losses
+from headwise.models.model import as_model
 
 CHECKED = 8  # token ids of the self-check
 TILES = {"cpu": (512, 4096)}  # rows and columns of the logits held at once: 8 MB, which stays in a CPU's cache
@@ -21,21 +22,20 @@ class LossHead:
 
     def __init__(self, model: Any) -> None:
         """Raises `UnsupportedModelError` if losses made here are not those of the model's own logits."""
-        config = model.config.get_text_config(decoder=True)
-        self._projection = model.get_output_embeddings()
-        self._scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-        self._softcap = getattr(config, "final_logit_softcapping", None)
+        self._readout = as_model(model).readout
         self._tile = TILES.get(device_of(model).type, TILE)
         self._check(model)
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids that the model knows."""
-        return int(self._projection.weight.shape[0])
+        projection: Any = self._readout.projection
+        return int(projection.weight.shape[0])
 
     def __call__(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Loss [N] float32 in nats of targets [N] after final hidden states [N, d]. See `token_losses`."""
-        weight, bias = self._projection.weight, getattr(self._projection, "bias", None)
+        projection: Any = self._readout.projection
+        weight, bias = projection.weight, getattr(projection, "bias", None)
         rows, columns = self._tile
         where = weight.device
         return token_losses(
@@ -43,8 +43,8 @@ class LossHead:
             targets.to(where),
             weight,
             bias,
-            scale=self._scale,
-            softcap=self._softcap,
+            scale=self._readout.scale,
+            softcap=self._readout.cap,
             rows=rows,
             columns=columns,
         )
@@ -52,7 +52,7 @@ class LossHead:
     @torch.no_grad()
     def _check(self, model: Any) -> None:
         """A family that treats its logits in a way that is not known here would give wrong losses without a word."""
-        ids = torch.arange(CHECKED, device=device_of(model)) % len(self._projection.weight)
+        ids = torch.arange(CHECKED, device=device_of(model)) % self.vocabulary
         logits = model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0, :-1].float()
         expected = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
         hidden = model.base_model(input_ids=ids.unsqueeze(0), use_cache=False).last_hidden_state[0, :-1]
