@@ -9,12 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from headwise.attention.plan import attached
+from headwise.attention.plan import Call, attached
+from headwise.attention.provider import Whole
 from headwise.models.model import follow
+
+
+@dataclass(frozen=True)
+class LastRows:
+    """Attends for the newest `rows` rows of one layer only; the others get zeros."""
+
+    layer: int
+    rows: int
+
+    def attend(self, call: Call) -> Tensor | None:
+        """None for other layers, short passes, and compressed caches, which attend for all rows at once."""
+        total = call.query.shape[2]
+        if call.layer != self.layer or self.rows >= total or not isinstance(call.source, Whole):
+            return None
+        rows = call.query[:, :, -self.rows :]
+        return padded(call.source.attend(rows, scaling=call.scaling, softcap=call.softcap, sinks=call.sinks), total)
 
 
 @contextmanager
@@ -23,6 +41,10 @@ def last_rows(model: Any, rows: int) -> Iterator[None]:
 
     Keys, values, queries (and so row statistics) and the logits of those rows stay as they are; other rows hold arbitrary finite numbers.
     Without effect where the last layer is no softmax attention.
+
+    Args:
+        model: A `Model`, or a transformers model.
+        rows: How many, at least 1.
     """
     with attached(model) as plan:
         last = plan.model.heads.shape[0] - 1
@@ -30,14 +52,13 @@ def last_rows(model: Any, rows: int) -> Iterator[None]:
         if attention is None:
             yield
             return
-        family, before = plan.model.family, plan.tail
-        parts = (follow(attention, family.output), follow(model, family.layers)[last].mlp)
+        family = plan.model.family
+        parts = (follow(attention, family.output), follow(plan.model.hf, family.layers)[last].mlp)
         handles = [handle for part in parts for handle in _on_rows(part, rows)]
-        plan.tail = (last, rows)
         try:
-            yield
+            with plan.running(LastRows(last, rows)):
+                yield
         finally:
-            plan.tail = before
             for handle in handles:
                 handle.remove()
 

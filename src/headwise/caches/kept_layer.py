@@ -112,7 +112,8 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
             self.groups = [self._empty_group(stream, key_states, value_states) for stream in self._streams]
         if self.groups is not None:
             held = Held(
-                tuple(group.take(_of(group.heads, key_states), _of(group.heads, value_states), new) for group in self.groups)
+                tuple(group.take(_of(group.heads, key_states), _of(group.heads, value_states), new) for group in self.groups),
+                padded=self._counts is not None,
             )
             return held, held
         self._positions.append(new.positions(key_states.device))
@@ -128,8 +129,13 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
             return
         rows = max(positions.shape[0] for positions in self._positions)
         positions = torch.cat([p.expand(rows, -1) for p in self._positions], dim=1)
-        view = View(call.layer, call.query, self.keys, self.values, positions, call.scaling, call.softcap, call.sinks, model)
-        self.groups = [self._group(keep, self.keys, self.values, positions) for keep in compressor.kept(view)]
+        self.keep(
+            compressor, View(call.layer, call.query, self.keys, self.values, positions, call.scaling, call.softcap, call.sinks, model)
+        )
+
+    def keep(self, compressor: Compressor, view: View) -> None:
+        """End the prefill: keep what the method says of what it is shown, drop the rest."""
+        self.groups = [self._group(keep, view.keys, view.values, view.positions) for keep in compressor.kept(view)]
         self.keys = self.values = None
         self._positions = []
 
