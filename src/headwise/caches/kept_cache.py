@@ -21,6 +21,7 @@ from headwise.caches.kept_layer import Compressor, KeptLayer, Pass
 from headwise.heads.errors import HeadwiseError
 from headwise.models.forward import forward
 from headwise.models.model import as_model
+from headwise.models.rope import set_length
 
 
 class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
@@ -81,6 +82,11 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self.running.real = mask[:, -ids.shape[1] :].bool() if padded and isinstance(ids, Tensor) else None
         return self
 
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        set_length(self, None)
+
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Called by the model's attention. Refused outside of the block and for parts of a model, where nothing would ever be cut."""
         if keeper_of(self.model.modules[layer_idx]) is None:
@@ -107,6 +113,7 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
             raise HeadwiseError(f"the chunk must be at least 1 token; got {chunk}")
         size = chunk or ids.shape[1]
         stops = [*range(size, ids.shape[1] - size + 1, size), ids.shape[1]]
+        set_length(self, ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max()))
         try:
             for start, stop in zip([0, *stops], stops, strict=False):
                 self.running.last = self.ends_prompt = stop == stops[-1]
