@@ -139,9 +139,17 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
 @contextmanager
 def compress(model: Any, compressor: Compressor) -> Iterator[KeptCache]:
-    """Run the model over a compressed cache inside the block. Yields an empty one; `reset()` empties it again.
+    """Run the model over a compressed cache inside the block. Layers without full attention are left as they are (`cache.skipped`).
 
-    Raises `HeadwiseError` if the method does not fit the model. Layers without full attention are left as they are (`cache.skipped`).
+    Args:
+        model: A `Model`, or a transformers model.
+        compressor: The method; every press is one.
+
+    Yields:
+        An empty cache; `reset()` empties it again.
+
+    Raises:
+        HeadwiseError: The method does not fit the model, or the model has no layer with full attention.
     """
     with attached(model):
         yield KeptCache(model, compressor)
