@@ -198,8 +198,8 @@ class Plan:
         try:
             yield
         finally:
-            for steps in stages:
-                steps[:] = [other for other in steps if other is not step]
+            for steps in stages:  # by identity, the newest first: steps may be equal, or run twice
+                del steps[max(i for i, other in enumerate(steps) if other is step)]
 
     def _stages(self, step: Step) -> list[list[Any]]:
         kinds: list[tuple[Any, list[Any]]] = [

@@ -192,4 +192,4 @@ def _additive(call: Call, part: KeyPart, place: slice, groups: slice, bias: Tens
     else:
         seen = part.mask[:, :, place] if part.mask.shape[1] == 1 else part.mask[:, groups, place]
     bias, seen = torch.broadcast_tensors(bias, seen)
-    return bias.masked_fill(~seen, torch.finfo(call.query.dtype).min)
+    return bias.masked_fill(~seen, max(torch.finfo(call.query.dtype).min, torch.finfo(bias.dtype).min))
