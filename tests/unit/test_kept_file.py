@@ -183,7 +183,7 @@ def test_another_tokenizer_is_refused_where_both_are_known(model, tmp_path):
         save_cache(cache, tmp_path / "cache.safetensors")
     load_cache(tmp_path / "cache.safetensors", words, SNAP)
     load_cache(tmp_path / "cache.safetensors", model, SNAP)  # token ids alone are used
-    with pytest.raises(HeadwiseError, match="cache of another model: tokenizer '.{16}', but this model has"):
+    with pytest.raises(HeadwiseError, match=r"cache of another model: tokenizer '.{16}', but this model has"):
         load_cache(tmp_path / "cache.safetensors", others, SNAP)
 
 

@@ -40,11 +40,13 @@ def headwise_attention(
     Args:
         module: The attention module that asks.
         query: [B, H, T, d], after position encoding.
-        key, value: [B, G, S, d] as transformers passes them, or what a cache of ours hands over in their place (then both are the same).
+        key: [B, G, S, d] as transformers passes it, or what a cache of ours hands over in place of keys and values.
+        value: [B, G, S, d], or the same as `key`.
         attention_mask: [B or 1, 1, T, S], or None for causal.
         scaling: Factor of query times key; None: 1 / sqrt(d).
         dropout: Must be 0.
-        softcap, s_aux: Cap of the logits, and sink logits [H]; see `row_statistics`.
+        softcap: Cap of the logits; see `row_statistics`.
+        s_aux: Sink logits [H].
 
     Returns:
         ([B, T, H, d], None).

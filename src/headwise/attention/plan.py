@@ -215,7 +215,8 @@ class Plan:
     def enter(self, hf: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Hook: a pass of the whole model begins."""
         self.called.clear()
-        given = dict(zip(_parameters(type(hf)), inputs, strict=False)) | options
+        kind: Any = type(hf)
+        given = dict(zip(_parameters(kind), inputs, strict=False)) | options
         own = next((value for value in given.values() if isinstance(value, Cache)), None)
         ids = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
         self.before = own.get_seq_length() if own is not None else 0
@@ -314,9 +315,9 @@ def attached(model: Any) -> Iterator[Plan]:
 
 
 @cache
-def _parameters(kind: type) -> Sequence[str]:
-    """Names of what a model's `forward` takes, in order."""
-    return list(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]  # a model class
+def _parameters(kind: Any) -> Sequence[str]:
+    """Names of what the `forward` of a model class takes, in order."""
+    return list(inspect.signature(kind.forward).parameters)[1:]
 
 
 def _implementations(hf: Any) -> list[tuple[Any, str | None]]:

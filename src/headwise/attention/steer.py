@@ -118,7 +118,8 @@ def steer(
     check_steering(model, bias, rows, bias_position)
     first, stop = _rows(spans, rows, question)
     with attached(model) as plan:
-        with plan.running(Steering(plan.model.by_layer(heads), spans, bias, first, stop, bias_position == "pre_scale")):
+        step = Steering(plan.model.by_layer(heads), spans, bias, first, stop, bias_position == "pre_scale")
+        with plan.running(step):
             yield
 
 
@@ -191,5 +192,5 @@ def _additive(call: Call, part: KeyPart, place: slice, groups: slice, bias: Tens
         seen = torch.arange(part.length, device=bias.device) <= own.view(1, 1, -1, 1)
     else:
         seen = part.mask[:, :, place] if part.mask.shape[1] == 1 else part.mask[:, groups, place]
-    bias, seen = torch.broadcast_tensors(bias, seen)
-    return bias.masked_fill(~seen, max(torch.finfo(call.query.dtype).min, torch.finfo(bias.dtype).min))
+    lowest = max(torch.finfo(call.query.dtype).min, torch.finfo(bias.dtype).min)
+    return bias.expand(torch.broadcast_shapes(bias.shape, seen.shape)).masked_fill(~seen, lowest)

@@ -77,10 +77,8 @@ def row_statistics(
         places = torch.arange(start, start + width, device=device) if positions is None else positions[..., start : start + width]
         top = logits.argmax(dim=-1, keepdim=True)
         peak = logits.gather(-1, top).squeeze(-1)
-        if positions is None:
-            where = torch.where(peak > best, top.squeeze(-1) + start, where)
-        else:
-            where = _lowest(where, best, peak, logits, places)
+        first = top.squeeze(-1) + start  # where keys are in order, the lowest of equal ones
+        where = torch.where(peak > best, first, where) if positions is None else _lowest(where, best, peak, logits, places)
         highest = torch.maximum(best, peak)
         if argmax_only:
             best = highest

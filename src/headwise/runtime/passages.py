@@ -84,7 +84,10 @@ class PassageCache:
         if len(by_table) == 1:
             return found
         back = [[i for places in by_table.values() for i in places].index(i) for i in range(len(suffixes))]
-        return {layer: torch.cat([reduce(x) for x in columns[back].split(size)]) for layer, columns in found.items()}
+        found = {layer: columns[back] for layer, columns in found.items()}
+        return {
+            layer: torch.cat([reduce(columns[i : i + size]) for i in range(0, len(back), size)]) for layer, columns in found.items()
+        }
 
 
 def _whole(columns: Tensor) -> Tensor:
