@@ -69,9 +69,14 @@ class Part(NamedTuple):
 class Group(ABC):
     """KV heads of one layer with equally many positions.
 
-    heads [n]: which KV heads, None for all in order. keys, values: buffers [B, n, room, d] of which `used` places hold something.
-    positions [B or 1, n or 1, room] int32: position in the text, `EMPTY` for none. holes: some used place is empty. lent: the buffers are
-    shared with a fork, so they are copied before they change.
+    Attributes:
+        heads: [n], which KV heads, None for all in order.
+        keys: Buffer [B, n, room, d].
+        values: Buffer [B, n, room, d].
+        positions: [B or 1, n or 1, room] int32, position in the text, `EMPTY` for none.
+        used: How many places of the buffers hold something.
+        holes: Some used place is empty.
+        lent: The buffers are shared with a fork, so they are copied before they change.
     """
 
     heads: Tensor | None
@@ -155,7 +160,12 @@ class Growing(Group):
 
 @dataclass
 class Sliding(Group):
-    """Keeps a window. exact: every token of a block sees its own window; otherwise all that was held when its block came (DuoAttention)."""
+    """Keeps a window.
+
+    Attributes:
+        window: Which positions.
+        exact: Every token of a block sees its own window; otherwise all that was held when its block came (DuoAttention).
+    """
 
     window: Window = field(default_factory=lambda: Window(0, 1))
     exact: bool = False

@@ -27,7 +27,13 @@ from headwise.models.rope import set_length
 class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
     """The cache of one `compress` block. Pass it as `past_key_values` to the model or to `model.generate`.
 
-    skipped: layers that are kept as transformers keeps them, because they have no full attention (sliding windows, recurrent states).
+    Args:
+        model: A `Model`, or a transformers model.
+        compressor: The method.
+
+    Attributes:
+        skipped: Layers that are kept as transformers keeps them, because they have no full attention (sliding windows, recurrent states).
+        ends_prompt: Inside `prefill`, whether the pass that runs is its last one; otherwise None.
     """
 
     def __init__(self, model: Any, compressor: Compressor) -> None:
@@ -104,7 +110,18 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """Read a prompt [B, S] into the empty cache, `chunk` tokens at a time; gives the logits [B, vocabulary] of its last token.
 
         A dense prefill in chunks holds the full cache until its end; the last chunk has at least `chunk` tokens, so that methods that look at
-        the last queries find them. attention_mask [B, S]: 0 for padding; real tokens then count from 0 in each row.
+        the last queries find them.
+
+        Args:
+            ids: [B, S].
+            attention_mask: [B, S], 0 for padding; real tokens then count from 0 in each row.
+            chunk: Tokens per pass; None: all at once.
+
+        Returns:
+            [B, vocabulary].
+
+        Raises:
+            HeadwiseError: The cache is not empty, or the chunk is below 1.
         """
         model = self.model.hf
         if self.get_seq_length():
