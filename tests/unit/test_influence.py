@@ -375,16 +375,11 @@ def test_shared_keys_and_values_are_left_alone(model):
     outputs = {}
 
     class Tap:
-        def query(self, layer, query, start):
-            return query
-
-        def output(self, call, output, start):
-            outputs[call.layer] = (output, call.values[0])
-            return output
+        def look(self, call):
+            outputs[call.layer] = (call.output, call.values[0])
 
     ids = torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(3))
-    with branches(model.hf, HeadSet.of([(2, 5)], SHAPE)) as run, attached(model.hf) as plan:
-        plan.edits.append(Tap())
+    with branches(model.hf, HeadSet.of([(2, 5)], SHAPE)) as run, attached(model.hf) as plan, plan.running(Tap()):
         run(ids)
     output, values = outputs[2]  # [2 * 2, T, H, d], [2 * 2, KV heads, T, d]
     same = [torch.equal(output[:2, :, head], output[2:, :, head]) for head in range(8)]

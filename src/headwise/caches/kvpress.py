@@ -31,10 +31,17 @@ class MissingKvpressError(MissingExtraError):
 def as_kvpress(press: Press, model: Model | None = None) -> Any:
     """A `ScorerPress` of kvpress that scores as `press` does; use it as any other: `with made(model): ...`.
 
-    model: of the model; None: read from the model when the block begins. Sinks and the window of `press` get the highest scores. kvpress keeps
-    int(S x (1 - ratio)) positions of each KV head, headwise round(S x (1 - ratio)) and never less than sinks and window.
-    Raises `MissingKvpressError` without kvpress; `HeadwiseError` for a press with an absolute budget or with unequal budgets, and for
-    methods that are no `Press` (DuoAttention keeps windows, not scored positions).
+    Sinks and the window of `press` get the highest scores. kvpress keeps int(S x (1 - ratio)) positions of each KV head, headwise
+    round(S x (1 - ratio)) and never less than sinks and window.
+
+    Args:
+        press: With a compression ratio and equal budgets.
+        model: The model it will run on; None: read from the model when the block begins.
+
+    Raises:
+        MissingKvpressError: kvpress is not installed.
+        HeadwiseError: A press with an absolute budget or with unequal budgets, and methods that are no `Press` (DuoAttention keeps windows,
+            not scored positions).
     """
     if not isinstance(press, Press):
         raise HeadwiseError(
