@@ -83,18 +83,19 @@ def _sweep(
     texts = plain_windows(grid, loaded.positions)
     with progress("ablating", hidden=json) as report:
         result = ablation_sweep(loaded, scores, grid, options, *texts, directory=directory, report=report)
-    result.save(path, overwrite)
-    directory.remove()
-    _tell(result.to_json(), path, json)
-
-
-def _tell(data: dict[str, object], path: Path, json: bool) -> None:
-    from headwise.report.console import print_all
     from headwise.report.figures import ablation_curves
-    from headwise.report.tables import ablation_table
 
     picture = path.with_suffix(".png")
-    ablation_curves(data, picture)
+    ablation_curves(result.to_json(), picture)
+    result.save(path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
+    directory.remove()
+    _tell(result.to_json(), path, picture, json)
+
+
+def _tell(data: dict[str, object], path: Path, picture: Path, json: bool) -> None:
+    from headwise.report.console import print_all
+    from headwise.report.tables import ablation_table
+
     if json:
         o.print_json({"result": str(path), "picture": str(picture), "summary": data["summary"]})
     else:

@@ -48,10 +48,10 @@ def needle(
     )
     with progress("needle grid", hidden=json) as report:
         result = measure_needle_grid(loaded, task, max_new_tokens, directory, report)
-    write_json(result, path, overwrite)
-    directory.remove()
     picture = path.with_suffix(".png")
     needle_grid(result["cells"], picture)
+    write_json(result, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
+    directory.remove()
     if json:
         o.print_json({"result": str(path), "picture": str(picture), **{k: result[k] for k in ("recall", "exact", "runs")}})
         return
