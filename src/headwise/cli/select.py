@@ -111,7 +111,7 @@ def choose(
 ) -> None:
     """Choose the best share of every domain: a file of yes and no beside each score file, the cuts, and a manifest."""
     from headwise.corpus import choose as c
-    from headwise.corpus.thresholds import ChoiceOptions
+    from headwise.corpus.options import ChoiceOptions
     from headwise.report.console import print_all
     from headwise.report.influence_table import choice_table
 
@@ -170,7 +170,7 @@ def report(
 def _chosen_by(out: str, selection: str | None, config: str) -> Any:
     """The options of a choice, or the default ones."""
     from headwise.corpus.folder import Folder
-    from headwise.corpus.thresholds import ChoiceOptions
+    from headwise.corpus.options import ChoiceOptions
 
     where = selection or f"{out.rstrip('/')}/selected"
     found = Folder(where).read_json("manifest.json")

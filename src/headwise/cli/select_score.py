@@ -83,7 +83,7 @@ def run_score(
     make = partial(make_scorer, job)
     with progress("scoring", hidden=json) as report:
         if cluster is None:
-            from headwise.corpus.score_files import score_files
+            from headwise.corpus.local_runner import score_files
 
             summary = score_files(inputs, output, make, options, report)
         else:

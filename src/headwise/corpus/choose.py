@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.corpus.arrow import pa, pq
+from headwise.corpus.documents import HASH_KEY
 from headwise.corpus.folder import Folder
 from headwise.corpus.manifest import manifest, tables
+from headwise.corpus.options import ChoiceOptions
 from headwise.corpus.originals import Originals
-from headwise.corpus.sidecar import HASH_KEY
 from headwise.corpus.tables import ScoreFiles
-from headwise.corpus.thresholds import COLUMNS, ChoiceOptions, Counts, Thresholds, find_thresholds, keys_of
+from headwise.corpus.thresholds import COLUMNS, Counts, Thresholds, find_thresholds, keys_of
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 

@@ -1,12 +1,16 @@
-"""Arrow columns as Python values, one by one where a column holds something unusable."""
+"""Arrow columns as Python values, one by one where a column holds something unusable.
+
+`a.b` names the column with that very name, or the field `b` of the column `a`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from headwise.corpus.arrow import pa, pc
 
+DEEPEST = 8  # fields inside fields whose names are looked at
 Problem = tuple[str, str]  # (reason, detail)
 Parts = tuple[str | None, str | None, str | None, Problem | None, int]
 
@@ -14,7 +18,12 @@ Parts = tuple[str | None, str | None, str | None, Problem | None, int]
 def rows_of(batch: Any, text: str, domain: str | None, id: str | None, whole: str | None = None) -> Iterator[Parts]:
     """Each row of a RecordBatch as (text or None, domain, id, problem or None, bytes of the text).
 
-    text, domain, id: names of columns. whole: the domain of all rows where no column is named.
+    Args:
+        batch: A pyarrow RecordBatch.
+        text: Name of the column with the texts.
+        domain: Name of the column with the domains.
+        id: Name of the column with the ids.
+        whole: The domain of all rows where no column is named.
     """
     texts, problems, sizes = _texts(batch, text)
     domains = [whole] * batch.num_rows if domain is None else _names(batch, domain)
@@ -37,9 +46,9 @@ def plain_name(value: object) -> str | None:
 
 def _texts(batch: Any, name: str) -> tuple[list[str | None], list[Problem | None], list[int]]:
     count = batch.num_rows
-    if name not in batch.schema.names:
+    column = _column(batch, name)
+    if column is None:
         return [None] * count, [("no such column", name)] * count, [0] * count
-    column = _decoded(batch.column(batch.schema.names.index(name)))
     if not _is_text(column.type):
         valid = column.is_valid().to_pylist()
         wrong: Problem = ("not a text", str(column.type))
@@ -59,9 +68,9 @@ def _texts(batch: Any, name: str) -> tuple[list[str | None], list[Problem | None
 
 
 def _names(batch: Any, name: str) -> list[str | None]:
-    if name not in batch.schema.names:
+    column = _column(batch, name)
+    if column is None:
         return [None] * batch.num_rows
-    column = _decoded(batch.column(batch.schema.names.index(name)))
     if not _is_text(column.type) and not pa.types.is_integer(column.type):
         return [None] * batch.num_rows
     try:
@@ -69,6 +78,42 @@ def _names(batch: Any, name: str) -> list[str | None]:
     except UnicodeDecodeError:
         values = [_one(value) for value in column]
     return [plain_name(value) for value in values]
+
+
+def _column(batch: Any, name: str) -> Any:
+    """A column, or a field of a struct column (null where the struct is); None if there is none."""
+    if name in batch.schema.names:
+        return _decoded(batch.column(batch.schema.names.index(name)))
+    top, *fields = name.split(".")
+    if top not in batch.schema.names:
+        return None
+    column = batch.column(batch.schema.names.index(top))
+    for field in fields:
+        if not pa.types.is_struct(column.type) or column.type.get_field_index(field) < 0:
+            return None
+        column = pc.struct_field(column, [column.type.get_field_index(field)])
+    return _decoded(column)
+
+
+def field_of(data: Mapping[str, Any], name: str) -> tuple[bool, Any]:
+    """(whether it is there, its value) of a field of a JSON object, or of an object inside it."""
+    if name in data:
+        return True, data[name]
+    found: Any = data
+    for part in name.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return False, None
+        found = found[part]
+    return True, found
+
+
+def names_in(fields: Iterable[tuple[str, Any]], inner: Callable[[Any], Iterable[tuple[str, Any]]], depth: int = DEEPEST) -> list[str]:
+    """Names of all fields and of fields inside them, dotted. inner: the fields of a value, none if it has none."""
+    found = []
+    for name, value in fields:
+        below = names_in(inner(value), inner, depth - 1) if depth else []
+        found += [f"{name}.{one}" for one in below] if below else [name]
+    return found
 
 
 def _decoded(column: Any) -> Any:

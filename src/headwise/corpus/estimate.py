@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from headwise.corpus.documents import DocumentScorer, Encoded
 from headwise.corpus.inputs import InputFile, Inputs, find_inputs
 from headwise.corpus.options import ScoreOptions
-from headwise.corpus.readers import Reader, UnreadableError
-from headwise.corpus.score_files import check_columns
+from headwise.corpus.readers import Reader, UnreadableError, check_columns
 from headwise.heads.errors import HeadwiseError
 
 FILES = 16  # files in the sample, at most

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.corpus.manifest import shares_of, tables
+from headwise.corpus.options import ChoiceOptions
 from headwise.corpus.tables import ScoreFiles
-from headwise.corpus.thresholds import COLUMNS, ChoiceOptions, Counts, Thresholds, find_thresholds, floats, keys_of, length_codes
+from headwise.corpus.thresholds import COLUMNS, Counts, Thresholds, find_thresholds, floats, keys_of, length_codes
 from headwise.heads.progress import Report, silent
 from headwise.stats.ranks import ranks_within, spearman
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from headwise.corpus.arrow import pa, pq
+from headwise.corpus.documents import CONFIG_KEY, HASH_KEY
 from headwise.corpus.folder import Folder
 from headwise.corpus.inputs import one_line
-from headwise.corpus.sidecar import CONFIG_KEY, HASH_KEY
 from headwise.heads.errors import HeadwiseError
 
 ROWS = 65_536  # rows of a batch

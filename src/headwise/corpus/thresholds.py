@@ -6,58 +6,21 @@ Nothing is sorted and nothing grows with the corpus: a reading adds to one histo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headwise.corpus.arrow import pc
+from headwise.corpus.options import MOST_GROUPS, ChoiceOptions
 from headwise.corpus.quantiles import BINS, TopCuts, images_of, tie_numbers, value_of
 from headwise.corpus.tables import ScoreFiles
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 
-RANKS = ("score", "random", "longest", "perplexity")
-UNITS = ("docs", "tokens")
 COLUMNS = ["row", "domain", "loss_base", "score", "n_tokens", "flagged"]
-MOST_GROUPS = 256  # a group's histogram takes 1 MiB
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class ChoiceOptions:
-    """What is chosen.
-
-    share: of each domain, in (0, 1]. by: `docs` (Hua et al. 2025, sec. 3) or `tokens`: documents from the top until their tokens reach the share.
-    rank: what is taken first: `score` (the highest), and three controls: `random`, `longest`, `perplexity` (the lowest loss_base).
-    strata: within each domain so many strata of n_tokens with a cut of their own, about equally many documents in each. least_loss: documents
-    with a lower loss_base (nats) are not ranked; flagged: flagged documents with a score are. seed: of the random order and of ties.
-    """
-
-    share: float = 0.2
-    by: str = "docs"
-    rank: str = "score"
-    strata: int = 1
-    least_loss: float = 0.0
-    flagged: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise HeadwiseError(f"the share must lie in (0, 1]; got {self.share:g}")
-        if self.by not in UNITS:
-            raise HeadwiseError(f"unknown unit {self.by!r}; a share is of {' or '.join(UNITS)}")
-        if self.rank not in RANKS:
-            raise HeadwiseError(f"unknown ranking {self.rank!r}; choose one of {', '.join(RANKS)}")
-        if not 1 <= self.strata <= MOST_GROUPS:
-            raise HeadwiseError(f"the number of length strata must lie in 1 to {MOST_GROUPS}; got {self.strata}")
-        if not self.least_loss >= 0:
-            raise HeadwiseError(f"the least loss must be 0 or more nats; got {self.least_loss:g}")
-
-    def to_json(self) -> dict[str, Any]:
-        """All options as plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
