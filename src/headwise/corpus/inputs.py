@@ -165,12 +165,7 @@ def safe_name(name: object, of: str) -> str:
 
 def resolve(text: str) -> tuple[Any, str]:
     """A path or URL -> (pyarrow file system, path inside it). Kinds of URLs that pyarrow does not know are opened with fsspec."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise HeadwiseError(f"{text!a} is no valid Unicode, so it cannot be opened; rename it") from error
-    if len(text) > LONGEST_PATH:
-        raise HeadwiseError(f"{text[:60]}... cannot be opened: a path of {len(text)} characters is too long")
+    _check_path(text)
     scheme, mark, rest = text.partition("://")
     if not mark or scheme == "file":
         return fs.LocalFileSystem(), posixpath.normpath(Path(rest if mark else text).expanduser().absolute().as_posix())
@@ -195,8 +190,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def _check_path(text: str) -> None:
+    if len(text) > LONGEST_PATH:
+        raise HeadwiseError(f"{text[:60]!a}... cannot be opened: a path of {len(text)} characters is too long")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise HeadwiseError(f"{text!a} is no valid Unicode, so it cannot be opened; rename it") from error
+
+
 def _expand(text: str) -> tuple[Any, str, list[Any]]:
     """(file system, folder that names are relative to, infos of the files found)."""
+    _check_path(text)
     url, mark, query = text.partition("?") if "://" in text else (text, "", "")
     wild = _WILD.search(url)
     if wild and not ("://" not in text and Path(url).expanduser().exists()):
@@ -230,9 +235,9 @@ def _chosen(infos: Iterable[Any]) -> list[Any]:
 def _listed(place: Any, folder: str, text: str, recursive: bool) -> Iterable[Any]:
     try:
         infos = place.get_file_info(fs.FileSelector(folder, recursive=recursive))
+        return [info for info in infos if info.path and info.type == fs.FileType.File]  # a path is decoded when it is looked at
     except (OSError, UnicodeError) as error:
         raise HeadwiseError(f"{text} cannot be listed: {one_line(error)}") from error
-    return [info for info in infos if info.type == fs.FileType.File]
 
 
 def _known(path: str) -> bool:
