@@ -20,7 +20,11 @@ def command(planted, heads, name):
     return {
         "detect": (["detect", *small, "-o", "r.json"], "heat_map", "r.heatmap.png"),
         "needle": (["needle", *small, "-o", "r.json"], "needle_grid", "r.png"),
-        "ablate": (["ablate", *small, "--heads", heads, "--top", "1", "--controls", "1", "-o", "r.json"], "ablation_curves", "r.png"),
+        "ablate": (
+            ["ablate", *small, "--heads", heads, "--top", "1", "--controls", "1", "-o", "r.json"],
+            "ablation_curves",
+            "r.png",
+        ),
     }[name]
 
 

@@ -7,8 +7,8 @@ import pytest
 ray = pytest.importorskip("ray")
 
 from headwise.corpus.local_runner import score_files  # noqa: E402
-from headwise.corpus.options import ScoreOptions  # noqa: E402
-from headwise.corpus.ray_runner import RayOptions, score_files_with_ray  # noqa: E402
+from headwise.corpus.options import RayOptions, ScoreOptions  # noqa: E402
+from headwise.corpus.ray_runner import score_files_with_ray  # noqa: E402
 from headwise.heads.errors import HeadwiseError  # noqa: E402
 from headwise.testing.stub_scorer import StubScorer  # noqa: E402
 from tests.unit.test_corpus_runner import make_corpus, tree  # noqa: E402

@@ -221,7 +221,8 @@ def test_score_files_with_a_broken_description(scored, metadata):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"share": 7}, {"share": "x"}, {"strata": 1.5}, {"flagged": 1}, {"seed": -1}, {"extra": 1}, {"least_loss": float("inf")}]
+    "changes",
+    [{"share": 7}, {"share": "x"}, {"strata": 1.5}, {"flagged": 1}, {"seed": -1}, {"extra": 1}, {"least_loss": float("inf")}],
 )
 def test_options_of_a_changed_manifest(changes):
     good = ChoiceOptions().to_json()
@@ -269,7 +270,8 @@ def test_choices_side_by_side_never_mix(tmp_path):
     code = CHOOSER.replace(", copy=True", "")
     for _ in range(2):
         running = [
-            subprocess.Popen([sys.executable, "-c", code, str(out), str(seed)], stderr=subprocess.PIPE, text=True) for seed in range(3)
+            subprocess.Popen([sys.executable, "-c", code, str(out), str(seed)], stderr=subprocess.PIPE, text=True)
+            for seed in range(3)
         ]
         errors = [process.communicate(timeout=120)[1] for process in running]
         assert 0 in [process.returncode for process in running]
@@ -385,11 +387,18 @@ def test_nested_columns(tmp_path, kind):
     else:
         path.write_text("\r\n".join(map(json.dumps, NESTED)))
     rows, _ = rows_of(path, domain_column="metadata.source", id_column="metadata.id")
-    assert [(row.text, row.domain, row.id) for row in rows] == [("a", "web", "1"), ("b", None, None), ("c", None, None), ("d", "books", "4")]
+    assert [(row.text, row.domain, row.id) for row in rows] == [
+        ("a", "web", "1"),
+        ("b", None, None),
+        ("c", None, None),
+        ("d", "books", "4"),
+    ]
     rows, _ = rows_of(path, text_column="metadata.deep.er")
     assert [row.text for row in rows] == ["x", None, None, "y"]
     found = find_inputs([str(path)])
-    with pytest.raises(HeadwiseError, match=r"no column 'metadata\.src' in .*; it has text, metadata\.source, metadata\.id, metadata\.deep\.er$"):
+    with pytest.raises(
+        HeadwiseError, match=r"no column 'metadata\.src' in .*; it has text, metadata\.source, metadata\.id, metadata\.deep\.er$"
+    ):
         check_columns(found, found.files, ScoreOptions(domain_column="metadata.src"))
     check_columns(found, found.files, ScoreOptions(domain_column="metadata.source"))
 
@@ -414,7 +423,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
         (tmp_path / name).write_bytes(pack(b"\xef\xbb\xbf" + json.dumps({"text": "x", "k": "d"}).encode()))
         assert [row.text for row in rows_of(tmp_path / name)[0]] == ["x"]
         found = find_inputs([str(tmp_path / name)])
-        with pytest.raises(HeadwiseError, match="it has text, k$"):
+        with pytest.raises(HeadwiseError, match=r"it has text, k$"):
             check_columns(found, found.files, ScoreOptions(domain_column="nowhere"))
 
 
@@ -436,7 +445,14 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_damaged(tmp_path, monk
 
 
 def test_deep_json_and_lone_surrogates_are_rows_without_a_text(tmp_path):
-    lines = ["[" * 200_000, '{"text": ' + "[" * 100_000, '{"a":' * 50_000, '{"text": "\\ud800"}', '{"text": "x", "k": "\\udc00"}', "9" * 5000]
+    lines = [
+        "[" * 200_000,
+        '{"text": ' + "[" * 100_000,
+        '{"a":' * 50_000,
+        '{"text": "\\ud800"}',
+        '{"text": "x", "k": "\\udc00"}',
+        "9" * 5000,
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     rows, _ = rows_of(tmp_path / "a.jsonl", domain_column="k")
     assert [row.problem and row.problem[0] for row in rows] == ["broken JSON"] * 3 + ["not valid text", None, "broken JSON"]

@@ -92,7 +92,26 @@ def test_names_that_no_score_file_can_have_are_refused(tmp_path, name, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "/a", "a/", "a//b", "../a", "a/../b", "a/..", ".", "./a", "a\\b", "a\0b", "a\x1b[2Jb", "\udc80", "x" * 201, None, 3, ["a"]]
+    "name",
+    [
+        "",
+        "/a",
+        "a/",
+        "a//b",
+        "../a",
+        "a/../b",
+        "a/..",
+        ".",
+        "./a",
+        "a\\b",
+        "a\0b",
+        "a\x1b[2Jb",
+        "\udc80",
+        "x" * 201,
+        None,
+        3,
+        ["a"],
+    ],
 )
 def test_unsafe_names(name):
     with pytest.raises(HeadwiseError, match="name of a row") as caught:

@@ -37,7 +37,10 @@ Rule = Annotated[
     ),
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="query: JSON lines with query, passages and gold.", show_default="64 needle questions over passages of novels")
+    Path | None,
+    typer.Option(
+        help="query: JSON lines with query, passages and gold.", show_default="64 needle questions over passages of novels"
+    ),
 ]
 Span = Annotated[str, typer.Option(help="query: average over all behind the passages (`official`) or the `query`'s words only.")]
 Layout = Annotated[str, typer.Option(help="query: wording around passages: plain or instructed.")]

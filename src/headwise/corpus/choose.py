@@ -104,7 +104,9 @@ def _check_free(folder: Folder, overwrite: bool) -> None:
         manifested = folder.read_json("manifest.json") if folder.has("manifest.json") else None
         made = isinstance(manifested, dict) and "headwise_selection" in manifested  # by a headwise without the mark
         lock = (f"{LOCK}.json", f".{LOCK}.json.", ".clock-")  # of a process that is about to write the mark
-        if not made and any(not name.startswith(lock) and not name.startswith(f".{MARKER}.") for name in folder.names(hidden=True)):
+        if not made and any(
+            not name.startswith(lock) and not name.startswith(f".{MARKER}.") for name in folder.names(hidden=True)
+        ):
             raise HeadwiseError(f"{folder.location} holds files, but no choice; give another --output, or an empty folder")
     if not overwrite and folder.has("manifest.json"):
         raise HeadwiseError(f"{folder.location} holds a choice; give another --output or --overwrite (results are never merged)")

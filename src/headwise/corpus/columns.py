@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from headwise.corpus.arrow import pa, pc
 
-DEEPEST = 8  # fields inside fields whose names are looked at
 Problem = tuple[str, str]  # (reason, detail)
 Parts = tuple[str | None, str | None, str | None, Problem | None, int]
 
@@ -93,27 +92,6 @@ def _column(batch: Any, name: str) -> Any:
             return None
         column = pc.struct_field(column, [column.type.get_field_index(field)])
     return _decoded(column)
-
-
-def field_of(data: Mapping[str, Any], name: str) -> tuple[bool, Any]:
-    """(whether it is there, its value) of a field of a JSON object, or of an object inside it."""
-    if name in data:
-        return True, data[name]
-    found: Any = data
-    for part in name.split("."):
-        if not isinstance(found, dict) or part not in found:
-            return False, None
-        found = found[part]
-    return True, found
-
-
-def names_in(fields: Iterable[tuple[str, Any]], inner: Callable[[Any], Iterable[tuple[str, Any]]], depth: int = DEEPEST) -> list[str]:
-    """Names of all fields and of fields inside them, dotted. inner: the fields of a value, none if it has none."""
-    found = []
-    for name, value in fields:
-        below = names_in(inner(value), inner, depth - 1) if depth else []
-        found += [f"{name}.{one}" for one in below] if below else [name]
-    return found
 
 
 def _decoded(column: Any) -> Any:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,95 @@ class DocumentScorer(Protocol):
     def score(self, documents: Sequence[Encoded]) -> list[DocumentScore]:
         """One score per document, in order; called from one thread. Batches are formed inside, from this list alone."""
         ...
+
+
+def encode_documents(tokenizer: Any, texts: Sequence[object], vocabulary: int) -> list[Encoded]:
+    """Token ids of texts; what is no text gets a reason, never an error, so that rows stay aligned.
+
+    Safe in several threads, once the tokenizer has encoded anything at all.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer; no special tokens are put in.
+        texts: Anything; missing values of tables come as None or NaN.
+        vocabulary: Number of ids that the model knows.
+
+    Returns:
+        One per text. Reasons: `no text`, `not valid text` (lone surrogates, or no string), `token outside of the vocabulary` (a model that was
+        not resized for its tokenizer would fail in the middle of a job).
+    """
+    reasons = [_unusable(text) for text in texts]
+    usable = [text for text, reason in zip(texts, reasons, strict=True) if reason is None]
+    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    rows = iter(tokenizer(usable, **options)["input_ids"] if usable else [])
+    found = []
+    for reason in reasons:
+        ids = np.asarray(next(rows) if reason is None else [], dtype=np.int32)
+        if len(ids) and ids.max() >= vocabulary:
+            ids, reason = ids[:0], "token outside of the vocabulary"
+        found.append(Encoded(ids, reason))
+    return found
+
+
+def _unusable(text: object) -> str | None:
+    """Why something is no text to score, or None."""
+    if text is None or (isinstance(text, float) and math.isnan(text)) or (isinstance(text, str) and not text.strip()):
+        return "no text"
+    try:
+        return None if isinstance(text, str) and text.encode() else "not valid text"
+    except UnicodeEncodeError:  # lone surrogates
+        return "not valid text"
+
+
+class Window(NamedTuple):
+    """Tokens of a document that are read in one pass. All but the first have a loss.
+
+    Attributes:
+        document: Number of the document.
+        start: Its first token.
+        stop: The token behind its last one.
+    """
+
+    document: int
+    start: int
+    stop: int
+
+    @property
+    def scored(self) -> int:
+        """Tokens with a loss."""
+        return self.stop - self.start - 1
+
+
+def windows_of(lengths: Sequence[int], size: int, most: int | None = None) -> list[Window]:
+    """Windows side by side, the last one of a document shorter. A window of one token has nothing to predict and is left out.
+
+    Args:
+        lengths: Tokens of each document.
+        size: Tokens of a window.
+        most: Windows per document, at most.
+
+    Raises:
+        HeadwiseError: For a size below 2.
+    """
+    if size < 2:
+        raise HeadwiseError(f"windows need at least 2 tokens, of which the second is predicted; got {size}")
+    found = []
+    for document, length in enumerate(lengths):
+        starts = range(0, length, size)[:most]
+        found += [Window(document, start, min(start + size, length)) for start in starts if length - start > 1]
+    return found
+
+
+def batches_of(windows: Sequence[Window], tokens: int) -> list[list[Window]]:
+    """Batches of at most `tokens` tokens, padding counted (one window at least); they depend on this list of windows alone.
+
+    Windows are sorted by length, so that hardly any padding is needed; the longest come first, so that memory runs out at once or never.
+    """
+    batches: list[list[Window]] = []
+    for window in sorted(windows, key=lambda w: (-w.scored, w)):
+        if not batches or (len(batches[-1]) + 1) * batches[-1][0].scored > tokens:
+            batches.append([])
+        batches[-1].append(window)
+    return batches
 
 
 @dataclass(frozen=True)

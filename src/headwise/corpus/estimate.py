@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from headwise.corpus.documents import DocumentScorer, Encoded
 from headwise.corpus.inputs import InputFile, Inputs, find_inputs
-from headwise.corpus.options import ScoreOptions
+from headwise.corpus.options import SAMPLE_ROWS, ScoreOptions
 from headwise.corpus.readers import Reader, UnreadableError, check_columns
 from headwise.heads.errors import HeadwiseError
 
@@ -30,10 +30,14 @@ DRAWS = 1000  # of the bootstrap
 
 @dataclass(frozen=True)
 class Machine:
-    """A device to estimate for. tokens_per_second: of text scored (both passes together), as measured there.
+    """A device to estimate for: its speed as measured there, or from arithmetic.
 
-    Or from arithmetic: flop_per_second: what it really does (not its data sheet), flop_per_token: of a scored token, both passes together (about
-    7.6e9 for 1.3B parameters and 4096 tokens: Hua et al. 2025 as worked out in docs/scale.md).
+    Attributes:
+        name: For the reader.
+        tokens_per_second: Of text scored (both passes together).
+        flop_per_second: What it really does (not its data sheet).
+        flop_per_token: Of a scored token, both passes together (about 7.6e9 for 1.3B parameters and 4096 tokens: Hua et al. 2025 as worked
+            out in docs/scale.md).
     """
 
     name: str
@@ -58,11 +62,27 @@ class Machine:
 
 @dataclass(frozen=True)
 class Estimate:
-    """files, bytes: of the whole input (stored bytes). tokens, documents: estimated; tokens_low, tokens_high: 95 % interval of the sample.
+    """What a job will cost.
 
-    speed: tokens/s of the scorer here, alone on ready tokens; speed_low, speed_high: of the slowest and fastest part of the sample. encode_speed:
-    tokens/s of one tokenising thread. hours: here, at the slower of scoring and tokenising; hours_low, hours_high: from both intervals. table: name,
-    tokens/s, hours on one, and how many finish within a day, for each `Machine`. assumed: what these numbers rest on, one sentence each.
+    Attributes:
+        files: Of the whole input.
+        bytes: Stored bytes of the whole input.
+        sampled_files: Files that were looked at.
+        sampled_rows: Rows that were tokenised and scored.
+        sampled_tokens: Their tokens.
+        documents: Of the whole input, estimated.
+        tokens: Of the whole input, estimated.
+        tokens_low: Lower end of the 95 % interval of the sample.
+        tokens_high: Its upper end.
+        speed: Tokens/s of the scorer here, alone on ready tokens.
+        speed_low: Of the slowest part of the sample.
+        speed_high: Of the fastest part.
+        encode_speed: Tokens/s of one tokenising thread.
+        hours: Here, at the slower of scoring and tokenising.
+        hours_low: From the favourable ends of both intervals.
+        hours_high: From the unfavourable ends.
+        table: Name, tokens/s, hours on one, and how many finish within a day, for each `Machine`.
+        assumed: What these numbers rest on, one sentence each.
     """
 
     files: int
@@ -119,14 +139,25 @@ def estimate_cost(
     inputs: Sequence[str],
     scorer: DocumentScorer,
     options: ScoreOptions | None = None,
-    rows: int = 256,
+    rows: int = SAMPLE_ROWS,
     seed: int = 0,
     machines: Sequence[Machine] = (),
 ) -> Estimate:
-    """Count, measure, compute. rows: about how many are in the sample; seed: which files and rows.
+    """Count, measure, compute; nothing is written.
 
     Up to `FILES` files are all looked at; of more, as many are drawn, with chances in proportion to their size. Rows are drawn from the first
-    `LOOK` of a file. Writes nothing. Raises `HeadwiseError` if there is no input, or if no sampled row can be scored.
+    `LOOK` of a file.
+
+    Args:
+        inputs: Files, folders, globs or URLs.
+        scorer: Is measured.
+        options: How files are read.
+        rows: About how many are in the sample.
+        seed: Which files and rows.
+        machines: Other machines to estimate for.
+
+    Raises:
+        HeadwiseError: If there is no input, or if no sampled row can be scored.
     """
     if rows < 2:
         raise HeadwiseError(f"a sample needs at least 2 rows; got {rows}")

@@ -124,7 +124,9 @@ class Folder:
                 self._place.delete_file(temporary)
             if not isinstance(error, OSError):  # pyarrow's own errors of writing are OSErrors, too
                 raise
-            raise HeadwiseError(f"could not write {self.location}/{name}: {one_line(error)}; the file is as it was before") from error
+            raise HeadwiseError(
+                f"could not write {self.location}/{name}: {one_line(error)}; the file is as it was before"
+            ) from error
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:

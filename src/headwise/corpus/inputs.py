@@ -155,11 +155,17 @@ def safe_name(name: object, of: str) -> str:
     """
     shown = ascii(name if not isinstance(name, str) or len(name) <= 100 else name[:100] + "...")
     if not isinstance(name, str) or any(part in ("", ".", "..") for part in name.split("/")):
-        raise HeadwiseError(f"{shown} cannot be the name of {of}: a name lies below its folder, without empty parts, '.' and '..'")
+        raise HeadwiseError(
+            f"{shown} cannot be the name of {of}: a name lies below its folder, without empty parts, '.' and '..'"
+        )
     if "\\" in name or any(category(character) in ("Cc", "Cs") for character in name):  # control characters, lone surrogates
-        raise HeadwiseError(f"{shown} cannot be the name of {of}: it holds a character that names of results cannot have; rename it")
+        raise HeadwiseError(
+            f"{shown} cannot be the name of {of}: it holds a character that names of results cannot have; rename it"
+        )
     if max(len(part.encode()) for part in name.split("/")) > LONGEST_NAME:
-        raise HeadwiseError(f"{shown} is too long for the name of {of}: a file or folder may have {LONGEST_NAME} bytes; rename it")
+        raise HeadwiseError(
+            f"{shown} is too long for the name of {of}: a file or folder may have {LONGEST_NAME} bytes; rename it"
+        )
     return name
 
 

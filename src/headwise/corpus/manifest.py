@@ -16,9 +16,9 @@ Arrays = Mapping[str, NDArray[np.int64]]
 
 
 def tables(cuts: Thresholds, counts: Arrays) -> dict[str, Any]:
-    """Shares of the whole corpus, of each domain, and the cut of each domain's length strata, domains in the order of their names.
+    """Shares of the whole corpus and of each domain, and the cut of each domain's length strata, domains in the order of their names.
 
-    document_share and token_share are shares of the ranked documents and of their tokens; null if there are none.
+    `document_share` and `token_share` are shares of the ranked documents and of their tokens; null if there are none.
     """
     strata, names = cuts.options.strata, cuts.domains.names
     rows: list[dict[str, Any]] = []

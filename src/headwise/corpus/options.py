@@ -19,6 +19,8 @@ SCHEMA = 1  # version of the score table's columns and of how a file is cut into
 DOMAINS = ("none", "folder", "file")
 RANKS = ("score", "random", "longest", "perplexity")
 UNITS = ("docs", "tokens")
+SAMPLE_ROWS = 256  # of an estimate
+NAMED = 5  # documents that a report shows per domain and kind
 MOST_GROUPS = 256  # domains times strata: a group's histogram takes 1 MiB
 
 
@@ -67,6 +69,30 @@ class ScoreOptions:
             raise HeadwiseError(f"a shard is i/n with i from 0 to n - 1; got {index}/{count}")
         if not self.stale_seconds >= 1:
             raise HeadwiseError(f"stale_seconds must be at least 1; got {self.stale_seconds:g}")
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """What each actor gets.
+
+    Attributes:
+        actors: (least, most) at a time.
+        cpus: Cores per actor, for its model and `ScoreOptions.workers` threads.
+        gpus: GPUs per actor, may be a fraction.
+        retries: How often a file is tried again after its worker died (killed, preempted, out of memory).
+    """
+
+    actors: tuple[int, int] = (1, 1)
+    cpus: float = 1.0
+    gpus: float = 0.0
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        least, most = self.actors
+        if not 1 <= least <= most:
+            raise HeadwiseError(f"the numbers of actors must be at least 1 and in order; got {least} to {most}")
+        if self.cpus < 0 or self.gpus < 0 or self.retries < 0:
+            raise HeadwiseError(f"cpus, gpus and retries must be 0 or more; got {self.cpus:g}, {self.gpus:g} and {self.retries}")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

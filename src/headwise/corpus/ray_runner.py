@@ -15,35 +15,11 @@ from typing import Any
 
 from headwise.corpus.inputs import InputFile, Inputs, find_inputs, shard_of
 from headwise.corpus.local_runner import Job
-from headwise.corpus.options import Config, ScoreOptions, ScorerFactory, Summary
+from headwise.corpus.options import Config, RayOptions, ScoreOptions, ScorerFactory, Summary
 from headwise.corpus.output import Output
 from headwise.corpus.readers import check_columns
 from headwise.heads.errors import HeadwiseError, MissingExtraError
 from headwise.heads.progress import Report, silent, work_is_done, work_is_kept
-
-
-@dataclass(frozen=True)
-class RayOptions:
-    """What each actor gets.
-
-    Attributes:
-        actors: (least, most) at a time.
-        cpus: Cores per actor, for its model and `ScoreOptions.workers` threads.
-        gpus: GPUs per actor, may be a fraction.
-        retries: How often a file is tried again after its worker died (killed, preempted, out of memory).
-    """
-
-    actors: tuple[int, int] = (1, 1)
-    cpus: float = 1.0
-    gpus: float = 0.0
-    retries: int = 3
-
-    def __post_init__(self) -> None:
-        least, most = self.actors
-        if not 1 <= least <= most:
-            raise HeadwiseError(f"the numbers of actors must be at least 1 and in order; got {least} to {most}")
-        if self.cpus < 0 or self.gpus < 0 or self.retries < 0:
-            raise HeadwiseError(f"cpus, gpus and retries must be 0 or more; got {self.cpus:g}, {self.gpus:g} and {self.retries}")
 
 
 def score_files_with_ray(

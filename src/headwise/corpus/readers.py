@@ -12,11 +12,11 @@ import contextlib
 import io
 import itertools
 import json
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from headwise.corpus.arrow import pa, pq
-from headwise.corpus.columns import field_of, names_in, plain_name, rows_of
+from headwise.corpus.columns import plain_name, rows_of
 from headwise.corpus.documents import Rows
 from headwise.corpus.inputs import InputFile, Inputs, one_line
 from headwise.corpus.options import ScoreOptions
@@ -24,7 +24,11 @@ from headwise.heads.errors import HeadwiseError
 
 STEP = 1 << 16  # bytes of lines read at once: so many in front of a damaged place may be lost with it
 LONGEST_LINE = 256 << 20  # bytes; longer lines and text files are rejected, so that one without line ends cannot fill the memory
-MOST_UNPACKED, MOST_TIMES = 256 << 20, 200  # a file that unpacks to more bytes than this, and to so many times its size, is a bomb
+MOST_UNPACKED, MOST_TIMES = (
+    256 << 20,
+    200,
+)  # a file that unpacks to more bytes than this, and to so many times its size, is a bomb
+DEEPEST = 8  # fields inside fields whose names are looked at
 LOOK_BYTES, LOOK_LINES = 1 << 20, 100  # of each file, in search of columns
 LOOKED_AT = 3  # files whose columns are looked at before the work begins
 BOM = b"\xef\xbb\xbf"
@@ -284,11 +288,36 @@ def check_columns(inputs: Inputs, files: Sequence[InputFile], options: ScoreOpti
             raise HeadwiseError(f"no column {name!r} in {file.name}; it has {', '.join(shown[:40])}")
 
 
+def field_of(data: Mapping[str, Any], name: str) -> tuple[bool, Any]:
+    """(whether it is there, its value) of a field of a JSON object, or of an object inside it."""
+    if name in data:
+        return True, data[name]
+    found: Any = data
+    for part in name.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return False, None
+        found = found[part]
+    return True, found
+
+
+def names_in(
+    fields: Iterable[tuple[str, Any]], inner: Callable[[Any], Iterable[tuple[str, Any]]], depth: int = DEEPEST
+) -> list[str]:
+    """Names of all fields and of fields inside them, dotted. inner: the fields of a value, none if it has none."""
+    found = []
+    for name, value in fields:
+        below = names_in(inner(value), inner, depth - 1) if depth else []
+        found += [f"{name}.{one}" for one in below] if below else [name]
+    return found
+
+
 def names_of(schema: Any) -> list[str]:
     """Names of the columns of an Arrow schema, those inside structs with dots."""
     return names_in(
         ((field.name, field.type) for field in schema),
-        lambda kind: [(kind.field(i).name, kind.field(i).type) for i in range(kind.num_fields)] if pa.types.is_struct(kind) else [],
+        lambda kind: (
+            [(kind.field(i).name, kind.field(i).type) for i in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+        ),
     )
 
 
@@ -313,7 +342,9 @@ def _columns_of(filesystem: Any, file: InputFile, options: ScoreOptions) -> list
         with contextlib.suppress(ValueError, RecursionError):
             data = json.loads(line)
             if isinstance(data, dict):
-                found |= dict.fromkeys([*data, *names_in(data.items(), lambda value: value.items() if isinstance(value, dict) else ())])
+                found |= dict.fromkeys(
+                    [*data, *names_in(data.items(), lambda value: value.items() if isinstance(value, dict) else ())]
+                )
     return list(found)
 
 

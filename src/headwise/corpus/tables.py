@@ -19,7 +19,9 @@ def _is_float(kind: Any) -> bool:
 
 
 def _is_name(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind) or pa.types.is_null(kind))
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind) or pa.types.is_null(kind)
+    )
 
 
 ROWS = 65_536  # rows of a batch
@@ -89,7 +91,9 @@ class ScoreFiles:
                 if column not in schema.names:
                     raise HeadwiseError(f"{self._shown(name)} has no column {column!r}; is it a score file of `{COMMAND}`?")
                 if not KINDS[column](schema.field(column).type):
-                    raise HeadwiseError(f"{self._shown(name)} has another kind of column {column!r} than a score file of `{COMMAND}`")
+                    raise HeadwiseError(
+                        f"{self._shown(name)} has another kind of column {column!r} than a score file of `{COMMAND}`"
+                    )
             for batch in file.iter_batches(batch_size=ROWS, columns=list(columns)):
                 for column in columns:
                     self._check_range(name, column, batch.column(column))
@@ -119,7 +123,9 @@ class ScoreFiles:
         try:
             found = json.loads(metadata.get(CONFIG_KEY, b"{}"))
         except (ValueError, RecursionError) as error:
-            raise HeadwiseError(f"{self._shown(name)} does not say how it was scored ({one_line(error)}); score it again") from error
+            raise HeadwiseError(
+                f"{self._shown(name)} does not say how it was scored ({one_line(error)}); score it again"
+            ) from error
         self.description = self.description or (found if isinstance(found, dict) else {})
 
     @contextmanager

@@ -27,7 +27,12 @@ Ints = NDArray[np.int64]
 class Keys:
     """A piece of a score file, ready to be counted; all arrays are [n].
 
-    domains: numbers of the domains. ranked: whether the document takes part. images, ties: its key, largest first. tokens: of the document.
+    Attributes:
+        domains: Numbers of the domains.
+        ranked: Whether the document takes part.
+        images: First part of its key; the largest comes first.
+        ties: Second part of its key.
+        tokens: Of the document.
     """
 
     domains: Ints
@@ -44,7 +49,15 @@ class Domains:
         self.names: dict[str, int] = {}
 
     def numbers(self, column: Any, new: bool) -> Ints:
-        """[n] numbers of an arrow column of names. new: unknown names get a number (else they are a `KeyError`)."""
+        """Numbers [n] of an arrow column of names.
+
+        Args:
+            column: Of n names.
+            new: Unknown names get a number (else they are a `KeyError`).
+
+        Raises:
+            HeadwiseError: For more than `MOST_GROUPS` domains.
+        """
         coded = pc.dictionary_encode(pc.fill_null(column.cast("string"), ""))
         found = [self._number(name, new) for name in coded.dictionary.to_pylist()]
         codes: Ints = np.asarray(found, dtype=np.int64)[coded.indices.to_numpy(zero_copy_only=False)]
@@ -108,7 +121,15 @@ class Counts:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The cuts of a choice. edges: [domain, strata - 1] length codes, ascending: the largest of each stratum but the last."""
+    """The cuts of a choice.
+
+    Attributes:
+        options: What is chosen.
+        domains: Names and numbers of the domains.
+        edges: [domain, strata - 1] length codes, ascending: the largest of each stratum but the last.
+        cuts: The lowest key that is taken, per group.
+        readings: How often the score files were read.
+    """
 
     options: ChoiceOptions
     domains: Domains
@@ -143,7 +164,13 @@ class Thresholds:
 def find_thresholds(files: ScoreFiles, options: ChoiceOptions, report: Report = silent) -> Thresholds:
     """Read the score files three times (domains and lengths, then two digits of the scores), more often only to break ties.
 
-    report(done, total, reading) is told the rows of each reading. Raises `HeadwiseError` if no document can be ranked, or for too many domains.
+    Args:
+        files: The scores.
+        options: What is chosen.
+        report: Told the rows of each reading.
+
+    Raises:
+        HeadwiseError: If no document can be ranked, or for too many domains.
     """
     domains, lengths, ranked = Domains(), dict[int, Ints](), 0
     for keys in _pieces(files, domains, options, "domains", report, new=True):
