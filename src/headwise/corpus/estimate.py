@@ -166,15 +166,7 @@ def estimate_cost(
     check_columns(found, found.files, options)
     draw, size = np.random.default_rng(seed), sum(file.size for file in found.files)
     places, shares = _chosen(found.files, draw)
-    samples, encoded, seconds = dict[int, _Sample](), list[Encoded](), 0.0
-    for place in sorted(set(places)):
-        texts, rows_per_byte = _some_rows(found, found.files[place], options, -(-rows // len(set(places))), draw)
-        started = time.perf_counter()
-        documents = scorer.encode(texts)
-        seconds += time.perf_counter() - started
-        counts = [len(document.ids) for document in documents]
-        samples[place] = _Sample(np.array(counts or [0], np.int64), rows_per_byte)
-        encoded += documents
+    samples, encoded, seconds = _look_at(found, options, scorer, places, rows, draw)
     count = sum(len(document.ids) for document in encoded)
     if not count:
         raise HeadwiseError(f"none of the {len(encoded)} sampled rows has a text that can be scored")
@@ -204,6 +196,22 @@ def estimate_cost(
         table=tuple(_row(machine, tokens) for machine in machines),
         assumed=_assumed(len(samples), len(found.files), options, machines),
     )
+
+
+def _look_at(
+    found: Inputs, options: ScoreOptions, scorer: DocumentScorer, places: Sequence[int], rows: int, draw: np.random.Generator
+) -> tuple[dict[int, _Sample], list[Encoded], float]:
+    """(number of a file -> its sample, all sampled documents, seconds of tokenising them)."""
+    samples, encoded, seconds = dict[int, _Sample](), list[Encoded](), 0.0
+    for place in sorted(set(places)):
+        texts, rows_per_byte = _some_rows(found, found.files[place], options, -(-rows // len(set(places))), draw)
+        started = time.perf_counter()
+        documents = scorer.encode(texts)
+        seconds += time.perf_counter() - started
+        counts = [len(document.ids) for document in documents]
+        samples[place] = _Sample(np.array(counts or [0], np.int64), rows_per_byte)
+        encoded += documents
+    return samples, encoded, seconds
 
 
 def _chosen(files: Sequence[InputFile], draw: np.random.Generator) -> tuple[list[int], list[float]]:
