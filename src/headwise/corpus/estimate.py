@@ -145,8 +145,7 @@ def estimate_cost(
 ) -> Estimate:
     """Count, measure, compute; nothing is written.
 
-    Up to `FILES` files are all looked at; of more, as many are drawn, with chances in proportion to their size. Rows are drawn from the first
-    `LOOK` of a file.
+    Rows are drawn from the first `LOOK` rows of at most `FILES` files, which are drawn with chances in proportion to their size.
 
     Args:
         inputs: Files, folders, globs or URLs.
@@ -167,8 +166,7 @@ def estimate_cost(
     draw, size = np.random.default_rng(seed), sum(file.size for file in found.files)
     places, shares = _chosen(found.files, draw)
     samples, encoded, seconds = _look_at(found, options, scorer, places, rows, draw)
-    count = sum(len(document.ids) for document in encoded)
-    if not count:
+    if not (count := sum(len(document.ids) for document in encoded)):
         raise HeadwiseError(f"none of the {len(encoded)} sampled rows has a text that can be scored")
     drawn = [samples[place] for place in places]
     low, high = (size * float(q) for q in np.quantile(_bootstrap(drawn, shares, len(found.files) > FILES, draw), (0.025, 0.975)))
