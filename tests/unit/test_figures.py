@@ -409,7 +409,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "map.png").mkdir()
-    with pytest.raises(HeadwiseError, match=r"^could not write [^\n]*; nothing was changed$"):
+    with pytest.raises(HeadwiseError, match=r"^could not write [^\n]*; the file is as it was before$"):
         figures.heat_map(table(), tmp_path / "map.png")
     assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
 

@@ -13,15 +13,13 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from headwise.attention import ablate
+from headwise.attention.branches import LossHead, branches
 from headwise.attention.means import head_means
 from headwise.attention.plan import attached
-from headwise.corpus.documents import Encoded
+from headwise.corpus.documents import Encoded, Window, batches_of, windows_of
 from headwise.heads import HeadSet, HeadwiseError
-from headwise.methods.influence.batches import Window, batches_of, windows_of
-from headwise.methods.influence.branches import branches
-from headwise.methods.influence.formula import influence, token_losses
-from headwise.methods.influence.loss_head import LossHead
-from headwise.methods.influence.scorer import AttentionInfluence
+from headwise.maths.losses import token_losses
+from headwise.methods.influence.scorer import AttentionInfluence, influence
 from headwise.models.export import export_ablated
 from headwise.models.fingerprint import weights_digest
 from headwise.models.load import load

@@ -11,9 +11,9 @@ pytest.importorskip("pyarrow")
 
 from headwise.corpus import summary as module
 from headwise.corpus.choose import choose
+from headwise.corpus.options import ChoiceOptions
 from headwise.corpus.summary import summarise
 from headwise.corpus.tables import ScoreFiles
-from headwise.corpus.thresholds import ChoiceOptions
 from headwise.report.influence import influence_page
 from headwise.report.influence_numbers import densities, excerpt, points
 from headwise.report.influence_table import choice_table

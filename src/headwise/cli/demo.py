@@ -17,6 +17,7 @@ from headwise.cli.pictures import picture_line
 
 Say = Callable[[str], None]
 ABLATED = (1, 2, 4, 8, 16)
+MARK = ".headwise-demo"
 LENGTHS, SHORT = ("--lengths", "256,512,1024"), ("--lengths", "512")
 
 
@@ -30,6 +31,7 @@ def demo(
     """A tour of three commands: find the retrieval heads of a model, ablate them, and write a page to explore them."""
     from headwise.models.registry import DEFAULT
 
+    _take(output)
     started, name, say = time.perf_counter(), model or DEFAULT, _keep_still if json else _say
     heads, ablation, page = (str(output / file) for file in ("heads.json", "ablation.json", "explorer.html"))
     long, short = (LENGTHS, SHORT) if name == DEFAULT else ((), ())  # of other models: what fits, as the commands choose it
@@ -50,6 +52,19 @@ def demo(
     say(
         f"Done in {time.perf_counter() - started:.0f} s. Next: docs/start.md explains every step; headwise --help lists all commands"
     )
+
+
+def _take(output: Path) -> None:
+    """Mark the folder as ours. One with other things in it is refused: results replace files of the same names."""
+    from headwise.heads.errors import HeadwiseError
+    from headwise.heads.headfile import write_atomically
+
+    if output.exists() and not output.is_dir():
+        raise HeadwiseError(f"{output} is a file; give a folder with --output")
+    held = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if MARK not in held and any(not name.startswith(f".{MARK}.") for name in held):  # a killed process leaves a temporary one
+        raise HeadwiseError(f"{output} holds files, but no demo of headwise; give another --output, or an empty folder")
+    write_atomically(output / MARK, b"headwise demo 1\n")
 
 
 def _headwise(say: Say, *arguments: str) -> dict[str, Any]:

@@ -145,8 +145,8 @@ def tell(scores: HeadScores, path: Path, overwrite: bool, json: bool, parts: Run
     from headwise.report.figures import heat_map
     from headwise.report.tables import head_table, summary_lines
 
-    save_heads(scores, path, overwrite)
     picture = draw(partial(heat_map, scores), path.with_suffix(".heatmap.png"))
+    save_heads(scores, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     if json:
         from headwise.report.show import facts_of
 

@@ -50,9 +50,9 @@ def needle(
     )
     with progress("needle grid", hidden=json) as report:
         result = measure_needle_grid(loaded, task, max_new_tokens, directory, report)
-    write_json(result, path, overwrite)
-    directory.remove()
     picture = draw(partial(needle_grid, result["cells"]), path.with_suffix(".png"))
+    write_json(result, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
+    directory.remove()
     if json:
         o.print_json({"result": str(path), "picture": picture, **{k: result[k] for k in ("recall", "exact", "runs")}})
         return
