@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from headwise.heads import HeadFileError, HeadId, HeadScores, load_heads
-from headwise.heads.formats import FORMATS, read_foreign, write_foreign
+from headwise.heads.formats import FORMATS, spread, write_foreign
 
 DATA = Path(__file__).parents[1] / "data" / "published-head-scores"
 HEADKV = DATA / "headkv" / "Mistral-7B-Instruct-v0.2_retrieval_reasoning_heads.json.gz"
@@ -55,7 +55,8 @@ def test_duo_equals_the_plain_table():
 
 
 def test_duo_columns_are_repeated_to_query_heads():
-    kv, query = load_heads(DUO), read_foreign(DUO.read_text(), DUO, query_heads_per_kv_head=4)
+    kv = load_heads(DUO)
+    query = spread(kv, 4)
     assert query.shape == load_heads(HEADKV).shape
     for layer, head in np.ndindex(32, 32):
         assert query.values[layer, head] == kv.values[layer, head // 4]

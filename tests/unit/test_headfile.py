@@ -80,7 +80,7 @@ def test_the_file_is_strict_json_with_null_for_missing(path):
     data = json.loads(path.read_text("utf-8"), parse_constant=refuse)
     assert data["values"] == [[0.1, None, 0.3], [0.4, 0.5, -2.0]]
     assert data["runs"][1] == {"info": INFO[1], "values": [[0.1, None, 0.4], [None, 0.5, -2.0]]}
-    assert (data["headwise_schema"], data["layers"], data["heads"]) == (1, 2, 3)
+    assert (data["headwise_schema"], data["layers"], data["heads"]) == (2, 2, 3)
 
 
 def test_writing_makes_the_folder(tmp_path):
@@ -112,9 +112,10 @@ BROKEN = {
     "a list": ("[1, 2]", "expected a headwise file or an object of lists"),
     "a number": ("3", "expected a headwise file or an object of lists"),
     "an empty object": ("{}", "expected a headwise file or an object of lists"),
-    "newer schema": (json.dumps(plain(headwise_schema=2)), "has schema 2; this headwise reads 1; update headwise"),
-    "schema null": (json.dumps(plain(headwise_schema=None)), "has schema None; this headwise reads 1"),
-    "schema text": (json.dumps(plain(headwise_schema="1")), "has schema '1'; this headwise reads 1"),
+    "newer schema": (json.dumps(plain(headwise_schema=3)), "has schema 3; this headwise reads 1 to 2; update headwise"),
+    "schema true": (json.dumps(plain(headwise_schema=True)), "has schema True; this headwise reads 1 to 2"),
+    "schema null": (json.dumps(plain(headwise_schema=None)), "has schema None; this headwise reads 1 to 2"),
+    "schema text": (json.dumps(plain(headwise_schema="1")), "has schema '1'; this headwise reads 1 to 2"),
     "infinity": (json.dumps(plain(values=[[float("inf"), 1]])), "finite numbers or null"),
     "minus infinity": (json.dumps(plain(values=[[float("-inf"), 1]])), "finite numbers or null"),
     "overflow": (json.dumps(plain()).replace("0.5", "1e999"), "finite numbers or null"),

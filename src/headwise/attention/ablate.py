@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headwise.attention.plan import Call, attached, device_of
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadSet
+from headwise.heads.types import Heads, HeadSet
 
 MODES = ("zero", "uniform", "mean")
 SCOPES = ("all", "answer")
@@ -65,7 +65,7 @@ class Ablation:
 @contextmanager
 def ablate(
     model: Any,
-    heads: HeadSet | Sequence[HeadSet],
+    heads: Heads | Sequence[HeadSet],
     mode: str = "zero",
     scope: str = "all",
     answer_from: int | None = None,
@@ -73,14 +73,14 @@ def ablate(
 ) -> Iterator[None]:
     """Run the model without some heads inside the block.
 
-    heads: one set, or one per batch row (every pass inside the block must then have that many rows; a set may be empty).
+    heads: one set (see `HeadSet.of`: `[(5, 6)]` will do), or one `HeadSet` per batch row (every pass inside the block must then have that many
+    rows; a set may be empty).
     mode, scope, answer_from, means: see `Ablation`. Works in forward passes and in `model.generate`.
     """
-    sets = [heads] if isinstance(heads, HeadSet) else list(heads)
+    per_row = isinstance(heads, list | tuple) and bool(heads) and all(isinstance(chosen, HeadSet) for chosen in heads)
     with attached(model) as plan:
-        for chosen in sets:
-            plan.model.check(chosen)
-        mask = torch.from_numpy(np.stack([chosen.mask() for chosen in sets])).to(device_of(model))
+        sets = [plan.model.check(chosen) for chosen in (heads if per_row else [heads])]
+        mask = torch.from_numpy(np.stack([chosen.mask() for chosen in sets])).to(device_of(plan.model.hf))
         if means is not None:
             means = means.to(mask.device)
         edit = Ablation(mask, mode, scope, answer_from, means)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headwise.attention.plan import Call, attached, device_of
 from headwise.heads.errors import HeadwiseError
+from headwise.models.model import transformers_model
 
 
 @torch.no_grad()
@@ -18,6 +19,7 @@ def head_means(model: Any, texts: Iterable[Tensor]) -> Tensor:
 
     texts: token ids [B, T] each, without padding. Calibrate on other text than you report on.
     """
+    model = transformers_model(model)
     totals: dict[int, Tensor] = {}
     positions = 0
 

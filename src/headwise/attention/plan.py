@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from headwise.heads.errors import HeadwiseError
-from headwise.models.model import Model, as_model
+from headwise.models.model import Model, as_model, transformers_model
 
 NAME = "headwise"
 
@@ -127,9 +127,10 @@ def attached(model: Any) -> Iterator[Plan]:
     from headwise.attention.function import register
 
     register()
+    known, model = model, transformers_model(model)
     plan = _PLANS.get(model)
     if plan is None:
-        plan = Plan(as_model(model))
+        plan = Plan(as_model(known))
     before = _implementations(model)
     if plan.depth == 0:
         _PLANS[model] = plan

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from headwise.attention.plan import Call, attached
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadSet
+from headwise.heads.types import Heads
 from headwise.maths.attend import attend
+from headwise.models.model import transformers_model
 
 ROWS = ("all", "question", "question+generated")
 BIAS_POSITIONS = ("post_scale", "pre_scale")
@@ -81,7 +82,7 @@ class Steering:
 @contextmanager
 def steer(
     model: Any,
-    heads: HeadSet | None,
+    heads: Heads | None,
     spans: Sequence[tuple[int, int]],
     bias: float,
     rows: str = "all",
@@ -98,7 +99,7 @@ def steer(
     below about 100 exact to 1e-5. Raises `HeadwiseError` for unknown options, spans that are empty or reach into the question, a bias
     that is not finite, and `pre_scale` on a model that caps its logits.
     """
-    check_steering(model, bias, rows, bias_position)
+    check_steering(transformers_model(model), bias, rows, bias_position)
     first, stop = _rows(spans, rows, question)
     with attached(model) as plan:
         edit = Steering(plan.model.by_layer(heads), spans, bias, first, stop, bias_position == "pre_scale")

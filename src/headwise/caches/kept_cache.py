@@ -21,7 +21,7 @@ from headwise.attention.plan import Call, attached, keeper_of
 from headwise.caches.kept_layer import Compressor, KeptLayer, Pass
 from headwise.heads.errors import HeadwiseError
 from headwise.models.forward import forward
-from headwise.models.model import as_model
+from headwise.models.model import as_model, transformers_model
 
 
 class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
@@ -132,7 +132,7 @@ def compress(model: Any, compressor: Compressor) -> Iterator[KeptCache]:
     Raises `HeadwiseError` if the method does not fit the model. Layers without full attention are left as they are (`cache.skipped`).
     """
     with attached(model):
-        yield KeptCache(model, compressor)
+        yield KeptCache(transformers_model(model), compressor)
 
 
 def _layer_bytes(layer: Any) -> int:

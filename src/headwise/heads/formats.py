@@ -112,7 +112,8 @@ def on_grid(scores: HeadScores, shape: tuple[int, int]) -> HeadScores:
     known = not scores.provenance.get("shape_guessed")
     if (known and shape != scores.shape) or rows > shape[0] or columns > shape[1]:
         raise HeadFileError(
-            f"the scores {'have' if known else 'name heads of at least'} {rows} layers x {columns} heads; they cannot stand for {shape[0]} x {shape[1]}"
+            f"the scores {'have' if known else 'name heads of at least'} {rows} layers x {columns} heads; "
+            f"they cannot stand for {shape[0]} x {shape[1]}"
         )
     margin = ((0, shape[0] - rows), (0, shape[1] - columns))
     values = np.pad(scores.values, margin, constant_values=np.nan)

@@ -227,8 +227,11 @@ class HeadSet:
             raise HeadwiseError("heads are wanted and scores were given; choose some of them, for example scores.top(8)")
         if isinstance(heads, str | bytes | Path):
             raise HeadwiseError(
-                f"heads are wanted and {shorten(str(heads))!r} was given; give a list such as ['L5H6'], or load_heads(FILE).top(8) for a head file"
+                f"heads are wanted and {shorten(str(heads))!r} was given; give a list such as ['L5H6'], "
+                "or load_heads(FILE).top(8) for a head file"
             )
+        if isinstance(heads, HeadId) or (isinstance(heads, tuple) and len(heads) == 2 and all(isinstance(part, int) for part in heads)):
+            raise HeadwiseError(f"heads are wanted and the head {tuple(heads)} was given; put it into a list: [{tuple(heads)}]")
         if isinstance(heads, Mapping) or not isinstance(heads, Iterable):
             raise HeadwiseError(f"heads are wanted and {shorten(repr(heads))} was given; give a HeadSet or a list such as [(5, 6), 'L7H0']")
         return cls(tuple(map(HeadId.of, heads)), shape, chosen_by)
@@ -259,12 +262,12 @@ class HeadSet:
 
     def __or__(self, other: Heads) -> HeadSet:
         """These heads, then those of `other` that are not among them."""
-        more = HeadSet.of(other, self.shape, "others", "these heads")
+        more = HeadSet.of(other, self.shape, "others", "the first set")
         return self._changed([head for head in more if head not in self.heads], (), f"and {more.chosen_by}")
 
     def __sub__(self, other: Heads) -> HeadSet:
         """These heads without those of `other`."""
-        less = HeadSet.of(other, self.shape, "others", "these heads")
+        less = HeadSet.of(other, self.shape, "others", "the first set")
         return self._changed((), less.heads, f"without {less.chosen_by}")
 
     def _changed(self, more: Iterable[HeadId], less: Iterable[HeadId], how: str) -> HeadSet:
@@ -278,12 +281,13 @@ class HeadSet:
             out[head] = True
         return out
 
-    def check_fits(self, shape: tuple[int, int], model: str) -> None:
+    def check_fits(self, shape: tuple[int, int], model: str, what: str = "these heads") -> None:
         """Refuse a set that belongs to a model of another shape.
 
         Args:
             shape: (layers, query heads per layer) of the model.
             model: What the error calls it.
+            what: What the error calls the set.
 
         Raises:
             HeadwiseError: The shapes differ.
@@ -291,7 +295,7 @@ class HeadSet:
         if self.shape == shape:
             return
         raise HeadwiseError(
-            f"these heads belong to a model of {self.shape[0]} layers x {self.shape[1]} heads, but {shorten(model, 200)} has "
+            f"{what} belong to a model of {self.shape[0]} layers x {self.shape[1]} heads, but {shorten(model, 200)} has "
             f"{shape[0]} x {shape[1]}; {_way_out(self.shape, shape)}"
         )
 

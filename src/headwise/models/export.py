@@ -12,6 +12,7 @@ import torch
 
 from headwise.heads import HeadSet, HeadwiseError
 from headwise.heads.headfile import write_json
+from headwise.heads.types import Heads
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.models.weights import silence_in_weights
@@ -19,7 +20,7 @@ from headwise.models.weights import silence_in_weights
 NOTE = "headwise_ablation.json"
 
 
-def export_ablated(model: Model, heads: HeadSet, mode: str, folder: Path) -> None:
+def export_ablated(model: Model, heads: Heads, mode: str, folder: Path) -> None:
     """Write weights, tokenizer and `headwise_ablation.json` to `folder`; the loaded model is the same afterwards, bit for bit.
 
     The heads are silenced in the loaded model's own weights, which are put back at the end: no second copy of the model is held.
@@ -28,6 +29,7 @@ def export_ablated(model: Model, heads: HeadSet, mode: str, folder: Path) -> Non
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HeadwiseError(f"{folder} exists and is not an empty folder; give a new one")
+    heads = model.check(heads)
     if not len(heads):
         raise HeadwiseError("no head to silence; choose at least one")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

@@ -14,20 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadId, HeadSet
+from headwise.heads.types import HeadId, Heads
 from headwise.models.model import Model, as_model
 
 WEIGHT_MODES = ("zero", "uniform")
 
 
 @torch.no_grad()
-def silence_in_weights(hf: nn.Module, heads: HeadSet, mode: Literal["zero", "uniform"] | str) -> None:
+def silence_in_weights(hf: nn.Module, heads: Heads, mode: Literal["zero", "uniform"] | str) -> None:
     """Overwrite the weights of `heads` so that the plain model behaves as the ablated one (scope `all`)."""
     if mode not in WEIGHT_MODES:
         raise HeadwiseError(f"only {' and '.join(WEIGHT_MODES)} can be written into weights; got {mode!r}")
     model = as_model(hf)
-    model.check(heads)
-    for head in heads:
+    for head in model.check(heads):
         for part in _output_columns(model, head) if mode == "zero" else _query_rows(model, head):
             part.zero_()
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from headwise.attention.plan import device_of
 from headwise.corpus.documents import DocumentScore, Encoded
-from headwise.heads import HeadSet, HeadwiseError
+from headwise.heads import HeadwiseError
+from headwise.heads.types import Heads
 from headwise.methods.influence.batches import Window, batches_of, branch_losses, windows_of
 from headwise.methods.influence.branches import branches, first_changed_layer
 from headwise.methods.influence.formula import influence
@@ -45,7 +46,7 @@ class AttentionInfluence:
     def __init__(
         self,
         model: Model,
-        heads: HeadSet,
+        heads: Heads,
         mode: str = "uniform",
         *,
         means: Tensor | None = None,
@@ -67,6 +68,7 @@ class AttentionInfluence:
                 raise HeadwiseError(f"{name} must be at least {least}; got {given}")
         if not (floor > 0 and math.isfinite(floor)):
             raise HeadwiseError(f"the floor must be above 0 nats; got {floor:g}")
+        heads = model.check(heads)
         self.model, self.heads, self.mode, self.means = model, heads, mode, means
         self.first_layer = first_changed_layer(heads)
         self._bos = PieceEncoder(model.tokenizer).bos
