@@ -10,7 +10,8 @@ import torch
 import headwise
 from headwise.attention.columns import column_sums
 from headwise.heads import HeadId, HeadScores, HeadSet, HeadwiseError
-from headwise.heads.plain import LARGEST_SEED, checked_seed, plain, printable, shorten
+from headwise.heads.plain import LARGEST_SEED, checked_seed, plain
+from headwise.heads.text import one_line, printable, shorten
 from headwise.heads.types import MOST_HEADS
 from headwise.methods.cafe.coarse_to_fine import CoarseToFine
 from headwise.methods.influence.scorer import AttentionInfluence
@@ -19,6 +20,7 @@ from headwise.methods.snapkv.press import SnapKV
 from headwise.models.export import export_ablated
 from headwise.models.model import Model
 from headwise.models.weights import silence_in_weights
+from headwise.report.console import print_all
 from headwise.testing.planted import planted_copier, planted_task
 from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
@@ -340,7 +342,7 @@ def test_generate_refuses(copier, given, message):
         ("bell\x07 back\x08 del\x7f\r", "bell back del"),
         ("turned \u202eretaw\u202c", "turned retaw"),
         ("half \ud800 pair", "half \\ud800 pair"),
-        ("unfinished \x1b]0;title", "unfinished "),
+        ("unfinished \x1b]0;title; give another", "unfinished 0;title; give another"),
         ("é 漢字 🦊", "é 漢字 🦊"),
     ],
 )
@@ -351,11 +353,23 @@ def test_escape_sequences_are_never_printed(text, shown):
 
 def test_absurd_lengths_lose_their_middle():
     assert shorten("a" * 200, 30) == "a" * 19 + "…" + "a" * 10
-    word = printable("no such file: " + "x" * 100_000 + " ; give another")
+    word = one_line("no such file:\n" + "x" * 100_000 + " \x1b[1m; give another")
     assert word.startswith("no such file: xxx")
     assert word.endswith("xxx ; give another")
     assert len(word) < 400
-    assert len(printable("word " * 100_000)) <= 20_000
+    assert len(one_line("word " * 100_000)) <= 5_000
+
+
+def test_tables_print_names_without_their_escape_sequences(capsys):
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("a\x1b[31mb", "c", title="e\x1b[2Jf")
+    table.add_row("[red]g\x1b[0m", Text("c\x1b]0;title\x1b\\d"))
+    print_all(table, "h\x9b1mi", "漢" * 400)
+    shown = capsys.readouterr().out
+    assert not set("\x1b\x07\x9b") & set(shown)
+    assert all(part in shown for part in ("ab", "cd", "ef", "[red]g", "漢" * 400, "hi"))  # nothing is shortened in results
 
 
 def test_plain_data_has_no_arrays_and_no_nan():

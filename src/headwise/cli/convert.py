@@ -26,7 +26,7 @@ def convert(
     """Convert head scores between headwise, Wu-style JSON, HeadKV JSON and DuoAttention TSV."""
     from headwise.heads import load_heads, save_heads
     from headwise.heads.formats import on_grid, spread, write_foreign
-    from headwise.heads.plain import printable
+    from headwise.heads.text import printable
 
     scores = load_heads(file)
     if group is not None:

@@ -10,7 +10,7 @@ import typer
 
 from headwise.cli import ablate, bench, convert, demo, detect, doctor, export, generate, info, needle, rank, select, serve, show
 from headwise.heads.errors import HeadwiseError, MissingExtraError
-from headwise.heads.plain import printable
+from headwise.heads.text import one_line
 
 NEXT = "Start with: headwise demo (about two minutes, nothing is downloaded). What is installed: headwise doctor"
 STOPPED = 130  # by Ctrl-C
@@ -63,5 +63,5 @@ def run() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    sys.stderr.write("headwise: error: " + " ".join(printable(message).split()) + "\n")
+    sys.stderr.write("headwise: error: " + one_line(message) + "\n")
     sys.exit(2)

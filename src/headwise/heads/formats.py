@@ -16,7 +16,7 @@ import numpy as np
 
 from headwise.heads.errors import HeadFileError
 from headwise.heads.headfile import number, write_atomically
-from headwise.heads.plain import shorten
+from headwise.heads.text import shorten
 from headwise.heads.types import MOST_HEADS, HeadId, HeadScores, check_grid
 
 FORMATS = ("wu", "headkv", "duo")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from headwise.heads.errors import HeadFileError
-from headwise.heads.plain import plain, shorten
+from headwise.heads.plain import plain
+from headwise.heads.text import shorten
 from headwise.heads.types import HeadScores, Scores
 
 SCHEMA = 2  # 1 had no tables; they stood in the provenance

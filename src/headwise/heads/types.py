@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.plain import checked_seed, plain, shorten
+from headwise.heads.plain import checked_seed, plain
+from headwise.heads.text import shorten
 
 Scores = NDArray[np.float64]
 MOST_HEADS = 1_000_000  # far more than any model has; nothing larger is ever allocated

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from headwise.heads import HeadSet, HeadwiseError, UnsupportedModelError
-from headwise.heads.plain import shorten
+from headwise.heads.text import shorten
 from headwise.heads.types import Heads
 from headwise.models.families import Family, family_of
 from headwise.models.forward import cache_argument
