@@ -105,7 +105,7 @@ async def models(request: Request) -> Response:
     check_key(request, request.app.state.settings.api_key)
     ranker = request.app.state.work.ranker
     if ranker is None:
-        raise RefusalError(503, request.app.state.work.state, "the model is not model", {"Retry-After": "5"})
+        raise RefusalError(503, request.app.state.work.state, "the model is not loaded", {"Retry-After": "5"})
     layout, heads = ranker.model, ranker.heads
     entry = {"id": layout.name, "object": "model", "owned_by": "headwise", "heads": len(heads), "chosen_by": heads.chosen_by}
     return JSONResponse({"object": "list", "data": [entry | {"max_context": layout.positions}]})

@@ -25,7 +25,7 @@ from headwise.serve.limits import RefusalError, Settings
 from headwise.serve.metrics import Metrics
 
 LOADING, READY, STOPPING, FAILED = "loading", "ready", "stopping", "failed"
-WHY = {LOADING: "the model is still loading", STOPPING: "the service is stopping", FAILED: "the model could not be model"}
+WHY = {LOADING: "the model is still loading", STOPPING: "the service is stopping", FAILED: "the model could not be loaded"}
 LONGEST_RETRY = 60  # seconds; further ahead nobody can tell
 MakeRanker = Callable[[], Ranker]
 
@@ -260,7 +260,7 @@ class Work:
 
     def _ready(self) -> Ranker:
         if self.ranker is None:
-            raise RuntimeError("the work thread asked for a ranker before it was model")
+            raise RuntimeError("the work thread asked for a ranker before it was loaded")
         return self.ranker
 
 
