@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0  # for the head of a request to arrive, and for a client to take in some of a large answer
-AT_ONCE = 64  # connections that are accepted before any of them is counted
+AT_ONCE = 16  # connections that are accepted in one turn of the event loop; some turns later they are counted, and old ones gone
 QUEUE = 1024  # connections that the kernel keeps for us until they are accepted
-RESERVED = 64 + 2 * AT_ONCE  # descriptors for files, and for connections that are accepted but not yet counted
+RESERVED = 64 + 8 * AT_ONCE  # descriptors for files, and for connections that are accepted but not yet counted
 FEWEST = 8  # connections, however few descriptors there are
 LOG_SECONDS = 5.0  # what happens in so many seconds is one line of the log
 SAME_SECONDS = 60.0  # the same message of uvicorn or asyncio is logged once in so many seconds
