@@ -78,8 +78,9 @@ def ablate(
     mode, scope, answer_from, means: see `Ablation`. Works in forward passes and in `model.generate`.
     """
     per_row = isinstance(heads, list | tuple) and bool(heads) and all(isinstance(chosen, HeadSet) for chosen in heads)
+    given: Any = heads if per_row else [heads]
     with attached(model) as plan:
-        sets = [plan.model.check(chosen) for chosen in (heads if per_row else [heads])]
+        sets = [plan.model.check(chosen) for chosen in given]
         mask = torch.from_numpy(np.stack([chosen.mask() for chosen in sets])).to(device_of(plan.model.hf))
         if means is not None:
             means = means.to(mask.device)

@@ -222,7 +222,7 @@ def _plain_object(data: Any, name: str) -> dict[str, Any]:
 
 def _lifted(provenance: dict[str, Any], layers: int) -> dict[str, Any]:
     """Takes the tables out of the provenance of a schema 1 file."""
-    found = {name: provenance.pop(name) for name in ("lift", "mean_gates", "layer_order") if name in provenance}
+    found: dict[str, Any] = {name: provenance.pop(name) for name in ("lift", "mean_gates", "layer_order") if name in provenance}
     if "layer_order" in found:  # the layers in order; the table says of each layer when its turn comes
         order = found["layer_order"]
         if not all(type(layer) is int and 0 <= layer < layers for layer in order) or len(set(order)) != len(order):

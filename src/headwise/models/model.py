@@ -138,7 +138,8 @@ class Model:
         room = max_new_tokens if self.positions is None else self.positions - ids.shape[1]
         if room < 1:
             raise HeadwiseError(f"the prompt has {ids.shape[1]} tokens, but {self.name} has {self.positions} positions; shorten it")
-        given = {} if cache is None else {cache_argument(type(self.hf)): cache}
+        kind: Any = type(self.hf)
+        given = {} if cache is None else {cache_argument(kind): cache}
         with torch.no_grad():
             said = self.hf.generate(
                 ids,
