@@ -232,6 +232,23 @@ def test_what_unpacks_without_end_is_refused_early(tmp_path, monkeypatch, packed
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"score": "\ud800"},
+        {"provenance": {"model": ("\udfff",)}},
+        {"provenance": nested(70)},
+        {"provenance": {"rate": float("inf")}},
+        {"run_info": ({"needle": "\ud800"},) * 2},
+        {"tables": {"\ud800": [1, 2]}},
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(path, changes):
+    with pytest.raises(HeadFileError, match="these scores cannot be written: "):
+        save_heads(table(**changes), path)
+    assert not path.exists()
+
+
 def test_results_are_told_apart_by_their_content(path):
     path.write_text('{"summary": 1}')
     assert headfile.load_result(path) == ("ablation", {"summary": 1})

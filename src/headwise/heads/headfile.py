@@ -100,7 +100,18 @@ def read_text(path: Path) -> str:
 
 
 def to_json(scores: HeadScores) -> dict[str, Any]:
-    """Plain JSON data; NaN becomes null."""
+    """Plain JSON data; NaN becomes null.
+
+    Raises:
+        HeadFileError: The scores hold what could not be read again: half of a surrogate pair, or provenance without end.
+    """
+    try:
+        for text in (scores.score, *scores.tables):
+            check_text(text)
+        for part in (scores.provenance, *scores.run_info):
+            _plain_object(dict(part), "the provenance")
+    except ValueError as error:
+        raise HeadFileError(f"these scores cannot be written: {error}") from error
     data: dict[str, Any] = {
         "headwise_schema": SCHEMA,
         "score": scores.score,
@@ -208,7 +219,7 @@ def _plain_object(data: Any, name: str) -> dict[str, Any]:
         for item in level:
             if isinstance(item, dict):
                 below += [*item, *item.values()]
-            elif isinstance(item, list):
+            elif isinstance(item, list | tuple):
                 below += item
             elif isinstance(item, str):
                 check_text(item)
