@@ -93,7 +93,9 @@ def test_a_type_checker_knows_the_names(tmp_path, monkeypatch):
     monkeypatch.setenv("MYPYPATH", str(root / "src"))
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"
     good.write_text(TYPED)
-    bad.write_text("import headwise\nheadwise.nonexistent\nfrom headwise import absent\nheadwise.load(3)\nheadwise.HeadSet.of('L5H6', 3)\n")
+    bad.write_text(
+        "import headwise\nheadwise.nonexistent\nfrom headwise import absent\nheadwise.load(3)\nheadwise.HeadSet.of('L5H6', 3)\n"
+    )
     said, errors, _ = mypy.run([str(good), str(bad), "--no-error-summary", "--hide-error-context"])
     assert not errors
     notes = [line.partition("Revealed type is ")[2] for line in said.splitlines() if "Revealed type" in line]

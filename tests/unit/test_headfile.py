@@ -206,7 +206,10 @@ def test_the_tables_of_old_files_are_found_in_their_provenance(path):
     path.write_text(json.dumps(plain(provenance=old)))
     got = load_heads(path)
     assert got.provenance == {"model": "tiny"}
-    assert {name: rows.tolist() for name, rows in got.tables.items() if name != "lift"} == {"mean_gates": [[0.5]], "layer_order": [0]}
+    assert {name: rows.tolist() for name, rows in got.tables.items() if name != "lift"} == {
+        "mean_gates": [[0.5]],
+        "layer_order": [0],
+    }
     np.testing.assert_array_equal(got.tables["lift"], [[1, NAN]])
     path.write_text(json.dumps(plain(values=[[1, 2], [3, 4], [5, 6]], layers=3, provenance={"layer_order": [2, 0]})))
     np.testing.assert_array_equal(load_heads(path).tables["layer_order"], [1, NAN, 0])  # layer 2 comes first, 1 never

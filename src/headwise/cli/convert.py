@@ -15,11 +15,14 @@ def convert(
     output: Annotated[Path, typer.Argument(help="New file.")],
     to: Annotated[str, typer.Option(help="headwise, wu, headkv or duo.")] = "headwise",
     group: Annotated[
-        int | None, typer.Option(help="Query heads per KV head: spreads a table per KV head over query heads.", show_default=False)
+        int | None,
+        typer.Option(help="Query heads per KV head: spreads a table per KV head over query heads.", show_default=False),
     ] = None,
     shape: Annotated[
         str | None,
-        typer.Option(help="Layers x query heads of the model, e.g. 32x32, for a list that does not name all heads.", show_default=False),
+        typer.Option(
+            help="Layers x query heads of the model, e.g. 32x32, for a list that does not name all heads.", show_default=False
+        ),
     ] = None,
     json: o.Json = False,
 ) -> None:
@@ -46,7 +49,9 @@ def convert(
         return
     typer.echo(printable(f"{output}: {layers} layers x {heads} heads, {scores.score} score, format {to}"))
     if guessed:
-        typer.echo(f"the list does not name all heads, so {layers} x {heads} is a guess; state the model's with --shape LAYERSxHEADS")
+        typer.echo(
+            f"the list does not name all heads, so {layers} x {heads} is a guess; state the model's with --shape LAYERSxHEADS"
+        )
     if lost:
         typer.echo(printable(f"left out, because format {to} has no place for it: {', '.join(lost)}"))
 

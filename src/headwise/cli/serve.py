@@ -57,15 +57,8 @@ def serve(
         raise HeadwiseError("--official has a wording of its own; drop --layout")
     key = limits.key_from(os.environ, no_auth)
     limits.check_exposure(host, key, no_auth)
-    settings = limits.Settings(
-        api_key=key,
-        max_body=max_body,
-        max_passages=max_passages,
-        queue=queue,
-        cache_tokens=cache_tokens,
-        max_connections=max_connections,
-        timeout=timeout,
-    )
+    bounds = {"max_body": max_body, "max_passages": max_passages, "queue": queue, "cache_tokens": cache_tokens}
+    settings = limits.Settings(api_key=key, timeout=timeout, max_connections=max_connections, **bounds)
     chosen = _heads(heads, top, all_heads)
 
     def make() -> Ranker:

@@ -163,7 +163,9 @@ def _read_duo(text: str, path: Path) -> HeadScores:
     values = np.asarray(rows, dtype=np.float64)
     if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
         raise HeadFileError(f"{path} must hold one row of finite gates per layer, all rows equally long")
-    return HeadScores(values, "gate", provenance={"imported_from": path.name, "format": "DuoAttention table", "columns": KV_COLUMNS})
+    return HeadScores(
+        values, "gate", provenance={"imported_from": path.name, "format": "DuoAttention table", "columns": KV_COLUMNS}
+    )
 
 
 def _check_widths(widths: Iterable[int]) -> None:

@@ -231,10 +231,14 @@ class HeadSet:
                 f"heads are wanted and {shorten(str(heads))!r} was given; give a list such as ['L5H6'], "
                 "or load_heads(FILE).top(8) for a head file"
             )
-        if isinstance(heads, HeadId) or (isinstance(heads, tuple) and len(heads) == 2 and all(isinstance(part, int) for part in heads)):
+        if isinstance(heads, HeadId) or (
+            isinstance(heads, tuple) and len(heads) == 2 and all(isinstance(part, int) for part in heads)
+        ):
             raise HeadwiseError(f"heads are wanted and the head {tuple(heads)} was given; put it into a list: [{tuple(heads)}]")
         if isinstance(heads, Mapping) or not isinstance(heads, Iterable):
-            raise HeadwiseError(f"heads are wanted and {shorten(repr(heads))} was given; give a HeadSet or a list such as [(5, 6), 'L7H0']")
+            raise HeadwiseError(
+                f"heads are wanted and {shorten(repr(heads))} was given; give a HeadSet or a list such as [(5, 6), 'L7H0']"
+            )
         return cls(tuple(map(HeadId.of, heads)), shape, chosen_by)
 
     def __iter__(self) -> Iterator[HeadId]:
@@ -259,7 +263,9 @@ class HeadSet:
         try:
             return self.heads[index]
         except (IndexError, TypeError):
-            raise HeadwiseError(f"no head at place {shorten(repr(index))}; the set holds {len(self)}, the first is heads[0]") from None
+            raise HeadwiseError(
+                f"no head at place {shorten(repr(index))}; the set holds {len(self)}, the first is heads[0]"
+            ) from None
 
     def __or__(self, other: Heads) -> HeadSet:
         """These heads, then those of `other` that are not among them."""
@@ -336,7 +342,9 @@ def _check_table(name: object, table: Scores, shape: tuple[int, int]) -> None:
     if not isinstance(name, str) or not name:
         raise HeadwiseError(f"a table of scores needs a name; got {shorten(repr(name))}")
     layers, heads = shape
-    fits = table.shape == (layers,) or (table.ndim == 2 and len(table) == layers and table.shape[1] > 0 and heads % table.shape[1] == 0)
+    fits = table.shape == (layers,) or (
+        table.ndim == 2 and len(table) == layers and table.shape[1] > 0 and heads % table.shape[1] == 0
+    )
     if not fits:
         raise HeadwiseError(
             f"table {shorten(name)!r} has the shape {table.shape} beside scores of {layers} layers x {heads} heads; "

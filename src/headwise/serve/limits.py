@@ -67,7 +67,9 @@ class Settings:
             if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= most:
                 raise HeadwiseError(f"{name.replace('_', '-')} must be at least 1 and at most {most}; got {shorten(repr(given))}")
         if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float) or not 0 < self.timeout <= DAY:
-            raise HeadwiseError(f"timeout must be a number of seconds above 0 and at most {DAY}; got {shorten(repr(self.timeout))}")
+            raise HeadwiseError(
+                f"timeout must be a number of seconds above 0 and at most {DAY}; got {shorten(repr(self.timeout))}"
+            )
 
 
 class RefusalError(Exception):
