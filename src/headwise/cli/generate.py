@@ -72,10 +72,9 @@ def generate(
 def _text(prompt: str | None, file: Path | None) -> str:
     if (prompt is None) == (file is None):
         raise HeadwiseError("give either --prompt or --prompt-file")
-    try:
-        text = file.read_text("utf-8") if file is not None else prompt or ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise HeadwiseError(f"cannot read the prompt from {file}: {error}") from error
+    from headwise.heads.text import read_text
+
+    text = read_text(file, "the prompt") if file is not None else prompt or ""
     if not text.strip():
         raise HeadwiseError("the prompt is empty")
     return text

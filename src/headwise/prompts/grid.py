@@ -39,6 +39,8 @@ class GridOptions:
             raise PromptError("at least one depth is needed")
         if self.windows < 1:
             raise PromptError(f"windows must be at least 1; got {self.windows}")
+        if self.seed < 0:
+            raise PromptError(f"the seed must be at least 0; got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
     needle, options = task.needles[spec.needle], task.grid
     room = _haystack_tokens(spec, task, positions)
     window = task.haystack.window(room, (options.seed, 2, spec.length, spec.needle, spec.window), options.part)
+    places = [window.checked_place(depth) for depth in options.depths]
     prompts = tuple(task.composer.compose(window, needle, depth) for depth in options.depths)
     info = tuple(
         {
@@ -112,7 +115,7 @@ def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
             "window": spec.window,
             "realised_depth": round(at, 6),
         }
-        for depth, at in zip(options.depths, (window.place(d) / room for d in options.depths), strict=True)
+        for depth, at in zip(options.depths, (place / room for place in places), strict=True)
     )
     return Group(spec.key, needle, prompts, info)
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from headwise.heads.errors import PromptError
+from headwise.heads.text import read_json_lines
 
 FIELDS = ("needle", "question", "answer")
 
 
 @dataclass(frozen=True)
 class Needle:
-    """`answer` occurs exactly once in `needle`; `answer_prefix` opens the answer for base models (may be empty)."""
+    """A fact, a question about it and the answer.
+
+    Attributes:
+        needle: the sentence to hide.
+        question: what is asked.
+        answer: occurs exactly once in `needle`.
+        answer_prefix: opens the answer for base models; may be empty.
+
+    Raises:
+        PromptError: a field is empty or the answer does not occur exactly once.
+    """
 
     needle: str
     question: str
@@ -41,39 +52,37 @@ class Needle:
 
 
 def bundled_needles(split: str | None = None) -> list[Needle]:
-    """The needles that come with headwise: 16 for detection (`detect`), 16 others for tests and reports (`test`)."""
+    """The needles that come with headwise.
+
+    Args:
+        split: `detect` (16, for finding heads), `test` (16 others, for tests and reports) or None for all.
+    """
     text = resources.files("headwise.prompts").joinpath("data/needles.jsonl").read_text("utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     return [_needle(row) for row in rows if split in (None, row["split"])]
 
 
 def read_needles(path: str | Path) -> list[Needle]:
-    """Needles of a JSON-lines file with the fields needle, question, answer and, if wanted, answer_prefix."""
-    path = Path(path)
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"cannot read needles from {path}: {error}") from error
-    needles = list(_parse(lines, path))
+    """Needles of a JSON-lines file with the fields needle, question, answer and, if wanted, answer_prefix.
+
+    Raises:
+        PromptError: the file cannot be read or holds no needle, or a line is no needle; file and line are named.
+    """
+    needles = []
+    for place, row in read_json_lines(path, "needles", PromptError):
+        if not isinstance(row, Mapping) or any(name not in row for name in FIELDS):
+            raise PromptError(f"{place}: every needle needs the fields {', '.join(FIELDS)}")
+        for name in (*FIELDS, "answer_prefix"):
+            if not isinstance(row.get(name, ""), str) and not (name == "answer_prefix" and row[name] is None):
+                raise PromptError(f"{place}: {name} must be a text; got {str(row[name])[:60]!r}")
+        try:
+            needles.append(_needle(row))
+        except PromptError as error:
+            raise PromptError(f"{place}: {error}") from error
     if not needles:
         raise PromptError(f"{path} holds no needle; write one JSON object per line with {', '.join(FIELDS)}")
     return needles
 
 
-def _needle(row: dict[str, Any]) -> Needle:
-    return Needle(str(row["needle"]), str(row["question"]), str(row["answer"]), str(row.get("answer_prefix") or ""))
-
-
-def _parse(lines: Iterable[str], path: Path) -> Iterable[Needle]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            yield _needle(row)
-        except json.JSONDecodeError as error:
-            raise PromptError(f"{path}, line {number}: no valid JSON ({error.msg})") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise PromptError(f"{path}, line {number}: every needle needs the fields {', '.join(FIELDS)}") from error
-        except PromptError as error:
-            raise PromptError(f"{path}, line {number}: {error}") from error
+def _needle(row: Mapping[str, Any]) -> Needle:
+    return Needle(row["needle"], row["question"], row["answer"], row.get("answer_prefix") or "")

@@ -23,6 +23,11 @@ class Passage(NamedTuple):
     text: str
     title: str = ""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is neither text nor title to read."""
+        return not self.text.strip() and not self.title.strip()
+
 
 @dataclass(frozen=True)
 class RankingExample:
@@ -92,13 +97,13 @@ class PassageComposer:
         if not passages:
             raise PromptError("no passages were given")
         for number, passage in enumerate(passages, 1):
-            if not passage.text.strip():
+            if passage.is_empty:
                 raise PromptError(f"passage {number} is empty; leave it out")
 
     def passage(self, passage: Passage, number: int) -> tuple[int, ...]:
         """Ids of one passage: tag, title and text."""
         text, title = passage.text.strip(), passage.title.strip()
-        words = f"{title.rstrip('.')}. {text}" if title else text
+        words = f"{title.rstrip('.')}. {text}" if title and text else title or text
         return (*self._encode(self.layout.passage.format(number=number)), *self._encode(" " + words))
 
     def query(self, query: str) -> Prompt:
