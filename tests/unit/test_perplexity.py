@@ -7,11 +7,10 @@ import torch
 from headwise.attention import ablate
 from headwise.evaluation.perplexity import losses_without, perplexity, plain_windows, text_windows, window_losses, with_bos
 from headwise.heads import HeadSet, HeadwiseError, PromptError
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task
 from headwise.prompts.haystack import Haystack
-from headwise.prompts.needles import Needle
+from headwise.prompts.needles import Needle, NeedleComposer
 from headwise.testing.planted import planted_task
 from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer

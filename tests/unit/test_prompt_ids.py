@@ -5,13 +5,13 @@ import json
 
 import numpy as np
 import pytest
-from headwise_lab.microworld import make_example, to_prompt, to_row
 
 from headwise.methods.duo.prompts import VaultOptions, vault_texts
 from headwise.methods.influence.prompts import ProxyOptions, ProxyPrompts
 from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
 from headwise.prompts.grid import GridOptions, Task, group_specs, make_group
 from headwise.prompts.passages import Passage, PassageComposer
+from headwise_lab.microworld import make_example, to_prompt, to_row
 from tests.reference.tokenizers import KINDS
 
 CHATML = "<|im_start|>user\n{{ messages[0]['content'] }}<|im_end|>\n<|im_start|>assistant\n"

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from headwise.heads.errors import PromptError
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.haystack import Haystack, Window
-from headwise.prompts.needles import Needle
+from headwise.prompts.needles import Needle, NeedleComposer
 from headwise.prompts.prompt import Prompt
 
 
@@ -164,8 +163,7 @@ def describe_task(task: Task) -> dict[str, Any]:
     """All that decides a task's prompts, as plain data."""
     return {
         "grid": asdict(task.grid),
-        "template": task.composer.template,
-        "chat": task.composer.chat,
+        **task.composer.describe(),
         "needles": [asdict(needle) for needle in task.needles],
         "haystack_tokens": len(task.haystack),
         "haystack_digest": task.haystack.digest,

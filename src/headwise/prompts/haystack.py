@@ -157,10 +157,8 @@ def split_sentences(text: str) -> list[str]:
 def _stretches(text: str) -> list[str]:
     """Sentences; where a text has none for long, stretches of some words or characters. Joined they give the text."""
     sentences = split_sentences(text)
-    if len(sentences) == 1 or len(text) > UNPUNCTUATED * len(sentences):
-        longest = SPACED_CUT
-    else:
-        longest = LONGEST_SENTENCE
+    without_ends = len(sentences) == 1 or len(text) > UNPUNCTUATED * len(sentences)
+    longest = SPACED_CUT if without_ends else LONGEST_SENTENCE
     return [part for sentence in sentences for part in ([sentence] if len(sentence) <= longest else _between_words(sentence))]
 
 
