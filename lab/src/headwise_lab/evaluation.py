@@ -20,13 +20,13 @@ from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import bundled_texts
-from headwise.prompts.turns import Example, Piece, with_turn
 from headwise.prompts.words import check_split
 from headwise.runtime.stops import stop_ids
 from headwise.stats.paired import bootstrap_mean
 from headwise_lab.batches import greedy_answers, next_token_logits
 from headwise_lab.eval_tasks import BASE, GOALS, Drawer, Item, NotMeasured, Spec, right, specs_for
 from headwise_lab.microworld.registry import TASKS
+from headwise_lab.microworld.texts import Example, Piece, with_turn
 
 WRONG = 5  # wrong answers kept per task
 WINDOWS = 24  # of book text, at most
