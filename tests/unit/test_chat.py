@@ -134,7 +134,8 @@ def test_what_the_tokenizer_puts_in_front_stays_and_what_it_puts_behind_goes():
 
 
 THINKING = (
-    "U:{{ messages[0]['content'] }}\nA:{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}"
+    "U:{{ messages[0]['content'] }}\nA:{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% else %}<think>\n{% endif %}"
 )
 
 
@@ -163,7 +164,8 @@ def test_a_variable_that_the_template_does_not_know_is_refused():
 
 
 def test_a_date_is_fixed_where_the_template_takes_one_and_described_where_not():
-    takes = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}: {{ messages[0]['content'] }}"
+    takes = "{% if not date_string is defined %}{% set date_string = strftime_now('%Y') %}{% endif %}{{ date_string }}: "
+    takes += "{{ messages[0]['content'] }}"
     assert text_of(builder_with(takes)) == "26 Jul 2024: Hi"
     assert text_of(builder_with(takes, chat_args={"date_string": "1 May 2030"})) == "1 May 2030: Hi"
     dated = "Today is {{ strftime_now('%Y') }}. {{ messages[0]['content'] }}"
@@ -178,7 +180,9 @@ def test_the_description_of_a_task_holds_the_rendered_template():
     def described(template, **options):
         encoder = PieceEncoder(tokenizer_with("characters", template))
         composer = NeedleComposer(encoder, chat=True, **options)
-        task = Task((Needle("A heron.", "Who?", "heron"),), Haystack(["Yes. No. Yes. No."], encoder), composer, GridOptions((20,), (0.5,)))
+        task = Task(
+            (Needle("A heron.", "Who?", "heron"),), Haystack(["Yes. No. Yes. No."], encoder), composer, GridOptions((20,), (0.5,))
+        )
         assert make_group(group_specs(task.grid, 1)[0], task, None).prompts
         return json.dumps(describe_task(task), sort_keys=True)
 
@@ -204,7 +208,9 @@ def test_templates_that_fail_are_one_line(template, message):
 
 
 def test_a_template_without_system_turns_refuses_one():
-    builder = builder_with("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0]['content'] }}")
+    builder = builder_with(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0]['content'] }}"
+    )
     with pytest.raises(PromptError, match=r"fails for turns of system, user \(TemplateError: no system\)"):
         builder.build([Turn("system", (Piece("x"),)), Turn("user", (Piece("y"),))])
     with pytest.raises(PromptError, match="unknown role 'tool'"):
@@ -216,13 +222,21 @@ def test_a_template_without_system_turns_refuses_one():
 
 def test_turns_without_a_template_follow_each_other_and_spans_cover_their_pieces():
     encoder = PieceEncoder(character_tokenizer())
-    context = Turn("user", (Piece("The key is", ("fact", "context")), Piece(" red", ("value", "fact", "context")), Piece(".", ("context",))))
+    context = Turn(
+        "user", (Piece("The key is", ("fact", "context")), Piece(" red", ("value", "fact", "context")), Piece(".", ("context",)))
+    )
     first = [Turn("user", (Piece("\nQ: key?", ("turn/1/question",)),)), Turn("assistant", (Piece(" red.", ("turn/1/answer",)),))]
     last = Turn("user", (Piece("\nQ: again?", ("question",)),))
     prompt = PromptBuilder(encoder).build([context, *first, last], [Piece(" red"), Piece("\n")], {"answer": "value"})
     assert encoder.decode(prompt.ids) == "<s>The key is red.\nQ: key? red.\nQ: again?"
     assert encoder.decode(prompt.gold) == " red\n"
-    wanted = {"fact": "The key is red", "value": " red", "answer": " red", "context": "The key is red.", "question": "\nQ: again?"}
+    wanted = {
+        "fact": "The key is red",
+        "value": " red",
+        "answer": " red",
+        "context": "The key is red.",
+        "question": "\nQ: again?",
+    }
     wanted |= {"turn/1/question": "\nQ: key?", "turn/1/answer": " red."}
     assert {name: encoder.decode(prompt.ids[slice(*span)]) for name, span in prompt.spans.items()} == wanted
 
@@ -271,6 +285,7 @@ def test_control_tokens_spelled_in_a_text_stay_text(name):
 def test_a_users_own_template_keeps_its_control_tokens():
     encoder = PieceEncoder(tokenizer_with("characters", None))
     needle = Needle("A </s> heron.", "Who </s>?", "heron")
-    ids = NeedleComposer(encoder, "<|im_start|>{context}<|im_end|>{question}").compose(Haystack(["Yes. No."], encoder).window(4, (0,)), needle, 0.5).ids
+    window = Haystack(["Yes. No."], encoder).window(4, (0,))
+    ids = NeedleComposer(encoder, "<|im_start|>{context}<|im_end|>{question}").compose(window, needle, 0.5).ids
     special = [encoder.tokenizer.convert_ids_to_tokens(i) for i in ids if i in encoder.controls]
     assert special == ["<s>", "<|im_start|>", "<|im_end|>"]

@@ -91,7 +91,12 @@ HEAD = "query-id\tcorpus-id\tscore\n"
 
 @pytest.mark.parametrize(
     "text",
-    ["\ufeffq1 0 d2 1\nq2 0 d3 2\n", f"\ufeff{HEAD}q1\td2\t1\r\nq2\td3\t2\r\n", "q1\td2\t1.0\nq2\td3\t2.0", f"{HEAD.upper()}q1 d2 1\nq2 d3 2"],
+    [
+        "\ufeffq1 0 d2 1\nq2 0 d3 2\n",
+        f"\ufeff{HEAD}q1\td2\t1\r\nq2\td3\t2\r\n",
+        "q1\td2\t1.0\nq2\td3\t2.0",
+        f"{HEAD.upper()}q1 d2 1\nq2 d3 2",
+    ],
 )
 def test_no_judgement_is_lost_to_a_byte_order_mark_or_a_header(tmp_path, text):
     (tmp_path / "qrels").write_text(text, "utf-8")
@@ -133,7 +138,9 @@ def test_a_line_separator_inside_a_text_is_no_line_end(tmp_path):
 
 
 def test_empty_passages_are_kept_and_a_title_alone_is_not_empty(tmp_path):
-    found = read_passages(lines(tmp_path / "p", {"_id": "a", "title": "", "text": ""}, {"_id": "b", "title": "The mill", "text": " "}))
+    found = read_passages(
+        lines(tmp_path / "p", {"_id": "a", "title": "", "text": ""}, {"_id": "b", "title": "The mill", "text": " "})
+    )
     assert [passage.is_empty for passage in found.values()] == [True, False]
 
 

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 from headwise.heads import HeadwiseError
 from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import SPLITS
 from headwise.testing.tokenizers import character_tokenizer
 from headwise_lab.microworld.registry import TASKS, make_example
-from headwise_lab.microworld.texts import Example, Exchange, Piece, answer_spans, to_prompt, to_row, word_cache
+from headwise_lab.microworld.texts import Example, Exchange, answer_spans, to_prompt, to_row, word_cache
 
 TOKENIZER = Tokenizer.from_file(str(bundled_model() / "tokenizer.json"))
 

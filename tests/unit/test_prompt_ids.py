@@ -93,6 +93,8 @@ def world_prompts(encoder, chat):
 
 
 MAKERS = {f.__name__: f for f in (needle_prompts, passage_prompts, proxy_prompts, vault_prompts, world_prompts)}
+
+
 def digest(case):
     kind, name, *chat = case.split("-")
     tokenizer = KINDS[kind]()

@@ -299,7 +299,10 @@ def row(**changes):
         ([row(), row(answer=5, needle="5 herons.")], r"line 2: answer must be a text; got '5'"),
         ([row(question=None)], r"line 1: question must be a text; got 'None'"),
         ([row(answer_prefix=False)], r"line 1: answer_prefix must be a text"),
-        ([r'{"needle": "A \ud800 heron.", "question": "Who?", "answer": "heron"}'], r"line 1: the text holds half of a surrogate pair"),
+        (
+            [r'{"needle": "A \ud800 heron.", "question": "Who?", "answer": "heron"}'],
+            r"line 1: the text holds half of a surrogate pair",
+        ),
     ],
 )
 def test_needle_files_with_errors_name_the_line(tmp_path, lines, message):
@@ -423,7 +426,9 @@ def shuffled(words, count, seed, between=" "):
 
 CHINESE = "花飞鸟月雪风树云山水灯河路城狗海"
 UNPUNCTUATED_TEXTS = {
-    "English without marks": shuffled(["year", "took", "river", "the", "boat", "to", "that", "old", "town", "was", "slow"], 4000, 1),
+    "English without marks": shuffled(
+        ["year", "took", "river", "the", "boat", "to", "that", "old", "town", "was", "slow"], 4000, 1
+    ),
     "Chinese with marks": shuffled([*CHINESE, "花鸟。", "山，", "海？", "河！」"], 6000, 2, ""),
     "Chinese without marks": shuffled(CHINESE, 6000, 3, ""),
     "a short text without marks": shuffled(["year", "took", "river"], 160, 4),
@@ -469,7 +474,9 @@ def test_sentences_of_other_scripts_end_where_they_end():
 
 def test_a_depth_far_from_the_wanted_one_is_refused():
     window = Window(tuple(range(10_000)), (0, 100, 10_000))
-    with pytest.raises(PromptError, match=r"depth 0.5 of 10000 tokens was asked for, but the nearest place .* is at 0.01, more than 0.25 away"):
+    with pytest.raises(
+        PromptError, match=r"depth 0.5 of 10000 tokens was asked for, but the nearest place .* is at 0.01, more than 0.25 away"
+    ):
         window.checked_place(0.5)
     assert window.checked_place(0.2) == 100
 

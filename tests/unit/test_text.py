@@ -26,7 +26,10 @@ def test_lines_end_at_the_line_feed_only():
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"fine\nIt\x92s late.", r"cannot read words from .*a.txt, line 2: byte 0x92 is not UTF-8 \(perhaps it is Windows-1252\); save"),
+        (
+            b"fine\nIt\x92s late.",
+            r"cannot read words from .*a.txt, line 2: byte 0x92 is not UTF-8 \(perhaps it is Windows-1252\); save",
+        ),
         ("fine".encode("utf-16"), r"line 1: byte 0xff is not UTF-8 \(it looks like UTF-16\)"),
         (b"\xef\xbb\xbfok\n\n\xed\xa0\x80", r"line 3: byte 0xed is not UTF-8"),
     ],

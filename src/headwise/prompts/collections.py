@@ -87,7 +87,9 @@ def read_qrels(path: Path) -> Qrels:
         if len(fields) not in (3, 4) or not GRADE.fullmatch(fields[-1]):
             raise PromptError(f"{place}: expected query, passage and grade (or query, 0, passage, grade)")
         if decimals not in (None, "." in fields[-1]):
-            raise PromptError(f"{place}: the grade {fields[-1]} is written otherwise than those above; write all with decimals or none")
+            raise PromptError(
+                f"{place}: the grade {fields[-1]} is written otherwise than those above; write all with decimals or none"
+            )
         decimals = "." in fields[-1]
         whole, _, rest = fields[-1].partition(".")
         if rest.strip("0"):

@@ -125,7 +125,9 @@ class PieceEncoder:
         for start in range(len(added) - len(bare) + 1):
             if bare and added[start : start + len(bare)] == bare:
                 return tuple(added[:start])
-        raise PromptError("the tokenizer changes a text when it adds its special tokens, so prompts cannot be composed; use another one")
+        raise PromptError(
+            "the tokenizer changes a text when it adds its special tokens, so prompts cannot be composed; use another one"
+        )
 
 
 def control_tokens(tokenizer: Tokenizer) -> dict[int, str]:

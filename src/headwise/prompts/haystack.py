@@ -168,7 +168,9 @@ def _between_words(text: str) -> list[str]:
     while len(text) - start > SPACED_CUT:
         spaces = [at for at in range(start + 1, start + SPACED_CUT + 1) if text[at].isspace() and not text[at - 1].isspace()]
         end = spaces[-1] if spaces else start + UNSPACED_CUT
-        while end < len(text) and not spaces and (unicodedata.category(text[end])[0] == "M" or "\u200d" in text[end - 1 : end + 1]):
+        while (
+            end < len(text) and not spaces and (unicodedata.category(text[end])[0] == "M" or "\u200d" in text[end - 1 : end + 1])
+        ):
             end += 1
         cuts.append(end)
         start = end

@@ -30,7 +30,17 @@ class Passage(NamedTuple):
 
 @dataclass(frozen=True)
 class RankingExample:
-    """A query, its candidate passages, and the indices of those that answer it."""
+    """A query with passages.
+
+    Attributes:
+        query: what is asked.
+        passages: the candidates.
+        gold: indices of those that answer the query, from 0.
+        name: how messages and tables call it.
+
+    Raises:
+        PromptError: a gold passage does not exist.
+    """
 
     query: str
     passages: tuple[Passage, ...]
@@ -47,9 +57,13 @@ class RankingExample:
 
 @dataclass(frozen=True)
 class PassageLayout:
-    """Wording around passages and query. `{number}` counts from 1; a title and a full stop stand before the text if there is one.
+    """Wording around passages and query. A title and a full stop stand before a passage's text if it has one.
 
-    intro: in front of the first passage. before_query: between the passages and the query. after_query: what opens the answer.
+    Attributes:
+        intro: in front of the first passage.
+        passage: in front of each passage; `{number}` counts from 1.
+        before_query: between the passages and the query.
+        after_query: what opens the answer.
     """
 
     intro: str = ""

@@ -201,7 +201,9 @@ class PromptBuilder:
     def frame(self, roles: tuple[str, ...]) -> Frame:
         """What stands around turns of these roles. Rendered once, so that a date in it does not change during a run."""
         if roles not in self._frames:
-            self._frames[roles] = self._rendered(roles) if self.chat else Frame(tuple(range(len(roles))), ("",) * (len(roles) + 1), False)
+            self._frames[roles] = (
+                self._rendered(roles) if self.chat else Frame(tuple(range(len(roles))), ("",) * (len(roles) + 1), False)
+            )
         return self._frames[roles]
 
     def _rendered(self, roles: tuple[str, ...]) -> Frame:
@@ -211,7 +213,9 @@ class PromptBuilder:
         text = self._apply(roles, marks)
         found = re.findall(f"[{chr(_MARK)}-{chr(_MARK + len(roles))}]", text)
         if sorted(found) != marks:
-            raise PromptError("the chat template changes the user's text, so spans cannot be placed; use --template without --chat")
+            raise PromptError(
+                "the chat template changes the user's text, so spans cannot be placed; use --template without --chat"
+            )
         parts = re.split("|".join(marks), text)
         trims = f" {marks[-1]} " not in self._apply(roles, [f" {mark} " for mark in marks])
         head, bos = self._plain(parts[0]), self.encoder.tokenizer.bos_token_id
@@ -237,12 +241,16 @@ class PromptBuilder:
         """The defaults that the template knows and the arguments given."""
         template = str(getattr(self.encoder.tokenizer, "chat_template", None) or "")
         if self.chat and not template:
-            raise PromptError("--chat asked for, but the model's tokenizer has no chat template; leave --chat out for base models")
+            raise PromptError(
+                "--chat asked for, but the model's tokenizer has no chat template; leave --chat out for base models"
+            )
         if given and not self.chat:
             raise PromptError("--chat-template-args needs --chat: without it no chat template is used")
         for name in given:
             if not re.search(rf"\b{re.escape(name)}\b", template):
-                raise PromptError(f"the chat template knows no variable {name!r} of --chat-template-args; look it up in the template")
+                raise PromptError(
+                    f"the chat template knows no variable {name!r} of --chat-template-args; look it up in the template"
+                )
         return {name: value for name, value in CHAT_DEFAULTS.items() if re.search(rf"\b{name}\b", template)} | dict(given)
 
     def _open(self, text: str, pieces: Sequence[Piece], trims: bool, first: bool) -> list[Piece]:

@@ -38,7 +38,12 @@ def secret_words(split: str) -> tuple[str, ...]:
 
 
 def random_key(rng: np.random.Generator, split: str, length: int) -> str:
-    """A random key of small letters and digits that belongs to `split`.
+    """A random key of small letters and digits that belongs to a split.
+
+    Args:
+        rng: source of chance.
+        split: train, selection or test.
+        length: number of characters.
 
     It starts and ends with a letter: tokenizers that set digits apart then keep the quotation marks around it apart as well.
     """

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headwise.prompts.prompt import Piece
 from headwise_lab.microworld.facts import Fact, Page, Scene, nested, question_pieces
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.phrases import STEPS
 from headwise_lab.microworld.relations import Relation, about, chains, relations, template
-from headwise_lab.microworld.texts import Exchange, Piece, Pieces
+from headwise_lab.microworld.texts import Exchange, Pieces
 
 # A step as a short note: sentences copied whole would be a test of copying, not of reasoning.
 _NOTE = template("{e}: {v}.")

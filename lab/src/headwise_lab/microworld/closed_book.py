@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from headwise.prompts.prompt import Piece
 from headwise_lab.microworld.facts import Page, Scene, question_pieces
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.options import count
 from headwise_lab.microworld.relations import relations
-from headwise_lab.microworld.texts import Example, Exchange, Piece
+from headwise_lab.microworld.texts import Example, Exchange
 from headwise_lab.microworld.world import World, known_facts, make_world
 
 

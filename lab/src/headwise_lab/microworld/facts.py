@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import check_split
 from headwise_lab.microworld.names import odd_word, pick, pool
 from headwise_lab.microworld.phrases import filler_sentence
 from headwise_lab.microworld.relations import CLOSED, Relation, Template, about, relations, template
-from headwise_lab.microworld.texts import Example, Exchange, Piece, Pieces
+from headwise_lab.microworld.texts import Example, Exchange, Pieces
 
 _SUBJECTS = ("person",) * 8 + ("place", "ship")
 STRANGE = 0.4  # share of made-up words where training would have a trade, animal, instrument, food, colour or hiding place

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from headwise.prompts.prompt import Piece
 from headwise_lab.microworld.contradiction import other_value
 from headwise_lab.microworld.facts import Fact, Page, Scene, question_pieces
 from headwise_lab.microworld.names import pick
@@ -13,7 +14,7 @@ from headwise_lab.microworld.options import choice, count
 from headwise_lab.microworld.passages import header
 from headwise_lab.microworld.phrases import GROUNDED_ASK, phrase
 from headwise_lab.microworld.relations import Template, relations, template
-from headwise_lab.microworld.texts import Example, Exchange, Piece, with_turn
+from headwise_lab.microworld.texts import Example, Exchange, with_turn
 from headwise_lab.microworld.world import World, known_facts, make_world
 
 ERRORS = ("fabricated", "mis_combined")

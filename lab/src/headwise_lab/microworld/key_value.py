@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import random_key
 from headwise_lab.microworld.facts import Page, Scene
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.options import count
 from headwise_lab.microworld.phrases import TABLE_ASK, TABLE_INTRO, phrase
 from headwise_lab.microworld.relations import relations
-from headwise_lab.microworld.texts import Example, Exchange, Piece
+from headwise_lab.microworld.texts import Example, Exchange
 
 
 def make(rng: np.random.Generator, split: str, k: int = 8, key_length: int = 8, shots: int = 3) -> Example:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import part_of
 from headwise_lab.microworld.facts import Fact, Page, Scene, fact_alias, filler_for, question_pieces
 from headwise_lab.microworld.names import pick, words
 from headwise_lab.microworld.options import choice, count
 from headwise_lab.microworld.phrases import ORDINALS, PASSKEY_ASK, PASSKEY_STATE
 from headwise_lab.microworld.relations import meaning_words, template
-from headwise_lab.microworld.texts import Example, Exchange, Piece
+from headwise_lab.microworld.texts import Example, Exchange
 
 KINDS = ("words", "digits")
 NAMED = ("ordinal", "name")

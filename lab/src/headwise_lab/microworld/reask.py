@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from headwise.prompts.prompt import Piece
 from headwise_lab.microworld.facts import Fact, Page, Scene, filler_for, lay_out
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.options import count, share
 from headwise_lab.microworld.phrases import ARE_YOU_SURE, CUE, YES_NO, phrase
 from headwise_lab.microworld.relations import relations
-from headwise_lab.microworld.texts import Example, Exchange, Piece, Pieces
+from headwise_lab.microworld.texts import Example, Exchange, Pieces
 
 FLIP = 0.3
 

@@ -9,9 +9,9 @@ from functools import cache
 from importlib import resources
 from itertools import product
 
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import SPLITS
 from headwise_lab.microworld.names import words
-from headwise_lab.microworld.texts import Piece
 
 # Kinds of values that are drawn from short lists of ordinary words; all others are open and must be copied.
 CLOSED = ("trade", "animal", "instrument", "food", "colour")

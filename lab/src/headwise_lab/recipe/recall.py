@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from headwise.prompts.prompt import Piece
 from headwise_lab.microworld.facts import Fact, Page, Scene
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.phrases import ARE_YOU_SURE, phrase
 from headwise_lab.microworld.relations import Relation, relations
-from headwise_lab.microworld.texts import Piece
 from headwise_lab.recipe.noise import SHARE, noisy_pieces
 
 # What stands between name and value: nothing in half of all lists, because matching begins there.

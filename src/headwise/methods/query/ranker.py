@@ -125,7 +125,7 @@ def rank_collection(
     for keys, members in groups.items():
         full = [key for key in keys if not as_passage(passages[key]).is_empty]
         texts, asked = [passages[key] for key in full], [queries[query] for query in members]
-        found = ranker.scores(asked, texts) if full else ([] for _ in members)
+        found: Iterable[Sequence[float] | Scores] = ranker.scores(asked, texts) if full else [[] for _ in members]
         for query, scores in zip(members, found, strict=True):
             values = [float(score) for score in scores]
             empty = dict.fromkeys((key for key in keys if as_passage(passages[key]).is_empty), min(values, default=1.0) - 1.0)
