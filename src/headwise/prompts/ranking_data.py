@@ -51,12 +51,12 @@ def passage_of(row: Any, place: str) -> Passage:
 def needle_examples(count: int, passages: int, seed: int = 0) -> list[RankingExample]:
     """`count` queries over `passages` passages of the bundled novels; one of them holds the sentence that answers the query.
 
+    Queries are the questions of the bundled needles of the detection split, in turn. A passage has about `PASSAGE_WORDS` words.
+
     Args:
         count: number of queries.
         passages: number of passages of each query.
         seed: of passages and of the gold passage's place; at least 0.
-
-    Queries are the questions of the bundled needles of the detection split, in turn. A passage has about `PASSAGE_WORDS` words.
     """
     if seed < 0:
         raise PromptError(f"the seed must be at least 0; got {seed}")
