@@ -6,7 +6,7 @@ import pytest
 from tokenizers import processors
 
 from headwise.heads import PromptError
-from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.encoder import PieceEncoder, Stops, ends, newline_ids, read_answer
 from headwise.prompts.grid import GridOptions, Task, describe_task, group_specs, make_group
 from headwise.prompts.haystack import Haystack
 from headwise.prompts.needles import Needle, NeedleComposer
@@ -154,6 +154,32 @@ def test_thinking_is_off_unless_asked_for():
     assert text_of(asked) == "U:Hi\nA:<think>\n"
     assert asked.opens_thought
     assert builder_with("U:{{ messages[0]['content'] }}\nA:<think>\n").opens_thought  # cannot be switched off
+
+
+def test_line_breaks_do_not_end_thoughts_and_the_answer_is_read_behind_them():
+    tokenizer = tokenizer_with("characters", None)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    stop, opened = (Stops.of(tokenizer, [tokenizer.eos_token_id], opened) for opened in (False, True))
+
+    def cut(text, stop):
+        """What is said until a stop token comes."""
+        said = []
+        for token in tokenizer.encode(text, add_special_tokens=False):
+            said.append(token)
+            if ends(stop, said):
+                break
+        return tokenizer.decode(said), read_answer(tokenizer, said, stop)
+
+    assert cut("red\nmore", stop) == ("red\n", "red\n")
+    assert cut("\nred", stop) == ("\n", "\n")
+    assert cut("<think>\na\nb</think>\n\nred\nmore", stop) == ("<think>\na\nb</think>\n\nred\n", "\n\nred\n")
+    assert cut("a\nb</think>red\nmore", opened) == ("a\nb</think>red\n", "red\n")
+    assert cut("a\nb</s>c", opened) == ("a\nb</s>", "")  # the end of the text ends thoughts, too
+    assert cut("<think>\na\nb", stop) == ("<think>\na\nb", "")
+    assert [ends({3}, [7, 3]), ends({3}, [3, 7])] == [True, False]
+    plain = Stops.of(character_tokenizer(), [1])  # a tokenizer without thoughts
+    assert plain == newline_ids(character_tokenizer()) | {1}
+    assert plain.end([5, *newline_ids(character_tokenizer())])
 
 
 def test_a_variable_that_the_template_does_not_know_is_refused():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from headwise.heads.errors import PromptError
 
+# What opens and closes the thoughts of a reasoning model in front of its answer.
+THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("<thinking>", "</thinking>"))
 # A piece is encoded behind an anchor, whose ids are then dropped: tokenizers treat the start of a text specially.
 ANCHORS = ("a", ".", "\n", "0", ":")
 
@@ -149,3 +151,61 @@ def newline_ids(tokenizer: Tokenizer) -> frozenset[int]:
     spelled = (i for piece, i in tokenizer.get_vocab().items() if "\n" in piece or "Ċ" in piece or piece == "<0x0A>")
     # Outside byte-level vocabularies Ċ is a letter.
     return frozenset(i for i in spelled if "\n" in tokenizer.decode([i]))
+
+
+class Stops(frozenset[int]):
+    """Ids that end an answer. Line breaks among them do not end the thoughts of a reasoning model, nor do those right behind the thoughts.
+
+    Attributes:
+        breaks: the ids that are line breaks.
+        marks: ids that open thoughts -> ids that close them.
+        opened: whether the prompt has opened thoughts already.
+    """
+
+    breaks: frozenset[int]
+    marks: dict[int, int]
+    opened: bool
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, ends: Iterable[int], opened: bool = False) -> Stops:
+        """Line breaks of the tokenizer and `ends` (its end-of-text tokens).
+
+        Args:
+            tokenizer: it says what breaks a line, and which tokens open and close thoughts.
+            ends: further ids that end an answer, thoughts or not.
+            opened: see `PromptBuilder.opens_thought`.
+        """
+        breaks, known = newline_ids(tokenizer), tokenizer.get_vocab()
+        made = cls(breaks | frozenset(ends))
+        made.breaks, made.opened = breaks - frozenset(ends), opened
+        made.marks = {known[start]: known[end] for start, end in THOUGHTS if start in known and end in known}
+        return made
+
+    def end(self, said: Sequence[int]) -> bool:
+        """Whether the last id of an answer ends it."""
+        if said[-1] not in self or said[-1] not in self.breaks or not self.marks:
+            return said[-1] in self
+        start = self.answer_start(said)
+        return start is not None and (start == 0 or any(i not in self.breaks for i in said[start:]))
+
+    def answer_start(self, said: Sequence[int]) -> int | None:
+        """Where the answer begins behind the thoughts (0 without thoughts), or None while they last."""
+        start: int | None = None if self.opened else 0
+        closes = set(self.marks.values())
+        for place, token in enumerate(said):
+            if token in self.marks:
+                start = None
+            elif token in closes:
+                start = place + 1
+        return start
+
+
+def ends(stop: Collection[int], said: Sequence[int]) -> bool:
+    """Whether the last id of an answer ends it. stop: ids that do, or `Stops`."""
+    return stop.end(said) if isinstance(stop, Stops) else said[-1] in stop
+
+
+def read_answer(tokenizer: Tokenizer, said: Sequence[int], stop: Collection[int]) -> str:
+    """Text of an answer, without the thoughts in front of it; empty if they never ended."""
+    start = stop.answer_start(said) if isinstance(stop, Stops) else 0
+    return "" if start is None else tokenizer.decode(list(said[start:]), skip_special_tokens=True)

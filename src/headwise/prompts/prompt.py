@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from headwise.heads.errors import PromptError
-from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.encoder import THOUGHTS, PieceEncoder
 
 Encode = Callable[[str], Sequence[int]]
 ROLES = ("system", "user", "assistant")
 # Given to chat templates that know the name: no thinking in front of an answer, and the same date every day (Llama's own default).
 CHAT_DEFAULTS: Mapping[str, Any] = {"enable_thinking": False, "thinking": False, "date_string": "26 Jul 2024"}
-THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("<thinking>", "</thinking>"))
 _MARK = 0xE000  # private-use characters stand for the turns while a chat template is applied
 
 
