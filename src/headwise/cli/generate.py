@@ -72,7 +72,7 @@ def generate(
 def _text(prompt: str | None, file: Path | None) -> str:
     if (prompt is None) == (file is None):
         raise HeadwiseError("give either --prompt or --prompt-file")
-    from headwise.heads.text import read_text
+    from headwise.heads.files import read_text
 
     text = read_text(file, "the prompt") if file is not None else prompt or ""
     if not text.strip():

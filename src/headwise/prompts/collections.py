@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.heads.errors import PromptError
-from headwise.heads.text import read_text, split_lines
+from headwise.heads.files import read_text, split_lines
 from headwise.prompts.passages import Passage
 from headwise.prompts.ranking_data import passage_of, read_rows
 

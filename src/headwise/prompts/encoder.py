@@ -205,7 +205,12 @@ def ends(stop: Collection[int], said: Sequence[int]) -> bool:
     return stop.end(said) if isinstance(stop, Stops) else said[-1] in stop
 
 
+def answer_start(stop: Collection[int], said: Sequence[int]) -> int | None:
+    """Where the answer begins behind the thoughts in front of it: 0 without thoughts, None if they never ended."""
+    return stop.answer_start(said) if isinstance(stop, Stops) else 0
+
+
 def read_answer(tokenizer: Tokenizer, said: Sequence[int], stop: Collection[int]) -> str:
     """Text of an answer, without the thoughts in front of it; empty if they never ended."""
-    start = stop.answer_start(said) if isinstance(stop, Stops) else 0
+    start = answer_start(stop, said)
     return "" if start is None else tokenizer.decode(list(said[start:]), skip_special_tokens=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from headwise.heads.errors import PromptError
-from headwise.heads.text import read_text
+from headwise.heads.files import read_text
 from headwise.prompts.encoder import PieceEncoder
 
 SUFFIXES = (".txt", ".md", ".txt.gz", ".md.gz")
@@ -46,7 +46,7 @@ def read_texts(folder: str | Path) -> list[str]:
     """All .txt and .md files (plain or .gz) of a folder, in the order of their names.
 
     Raises:
-        PromptError: the folder is missing or holds no text, or a file cannot be read (see `headwise.heads.text.read_text`).
+        PromptError: the folder is missing or holds no text, or a file cannot be read (see `headwise.heads.files.read_text`).
     """
     folder = Path(folder)
     if not folder.is_dir():

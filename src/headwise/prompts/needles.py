@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.heads.errors import PromptError
-from headwise.heads.text import read_json_lines
+from headwise.heads.files import read_json_lines
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import EAST, Window
 from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Turn

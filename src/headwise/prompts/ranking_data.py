@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from headwise.heads.errors import PromptError
-from headwise.heads.text import read_json_lines
+from headwise.heads.files import read_json_lines
 from headwise.prompts.haystack import bundled_texts
 from headwise.prompts.needles import bundled_needles
 from headwise.prompts.passages import Passage, RankingExample

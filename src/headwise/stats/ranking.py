@@ -21,7 +21,7 @@ def without_identical(run: Scores) -> dict[str, dict[str, float]]:
 
 
 def per_query(
-    qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES, ignore_identical: bool = False
+    qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES
 ) -> dict[str, dict[str, float]]:
     """Values of single queries: of those that the run holds and that have a relevant passage.
 
@@ -29,7 +29,6 @@ def per_query(
         qrels: query -> passage -> grade.
         run: query -> passage -> score; equal scores keep the order given.
         measures: names of ir-measures (https://ir-measur.es).
-        ignore_identical: as BEIR, leave out passages that have the id of their query. Only for collections with ids of their own.
 
     Returns:
         Measure -> query -> value.
@@ -38,7 +37,6 @@ def per_query(
         HeadwiseError: a measure is unknown, or no query is judged.
         MissingExtraError: ir-measures is not installed.
     """
-    run = without_identical(run) if ignore_identical else run
     try:
         import ir_measures
     except ImportError as error:
@@ -59,11 +57,11 @@ def per_query(
 
 
 def summary(
-    qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES, seed: int = 0, ignore_identical: bool = False
+    qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Per measure: mean over queries, its 95 % bootstrap interval [low, high] and the number of queries. Arguments as `per_query`."""
     rows = []
-    for name, values in per_query(qrels, run, measures, ignore_identical).items():
+    for name, values in per_query(qrels, run, measures).items():
         mean, low, high = bootstrap_mean(np.array(list(values.values())), seed=seed)
         rows.append({"measure": name, "value": mean, "low": low, "high": high, "queries": len(values)})
     return rows

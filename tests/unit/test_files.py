@@ -6,8 +6,8 @@ import json
 import pytest
 
 from headwise.heads import HeadwiseError, PromptError
-from headwise.heads import text as reader
-from headwise.heads.text import parse_json, read_json, read_json_lines, read_text, split_lines
+from headwise.heads import files as reader
+from headwise.heads.files import parse_json, read_json, read_json_lines, read_text, split_lines
 
 
 def test_a_byte_order_mark_is_dropped_plain_and_packed(tmp_path):
