@@ -30,9 +30,8 @@ from common import hardware
 from influence_claims import KINDS, REPEATS, find_heads
 
 from headwise.corpus.choose import choose
-from headwise.corpus.options import ScoreOptions
-from headwise.corpus.score_files import score_files
-from headwise.corpus.thresholds import ChoiceOptions
+from headwise.corpus.local_runner import score_files
+from headwise.corpus.options import ChoiceOptions, ScoreOptions
 from headwise.heads.headfile import write_json
 from headwise.methods.influence.proxy import top_share
 from headwise.methods.influence.scorer import AttentionInfluence

@@ -108,6 +108,9 @@ def test_convert_there_and_back(heads, headwise, tmp_path):
 def test_info(planted, headwise):
     facts = json.loads(headwise("info", planted.model, "--json").out)
     assert (facts["layers"], facts["heads"], facts["model_type"]) == (2, 4, "llama")
+    assert (facts["logit_scale"], facts["logit_cap"], facts["query_layout"]) == (1.0, None, "separate")
+    assert facts["parts"]["mlp"] == "mlp"
+    assert len(facts["fingerprint"]) == 16
     families = json.loads(headwise("info", "--families", "--json").out)
     assert "qwen3_next" in families["supported"]
     assert "mamba" in families["refused"]

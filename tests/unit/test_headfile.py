@@ -174,7 +174,9 @@ def test_a_full_disk_changes_nothing(path, monkeypatch, step, existing):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, step, full)
-    with pytest.raises(HeadFileError, match=r"could not write .*heads\.json: No space left on device; nothing was changed"):
+    with pytest.raises(
+        HeadFileError, match=r"could not write .*heads\.json: No space left on device; the file is as it was before"
+    ):
         save_heads(table(), path, overwrite=True)
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +38,10 @@ Rule = Annotated[
     ),
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="query: JSON lines with query, passages and gold.", show_default="64 needle questions over passages of novels")
+    Path | None,
+    typer.Option(
+        help="query: JSON lines with query, passages and gold.", show_default="64 needle questions over passages of novels"
+    ),
 ]
 Span = Annotated[str, typer.Option(help="query: average over all behind the passages (`official`) or the `query`'s words only.")]
 Layout = Annotated[str, typer.Option(help="query: wording around passages: plain or instructed.")]
@@ -135,19 +139,19 @@ def detect(
 
 def tell(scores: HeadScores, path: Path, overwrite: bool, json: bool, parts: RunDirectory | None = None) -> None:
     """Write the head file and the heat map, and say what was found. parts: of the run, no longer needed then."""
+    from headwise.cli.pictures import draw, picture_line
     from headwise.heads import save_heads
     from headwise.report.console import print_all
     from headwise.report.figures import heat_map
     from headwise.report.tables import head_table, summary_lines
 
-    save_heads(scores, path, overwrite)
-    picture = path.with_suffix(".heatmap.png")
-    heat_map(scores, picture)
+    picture = draw(partial(heat_map, scores), path.with_suffix(".heatmap.png"))
+    save_heads(scores, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     if json:
         from headwise.report.show import facts_of
 
-        o.print_json({"head_file": str(path), "heat_map": str(picture), **facts_of(scores)})
+        o.print_json({"head_file": str(path), "heat_map": picture, **facts_of(scores)})
     else:
-        print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", f"heat map   {picture}")
+        print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", *picture_line(picture, "heat map"))
     if parts:
         parts.remove()

@@ -51,12 +51,13 @@ def load(model: str | None, device: str, dtype: str, revision: str | None = None
     """Load the model, quietly; a bundled one by its name, and without a name the default."""
     from transformers.utils import logging
 
+    from headwise.cli import remote_code
     from headwise.models.load import load as load_model
     from headwise.models.registry import DEFAULT
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load_model(DEFAULT if model is None else model, device, dtype, revision)
+    return load_model(DEFAULT if model is None else model, device, dtype, revision, trust_remote_code=remote_code.allowed())
 
 
 def numbers(text: str, name: str, repeats: bool = False) -> tuple[int, ...]:

@@ -20,7 +20,11 @@ SCHEMA = 1
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside `path`, flush to disk, then rename: readers see the old file or the whole new one."""
+    """Write beside `path`, flush to disk, then rename: readers see the old file or the whole new one.
+
+    Raises:
+        HeadFileError: If it cannot be written; what was there before is still there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,10 +33,12 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise HeadFileError(f"could not write {path}: {error.strerror or error}; nothing was changed") from error
+        if not isinstance(error, OSError):
+            raise
+        raise HeadFileError(f"could not write {path}: {error.strerror or error}; the file is as it was before") from error
 
 
 def save_heads(scores: HeadScores, path: str | Path, overwrite: bool = False) -> None:

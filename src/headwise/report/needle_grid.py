@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAP = "cividis"  # perceptually uniform and made for colour-blind readers
+MOST = 512  # lengths, or depths
 NUMBERED = 20
 """Grids of at most so many lengths show their numbers."""
 
@@ -60,7 +61,17 @@ def draw_needle_grid(cells: Iterable[Mapping[str, Any]]) -> Figure:
 def tabulate(
     cells: Iterable[Mapping[str, Any]],
 ) -> tuple[list[int], list[float], NDArray[np.float64], NDArray[np.int64]]:
-    """(lengths, depths, mean recall [depth, length], runs [depth, length]), both axes ascending; NaN where nothing was run."""
+    """Cells as a grid.
+
+    Args:
+        cells: rows with length (tokens), depth and recall (both in [0, 1]).
+
+    Returns:
+        Lengths and depths, both ascending, mean recall [depth, length] (NaN where nothing was run), and number of runs [depth, length].
+
+    Raises:
+        HeadwiseError: there are no rows, a row lacks a value, or the grid has more than `MOST` lengths or depths.
+    """
     try:
         rows = [(int(cell["length"]), round(float(cell["depth"]), 6), float(cell["recall"])) for cell in cells]
     except (KeyError, TypeError, ValueError) as error:
@@ -68,6 +79,10 @@ def tabulate(
     if not rows:
         raise HeadwiseError("there are no needle runs to draw; score files of other projects do not list them")
     lengths, depths = sorted({row[0] for row in rows}), sorted({row[1] for row in rows})
+    if max(len(lengths), len(depths)) > MOST:
+        raise HeadwiseError(
+            f"a needle grid of {len(lengths)} lengths × {len(depths)} depths cannot be drawn; at most {MOST} of each"
+        )
     total, runs = np.zeros((len(depths), len(lengths))), np.zeros((len(depths), len(lengths)), dtype=np.int64)
     for length, depth, recall in rows:
         at = depths.index(depth), lengths.index(length)

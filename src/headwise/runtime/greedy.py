@@ -85,5 +85,5 @@ def guess(text: Sequence[int], width: int) -> list[int]:
 
 
 def _within_positions(model: Any, start: int, limit: int) -> int:
-    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    positions = as_model(model).positions
     return limit if positions is None else min(limit, positions - start + 1)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from headwise.heads.errors import HeadwiseError
+from headwise.models.model import use_the_cap
 
 COMMON: dict[str, Any] = {
     "vocab_size": 96,
@@ -63,6 +64,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
     },
+    "olmo3": {
+        **COMMON,
+        **WINDOW,
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "glm4": {**COMMON, "head_dim": 16},
+    "starcoder2": {**COMMON, "use_bias": True, "sliding_window": None},
     "gpt_oss": {**COMMON, **WINDOW, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 TINY_FAMILIES = tuple(CONFIGS)
@@ -77,6 +85,7 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **overrides})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    use_the_cap(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:

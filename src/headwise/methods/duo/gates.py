@@ -21,7 +21,7 @@ from headwise.heads.progress import Report, silent
 from headwise.methods.duo.formula import PENALTIES, gate_loss, rate_factor
 from headwise.methods.duo.gated import MIXES, gated, last_hidden
 from headwise.methods.duo.prompts import LabelledText
-from headwise.models.model import Model
+from headwise.models.model import Model, as_model
 from headwise.models.provenance import describe_model
 
 SCORE_VERSION = 1
@@ -123,7 +123,7 @@ def describe_run(model: Model, texts: Sequence[LabelledText], options: GateOptio
 def _share_right(model: Any, texts: Sequence[LabelledText], ids: Sequence[Tensor]) -> float:
     right = []
     for text, row in zip(texts, ids, strict=False):
-        said = model.get_output_embeddings()(last_hidden(model, row, text.places)).argmax(dim=-1)
+        said = as_model(model).readout.projection(last_hidden(model, row, text.places)).argmax(dim=-1)
         right += (said == row[:, [place + 1 for place in text.places]]).flatten().tolist()
     return float(np.mean(right))
 
