@@ -40,7 +40,7 @@ from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import bundled_texts
-from headwise.prompts.turns import Example, to_prompt
+from headwise_lab.microworld.texts import Example, to_prompt
 from headwise_lab.microworld.registry import make_example
 from headwise_lab.recipe.corpus import training_books
 from headwise_lab.recipe.recipes import RECIPES, Phase, Recipe

@@ -14,11 +14,10 @@ from headwise.heads import NoSuccessfulRunError
 from headwise.methods.copy.run import CopyOptions, find_copy_heads
 from headwise.models.load import load
 from headwise.models.registry import bundled_model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import bundled_needles
+from headwise.prompts.needles import NeedleComposer, bundled_needles
 
 ROOT = Path(__file__).parents[2]
 

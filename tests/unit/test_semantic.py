@@ -14,11 +14,10 @@ from headwise.heads import HeadwiseError, NoSuccessfulRunError, load_heads, save
 from headwise.methods.compresskv.formula import EPSILON, layer_shares, matching_steps, row_errors, semantic_lift, semantic_score
 from headwise.methods.compresskv.semantic import SemanticOptions, describe_run, find_semantic_heads
 from headwise.models.model import Model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, make_group, plan_groups
 from headwise.prompts.haystack import Haystack
-from headwise.prompts.needles import Needle
+from headwise.prompts.needles import Needle, NeedleComposer
 from headwise.runtime.rundir import RunDirectory
 from headwise.testing.planted import check_detector, planted_copier, planted_task
 from headwise.testing.tiny import tiny_model

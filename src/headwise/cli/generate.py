@@ -121,23 +121,24 @@ def _behind(loaded: Model, kept: KeptCache, text: str) -> Tensor:
 def _text(prompt: str | None, file: Path | None) -> str:
     if (prompt is None) == (file is None):
         raise HeadwiseError("give either --prompt or --prompt-file")
-    try:
-        text = file.read_text("utf-8") if file is not None else prompt or ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise HeadwiseError(f"cannot read the prompt from {file}: {error}") from error
+    from headwise.heads.files import read_text
+
+    text = read_text(file, "the prompt") if file is not None else prompt or ""
     if not text.strip():
         raise HeadwiseError("the prompt is empty")
     return text
 
 
 def _ids(loaded: Model, text: str, chat: bool) -> tuple[int, ...]:
-    """The prompt as the tokenizer has it, or as the user's turn of the chat template."""
+    """The user's turn of the chat template; without `chat` the prompt as it is, behind what the tokenizer puts in front of a text."""
     from headwise.prompts.encoder import PieceEncoder
-    from headwise.prompts.frame import frame
+    from headwise.prompts.prompt import Piece, PromptBuilder, Turn
 
     encoder = PieceEncoder(loaded.tokenizer)
-    head, tail = frame(encoder, chat)
-    ids = (*head, *encoder.encode(text), *tail) if chat else tuple(loaded.tokenizer.encode(text))
+    if chat:
+        ids = PromptBuilder(encoder, chat).build([Turn("user", (Piece(text),))]).ids
+    else:  # a raw prompt may spell control tokens on purpose
+        ids = (*encoder.bos, *loaded.tokenizer.encode(text, add_special_tokens=False))
     most = loaded.positions
     if most is not None and len(ids) > most:
         raise HeadwiseError(f"the prompt has {len(ids)} tokens, but {loaded.name} has {most} positions; shorten it")

@@ -83,12 +83,11 @@ def make_task(
     seed: int,
 ) -> Task:
     """Needles, haystack and grid of a run. split: which bundled needles to use if the user gives none."""
-    from headwise.prompts.compose import NeedleComposer
     from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.grid import GridOptions, Task, default_lengths
     from headwise.prompts.haystack import Haystack as Hay
     from headwise.prompts.haystack import bundled_texts, read_texts
-    from headwise.prompts.needles import bundled_needles, read_needles
+    from headwise.prompts.needles import NeedleComposer, bundled_needles, read_needles
 
     chosen = bundled_needles(split) if needles is None else read_needles(needles)
     encoder = PieceEncoder(loaded.tokenizer)

@@ -23,8 +23,7 @@ from headwise.heads.progress import Report, silent
 from headwise.maths.memory import cache_bytes, full_counts
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
-from headwise.prompts.frame import frame
-from headwise.prompts.prompt import Prompt, Span
+from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Span
 from headwise.prompts.ruler import RulerRow, string_match
 from headwise.runtime.greedy import decode_rows
 from headwise.runtime.runner import token_tensor
@@ -137,12 +136,12 @@ def ruler_contexts(model: Model, rows: Sequence[RulerRow], chat: bool = False) -
     Raises `HeadwiseError` for a row that the model has no positions for.
     """
     encoder = PieceEncoder(model.tokenizer)
-    head, tail = frame(encoder, chat)
+    builder = PromptBuilder(encoder, chat)
     found = []
     for row in rows:
-        rest = (*encoder.encode(row.question), *tail, *encoder.encode(row.answer_prefix))
+        rest = (*builder.closing([Piece(row.question)]).ids, *encoder.encode(row.answer_prefix))
         question = Question(rest, row.limit, lambda said, row=row: string_match(said, row), None)  # type: ignore[misc]  # bound now
-        context = Context(row.task, None, (*head, *encoder.encode(row.context)), (question,), model.stop_ids)
+        context = Context(row.task, None, builder.opening([Piece(row.context)]).ids, (question,), model.stop_ids)
         most = model.positions
         if most is not None and longest(context) > most:
             raise HeadwiseError(

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from headwise.heads import HeadScores, HeadwiseError, NoSuccessfulRunError, PromptError
 from headwise.methods.copy.run import CopyOptions, describe_run, find_copy_heads
 from headwise.models.model import Model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, even_depths, plan_groups
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import bundled_needles
+from headwise.prompts.needles import NeedleComposer, bundled_needles
 from headwise.runtime.rundir import RunDirectory
 from headwise_lab.properties.lab_models import LabModel
 from headwise_lab.properties.settings import PART, Settings

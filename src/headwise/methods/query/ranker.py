@@ -117,15 +117,19 @@ def rank_collection(
 ) -> dict[str, dict[str, float]]:
     """Query id -> passage id -> score for each query's candidates (passage ids in their first order).
 
-    Queries about the same passages share one pass over them if those fit into one prompt.
+    Queries about the same passages share one pass over them if those fit into one prompt. Empty passages are not read; they come last.
     """
     groups: dict[tuple[str, ...], list[str]] = {}
     for query, chosen in candidates.items():
         groups.setdefault(tuple(chosen), []).append(query)
     run: dict[str, dict[str, float]] = {}
     for keys, members in groups.items():
-        texts, asked = [passages[key] for key in keys], [queries[query] for query in members]
-        for query, scores in zip(members, ranker.scores(asked, texts), strict=True):
-            run[query] = dict(zip(keys, scores.tolist(), strict=True))
+        full = [key for key in keys if not as_passage(passages[key]).is_empty]
+        texts, asked = [passages[key] for key in full], [queries[query] for query in members]
+        found: Iterable[Sequence[float] | Scores] = ranker.scores(asked, texts) if full else [[] for _ in members]
+        for query, scores in zip(members, found, strict=True):
+            values = [float(score) for score in scores]
+            empty = dict.fromkeys((key for key in keys if as_passage(passages[key]).is_empty), min(values, default=1.0) - 1.0)
+            run[query] = dict(zip(full, values, strict=True)) | empty
             report(len(run), len(candidates), f"{len(keys)} passages")
     return run
