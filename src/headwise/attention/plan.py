@@ -218,7 +218,8 @@ class Plan:
         kind: Any = type(hf)
         given = dict(zip(_parameters(kind), inputs, strict=False)) | options
         own = next((value for value in given.values() if isinstance(value, Cache)), None)
-        ids = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
+        first = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None  # wrappers do not name what they take
+        ids = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), first)
         self.before = own.get_seq_length() if own is not None else 0
         mask = given.get("attention_mask")
         begin = getattr(own, "begin", None)

@@ -192,4 +192,4 @@ def _additive(call: Call, part: KeyPart, place: slice, groups: slice, bias: Tens
     else:
         seen = part.mask[:, :, place] if part.mask.shape[1] == 1 else part.mask[:, groups, place]
     lowest = max(torch.finfo(call.query.dtype).min, torch.finfo(bias.dtype).min)
-    return bias.expand(torch.broadcast_shapes(bias.shape, seen.shape)).masked_fill(~seen, lowest)  # type: ignore[no-untyped-call]
+    return torch.where(seen, bias, lowest)
