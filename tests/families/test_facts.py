@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
-from headwise.attention.plan import attached
 from headwise.models.families import FAMILIES, PARTS
 from headwise.models.model import ATTENTION_PARTS, as_model, follow
 from headwise.testing.tiny import CONFIGS, TINY_FAMILIES, tiny_model
@@ -106,20 +107,51 @@ def test_layers_add_what_the_declared_parts_give(model, ids):
         assert_close(seen.outputs["layer"] - seen.inputs["layer"], model.residual_scale * added, **TOLERANCE)
 
 
-def test_attention_gets_the_declared_cap_sinks_and_norms(model, ids):
-    calls = []
+@pytest.fixture
+def calls(model, ids):
+    """What each layer hands to its attention function: (layer, options and mask)."""
+    found = {}
+
+    def probe(module, query, key, value, attention_mask, **options):
+        found[module.layer_idx] = options | {"mask": attention_mask}
+        return torch.zeros_like(query).transpose(1, 2), None
+
+    AttentionInterface.register("facts_probe", probe)
+    AttentionMaskInterface.register("facts_probe", sdpa_mask)
+    before = model.hf.config._attn_implementation
+    model.hf.set_attn_implementation("facts_probe")
+    with torch.no_grad():
+        model.hf(input_ids=ids, use_cache=False)
+    model.hf.set_attn_implementation(before)
+    return found
+
+
+def test_attention_gets_the_declared_cap_and_sinks(model, calls):
+    assert list(calls) == list(model.modules)
+    for layer, options in calls.items():
+        assert options.get("softcap") == model.attention_cap
+        sinks = model.part("sinks", layer)
+        given = options.get("s_aux")
+        assert (given is None) == (sinks is None)
+        assert sinks is None or torch.equal(given, sinks)
+
+
+def test_layers_see_the_declared_windows(model, calls, ids):
+    """A window of 8 in a text of 12 tokens; without a mask a layer sees everything."""
+    for layer, options in calls.items():
+        seen = ids.shape[1] if options["mask"] is None else int(options["mask"][0, 0, -1].sum())
+        window = model.heads.windows[layer]
+        assert seen == (ids.shape[1] if window is None else window)
+
+
+def test_the_declared_norms_of_queries_and_keys_run(model, ids):
     norms = {(name, layer): model.part(name, layer) for name in ("query_norm", "key_norm") for layer in model.modules}
     norms = {key: norm for key, norm in norms.items() if norm is not None}
-    with attached(model.hf) as plan:
-        plan.taps.append(calls.append)
-        seen = Tapped(model, norms, ids)
-    assert [call.layer for call in calls] == list(model.modules)
-    for call in calls:
-        assert call.softcap == model.attention_cap
-        sinks = model.part("sinks", call.layer)
-        assert (call.sinks is None) == (sinks is None)
-        assert sinks is None or torch.equal(call.sinks, sinks)
+    seen = Tapped(model, norms, ids)
     assert set(seen.outputs) == set(norms)
+    for (name, _), given in seen.inputs.items():
+        heads = model.heads.shape[1] if name == "query_norm" else model.heads.kv_heads
+        assert given.numel() == ids.numel() * heads * model.heads.head_dim
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import builtins
 import json
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,6 +70,7 @@ def test_a_wrapper_is_taken_off():
     model = Model(wrapper)
     assert (model.hf, model.adapter) == (inner, wrapper)
     assert as_model(inner).adapter is None
+    assert replace(model, name="mine").adapter is wrapper
     with ablate(inner, HeadSet.of(HEADS, (4, 8))):
         expected = logits(inner)
     with ablate(wrapper, HeadSet.of(HEADS, (4, 8))), observe(wrapper, rows=1) as seen:

@@ -5,6 +5,7 @@ import shutil
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -236,6 +237,31 @@ def test_a_hub_that_does_not_answer_costs_seconds_not_half_a_minute(name, online
     start = time.perf_counter()
     refused(name, f"unknown model {name!r}", "the hub cannot be reached")
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("files", "downloaded"),
+    [({"config.json"}, None), ({"adapter_config.json"}, "there"), ({"adapter_config.json", "config.json"}, None)],
+)
+def test_adapters_of_the_hub_are_downloaded_and_models_left_to_transformers(online, monkeypatch, files, downloaded):
+    answer = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: answer)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: "there")
+    found = names.folder_of("owner/not-there")
+    assert found == (None if downloaded is None else Path(downloaded))
+
+
+def test_what_the_hub_says_is_told_in_one_line(online, monkeypatch):
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    for kind, part in (
+        (RepositoryNotFoundError, "the hub has no such model"),
+        (RevisionNotFoundError, "has no revision 'v9'"),
+        (GatedRepoError, "users who accepted its terms"),
+    ):
+        error = kind.__new__(kind)  # their arguments differ between releases of the hub's library
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        refused("owner/not-there", part, revision="v9")
 
 
 def test_a_relative_of_a_known_model_is_no_slip(online, monkeypatch):

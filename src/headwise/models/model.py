@@ -54,7 +54,7 @@ class Model:
         hf: The transformers model.
         tokenizer: Its tokenizer, or None where only token ids are used.
         name: What results call it; by default the hub id, or the last part of the folder's path, it was loaded from, else its model type.
-        adapter: The `PeftModel` around `hf`, or None.
+        adapter: The `PeftModel` around `hf`, or None; found in `hf`.
         family: The declaration of its model family.
         heads: Its heads: layers, query heads, KV heads, sliding windows.
         positions: Longest context in tokens, or None without a limit.
@@ -68,7 +68,7 @@ class Model:
     hf: Any
     tokenizer: Any = None
     name: str = ""
-    adapter: Any = field(init=False)
+    adapter: Any = None
     family: Family = field(init=False)
     heads: HeadGrid = field(init=False)
     positions: int | None = field(init=False)
@@ -90,7 +90,7 @@ class Model:
             windows={i: _window(text, i) for i in modules},
         )
         facts = {
-            "adapter": None if inner is self.hf else self.hf,
+            "adapter": self.adapter if inner is self.hf else self.hf,
             "hf": inner,
             "family": family,
             "name": self.name or label(str(getattr(config, "_name_or_path", "") or "")) or config.model_type,

@@ -37,10 +37,7 @@ def folder_of(name: str, revision: str | None = None) -> Path | None:
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip() or path.is_file():
         kind = "is a file, not a model folder" if path.is_file() else "no such model folder"
         raise HeadwiseError(f"{kind}: {name!r}; give a folder with config.json or a hub id like 'owner/name'")
-    cached = _cached(name, revision)
-    if cached is None:
-        _ask_hub(name, revision)
-    return cached
+    return _cached(name, revision) or _ask_hub(name, revision)
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
@@ -54,9 +51,12 @@ def _cached(name: str, revision: str | None) -> Path | None:
     return next((Path(path).parent for path in found if isinstance(path, str)), None)
 
 
-def _ask_hub(name: str, revision: str | None) -> None:
-    """Raise unless the hub says that it has the model; one short question in place of transformers' many patient ones."""
-    from huggingface_hub import HfApi, constants
+def _ask_hub(name: str, revision: str | None) -> Path | None:
+    """Raise unless the hub says that it has the model; one short question in place of transformers' many patient ones.
+
+    Adapters are downloaded; models are left to transformers (None).
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     asked = name.split("/")[-1].lower()
@@ -78,6 +78,10 @@ def _ask_hub(name: str, revision: str | None) -> None:
         raise HeadwiseError(f"{told}, and the hub has no such model (or keeps it private); {hint}")
     if isinstance(answer, Exception) or answer is None:
         raise HeadwiseError(f"{told}, and the hub cannot be reached; {hint}")
+    files = {sibling.rfilename for sibling in answer.siblings or ()}
+    if "adapter_config.json" in files and "config.json" not in files:
+        return Path(snapshot_download(name, revision=revision))
+    return None
 
 
 def _known() -> dict[str, str]:
