@@ -3,7 +3,10 @@
 import json
 import sys
 
+import numpy as np
 import pytest
+
+from headwise.heads import HeadScores, save_heads
 
 HINT = "headwise: no picture is drawn: matplotlib is not installed; install it with: pip install 'headwise[report]'\n"
 
@@ -66,12 +69,8 @@ def test_pages_need_no_extra(heads, headwise, bare, tmp_path):
     assert "vegaEmbed" in (tmp_path / "page.html").read_text()
 
 
-def test_errors_of_show_name_the_file(heads, headwise, tmp_path):
-    known = json.loads(heads.read_text())
-    table = {"layers": 1, "heads": 2000, "values": [[0.5] * 1999 + [0.6]], "provenance": {}}
-    (tmp_path / "wide.json").write_text(
-        json.dumps({name: known[name] for name in ("headwise_schema", "score", "score_version")} | table)
-    )
+def test_errors_of_show_name_the_file(headwise, tmp_path):
+    save_heads(HeadScores(np.linspace(0, 1, 2000)[None], "copy"), tmp_path / "wide.json")
     for more in ([], ["--html", "page.html"]):
         done = headwise("show", "wide.json", *more)
         assert (done.code, done.out) == (2, "")

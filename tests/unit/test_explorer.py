@@ -208,3 +208,25 @@ def test_a_page_about_a_large_model_stays_small(tmp_path):
     traces = [{"pieces": pieces, "prompt": 1980, "spans": spans, "heads": looked, "info": {"about": "x"}}] * 3
     page = explorer([(tmp_path / "x.json", "heads", scores)], traces)
     assert len(page.encode()) < 3_000_000
+
+
+def test_pages_carry_no_absolute_path():
+    from headwise.report import compression_page, ranking_page
+    from tests.browser.conftest import cache_result, ranking
+
+    secret = "/home/secret/models/mine"
+    scores = made_up(1, layers=4, heads=4, model=secret, haystack="/home/secret/books", tokenizer={"file": "/home/secret/t.json"})
+    (cached, example) = cache_result()
+    pages = [
+        explorer(
+            [
+                (Path("/home/secret/h.json"), "heads", scores),
+                (Path("/home/secret/a.json"), "ablation", sweep() | {"model": secret}),
+            ]
+        ),
+        ranking_page.page(ranking() | {"model": secret}),
+        compression_page.page(cached | {"model": secret}, example),
+    ]
+    for page in pages:
+        assert "/home/secret" not in page
+        assert "mine" in page
