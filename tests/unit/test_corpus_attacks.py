@@ -463,3 +463,38 @@ def test_deep_json_and_lone_surrogates_are_rows_without_a_text(tmp_path):
     (tmp_path / "b.jsonl").write_text(json.dumps(deep))
     found = find_inputs([str(tmp_path / "b.jsonl")])
     check_columns(found, found.files, ScoreOptions(domain_column="d.d.text"))
+
+
+# ---- a full disk
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+from headwise.corpus.choose import choose
+from headwise.corpus.local_runner import score_files
+from headwise.heads.errors import HeadwiseError
+from headwise.testing.stub_scorer import StubScorer
+try:
+    score_files([sys.argv[1]], sys.argv[2], StubScorer) if sys.argv[3] == "score" else choose(sys.argv[2], copy=True)
+except HeadwiseError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("what", ["score", "choose"])
+def test_a_disk_without_room_is_one_line_and_the_same_call_goes_on(tmp_path, what):
+    given, out = tmp_path / "given", tmp_path / "out"
+    given.mkdir()
+    rng = np.random.default_rng(0)
+    (given / "a.jsonl").write_text("".join(json.dumps({"text": rng.bytes(60).hex()}) + "\n" for _ in range(3000)))
+    if what == "choose":
+        score_files([str(given)], str(out), StubScorer)
+    done = subprocess.run([sys.executable, "-c", FULL, str(given), str(out), what], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "could not" in done.stderr or "could not be written" in done.stderr
+    assert "large" in done.stderr
+    if what == "score":
+        assert score_files([str(given)], str(out), StubScorer).rows == 3000
+    choose(str(out), copy=True)
+    assert not [path for path in tree(out) if path.endswith(".tmp")]
