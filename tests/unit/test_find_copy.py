@@ -363,7 +363,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from headwise.heads import save_heads
-from headwise.runtime import RunDirectory
+from headwise.runtime.rundir import RunDirectory
 from headwise.methods.copy.run import CopyOptions, describe_run, find_copy_heads
 from headwise.testing import planted_task
 from tests.unit.test_find_copy import planted, task_for

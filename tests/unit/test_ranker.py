@@ -16,8 +16,8 @@ from headwise.models.model import Model, as_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import LAYOUTS, Passage, PassageComposer, RankingExample
 from headwise.prompts.ranking_data import read_ranking_examples
-from headwise.runtime.passage_table import measure_passages, scorable_heads
-from headwise.runtime.scoring import OFFICIAL, Scoring
+from headwise.runtime.passage_table import measure_passages
+from headwise.runtime.passages import OFFICIAL, Scoring, scorable_heads
 from headwise.runtime.windows import rank_in_windows, windows
 from headwise.stats.agreement import split_half_top_overlap
 from headwise.testing.planted import planted_copier

@@ -36,7 +36,7 @@ def query_heads(
     from headwise.prompts.passages import PassageComposer
     from headwise.prompts.ranking_data import needle_examples, read_ranking_examples
     from headwise.runtime.passage_table import measure_passages
-    from headwise.runtime.scoring import Scoring
+    from headwise.runtime.passages import Scoring
 
     rule, scoring = rule or "calibrated_mass", Scoring(span)
     if rule not in RULES:

@@ -18,8 +18,8 @@ DEPTHS = (0.25, 0.5, 0.75)
 def needle_traces(loaded: Model, scores: HeadScores, heads: HeadSet) -> list[dict[str, Any]]:
     """Traces of up to `WANTED` questions, as plain data; answered ones first, out of at most `TRIED`."""
     from headwise.prompts.grid import make_group, plan_groups
+    from headwise.runtime.answer import stop_ids
     from headwise.runtime.head_trace import trace_heads
-    from headwise.runtime.stops import stop_ids
     from headwise.stats.metrics import judged
 
     task, stop = _task(loaded, scores), stop_ids(loaded)

@@ -26,9 +26,8 @@ from headwise.prompts.encoder import PieceEncoder, newline_ids
 from headwise.prompts.frame import frame
 from headwise.prompts.prompt import Prompt, Span
 from headwise.prompts.ruler import RulerRow, string_match
-from headwise.runtime.greedy import decode_rows
+from headwise.runtime.answer import decode_rows, stop_ids
 from headwise.runtime.runner import token_tensor
-from headwise.runtime.stops import stop_ids
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
 PROTOCOLS = ("inside", "outside")

@@ -14,8 +14,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadSet
 from headwise.maths.passages import pool_passages
 from headwise.prompts.passages import Passage, PassageComposer
-from headwise.runtime.passages import PassageCache
-from headwise.runtime.scoring import Scoring
+from headwise.runtime.passages import PassageCache, Scoring
 
 Text = str | Passage
 Scores = NDArray[np.float64]

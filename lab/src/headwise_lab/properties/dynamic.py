@@ -15,9 +15,8 @@ from headwise.maths.copy import copy_hits
 from headwise.methods.copy.run import CopyOptions
 from headwise.models.model import Model
 from headwise.prompts.grid import make_group, plan_groups
+from headwise.runtime.answer import stop_ids, traced_answer
 from headwise.runtime.runner import leaves
-from headwise.runtime.stops import stop_ids
-from headwise.runtime.traced import traced_answer
 from headwise.stats.metrics import unigram_recall
 from headwise_lab.properties.detection import Evidence, needle_task, needles_of
 from headwise_lab.properties.paper import DISTRIBUTIONS, RETRIEVAL

@@ -17,9 +17,9 @@ from headwise.methods.cafe.stages import CafeAnswer, Coarse, Fine, needed_heads,
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import PassageComposer, PassageLayout
+from headwise.runtime.answer import stop_ids
 from headwise.runtime.passage_index import PassageIndex, Text
-from headwise.runtime.scoring import Scoring
-from headwise.runtime.stops import stop_ids
+from headwise.runtime.passages import Scoring
 
 __all__ = ["CafeAnswer", "Coarse", "CoarseToFine", "Fine"]
 

@@ -22,11 +22,10 @@ from headwise.methods.compresskv.formula import matching_steps, semantic_lift, s
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.prompts.grid import Group, Task, describe_task, plan_groups
-from headwise.runtime.group_runs import all_info, joined, run_groups, tell_solved
+from headwise.runtime.answer import stop_ids, traced_answer
+from headwise.runtime.needle_runs import all_info, joined, run_groups, tell_solved
 from headwise.runtime.rundir import Cell, RunDirectory
 from headwise.runtime.runner import leaves
-from headwise.runtime.stops import stop_ids
-from headwise.runtime.traced import traced_answer
 from headwise.stats.metrics import judged
 
 SCORE_VERSION = 1

@@ -16,8 +16,7 @@ from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import PassageComposer, PassageLayout
 from headwise.runtime.passage_index import PassageIndex, Scores, Text, as_passage, ranked
-from headwise.runtime.passage_table import scorable_heads
-from headwise.runtime.scoring import OFFICIAL, Scoring
+from headwise.runtime.passages import OFFICIAL, Scoring, scorable_heads
 from headwise.runtime.windows import OVERFLOW, rank_in_windows
 
 ORDERS = ("given", "reversed")
