@@ -40,7 +40,7 @@ SMALLER = {
 
 # The same for Python: text of a page -> what is run in its place.
 REPLACED = {
-    "GateOptions(steps=400,": "GateOptions(steps=2, least_right=0.0,",
+    "Gates(steps=400,": "Gates(steps=2, min_right=0.0,",
     "lengths=(500, 1200), keys=5, words=8), count=50": "lengths=(260, 400), keys=2, words=2), count=2",
     "max_new_tokens=64": "max_new_tokens=4",
 }

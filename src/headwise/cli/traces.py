@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headwise.cli import options as o
-
 if TYPE_CHECKING:
     from headwise.heads import HeadScores, HeadSet
     from headwise.models.model import Model
@@ -43,10 +41,11 @@ def _task(loaded: Model, scores: HeadScores) -> Task:
     from headwise.heads.errors import PromptError
     from headwise.prompts.grid import default_lengths
     from headwise.prompts.needles import Needle
+    from headwise.runtime.needle_runs import needle_task
 
     known = scores.provenance
     lengths = (known.get("grid") or {}).get("lengths") or default_lengths(loaded.positions)
-    task = o.make_task(
+    task = needle_task(
         loaded, split="detect", lengths=(min(lengths),), depths=DEPTHS, windows=1, needles=None, haystack=None,
         template=known.get("template"), chat=bool(known.get("chat")), seed=0,
     )  # fmt: skip

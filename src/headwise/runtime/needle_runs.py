@@ -122,12 +122,17 @@ def needle_task(
         split: Which bundled needles to use if none are given: `detect` or `test`.
         lengths: Context lengths in tokens; None takes three that fit.
         depths: Fractions in [0, 1].
-        windows, needles, haystack, template, chat, seed: See `NeedleQuestions`.
+        windows: See `NeedleQuestions`, as for all that follow.
+        needles: A file, `Needle`s, or None.
+        haystack: A folder, texts, or None.
+        template: Prompt with fields, or None.
+        chat: Whether to use the chat template.
+        seed: Of the haystack windows and of the order of the runs.
     """
     from headwise.prompts.compose import NeedleComposer
     from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.grid import GridOptions, Task, default_lengths
-    from headwise.prompts.haystack import Haystack, bundled_texts, read_texts
+    from headwise.prompts.haystack import Haystack
     from headwise.prompts.needles import bundled_needles, read_needles
 
     if needles is None:
@@ -137,11 +142,16 @@ def needle_task(
     encoder = PieceEncoder(model.tokenizer)
     composer = NeedleComposer(encoder, template, chat)
     grid = GridOptions(lengths or default_lengths(model.positions), depths, windows, PROMPT_PART, seed)
+    return Task(chosen, Haystack(haystack_texts(haystack), encoder), composer, grid)
+
+
+def haystack_texts(haystack: str | Path | Sequence[str] | None) -> Sequence[str]:
+    """Texts of a folder, the texts themselves, or the three bundled books (None)."""
+    from headwise.prompts.haystack import bundled_texts, read_texts
+
     if haystack is None:
-        texts: Sequence[str] = bundled_texts()
-    else:
-        texts = read_texts(haystack) if isinstance(haystack, str | Path) else haystack
-    return Task(chosen, Haystack(texts, encoder), composer, grid)
+        return bundled_texts()
+    return read_texts(haystack) if isinstance(haystack, str | Path) else haystack
 
 
 def run_groups(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from headwise.heads.errors import HeadwiseError
 
 T = TypeVar("T")
+COPY_RULES = ("set", "multiset")  # how copied tokens are counted, see `headwise.maths.copy.copy_score`
 
 
 def option(default: T, text: str, shown: str | None = None) -> T:
