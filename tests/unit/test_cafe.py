@@ -435,7 +435,7 @@ def test_a_whole_answer_says_what_was_done(model):
     unsteered = run(model, delta=0.0).answer(QUERY, PASSAGES, 4)
     assert not unsteered.steered
     assert unsteered.ids == run(model, steer=False).answer(QUERY, PASSAGES, 4).ids
-    careful = run(model, least_margin=1.1).answer(QUERY, PASSAGES, 4)
+    careful = run(model, min_margin=1.1).answer(QUERY, PASSAGES, 4)
     assert not careful.steered
     assert careful.candidates == result.candidates
     assert careful.ids == unsteered.ids

@@ -385,7 +385,7 @@ ROOT = Path(__file__).parents[2]
 
 def start(folder, slow):
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(slow)], env=environment, cwd=ROOT)
 
 

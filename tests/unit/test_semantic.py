@@ -172,7 +172,7 @@ def test_an_answer_that_goes_its_own_way_is_scored_step_by_step(model, task):
     first, second, third = needle.answer.split()
     broken = Needle(f"{needle.answer_prefix} {first} {second}. so {third}.", needle.question, f"{first} {second}. so {third}")
     partly = replace(task, needles=(replace(broken, answer_prefix=needle.answer_prefix),))
-    found = semantic_scores(model, partly, replace(FEW, gate=0.4))
+    found = semantic_scores(model, partly, replace(FEW, min_recall=0.4))
     prompts = [p for spec in plan_groups(partly, None) for p in make_group(spec, partly, None).prompts]
     answers = answers_of(model, found)
     assert all(answer != prompt.gold for prompt, answer in zip(prompts, answers, strict=True))

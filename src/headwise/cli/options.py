@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import difflib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import typer
 from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
+    from headwise.heads.types import HeadSet
     from headwise.models.model import Model
 
 ModelName = Annotated[
@@ -136,17 +138,32 @@ def _hint(kind: type, field: dataclasses.Field[Any]) -> Any:
     return eval(field.type, {"__builtins__": {}}, _Names(vars(sys.modules[home.__module__])))
 
 
-def output_path(output: Path | None, model: str | None, kind: str, overwrite: bool) -> Path:
+def output_path(output: Path | None, model: str | None, kind: str, overwrite: bool, end: str = ".json") -> Path:
     """Where to write; an existing file is refused before any work is done."""
     from headwise.models.registry import DEFAULT
 
     name = DEFAULT if model is None else Path(model).name or "model"
-    path = output or Path("headwise-out") / f"{name}.{kind}.json"
+    path = output or Path("headwise-out") / f"{name}.{kind}{end}"
     if path.is_dir():
         raise HeadwiseError(f"{path} is a folder; give a file name with --output")
     if path.exists() and not overwrite:
         raise HeadwiseError(f"{path} exists; give another --output or --overwrite (results are never merged)")
     return path
+
+
+def read_heads(file: Path | None, top: int) -> HeadSet | None:
+    """The strongest heads of a head file; None for no file. A missing file is answered with those that lie near."""
+    from headwise.heads.headfile import load_heads
+
+    if file is None:
+        return None
+    if not file.exists():
+        folders = dict.fromkeys((file.parent, Path("headwise-out")))
+        known = {path.name: str(path) for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))}
+        near = [known[name] for name in difflib.get_close_matches(file.name, known, cutoff=0.5)]
+        hint = f"did you mean {' or '.join(near)}?" if near else "make one with headwise detect"
+        raise HeadwiseError(f"no such head file: {file}; {hint}")
+    return load_heads(file).top(top)
 
 
 def print_json(data: Any) -> None:
