@@ -15,22 +15,34 @@ if TYPE_CHECKING:
     from headwise.heads.errors import HeadwiseError
     from headwise.heads.headfile import load_heads, save_heads
     from headwise.heads.types import HeadId, HeadScores, HeadSet
+    from headwise.methods.compresskv.options import Semantic
+    from headwise.methods.copy.options import Copy
+    from headwise.methods.duo.options import Gates
+    from headwise.methods.influence.options import Proxy
+    from headwise.methods.query.options import Query
     from headwise.models.load import load
     from headwise.models.model import Model
     from headwise.prompts.prompt import Prompt, Span
+    from headwise.runtime.detector import find
 
 __version__ = "0.1.0"
 __all__ = [
+    "Copy",
+    "Gates",
     "HeadId",
     "HeadScores",
     "HeadSet",
     "HeadwiseError",
     "Model",
     "Prompt",
+    "Proxy",
+    "Query",
+    "Semantic",
     "Span",
     "__version__",
     "ablate",
     "compress",
+    "find",
     "head_means",
     "load",
     "load_heads",
@@ -40,6 +52,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "find": "headwise.runtime.detector",
+    "Semantic": "headwise.methods.compresskv.options",
+    "Query": "headwise.methods.query.options",
+    "Proxy": "headwise.methods.influence.options",
+    "Gates": "headwise.methods.duo.options",
+    "Copy": "headwise.methods.copy.options",
     "HeadId": "headwise.heads.types",
     "HeadScores": "headwise.heads.types",
     "HeadSet": "headwise.heads.types",

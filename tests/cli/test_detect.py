@@ -1,11 +1,12 @@
 """`headwise detect [NAME] MODEL`: commands made from the installed detectors, and what must not be given to them."""
 
+import importlib
 import json
 import subprocess
 import sys
-from importlib import metadata
 
 import pytest
+import typer.main
 
 import headwise as hw
 from headwise.cli import detect, options
@@ -37,7 +38,9 @@ def test_an_option_of_another_detector_cannot_be_given(headwise, arguments, opti
 
 
 def test_every_detector_has_its_own_options_and_the_common_ones():
-    commands = detect._Commands()
+    group = typer.main.get_command(detect.app)
+    commands = {name: group.get_command(None, name) for name in group.list_commands(None)}
+    assert group.get_command(None, "qwery") is None
     assert set(commands) == OURS
     assert next(iter(commands)) == "copy"
     names = {name: {option for p in commands[name].params for option in p.opts if option.startswith("--")} for name in commands}
@@ -128,7 +131,7 @@ def plugin(tmp_path_factory, monkeypatch):
     (meta / "entry_points.txt").write_text("[headwise.detectors]\nlast = lasthead:LastHead\nlost = no_such_package:Lost\n")
     monkeypatch.syspath_prepend(str(folder))
     registry.installed.cache_clear()
-    metadata.MetadataPathFinder.invalidate_caches()
+    importlib.invalidate_caches()
     yield folder
     registry.installed.cache_clear()
     sys.modules.pop("lasthead", None)

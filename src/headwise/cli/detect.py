@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,29 +29,23 @@ HELP = f"""Find retrieval heads by one of the scores below; a head file and a he
 Without a NAME: {DEFAULT}. A model folder that is called like a score is given as ./NAME."""
 
 
-class _Commands(Mapping[str, Any]):
-    """Name -> command of every installed detector; a class is imported when it is asked for."""
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(installed("detectors"), key=lambda name: (name != DEFAULT, name)))
-
-    def __len__(self) -> int:
-        return len(installed("detectors"))
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in installed("detectors"):
-            raise KeyError(name)
-        app = typer.Typer(add_completion=False)
-        app.command(name)(_command_of(name))
-        return typer.main.get_command(app)
-
-
 class DetectGroup(TyperGroup):
-    """The detectors as commands; what is no name of a detector is a model for the default one."""
+    """The detectors as commands, made when they are asked for; what is no name of a detector is a model for the default one."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.commands: Any = _Commands()
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the installed detectors, the default first."""
+        return sorted(installed("detectors"), key=lambda name: (name != DEFAULT, name))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a detector; None for another name."""
+        if cmd_name not in installed("detectors"):
+            return None
+        app = typer.Typer(add_completion=False)
+        try:
+            app.command(cmd_name)(_command_of(cmd_name))
+        except (HeadwiseError, MissingExtraError) as error:  # of another package: the others still work
+            app.command(cmd_name, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(_broken(error))
+        return typer.main.get_command(app)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default detector in front where none is named."""
@@ -84,11 +78,8 @@ def with_default(args: list[str]) -> list[str]:
 
 def _command_of(name: str) -> Callable[..., None]:
     """The function behind `headwise detect NAME`: its signature is made of the detector's fields."""
-    try:
-        kind = method_named("detectors", name)
-        fields = o.parameters_of(kind)
-    except (HeadwiseError, MissingExtraError) as error:  # of another package: the others still work
-        return _broken(error)
+    kind = method_named("detectors", name)
+    fields = o.parameters_of(kind)
 
     def command(**given: Any) -> None:
         common = {option: given.pop(option) for option in COMMON}
