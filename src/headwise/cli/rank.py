@@ -34,7 +34,7 @@ def rank(
     ] = None,
     evaluate: Annotated[Path | None, typer.Option(help="Judgements (BEIR or TREC form).", show_default="those of --beir")] = None,
     official: Annotated[bool, typer.Option("--official", help="The released QRHead procedure, step by step.")] = False,
-    span: Annotated[str, typer.Option(help="official (all rows from the instruction behind the passages on) or query (its words only).")] = "official",
+    span: Annotated[str, typer.Option(help="official (all rows from the instruction on) or query (its words only).")] = "official",
     normalize: Annotated[str, typer.Option(help="sum, mean or sqrt over a passage's tokens.")] = "sum",
     order: Annotated[str, typer.Option(help="given, or reversed (the first candidate next to the query; QRHead's choice for BEIR only).")] = "given",
     overflow: Annotated[str, typer.Option(help="More than fits: tournament, anchored or refuse.")] = "tournament",
