@@ -22,11 +22,10 @@ from headwise.heads import HeadScores, HeadwiseError, UnsupportedModelError
 from headwise.heads.headfile import load_result
 from headwise.models.model import Model
 from headwise.models.weights import silence_in_weights
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, group_specs, make_group
 from headwise.prompts.haystack import Haystack
-from headwise.prompts.needles import Needle
+from headwise.prompts.needles import Needle, NeedleComposer
 from headwise.runtime.answer import answer_variants, stop_ids
 from headwise.runtime.rundir import RunDirectory
 from headwise.runtime.runner import Leaf, prefill
@@ -105,9 +104,7 @@ def test_answers_of_batched_variants_equal_plain_generation(model, task, mode, s
             leaf = Leaf(0, prompt.ids, full_cache(model.hf))
             if scope == "answer":
                 prefill(model.hf, leaf.past, prompt.ids[:-1])
-            got = answer_variants(
-                model.hf, leaf, prompt.gold, sets, partial(ablate, model.hf, **rule), stop_ids(model), 6
-            )
+            got = answer_variants(model.hf, leaf, prompt.gold, sets, partial(ablate, model.hf, **rule), stop_ids(model), 6)
         for heads, found in zip(sets, got, strict=True):
             _, _, logprob, ids = one_at_a_time(model, prompt, answer, partial(ablate, model.hf, heads, **rule), 6)
             assert found.ids == ids
@@ -172,9 +169,7 @@ def test_a_hybrid_model_sweeps_in_both_scopes():
         result = ablation_sweep(model, HeadScores(values, "copy"), task, options(scope=scope, mode="uniform"))
         prompt, answer = prompts_of(task)[0]
         for row in (0, 1, 5):
-            enter = partial(
-                ablate, hf, result.variants[row].heads, mode="uniform", scope=scope, answer_from=len(prompt.ids) - 1
-            )
+            enter = partial(ablate, hf, result.variants[row].heads, mode="uniform", scope=scope, answer_from=len(prompt.ids) - 1)
             assert result.values["logprob"][row, 0] == pytest.approx(one_at_a_time(model, prompt, answer, enter, 6)[2], abs=1e-3)
     with pytest.raises(UnsupportedModelError, match=r"layer [02] of qwen3_next has no attention heads"):
         ablation_sweep(model, random_scores((4, 8)), task, options())

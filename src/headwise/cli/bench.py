@@ -82,16 +82,17 @@ def cache(
 
 
 def _tell(result: dict[str, Any], path: Path, html: Path | None, json: bool) -> None:
+    from headwise.cli.pictures import draw, picture_line
     from headwise.report.compression import NOTE, compression_tables, recall_figure
     from headwise.report.console import print_all
 
-    picture, rows = path.with_suffix(".png"), [_short(row) for row in result["rows"]]
-    recall_figure(result, picture)
+    picture = draw(partial(recall_figure, result), path.with_suffix(".png"))
+    rows = [_short(row) for row in result["rows"]]
     if json:
-        o.print_json({"result": str(path), "picture": str(picture), "page": None if html is None else str(html), "rows": rows})
+        o.print_json({"result": str(path), "picture": picture, "page": None if html is None else str(html), "rows": rows})
         return
     pages = [] if html is None else [f"page       {html}"]
-    print_all(*compression_tables(result), NOTE, f"result     {path}", f"picture    {picture}", *pages)
+    print_all(*compression_tables(result), NOTE, f"result     {path}", *picture_line(picture), *pages)
 
 
 def _contexts(
@@ -107,7 +108,9 @@ def _contexts(
         if unknown := [task.strip() for task in tasks if task.strip() not in known]:
             listed = ", ".join(known) or "none; pip install headwise-lab brings those of the micro-world"
             raise HeadwiseError(f"unknown task {unknown[0]!r}; known: {listed}")
-        return [c for task in tasks for length in lengths for c in known[task.strip()].load()(loaded, task.strip(), length, *drawn)]
+        return [
+            c for task in tasks for length in lengths for c in known[task.strip()].load()(loaded, task.strip(), length, *drawn)
+        ]
     from headwise.prompts.ruler import read_ruler
 
     return ruler_contexts(loaded, read_ruler(ruler)[: drawn[0]], chat)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,30 +147,17 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 def _tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:
+    from headwise.cli.pictures import draw, picture_line
     from headwise.heads.headfile import save_heads
+    from headwise.report.console import print_all
+    from headwise.report.figures import heat_map
+    from headwise.report.tables import head_table, summary_lines
 
-    picture, problem = _heat_map(scores, path.with_suffix(".heatmap.png"))
+    picture = draw(partial(heat_map, scores), path.with_suffix(".heatmap.png"))
     save_heads(scores, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     if json:
         from headwise.report.show import facts_of
 
-        o.print_json({"head_file": str(path), "heat_map": picture and str(picture), **facts_of(scores)})
-        return
-    from headwise.report.console import print_all
-    from headwise.report.tables import head_table, summary_lines
-
-    drawn = f"heat map   {picture}" if picture else f"heat map   none: {problem}"
-    print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", drawn)
-
-
-def _heat_map(scores: HeadScores, picture: Path) -> tuple[Path | None, str]:
-    """(the picture, or None; why there is none). Scores are never lost because they cannot be drawn."""
-    try:
-        from headwise.report.figures import heat_map
-
-        heat_map(scores, picture)
-    except MissingExtraError as error:
-        return None, str(error)
-    except ImportError as error:
-        return None, str(MissingExtraError(error.name or "matplotlib", "report"))
-    return picture, ""
+        o.print_json({"head_file": str(path), "heat_map": picture, **facts_of(scores)})
+    else:
+        print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", *picture_line(picture, "heat map"))

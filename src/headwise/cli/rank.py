@@ -57,7 +57,7 @@ def rank(
     """Rank passages for queries without generating; one pass reads all passages, each query is a short pass behind them."""
     path = o.output_path(output, model, "run", overwrite, ".trec")
     from headwise.heads.headfile import write_atomically
-    from headwise.methods.query.ranker import Ranker, is_empty, rank_collection
+    from headwise.methods.query.ranker import Ranker, rank_collection
     from headwise.prompts.collections import trec_lines
 
     texts, asked, judged = _collection(queries, passages, beir, evaluate)
@@ -77,7 +77,7 @@ def rank(
         from headwise.cli.rank_page import write_ranking
 
         write_ranking(html, ranker, texts, asked, run, chosen, judged)
-    empty = len({key for keys in chosen.values() for key in keys if is_empty(texts[key])})
+    empty = len({key for keys in chosen.values() for key in keys if texts[key].is_empty})
     _tell(run, chosen, judged, candidates, cut, empty, path, html, json)
 
 

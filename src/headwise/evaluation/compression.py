@@ -15,18 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached
+from headwise.attention.plan import attached
 from headwise.caches.kept_cache import KeptCache
 from headwise.caches.kept_layer import Compressor, Keep, View
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.maths.memory import cache_bytes, full_counts
 from headwise.models.model import Model
-from headwise.prompts.encoder import PieceEncoder, newline_ids
-from headwise.prompts.frame import frame
-from headwise.prompts.prompt import Prompt, Span
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Span
 from headwise.prompts.ruler import RulerRow, string_match
-from headwise.runtime.answer import decode_rows, stop_ids
+from headwise.runtime.answer import decode_rows
 from headwise.runtime.runner import token_tensor
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
@@ -137,13 +136,12 @@ def ruler_contexts(model: Model, rows: Sequence[RulerRow], chat: bool = False) -
     Raises `HeadwiseError` for a row that the model has no positions for.
     """
     encoder = PieceEncoder(model.tokenizer)
-    head, tail = frame(encoder, chat)
-    stop = stop_ids(model) - newline_ids(model.tokenizer)
+    builder = PromptBuilder(encoder, chat)
     found = []
     for row in rows:
-        rest = (*encoder.encode(row.question), *tail, *encoder.encode(row.answer_prefix))
+        rest = (*builder.closing([Piece(row.question)]).ids, *encoder.encode(row.answer_prefix))
         question = Question(rest, row.limit, lambda said, row=row: string_match(said, row), None)  # type: ignore[misc]  # bound now
-        context = Context(row.task, None, (*head, *encoder.encode(row.context)), (question,), stop)
+        context = Context(row.task, None, builder.opening([Piece(row.context)]).ids, (question,), model.stop_ids)
         most = model.positions
         if most is not None and longest(context) > most:
             raise HeadwiseError(
@@ -193,10 +191,8 @@ class _Reading:
             return cache, cache.prefill(self._ids, chunk=CHUNK if compressor.prefill == "chunked" else None)
         others = self._full.fork().layers
         for i, view in self._views.items():
-            keys, values = (view.keys,), (view.values,)
-            call = Call(i, view.query, keys, values, None, view.scaling, view.softcap, view.sinks, view.query.new_empty(0))
             cache.layers[i].update(view.keys, view.values)
-            cache.kept_layers[i].cut(compressor, call, cache.model)
+            cache.kept_layers[i].keep(compressor, view)
         for i in cache.skipped:
             cache.layers[i] = others[i]
         return cache, self._logits
