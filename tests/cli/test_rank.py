@@ -135,3 +135,24 @@ def test_wrong_query_data_is_refused(planted, headwise, files):
     for data, part in (("bad.jsonl", "none of 1 queries has both"), ("p.jsonl", "expected")):
         check_refused(headwise("detect", "query", planted.model, "--data", files / data), part)
     check_refused(headwise("detect", "query", planted.model, "--rule", "set"), "unknown rule 'set'")
+
+
+def test_empty_passages_come_last_and_identical_ids_are_ignored_as_beir_does(planted, headwise, tmp_path):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    rows = [{"_id": "d1", "title": "", "text": ""}, {"_id": "q1", "text": "the secret of alder."}, {"_id": "d3", "text": "the river of stone."}]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q1", "text": "what is the secret of alder?"}))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td3\t1\n")
+    done = headwise("rank", planted.model, "--beir", folder, "-o", "r.trec", "--json")
+    assert done.code == 0, done.err
+    assert [line.split()[2] for line in (tmp_path / "r.trec").read_text().splitlines()] == ["d3", "d1"]
+    assert json.loads(done.out)["empty"] == 1
+
+
+def test_a_missing_head_file_is_answered_with_those_that_lie_near(planted, headwise, heads, tmp_path):
+    for name in ("q.jsonl", "p.jsonl"):
+        (tmp_path / name).write_text('{"id": "a", "text": "the secret of alder"}\n')
+    asked = ["rank", planted.model, "--queries", "q.jsonl", "--passages", "p.jsonl", "--heads"]
+    check_refused(headwise(*asked, heads.with_name("plantd.json")), "no such head file", "did you mean", heads.name)
+    check_refused(headwise(*asked, "nowhere/x.tsv"), "no such head file: nowhere/x.tsv; make one with headwise detect")

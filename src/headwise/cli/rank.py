@@ -61,10 +61,7 @@ def rank(
     from headwise.prompts.collections import trec_lines
 
     texts, asked, judged = _collection(queries, passages, beir, evaluate)
-    chosen = _candidates(candidates, texts, asked, judged)
-    if beir is not None:  # in some collections a query is a passage, too (ArguAna), which BEIR ignores
-        others = {query: {p: score for p, score in scores.items() if p != query} for query, scores in chosen.items()}
-        chosen = {query: scores for query, scores in others.items() if scores}
+    chosen = _without_identical(_candidates(candidates, texts, asked, judged), beir)
     texts, cut = _shortened(texts, chosen, max_words)
     some = o.read_heads(heads, top)
     loaded = o.load(model, device, dtype, revision, name)
@@ -121,6 +118,15 @@ def _candidates(
     else:
         raise HeadwiseError(f"unknown --candidates {which!r}; use all, judged, bm25:100 or the path of a TREC run")
     return {query: scores for query, scores in found.items() if scores}
+
+
+def _without_identical(candidates: Candidates, beir: Path | None) -> Candidates:
+    """In some collections in BEIR layout a query is a passage, too (ArguAna), which BEIR ignores. Other ids may agree by chance."""
+    if beir is None:
+        return candidates
+    from headwise.stats.ranking import without_identical
+
+    return {query: scores for query, scores in without_identical(candidates).items() if scores}
 
 
 def _shortened(passages: dict[str, Passage], candidates: Candidates, most: int | None) -> tuple[dict[str, Passage], int]:
