@@ -1,4 +1,4 @@
-"""`headwise detect --score query` and `headwise rank`, on files as users bring them."""
+"""`headwise detect query` and `headwise rank`, on files as users bring them."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def files(tmp_path):
 @pytest.fixture
 def query_file(planted, headwise, files, tmp_path):
     path = tmp_path / "query.json"
-    done = headwise("detect", planted.model, "--score", "query", "--data", files / "labelled.jsonl", "-o", path, "--json")
+    done = headwise("detect", "query", planted.model, "--data", files / "labelled.jsonl", "-o", path, "--json")
     assert done.code == 0, done.err
     return path
 
@@ -57,7 +57,7 @@ def test_query_heads_are_found_and_rank(planted, headwise, files, query_file, tm
 @pytest.mark.parametrize("rule", ["mass", "ndcg", "mrr", "contrastive"])
 def test_every_rule_runs_and_is_named(planted, headwise, files, rule, tmp_path):
     done = headwise(
-        "detect", planted.model, "--score", "query", "--rule", rule, "--data", files / "labelled.jsonl", "-o", f"{rule}.json"
+        "detect", "query", planted.model, "--rule", rule, "--data", files / "labelled.jsonl", "-o", f"{rule}.json"
     )
     assert done.code == 0, done.err
     assert load_heads(tmp_path / f"{rule}.json").provenance["rule"] == rule
@@ -111,7 +111,7 @@ def test_beir_official_windows_and_cut_passages(planted, headwise, files, tmp_pa
         (["--queries", "Q", "--passages", "P", "--candidates", "bm25:0"], ["at least 1"]),
         (["--queries", "Q", "--passages", "P", "--max-words", "0"], ["--max-words must be at least 1"]),
         (["--queries", "Q", "--passages", "P", "--span", "all"], ["unknown span 'all'"]),
-        (["--queries", "Q", "--passages", "P", "--layout", "fancy"], ["unknown passage layout 'fancy'"]),
+        (["--queries", "Q", "--passages", "P", "--wording", "fancy"], ["unknown passage layout 'fancy'"]),
         (["--queries", "Q", "--passages", "P", "--chat"], ["no chat template"]),
         (["--queries", "Q", "--passages", "P", "--heads", "none.json"], ["no such head file"]),
     ],
@@ -133,5 +133,26 @@ def test_a_result_is_not_overwritten_and_a_missing_extra_is_named(planted, headw
 def test_wrong_query_data_is_refused(planted, headwise, files):
     (files / "bad.jsonl").write_text('{"query": "a", "passages": ["x", "y"], "gold": []}')
     for data, part in (("bad.jsonl", "none of 1 queries has both"), ("p.jsonl", "expected")):
-        check_refused(headwise("detect", planted.model, "--score", "query", "--data", files / data), part)
-    check_refused(headwise("detect", planted.model, "--score", "query", "--rule", "set"), "unknown rule 'set'")
+        check_refused(headwise("detect", "query", planted.model, "--data", files / data), part)
+    check_refused(headwise("detect", "query", planted.model, "--rule", "set"), "unknown rule 'set'")
+
+
+def test_empty_passages_come_last_and_identical_ids_are_ignored_as_beir_does(planted, headwise, tmp_path):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    rows = [{"_id": "d1", "title": "", "text": ""}, {"_id": "q1", "text": "the secret of alder."}, {"_id": "d3", "text": "the river of stone."}]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q1", "text": "what is the secret of alder?"}))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td3\t1\n")
+    done = headwise("rank", planted.model, "--beir", folder, "-o", "r.trec", "--json")
+    assert done.code == 0, done.err
+    assert [line.split()[2] for line in (tmp_path / "r.trec").read_text().splitlines()] == ["d3", "d1"]
+    assert json.loads(done.out)["empty"] == 1
+
+
+def test_a_missing_head_file_is_answered_with_those_that_lie_near(planted, headwise, heads, tmp_path):
+    for name in ("q.jsonl", "p.jsonl"):
+        (tmp_path / name).write_text('{"id": "a", "text": "the secret of alder"}\n')
+    asked = ["rank", planted.model, "--queries", "q.jsonl", "--passages", "p.jsonl", "--heads"]
+    check_refused(headwise(*asked, heads.with_name("plantd.json")), "no such head file", "did you mean", heads.name)
+    check_refused(headwise(*asked, "nowhere/x.tsv"), "no such head file: nowhere/x.tsv; make one with headwise detect")
