@@ -322,7 +322,7 @@ def precision(lab: Lab) -> Result:
     decided: dict[str, list[float]] = {}
     for seed in range(lab.seeds):
         scores = gates(lab, "teacher", seed)
-        raw, averaged = per_kv(lab, scores.values), np.array(scores.provenance["mean_gates"])
+        raw, averaged = per_kv(lab, scores.values), scores.tables["mean_gates"]
         orders = {
             "unclamped gate": raw,
             "gate averaged over training": averaged,

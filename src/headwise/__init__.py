@@ -15,19 +15,37 @@ if TYPE_CHECKING:
     from headwise.heads.errors import HeadwiseError
     from headwise.heads.headfile import load_heads, save_heads
     from headwise.heads.types import HeadId, HeadScores, HeadSet
+    from headwise.methods.adakv.press import AdaKV
+    from headwise.methods.compresskv.press import CompressKV
+    from headwise.methods.duo.duoattention import DuoAttention
+    from headwise.methods.duo.zigzagattention import ZigzagAttention
+    from headwise.methods.headkv.press import HeadKV
+    from headwise.methods.pyramidkv.press import PyramidKV
+    from headwise.methods.query.ranker import Ranker
+    from headwise.methods.snapkv.press import SnapKV
+    from headwise.methods.streamingllm.press import StreamingLLM
     from headwise.models.load import load
     from headwise.models.model import Model
     from headwise.prompts.prompt import Prompt, Span
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdaKV",
+    "CompressKV",
+    "DuoAttention",
     "HeadId",
+    "HeadKV",
     "HeadScores",
     "HeadSet",
     "HeadwiseError",
     "Model",
     "Prompt",
+    "PyramidKV",
+    "Ranker",
+    "SnapKV",
     "Span",
+    "StreamingLLM",
+    "ZigzagAttention",
     "__version__",
     "ablate",
     "compress",
@@ -40,18 +58,27 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdaKV": "headwise.methods.adakv.press",
+    "CompressKV": "headwise.methods.compresskv.press",
+    "DuoAttention": "headwise.methods.duo.duoattention",
     "HeadId": "headwise.heads.types",
+    "HeadKV": "headwise.methods.headkv.press",
     "HeadScores": "headwise.heads.types",
     "HeadSet": "headwise.heads.types",
     "HeadwiseError": "headwise.heads.errors",
     "Model": "headwise.models.model",
     "Prompt": "headwise.prompts.prompt",
+    "PyramidKV": "headwise.methods.pyramidkv.press",
+    "Ranker": "headwise.methods.query.ranker",
+    "SnapKV": "headwise.methods.snapkv.press",
     "Span": "headwise.prompts.prompt",
+    "StreamingLLM": "headwise.methods.streamingllm.press",
+    "ZigzagAttention": "headwise.methods.duo.zigzagattention",
     "ablate": "headwise.attention.ablate",
     "compress": "headwise.caches.kept_cache",
     "head_means": "headwise.attention.means",
-    "load_heads": "headwise.heads.headfile",
     "load": "headwise.models.load",
+    "load_heads": "headwise.heads.headfile",
     "observe": "headwise.attention.observe",
     "save_heads": "headwise.heads.headfile",
     "steer": "headwise.attention.steer",

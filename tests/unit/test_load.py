@@ -295,7 +295,7 @@ def test_results_carry_the_name_and_never_the_path(folder, monkeypatch):
 
 @pytest.mark.parametrize("thing", ["lab-6m", 3, None, torch.nn.Linear(2, 2)])
 def test_what_is_no_model_is_refused_in_one_line(thing):
-    with pytest.raises(HeadwiseError, match="a headwise.Model or a model of transformers is needed; got"):
+    with pytest.raises(HeadwiseError, match=r"a headwise\.Model or a model of transformers is needed; got"):
         as_model(thing)
 
 

@@ -14,7 +14,7 @@ from headwise.attention.answer import AnswerRows
 from headwise.attention.plan import Call, Pass, attached
 from headwise.attention.provider import KeyProvider
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadSet
+from headwise.heads.types import Heads, HeadSet
 
 MODES = ("zero", "uniform", "mean")
 SCOPES = ("all", "answer")
@@ -87,7 +87,7 @@ def _on(tensors: dict[torch.device, Tensor], device: torch.device) -> Tensor:
 @contextmanager
 def ablate(
     model: Any,
-    heads: HeadSet | Sequence[HeadSet],
+    heads: Heads | Sequence[HeadSet],
     mode: str = "zero",
     scope: str = "all",
     answer_from: int | None = None,
@@ -97,7 +97,8 @@ def ablate(
 
     Args:
         model: A `Model`, or a transformers model.
-        heads: One set, or one per batch row (every pass inside the block must then have that many rows; a set may be empty).
+        heads: One set (whatever `HeadSet.of` takes: `[(5, 6)]` will do), or one `HeadSet` per batch row (every pass inside the block must then
+            have that many rows; a set may be empty).
         mode: `zero` (output 0), `uniform` (query 0: the mean of the visible values), `mean` (output `means`).
         scope: `all` rows, or `answer`: each row's last real prompt token and everything behind it, whatever cache and padding.
         answer_from: Position of the last prompt token, padding counted, where the passes do not tell (see `AnswerRows`).
@@ -106,10 +107,10 @@ def ablate(
     Raises:
         HeadwiseError: Heads of another model, options that do not go together; and in a pass whose answer rows are not known.
     """
-    sets = [heads] if isinstance(heads, HeadSet) else list(heads)
+    per_row = isinstance(heads, list | tuple) and bool(heads) and all(isinstance(chosen, HeadSet) for chosen in heads)
+    given: Any = heads if per_row else [heads]
     with attached(model) as plan:
-        for chosen in sets:
-            plan.model.check(chosen)
+        sets = [plan.model.check(chosen) for chosen in given]
         mask = torch.from_numpy(np.stack([chosen.mask() for chosen in sets]))
         with plan.running(Ablation(mask, mode, scope, answer_from, means)):
             yield

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headwise.attention.plan import Call, attached
-from headwise.heads.types import HeadSet
+from headwise.heads.types import Heads
 from headwise.maths.columns import attention_columns
 
 Reduce = Callable[[Tensor], Tensor]
@@ -54,7 +54,7 @@ class ColumnSums:
 
 @contextmanager
 def column_sums(
-    model: Any, heads: HeadSet | None, stop: int, weights: Tensor, reduce: Reduce = lambda x: x
+    model: Any, heads: Heads | None, stop: int, weights: Tensor, reduce: Reduce = lambda x: x
 ) -> Iterator[ColumnSums]:
     """Inside the block every pass leaves weighted sums of the attention from its last rows to the positions before `stop`.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from headwise.attention.plan import Call, attached
 from headwise.attention.provider import KeyPart, Whole
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadSet
+from headwise.heads.types import Heads
 from headwise.maths.attend import attend
 from headwise.models.model import as_model
 
@@ -88,7 +88,7 @@ class Steering:
 @contextmanager
 def steer(
     model: Any,
-    heads: HeadSet | None,
+    heads: Heads | None,
     spans: Sequence[tuple[int, int]],
     bias: float,
     rows: str = "all",
@@ -192,4 +192,4 @@ def _additive(call: Call, part: KeyPart, place: slice, groups: slice, bias: Tens
     else:
         seen = part.mask[:, :, place] if part.mask.shape[1] == 1 else part.mask[:, groups, place]
     lowest = max(torch.finfo(call.query.dtype).min, torch.finfo(bias.dtype).min)
-    return bias.expand(torch.broadcast_shapes(bias.shape, seen.shape)).masked_fill(~seen, lowest)
+    return bias.expand(torch.broadcast_shapes(bias.shape, seen.shape)).masked_fill(~seen, lowest)  # type: ignore[no-untyped-call]

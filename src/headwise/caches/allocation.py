@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadScores
+from headwise.heads.types import HeadScores, HeadSet
 from headwise.maths.budgets import adaptive_counts, error_shares, fitted, head_shares, pyramid
 from headwise.models.model import Model
 
@@ -118,11 +118,7 @@ class ByHead:
         return flat[at : at + model.heads.kv_heads]
 
     def _shares(self, model: Model, budget: int) -> Sequence[Sequence[float]]:
-        if self.scores.shape != model.heads.shape:
-            raise HeadwiseError(
-                f"head scores of {self.scores.shape[0]} x {self.scores.shape[1]} heads for {model.name} "
-                f"with {model.heads.shape[0]} x {model.heads.shape[1]}"
-            )
+        HeadSet((), self.scores.shape).check_fits(model.heads.shape, model.name, "these head scores")
         values = np.nan_to_num(self.scores.values[model.heads.full_layers])
         return head_shares(values.reshape(len(values), model.heads.kv_heads, -1).mean(axis=2).tolist(), budget, self.beta)
 

@@ -14,6 +14,7 @@ from headwise.cli import ablate, bench, convert, demo, detect, doctor, export, g
 from headwise.cli.remote_code import Root
 from headwise.heads.errors import HeadwiseError, MissingExtraError
 from headwise.heads.progress import can_continue
+from headwise.heads.text import one_line
 
 NEXT = "Start with: headwise demo (about two minutes, nothing is downloaded). What is installed: headwise doctor"
 STOPPED, TERMINATED = 130, 143  # by Ctrl-C, by SIGTERM
@@ -78,5 +79,5 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    sys.stderr.write("headwise: error: " + " ".join(message.split()) + "\n")
+    sys.stderr.write("headwise: error: " + one_line(message) + "\n")
     sys.exit(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from headwise.heads import HeadSet, HeadwiseError
 from headwise.heads.headfile import write_json
+from headwise.heads.types import Heads
 from headwise.models.adapters import adapted_parts, merged
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
@@ -22,7 +23,7 @@ NOTE = "headwise_ablation.json"
 SPARE = 32 << 20  # bytes beside the weights: tokenizer, configuration
 
 
-def export_ablated(model: Model, heads: HeadSet | Iterable[tuple[int, int]], mode: str, folder: Path | str) -> None:
+def export_ablated(model: Model, heads: Heads, mode: str, folder: Path | str) -> None:
     """Write weights, tokenizer and `headwise_ablation.json` to `folder`; the loaded model is the same afterwards, bit for bit.
 
     The heads are silenced in the loaded model's own weights, which are put back at the end: no second copy of the model is held. An adapter
@@ -41,7 +42,7 @@ def export_ablated(model: Model, heads: HeadSet | Iterable[tuple[int, int]], mod
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HeadwiseError(f"{folder} exists and is not an empty folder; give a new one")
-    chosen = heads if isinstance(heads, HeadSet) else HeadSet.of(heads, model.heads.shape, "given one by one")
+    chosen = model.check(heads)
     if not len(chosen):
         raise HeadwiseError("no head to silence; choose at least one")
     source = describe_model(model)

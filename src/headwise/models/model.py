@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from headwise.heads import HeadSet, HeadwiseError, UnsupportedModelError
+from headwise.heads.text import shorten
+from headwise.heads.types import Heads
 from headwise.models.adapters import without_adapter
 from headwise.models.families import Family, family_of
+from headwise.models.forward import cache_argument
 from headwise.models.readout import Readout
 
 
@@ -161,19 +166,59 @@ class Model:
 
         return model_digest(self.hf, self.tokenizer)
 
-    def by_layer(self, heads: HeadSet | None) -> dict[int, list[int]]:
+    def by_layer(self, heads: Heads | None) -> dict[int, list[int]]:
         """Layer -> its chosen heads in ascending order (None: all heads of all attention layers). Raises like `check`."""
         if heads is None:
             return {layer: list(range(self.heads.shape[1])) for layer in self.modules}
-        self.check(heads)
-        return {layer: sorted(h.head for h in heads if h.layer == layer) for layer in {h.layer for h in heads}}
+        chosen = self.check(heads)
+        return {layer: sorted(h.head for h in chosen if h.layer == layer) for layer in {h.layer for h in chosen}}
 
-    def check(self, heads: HeadSet) -> None:
-        """Raise unless `heads` belong to a model of this shape and lie in attention layers."""
-        heads.check_fits(self.heads.shape, self.name)
-        missing = sorted({head.layer for head in heads} - set(self.modules))
+    def check(self, heads: Heads) -> HeadSet:
+        """Heads of this model from whatever `HeadSet.of` takes.
+
+        Raises:
+            HeadwiseError: They are no heads, or belong to a model of another shape.
+            UnsupportedModelError: One lies in a layer without attention heads.
+        """
+        chosen = HeadSet.of(heads, self.heads.shape, "given one by one", self.name)
+        missing = sorted({head.layer for head in chosen} - set(self.modules))
         if missing:
             raise UnsupportedModelError(f"layer {missing[0]} of {self.name} has no attention heads (a linear-attention layer)")
+        return chosen
+
+    def generate(self, text: str, max_new_tokens: int = 64, cache: Any = None) -> str:
+        """The model's greedy continuation of a text, as the tokenizer encodes it (no chat template).
+
+        Args:
+            text: The prompt.
+            max_new_tokens: At most so many tokens; an end-of-text token ends it earlier.
+            cache: The empty cache of an open `compress` block, to answer from a compressed text.
+
+        Returns:
+            The new text only, without special tokens.
+
+        Raises:
+            HeadwiseError: No tokenizer, an empty prompt, one that does not fit, or `max_new_tokens` below 1.
+        """
+        need_tokenizer(self, "generating text")
+        if not isinstance(text, str) or not text:
+            raise HeadwiseError(f"the prompt must be a text that is not empty; got {shorten(repr(text))}")
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise HeadwiseError(f"max_new_tokens must be at least 1; got {shorten(repr(max_new_tokens))}")
+        ids = torch.tensor([self.tokenizer.encode(text)], device=self.hf.device)
+        room = max_new_tokens if self.positions is None else self.positions - ids.shape[1]
+        if room < 1:
+            raise HeadwiseError(f"the prompt has {ids.shape[1]} tokens, but {self.name} has {self.positions} positions; shorten it")
+        kind: Any = type(self.hf)
+        given = {} if cache is None else {cache_argument(kind): cache}
+        with torch.no_grad():
+            said = self.hf.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=_greedy(self.hf.generation_config, min(max_new_tokens, room)),
+                **given,
+            )
+        return str(self.tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True))
 
     def _number(self, name: str) -> float | None:
         """The configuration's value of a declared field; None where the family has no such field, or it is not set."""
@@ -215,8 +260,28 @@ def transformers_model(model: Any) -> Any:
         return model.hf
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         hint = f"; headwise.load({model[:60]!r}) loads one" if isinstance(model, str) else ""
-        raise HeadwiseError(f"a headwise.Model or a model of transformers is needed; got {type(model).__name__}{hint}")
+        raise HeadwiseError(f"a headwise.Model or a model of transformers is needed; got {shorten(repr(model))}{hint}")
     return without_adapter(model)
+
+
+def need_tokenizer(model: Any, purpose: str) -> Model:
+    """The `Model`, which must have a tokenizer.
+
+    Raises:
+        HeadwiseError: A plain transformers model, a `Model` without a tokenizer, or no model at all.
+    """
+    found = as_model(model)
+    if found.tokenizer is None:
+        raise HeadwiseError(f"{purpose} needs a tokenizer; give headwise.load(NAME), or headwise.Model(model, tokenizer)")
+    return found
+
+
+def _greedy(config: Any, limit: int) -> Any:
+    """The model's own settings of `generate`, but greedy and for `limit` new tokens, without those that only sampling reads (they raise warnings)."""
+    found = copy.copy(config)
+    found.do_sample, found.num_beams, found.max_new_tokens, found.max_length = False, 1, limit, None
+    found.temperature = found.top_p = found.top_k = None
+    return found
 
 
 def use_the_cap(hf: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadId, HeadSet
+from headwise.heads.types import HeadId, Heads
 from headwise.models.adapters import adapted_parts
 from headwise.models.model import Model, as_model
 
@@ -21,7 +21,7 @@ WEIGHT_MODES = ("zero", "uniform")
 
 
 @torch.no_grad()
-def silence_in_weights(hf: nn.Module, heads: HeadSet, mode: Literal["zero", "uniform"] | str) -> None:
+def silence_in_weights(hf: nn.Module, heads: Heads, mode: Literal["zero", "uniform"] | str) -> None:
     """Overwrite the weights of `heads` so that the plain model behaves as the ablated one (scope `all`).
 
     Args:
@@ -35,9 +35,9 @@ def silence_in_weights(hf: nn.Module, heads: HeadSet, mode: Literal["zero", "uni
     if mode not in WEIGHT_MODES:
         raise HeadwiseError(f"only {' and '.join(WEIGHT_MODES)} can be written into weights; got {mode!r}")
     model = as_model(hf)
-    model.check(heads)
+    chosen = model.check(heads)
     _check_editable(model)
-    for head in heads:
+    for head in chosen:
         for part in _output_columns(model, head) if mode == "zero" else _query_rows(model, head):
             part.zero_()
 

@@ -20,7 +20,7 @@ from headwise.stats.agreement import gini, split_half_reliability
 
 Trace = Mapping[str, Any]
 LISTED = 12
-LONG = ("cells", "samples", "needles", "lift")  # of a provenance: shown elsewhere or far too long to read
+LONG = ("cells", "samples", "needles")  # of a provenance: shown elsewhere or far too long to read
 
 
 def write_explorer(results: Sequence[tuple[Path, str, Any]], path: Path, traces: Sequence[Trace] = ()) -> Path:

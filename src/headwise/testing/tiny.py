@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.plain import checked_seed
 from headwise.models.model import use_the_cap
 
 COMMON: dict[str, Any] = {
@@ -77,12 +78,24 @@ TINY_FAMILIES = tuple(CONFIGS)
 
 
 def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
-    """A random model of the family in evaluation mode, float32, with weights large enough that heads differ."""
+    """A random model of a family, with weights large enough that heads differ.
+
+    Args:
+        model_type: One of `TINY_FAMILIES`.
+        seed: Of the weights.
+        **overrides: Settings of the family's configuration class.
+
+    Returns:
+        A transformers model in evaluation mode, float32.
+
+    Raises:
+        HeadwiseError: No tiny configuration of this type, or a seed out of range.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if model_type not in CONFIGS:
         raise HeadwiseError(f"no tiny configuration for {model_type!r}; there are {', '.join(TINY_FAMILIES)}")
-    torch.manual_seed(seed)
+    torch.manual_seed(checked_seed(seed))
     config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **overrides})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     use_the_cap(model)

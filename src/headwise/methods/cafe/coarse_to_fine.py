@@ -10,7 +10,8 @@ import math
 from collections.abc import Collection, Sequence
 
 from headwise.attention.steer import check_steering
-from headwise.heads import HeadSet, HeadwiseError
+from headwise.heads import HeadwiseError
+from headwise.heads.types import Heads
 from headwise.methods.cafe.formula import DOC_POOL, ascending, margin, passage_shares, relevance, votes
 from headwise.methods.cafe.reader import Boost, PassageReader
 from headwise.methods.cafe.stages import CafeAnswer, Coarse, Fine, needed_heads, usable_heads
@@ -30,8 +31,8 @@ class CoarseToFine:
     def __init__(
         self,
         model: Model,
-        coarse_heads: HeadSet | None,
-        fine_heads: HeadSet | None = None,
+        coarse_heads: Heads | None,
+        fine_heads: Heads | None = None,
         *,
         m1: int = 4,
         m2: int = 2,

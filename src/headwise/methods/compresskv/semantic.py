@@ -67,7 +67,7 @@ def find_semantic_heads(
     """Semantic scores of all query heads: per run a sum over steps, from 0 to the number of steps that say a token of the answer.
 
     directory: finished groups are kept there and not run again. report(done, total, remark): progress in context tokens.
-    Returns scores with one row of per-run values per solved run; provenance["lift"] is the table of mean lifts (see `semantic_lift`; null
+    Returns scores with one row of per-run values per solved run; tables["lift"] holds the mean lifts (see `semantic_lift`; NaN
     where there is none) and provenance["cells"] lists every run. Raises `NoSuccessfulRunError` if the model solves no run, `PromptError` for
     prompts that cannot be made, and `HeadwiseError` for fewer solved runs than `least_runs`.
     """
@@ -130,6 +130,5 @@ def _collect(model: Model, task: Task, options: SemanticOptions, runs: Arrays, c
     counts = np.maximum((~np.isnan(lifts)).sum(axis=0), 1)
     lift = np.where(np.isnan(lifts).all(axis=0), np.nan, np.nansum(lifts, axis=0) / counts)
     provenance = describe_run(model, task, options) | {"runs": len(cells), "solved": int(solved.sum()), "cells": cells}
-    provenance["lift"] = [[None if np.isnan(value) else float(value) for value in row] for row in lift]
     info = tuple({k: c[k] for k in ("length", "depth", "needle", "window")} for c in cells if c["success"])
-    return HeadScores(scores.mean(axis=0), "semantic", SCORE_VERSION, scores.astype(np.float32), info, provenance)
+    return HeadScores(scores.mean(axis=0), "semantic", SCORE_VERSION, scores.astype(np.float32), info, provenance, {"lift": lift})

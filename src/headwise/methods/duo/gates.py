@@ -66,9 +66,9 @@ def find_gates(
 ) -> HeadScores:
     """Gates of all KV heads; every query head carries that of its KV head, and layers without full attention NaN.
 
-    texts: such as `vault_texts` makes. Values may lie slightly outside [0, 1] (the last step is not clamped). provenance holds the options, the
-    gates averaged over training (`mean_gates` [L, KV heads]) and the loss of every step. Raises `HeadwiseError` for a model without full attention,
-    texts that are shorter than three windows or do not fit, and a model that cannot predict the labels.
+    texts: such as `vault_texts` makes. Values may lie slightly outside [0, 1] (the last step is not clamped). provenance holds the options
+    and the loss of every step, tables["mean_gates"] [L, KV heads] the gates averaged over training. Raises `HeadwiseError` for a model without
+    full attention, texts that are shorter than three windows or do not fit, and a model that cannot predict the labels.
     """
     options = options or GateOptions()
     hf, model, full = model.hf, model, model.heads.full_layers
@@ -100,10 +100,11 @@ def find_gates(
     provenance = describe_run(model, texts, options) | {
         "label_tokens_right": round(right, 6),
         "layers_left_out": left_out,
-        "mean_gates": (total / options.steps).expand(-1, model.heads.kv_heads).tolist(),
         "losses": dict(zip(("distillation", "penalty"), map(list, zip(*losses, strict=True)), strict=True)),
     }
-    return HeadScores(np.repeat(found, model.heads.shape[1] // model.heads.kv_heads, axis=1), "gate", SCORE_VERSION, provenance=provenance)
+    values = np.repeat(found, model.heads.shape[1] // model.heads.kv_heads, axis=1)
+    averaged = (total / options.steps).expand(-1, model.heads.kv_heads).double().cpu().numpy()
+    return HeadScores(values, "gate", SCORE_VERSION, provenance=provenance, tables={"mean_gates": averaged})
 
 
 def describe_run(model: Model, texts: Sequence[LabelledText], options: GateOptions) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from headwise.methods.duo.prompts import LabelledText
 from headwise.methods.duo.streaming import StreamingPattern
 from headwise.models.model import Model
 
-ORDER = "layer_order"  # in the provenance of gates: layers in the order in which they come to stream
+ORDER = "layer_order"  # table of gates [layer]: the place of each layer in the order in which they come to stream, from 0; NaN: it never does
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class ZigzagAttention(StreamingPattern):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        measured = isinstance(self.heads, HeadScores) and ORDER in self.heads.provenance
+        measured = isinstance(self.heads, HeadScores) and ORDER in self.heads.tables
         if self.rule not in RULES or (self.rule == "Z5" and not measured):
             raise HeadwiseError(
                 f"rule {self.rule!r} is none of Z1 to Z4; give the layers that Z5 has found, or, for rule Z5, gates with a measured "
@@ -57,7 +57,8 @@ class ZigzagAttention(StreamingPattern):
         gates = kv_gates(self.heads, *model.heads.shape, model.heads.kv_heads, model.name)
         if self.rule != "Z5":
             return layer_pattern(gates[full], self.keep, self.rule)
-        order = list(self.heads.provenance[ORDER])
+        places = self.heads.tables[ORDER]
+        order = [int(layer) for layer in np.argsort(places, kind="stable") if not np.isnan(places[layer])]
         if sorted(order) != full:
             raise HeadwiseError(
                 f"the order of layers {order} is none of {model.name}, whose layers with full attention are {full}"
@@ -75,7 +76,7 @@ class ZigzagAttention(StreamingPattern):
 def with_layer_order(
     model: Model, gates: HeadScores, texts: Sequence[LabelledText], window: Window, report: Report = silent
 ) -> HeadScores:
-    """The same gates with the order of rule Z5 in their provenance (`layer_order`), which serves every `keep`.
+    """The same gates with the order of rule Z5 in their tables (`layer_order`), which serves every `keep`.
 
     From all layers retrieving on, that layer comes next whose change to streaming raises the distillation loss least; the last one keeps
     longest. window: what a streaming layer sees. L layers with full attention cost (L - 1)(L + 2) / 2 measurements, two passes over every
@@ -95,4 +96,6 @@ def with_layer_order(
     counts = range(len(full), 0, -1)
     kept = [layer_pattern(table, count / len(full), "Z5", loss).kept for count in counts]
     order = [full[int((a & ~b).argmax())] for a, b in zip(kept, [*kept[1:], np.zeros_like(kept[0])], strict=True)]
-    return replace(gates, provenance={**gates.provenance, ORDER: order})
+    places = np.full(model.heads.shape[0], np.nan)
+    places[order] = np.arange(len(order))
+    return replace(gates, tables={**gates.tables, ORDER: places})

@@ -18,7 +18,7 @@ from headwise.attention.branches import LossHead, branch_losses, branches, first
 from headwise.attention.plan import device_of
 from headwise.corpus.documents import DocumentScore, Encoded, Window, batches_of, encode_documents, windows_of
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadSet
+from headwise.heads.types import Heads
 from headwise.methods.influence.defaults import CPU_TOKENS, FLOOR, LEAST_TOKENS, MANY_TOKENS, MAX_LEN, MODE
 from headwise.models.fingerprint import weights_digest
 from headwise.models.model import Model
@@ -47,7 +47,7 @@ class AttentionInfluence:
     def __init__(
         self,
         model: Model,
-        heads: HeadSet,
+        heads: Heads,
         mode: str = MODE,
         *,
         means: Tensor | None = None,
@@ -86,6 +86,7 @@ class AttentionInfluence:
                 raise HeadwiseError(f"{name} must be at least {least}; got {given}")
         if not (floor > 0 and math.isfinite(floor)):
             raise HeadwiseError(f"the floor must be above 0 nats; got {floor:g}")
+        heads = model.check(heads)
         self.model, self.heads, self.mode, self.means = model, heads, mode, means
         self.first_layer = first_changed_layer(heads)
         self._bos = PieceEncoder(model.tokenizer).bos

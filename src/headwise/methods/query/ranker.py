@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from headwise.heads import HeadSet, HeadwiseError
+from headwise.heads import HeadwiseError
 from headwise.heads.progress import Report, silent
-from headwise.models.model import Model
+from headwise.heads.types import Heads
+from headwise.models.model import Model, need_tokenizer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import PassageComposer, PassageLayout
 from headwise.runtime.passage_index import PassageIndex, Scores, Text, as_passage, ranked
@@ -29,7 +30,7 @@ class Ranker:
     def __init__(
         self,
         model: Model,
-        heads: HeadSet | None = None,
+        heads: Heads | None = None,
         *,
         span: str = "official",
         calibrate: bool = True,
@@ -50,16 +51,16 @@ class Ranker:
         for name, given, allowed in (("order", order, ORDERS), ("overflow", overflow, OVERFLOW)):
             if given not in allowed:
                 raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")
-        self.heads = scorable_heads(model) if heads is None else heads
+        model = need_tokenizer(model, "ranking passages")
+        self.heads = scorable_heads(model) if heads is None else model.check(heads)
         if not len(self.heads):
             raise HeadwiseError("no heads to rank with; choose at least one")
-        model.check(self.heads)
         self.model, self.scoring = model, Scoring(span, trim, normalize)
         self.calibrate, self.backwards, self.overflow = calibrate, order == "reversed", overflow
         self.composer = PassageComposer(PieceEncoder(model.tokenizer), layout, chat)
 
     @classmethod
-    def official(cls, model: Model, heads: HeadSet | None = None, chat: bool = False) -> Ranker:
+    def official(cls, model: Model, heads: Heads | None = None, chat: bool = False) -> Ranker:
         """The released procedure of QRHead (with all heads: of ICR), in our wording.
 
         Everything behind the passages is averaged, low tokens are trimmed, the first passage stands last, too many are refused.
