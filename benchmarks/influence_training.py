@@ -40,8 +40,8 @@ from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import bundled_texts
-from headwise_lab.microworld.texts import Example, to_prompt
 from headwise_lab.microworld.registry import make_example
+from headwise_lab.microworld.texts import Example, to_prompt
 from headwise_lab.recipe.corpus import training_books
 from headwise_lab.recipe.recipes import RECIPES, Phase, Recipe
 from headwise_lab.recipe.train import ENVIRONMENT, build_model, fact_maker, optimizers, training_text

@@ -16,23 +16,31 @@ if TYPE_CHECKING:
     from headwise.heads.headfile import load_heads, save_heads
     from headwise.heads.types import HeadId, HeadScores, HeadSet
     from headwise.methods.adakv.press import AdaKV
+    from headwise.methods.compresskv.options import Semantic
     from headwise.methods.compresskv.press import CompressKV
+    from headwise.methods.copy.options import Copy
     from headwise.methods.duo.duoattention import DuoAttention
+    from headwise.methods.duo.options import Gates
     from headwise.methods.duo.zigzagattention import ZigzagAttention
     from headwise.methods.headkv.press import HeadKV
+    from headwise.methods.influence.options import Proxy
     from headwise.methods.pyramidkv.press import PyramidKV
+    from headwise.methods.query.options import Query
     from headwise.methods.query.ranker import Ranker
     from headwise.methods.snapkv.press import SnapKV
     from headwise.methods.streamingllm.press import StreamingLLM
     from headwise.models.load import load
     from headwise.models.model import Model
     from headwise.prompts.prompt import Prompt, Span
+    from headwise.runtime.detector import find
 
 __version__ = "0.1.0"
 __all__ = [
     "AdaKV",
     "CompressKV",
+    "Copy",
     "DuoAttention",
+    "Gates",
     "HeadId",
     "HeadKV",
     "HeadScores",
@@ -40,8 +48,11 @@ __all__ = [
     "HeadwiseError",
     "Model",
     "Prompt",
+    "Proxy",
     "PyramidKV",
+    "Query",
     "Ranker",
+    "Semantic",
     "SnapKV",
     "Span",
     "StreamingLLM",
@@ -49,6 +60,7 @@ __all__ = [
     "__version__",
     "ablate",
     "compress",
+    "find",
     "head_means",
     "load",
     "load_heads",
@@ -58,6 +70,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "find": "headwise.runtime.detector",
+    "Semantic": "headwise.methods.compresskv.options",
+    "Query": "headwise.methods.query.options",
+    "Proxy": "headwise.methods.influence.options",
+    "Gates": "headwise.methods.duo.options",
+    "Copy": "headwise.methods.copy.options",
     "AdaKV": "headwise.methods.adakv.press",
     "CompressKV": "headwise.methods.compresskv.press",
     "DuoAttention": "headwise.methods.duo.duoattention",

@@ -35,7 +35,7 @@ def test_detect_options_reach_the_run(planted, headwise, tmp_path):
         "multiset",
         "--match",
         "position",
-        "--gate",
+        "--min-recall",
         "0.2",
         "--max-new-tokens",
         "9",
@@ -43,7 +43,9 @@ def test_detect_options_reach_the_run(planted, headwise, tmp_path):
         "3",
     )
     options = load_heads(tmp_path / "b.json").provenance["options"]
-    assert options == {"rule": "multiset", "match": "position", "gate": 0.2, "max_new_tokens": 9, "until_stable": False}
+    assert options == {
+        "rule": "multiset", "match": "position", "min_recall": 0.2, "max_new_tokens": 9, "ignore_eos": False, "until_stable": False
+    }
     assert load_heads(tmp_path / "b.json").provenance["grid"]["seed"] == 3
     headwise(*common, "-o", "c.json", "--template", "{context}\nquestion: {question}\nanswer: {answer_prefix}")
     assert load_heads(tmp_path / "c.json").provenance["template"].startswith("{context}\nquestion")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from headwise.methods.duo.prompts import VaultOptions, vault_texts
-from headwise.methods.influence.prompts import ProxyOptions as Proxy
+from headwise.methods.influence.options import Proxy
 from headwise.methods.influence.prompts import ProxyPrompts
 from headwise.prompts import Haystack, NeedleComposer, PieceEncoder, bundled_needles, bundled_texts
 from headwise.prompts.grid import GridOptions, Task, group_specs, make_group

@@ -57,7 +57,9 @@ def _query(
 ) -> dict[str, Any]:
     from headwise.runtime.head_trace import text_pieces
 
-    best = sorted(scores, key=lambda key: -scores[key])[:SHOWN]
+    best = [key for key in sorted(scores, key=lambda key: -scores[key])[:SHOWN] if not passages[key].is_empty]
+    if not best:
+        return {"query": query, "candidates": len(scores), "passages": []}
     values = ranker.index([passages[key] for key in best]).token_values(query)
     rows = []
     for rank, (key, (ids, weights)) in enumerate(zip(best, values, strict=True), 1):

@@ -25,7 +25,7 @@ from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Span
 from headwise.prompts.ruler import RulerRow, string_match
-from headwise.runtime.greedy import decode_rows
+from headwise.runtime.answer import decode_rows
 from headwise.runtime.runner import token_tensor
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 

@@ -137,7 +137,8 @@ class PassageComposer:
         """The part behind the passages.
 
         Returns:
-            A prompt with the spans `query` (the words of the query alone) and `official` (all of it, as QRHead's code averages).
+            A prompt with the spans `query` (the words of the query alone) and `official` (all from the instruction to the end of the prompt,
+            without the separator in front of it, as QRHead's released code averages).
 
         Raises:
             PromptError: the query is empty.
@@ -149,7 +150,7 @@ class PassageComposer:
         if self.layout.after_query:
             pieces += [Piece("\n"), Piece(self.layout.after_query, wording=True)]
         made = self.builder.closing(pieces)
-        return Prompt(made.ids, {**made.spans, "official": Span(0, len(made.ids))})
+        return Prompt(made.ids, {**made.spans, "official": Span(len(self.builder.encoder.encode("\n")), len(made.ids))})
 
     def describe(self) -> dict[str, Any]:
         """All that decides the wording around passages, as plain data."""

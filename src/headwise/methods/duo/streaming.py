@@ -23,7 +23,7 @@ from headwise.models.model import Model
 class StreamingPattern(ABC):
     """Base of such methods; used like a press: `with method(model) as cache: ...`.
 
-    heads: gates (of `find_gates`, or a released table), or the pattern itself. keep: share that keeps the whole text, in (0, 1]; a given pattern
+    heads: gates (of `headwise.find`, or a released table), or the pattern itself. keep: share that keeps the whole text, in (0, 1]; a given pattern
     needs none. sinks, recent: tokens that the others see, at least 1 each. prefill: `dense` (the prompt is read with full attention, then
     streaming heads drop what they do not keep), `chunked` (a block of tokens sees itself and what was held before it), `windowed` (every
     token sees its exact window). Layers without full attention are left as they are.
