@@ -24,6 +24,9 @@ def rank(
         Path | None, typer.Option(help="JSON lines with id, text and, if wanted, title.", show_default=False)
     ] = None,
     beir: Annotated[Path | None, typer.Option(help="Folder in BEIR layout, instead of both.", show_default=False)] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Judgements of --beir: test, dev or train.", show_default="test, or the only ones")
+    ] = None,
     heads: Annotated[
         Path | None, typer.Option(help="Head file, best of `headwise detect query`.", show_default="all heads")
     ] = None,
@@ -40,6 +43,7 @@ def rank(
     overflow: Annotated[str, typer.Option(help="More than fits: tournament, anchored or refuse.")] = "tournament",
     wording: Annotated[str, typer.Option(help="Wording around passages: plain or instructed.")] = "plain",
     chat: o.Chat = False,
+    chat_template_args: o.ChatArgs = None,
     name: o.Name = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -59,17 +63,20 @@ def rank(
     from headwise.heads.headfile import write_atomically
     from headwise.methods.query.ranker import Ranker, rank_collection
     from headwise.prompts.collections import trec_lines
+    from headwise.runtime.options import chat_arguments
+    from headwise.stats.ranking import without_identical
 
-    texts, asked, judged = _collection(queries, passages, beir, evaluate)
+    texts, asked, judged = _collection(queries, passages, beir, split, evaluate)
     chosen = _candidates(candidates, texts, asked, judged)
     if beir is not None:  # in some collections a query is a passage, too (ArguAna), which BEIR ignores
-        others = {query: {p: score for p, score in scores.items() if p != query} for query, scores in chosen.items()}
+        others = without_identical(chosen)
         chosen = {query: scores for query, scores in others.items() if scores}
     texts, cut = _shortened(texts, chosen, max_words)
     some = o.read_heads(heads, top)
     loaded = o.load(model, device, dtype, revision, name)
     options: dict[str, Any] = {"span": span, "normalize": normalize, "order": order, "overflow": overflow, "wording": wording}
-    ranker = Ranker.official(loaded, some, chat) if official else Ranker(loaded, some, chat=chat, **options)
+    given = chat_arguments(chat_template_args)
+    ranker = Ranker.official(loaded, some, chat, given) if official else Ranker(loaded, some, chat=chat, chat_args=given, **options)
     with progress("ranking", hidden=json) as report:
         run = rank_collection(ranker, texts, asked, chosen, report)
     write_atomically(path, ("\n".join(trec_lines(run, "headwise")) + "\n").encode())
@@ -82,14 +89,16 @@ def rank(
 
 
 def _collection(
-    queries: Path | None, passages: Path | None, beir: Path | None, evaluate: Path | None
+    queries: Path | None, passages: Path | None, beir: Path | None, split: str | None, evaluate: Path | None
 ) -> tuple[dict[str, Passage], dict[str, str], dict[str, dict[str, int]] | None]:
     from headwise.prompts.collections import beir_files, read_passages, read_qrels, read_queries
 
     if beir is not None and (queries is not None or passages is not None):
         raise HeadwiseError("give --beir, or --queries with --passages, not both")
+    if split is not None and beir is None:
+        raise HeadwiseError("--split chooses judgements of --beir FOLDER; give both")
     if beir is not None:
-        passages, queries, known = beir_files(beir)
+        passages, queries, known = beir_files(beir, split)
         evaluate = evaluate or known
     if queries is None or passages is None:
         raise HeadwiseError("nothing to rank: give --queries and --passages, or --beir FOLDER")
