@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from headwise.prompts.passages import Passage
 
 Candidates = dict[str, dict[str, float]]
-
-
 Passages = Annotated[Path | None, typer.Option(help="JSON lines with id, text and, if wanted, title.", show_default=False)]
 Split = Annotated[
     str | None, typer.Option(help="Judgements of --beir: test, dev or train.", show_default="test, or the only ones")
@@ -30,6 +28,9 @@ Output = Annotated[
 Html = Annotated[
     Path | None,
     typer.Option("--html", help="Write a page: the best passages and the words that drew attention.", show_default=False),
+]
+Span = Annotated[
+    str, typer.Option(help="official (all rows from the instruction on) or query (its words only).")
 ]
 HeadFile = Annotated[Path | None, typer.Option(help="Head file, best of `headwise detect query`.", show_default="all heads")]
 
@@ -46,9 +47,7 @@ def rank(
     max_words: MaxWords = None,
     evaluate: Annotated[Path | None, typer.Option(help="Judgements (BEIR or TREC form).", show_default="those of --beir")] = None,
     official: Annotated[bool, typer.Option("--official", help="The released QRHead procedure, step by step.")] = False,
-    span: Annotated[
-        str, typer.Option(help="official (all rows from the instruction on) or query (its words only).")
-    ] = "official",
+    span: Span = "official",
     normalize: Annotated[str, typer.Option(help="sum, mean or sqrt over a passage's tokens.")] = "sum",
     order: Annotated[
         str, typer.Option(help="given, or reversed (the first candidate next to the query; QRHead's choice for BEIR only).")
@@ -77,8 +76,7 @@ def rank(
     texts, asked, judged = _collection(queries, passages, beir, split, evaluate)
     chosen = _candidates(candidates, texts, asked, judged)
     if beir is not None:  # in some collections a query is a passage, too (ArguAna), which BEIR ignores
-        others = without_identical(chosen)
-        chosen = {query: scores for query, scores in others.items() if scores}
+        chosen = {query: scores for query, scores in without_identical(chosen).items() if scores}
     texts, cut = _shortened(texts, chosen, max_words)
     some = o.read_heads(heads, top)
     loaded = o.load(model, device, dtype, revision, name)
