@@ -5,13 +5,15 @@ import json
 import pytest
 from tokenizers import processors
 
-from headwise.heads import PromptError
+from headwise.heads import HeadwiseError, PromptError
+from headwise.methods.copy.options import Copy
 from headwise.prompts.encoder import PieceEncoder, Stops, ends, newline_ids, read_answer
 from headwise.prompts.grid import GridOptions, Task, describe_task, group_specs, make_group
 from headwise.prompts.haystack import Haystack
 from headwise.prompts.needles import Needle, NeedleComposer
 from headwise.prompts.passages import Passage, PassageComposer
 from headwise.prompts.prompt import Piece, PromptBuilder, Turn
+from headwise.runtime.options import chat_arguments
 from headwise.testing.tokenizers import character_tokenizer
 from tests.reference.tokenizers import KINDS, TEXT
 
@@ -315,3 +317,23 @@ def test_a_users_own_template_keeps_its_control_tokens():
     ids = NeedleComposer(encoder, "<|im_start|>{context}<|im_end|>{question}").compose(window, needle, 0.5).ids
     special = [encoder.tokenizer.convert_ids_to_tokens(i) for i in ids if i in encoder.controls]
     assert special == ["<s>", "<|im_start|>", "<|im_end|>"]
+
+
+# ---- options
+
+
+def test_chat_template_arguments_are_a_json_object():
+    assert chat_arguments('{"enable_thinking": true}') == {"enable_thinking": True}
+    assert chat_arguments({"a": 1}) == {"a": 1}
+    assert chat_arguments(None) == {}
+    for given, message in [("[1]", "takes a JSON object"), ("{", "--chat-template-args: no valid JSON")]:
+        with pytest.raises(HeadwiseError, match=message):
+            chat_arguments(given)
+
+
+def test_the_message_names_thoughts_that_never_end():
+    cells = [{"answer": "", "recall": 0.0, "thoughts_never_ended": True}] * 3
+    said = str(Copy(chat=True).none_solved(cells))
+    assert "in 3 the model was still thinking after 50 tokens" in said
+    assert "--chat-template-args" in said
+    assert "--chat for a chat model" not in said

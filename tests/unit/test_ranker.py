@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headwise.heads import HeadSet, HeadwiseError, PromptError
 from headwise.methods.query.formula import RULES
-from headwise.methods.query.ranker import Ranker
+from headwise.methods.query.ranker import Ranker, rank_collection
 from headwise.methods.query.run import query_scores
 from headwise.models.model import Model, as_model
 from headwise.prompts.encoder import PieceEncoder
@@ -332,3 +332,17 @@ def test_broken_lines_are_refused_in_one_line(tmp_path, line, message):
         read_ranking_examples(path)
     with pytest.raises(PromptError, match="cannot read queries"):
         read_ranking_examples(tmp_path / "none.jsonl")
+
+
+def test_empty_passages_are_not_read_and_come_last_and_a_title_is_enough(model):
+    ranker = Ranker(model, None)
+    passages = {"a": Passage("Ada keeps the key."), "b": Passage(" "), "c": Passage("", "The tower"), "d": Passage("The road is long.")}
+    run = rank_collection(ranker, passages, {"q": "Who keeps it?"}, {"q": list(passages)})
+    without = {key: passages[key] for key in ("a", "c", "d")}
+    alone = rank_collection(ranker, without, {"q": "Who keeps it?"}, {"q": list(without)})
+    assert {key: run["q"][key] for key in without} == alone["q"]
+    assert run["q"]["b"] < min(alone["q"].values())
+    nothing = rank_collection(ranker, {"b": Passage("")}, {"q": "Who?"}, {"q": ["b"]})
+    assert list(nothing["q"]) == ["b"]
+    text = ranker.composer.builder.encoder.decode(ranker.composer.passages([passages["c"]]).ids)
+    assert text.endswith("Passage 1: The tower")

@@ -194,7 +194,7 @@ def test_layers_without_softmax_attention_are_not_scored():
     from headwise.methods.compresskv import semantic
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semantic, "judged", lambda answer, _: {"answer": answer, "recall": 1.0, "exact": True})
+        patch.setattr(semantic, "judged_answer", lambda *_: {"answer": "", "recall": 1.0, "exact": True})
         found = semantic_scores(model, replace(task, needles=(needle,)), FEW)
     assert np.isnan(found.values[[0, 2]]).all()
     assert (found.values[[1, 3]] >= 0).all()

@@ -37,6 +37,7 @@ def ablate(
     haystack: o.Haystack = None,
     template: o.Template = None,
     chat: o.Chat = False,
+    chat_template_args: o.ChatArgs = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 32,
     seed: o.Seed = 0,
     device: o.Device = "auto",
@@ -65,11 +66,12 @@ def ablate(
         return
     from headwise.prompts.grid import even_depths
     from headwise.runtime.needle_runs import needle_task
+    from headwise.runtime.options import chat_arguments
 
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
     grid = needle_task(
         loaded, split="test", lengths=wanted, depths=even_depths(depths), windows=windows, needles=needles, haystack=haystack,
-        template=template, chat=chat, seed=seed,
+        template=template, chat=chat, chat_args=chat_arguments(chat_template_args), seed=seed,
     )  # fmt: skip
     _sweep(loaded, scores, grid, options, path, overwrite, json)
 

@@ -37,6 +37,7 @@ def generate(
         Path | None, typer.Option(help="Go on from a cache of --save-cache: the prompt comes behind its text.", show_default=False)
     ] = None,
     chat: o.Chat = False,
+    chat_template_args: o.ChatArgs = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
@@ -57,7 +58,7 @@ def generate(
 
     with attached(loaded):
         if load_cache is None:
-            kept, logits = _read(loaded, compressor, cache or "full", _ids(loaded, text, chat), prefill_chunk)
+            kept, logits = _read(loaded, compressor, cache or "full", _ids(loaded, text, chat, chat_template_args), prefill_chunk)
         else:
             kept, logits = _behind(loaded, load_cache, text)
         read = kept.get_seq_length()
@@ -138,16 +139,17 @@ def _text(prompt: str | None, file: Path | None) -> str:
     return text
 
 
-def _ids(loaded: Model, text: str, chat: bool) -> tuple[int, ...]:
+def _ids(loaded: Model, text: str, chat: bool, chat_template_args: str | None) -> tuple[int, ...]:
     """The user's turn of the chat template; without `chat` the prompt as it is, behind what the tokenizer puts in front of a text."""
     from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.prompt import Piece, PromptBuilder, Turn
+    from headwise.runtime.options import chat_arguments
 
     encoder = PieceEncoder(loaded.tokenizer)
-    if chat:
-        ids = PromptBuilder(encoder, chat).build([Turn("user", (Piece(text),))]).ids
-    else:  # a raw prompt may spell control tokens on purpose
-        ids = (*encoder.bos, *loaded.tokenizer.encode(text, add_special_tokens=False))
+    builder = PromptBuilder(encoder, chat, chat_arguments(chat_template_args))
+    # A raw prompt may spell control tokens on purpose.
+    raw = (*encoder.bos, *loaded.tokenizer.encode(text, add_special_tokens=False))
+    ids = builder.build([Turn("user", (Piece(text),))]).ids if chat else raw
     most = loaded.positions
     if most is not None and len(ids) > most:
         raise HeadwiseError(f"the prompt has {len(ids)} tokens, but {loaded.name} has {most} positions; shorten it")

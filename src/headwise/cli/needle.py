@@ -20,6 +20,7 @@ def needle(
     haystack: o.Haystack = None,
     template: o.Template = None,
     chat: o.Chat = False,
+    chat_template_args: o.ChatArgs = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 50,
     seed: o.Seed = 0,
     device: o.Device = "auto",
@@ -39,12 +40,13 @@ def needle(
     from headwise.report.console import grid_table, print_all
     from headwise.report.figures import needle_grid
     from headwise.runtime.needle_runs import needle_task
+    from headwise.runtime.options import chat_arguments
     from headwise.runtime.rundir import RunDirectory
 
     loaded = o.load(model, device, dtype, revision)
     task = needle_task(
         loaded, split="test", lengths=wanted, depths=even_depths(depths), windows=windows, needles=needles,
-        haystack=haystack, template=template, chat=chat, seed=seed,
+        haystack=haystack, template=template, chat=chat, chat_args=chat_arguments(chat_template_args), seed=seed,
     )  # fmt: skip
     directory = RunDirectory(
         path.with_name(path.name + ".run"), describe_task(task) | {"model": loaded.name, "limit": max_new_tokens}

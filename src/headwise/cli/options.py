@@ -46,6 +46,14 @@ Haystack = Annotated[
 ]
 Template = Annotated[str | None, typer.Option(help="Prompt with {context}, {question}, {answer_prefix}.", show_default=False)]
 Chat = Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")]
+ChatArgs = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-args",
+        help='Variables for the chat template as JSON, e.g. \'{"enable_thinking": true}\' (thinking is off by default).',
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of haystack windows and controls.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Where to write the result.", show_default="headwise-out/...")

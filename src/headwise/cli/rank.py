@@ -15,42 +15,53 @@ if TYPE_CHECKING:
     from headwise.prompts.passages import Passage
 
 Candidates = dict[str, dict[str, float]]
+Passages = Annotated[Path | None, typer.Option(help="JSON lines with id, text and, if wanted, title.", show_default=False)]
+Split = Annotated[
+    str | None, typer.Option(help="Judgements of --beir: test, dev or train.", show_default="test, or the only ones")
+]
+MaxWords = Annotated[
+    int | None, typer.Option(help="Cut longer passages to so many words, and say how many were.", show_default="none is cut")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Where to write the TREC run.", show_default="headwise-out/...")
+]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", help="Write a page: the best passages and the words that drew attention.", show_default=False),
+]
+Span = Annotated[
+    str, typer.Option(help="official (all rows from the instruction on) or query (its words only).")
+]
+HeadFile = Annotated[Path | None, typer.Option(help="Head file, best of `headwise detect query`.", show_default="all heads")]
 
 
 def rank(
     model: o.ModelName = None,
     queries: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
-    passages: Annotated[
-        Path | None, typer.Option(help="JSON lines with id, text and, if wanted, title.", show_default=False)
-    ] = None,
+    passages: Passages = None,
     beir: Annotated[Path | None, typer.Option(help="Folder in BEIR layout, instead of both.", show_default=False)] = None,
-    heads: Annotated[
-        Path | None, typer.Option(help="Head file, best of `headwise detect query`.", show_default="all heads")
-    ] = None,
+    split: Split = None,
+    heads: HeadFile = None,
     top: Annotated[int, typer.Option(help="How many of the strongest heads to rank with.")] = 8,
     candidates: Annotated[str, typer.Option(help="What is ranked per query: all, judged, bm25:N, or a TREC run file.")] = "all",
-    max_words: Annotated[
-        int | None, typer.Option(help="Cut longer passages to so many words, and say how many were.", show_default="none is cut")
-    ] = None,
+    max_words: MaxWords = None,
     evaluate: Annotated[Path | None, typer.Option(help="Judgements (BEIR or TREC form).", show_default="those of --beir")] = None,
     official: Annotated[bool, typer.Option("--official", help="The released QRHead procedure, step by step.")] = False,
-    span: Annotated[str, typer.Option(help="official (all rows from the instruction on) or query (its words only).")] = "official",
+    span: Span = "official",
     normalize: Annotated[str, typer.Option(help="sum, mean or sqrt over a passage's tokens.")] = "sum",
-    order: Annotated[str, typer.Option(help="given, or reversed (the first candidate next to the query; QRHead's choice for BEIR only).")] = "given",
+    order: Annotated[
+        str, typer.Option(help="given, or reversed (the first candidate next to the query; QRHead's choice for BEIR only).")
+    ] = "given",
     overflow: Annotated[str, typer.Option(help="More than fits: tournament, anchored or refuse.")] = "tournament",
     wording: Annotated[str, typer.Option(help="Wording around passages: plain or instructed.")] = "plain",
     chat: o.Chat = False,
+    chat_template_args: o.ChatArgs = None,
     name: o.Name = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write the TREC run.", show_default="headwise-out/...")
-    ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", help="Write a page: the best passages and the words that drew attention.", show_default=False),
-    ] = None,
+    output: Output = None,
+    html: Html = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
@@ -59,14 +70,18 @@ def rank(
     from headwise.heads.headfile import write_atomically
     from headwise.methods.query.ranker import Ranker, rank_collection
     from headwise.prompts.collections import trec_lines
+    from headwise.runtime.options import chat_arguments
 
-    texts, asked, judged = _collection(queries, passages, beir, evaluate)
+    texts, asked, judged = _collection(queries, passages, beir, split, evaluate)
     chosen = _without_identical(_candidates(candidates, texts, asked, judged), beir)
     texts, cut = _shortened(texts, chosen, max_words)
     some = o.read_heads(heads, top)
     loaded = o.load(model, device, dtype, revision, name)
     options: dict[str, Any] = {"span": span, "normalize": normalize, "order": order, "overflow": overflow, "wording": wording}
-    ranker = Ranker.official(loaded, some, chat) if official else Ranker(loaded, some, chat=chat, **options)
+    given = chat_arguments(chat_template_args)
+    ranker = (
+        Ranker.official(loaded, some, chat, given) if official else Ranker(loaded, some, chat=chat, chat_args=given, **options)
+    )
     with progress("ranking", hidden=json) as report:
         run = rank_collection(ranker, texts, asked, chosen, report)
     write_atomically(path, ("\n".join(trec_lines(run, "headwise")) + "\n").encode())
@@ -79,14 +94,16 @@ def rank(
 
 
 def _collection(
-    queries: Path | None, passages: Path | None, beir: Path | None, evaluate: Path | None
+    queries: Path | None, passages: Path | None, beir: Path | None, split: str | None, evaluate: Path | None
 ) -> tuple[dict[str, Passage], dict[str, str], dict[str, dict[str, int]] | None]:
     from headwise.prompts.collections import beir_files, read_passages, read_qrels, read_queries
 
     if beir is not None and (queries is not None or passages is not None):
         raise HeadwiseError("give --beir, or --queries with --passages, not both")
+    if split is not None and beir is None:
+        raise HeadwiseError("--split chooses judgements of --beir FOLDER; give both")
     if beir is not None:
-        passages, queries, known = beir_files(beir)
+        passages, queries, known = beir_files(beir, split)
         evaluate = evaluate or known
     if queries is None or passages is None:
         raise HeadwiseError("nothing to rank: give --queries and --passages, or --beir FOLDER")

@@ -15,17 +15,19 @@ DEPTHS = (0.25, 0.5, 0.75)
 
 def needle_traces(loaded: Model, scores: HeadScores, heads: HeadSet) -> list[dict[str, Any]]:
     """Traces of up to `WANTED` questions, as plain data; answered ones first, out of at most `TRIED`."""
+    from headwise.prompts.encoder import read_answer
     from headwise.prompts.grid import make_group, plan_groups
     from headwise.runtime.answer import stop_ids
     from headwise.runtime.head_trace import trace_heads
     from headwise.stats.metrics import judged
 
-    task, stop = _task(loaded, scores), stop_ids(loaded)
+    task = _task(loaded, scores)
+    stop = stop_ids(loaded, task.composer.builder.opens_thought)
     found: list[tuple[bool, dict[str, Any]]] = []
     for i, spec in enumerate(sorted(plan_groups(task, loaded.positions), key=lambda spec: spec.needle)[:TRIED]):
         group, place = make_group(spec, task, loaded.positions), i % len(DEPTHS)
         trace = trace_heads(loaded, group.prompts[place], heads, stop)
-        said = str(loaded.tokenizer.decode(list(trace.ids), skip_special_tokens=True)).strip()
+        said = read_answer(loaded.tokenizer, trace.ids, stop).strip()
         right, wanted = bool(judged(said, group.needle.answer)["exact"]), group.needle.answer
         about = f"Context of {spec.length} tokens, needle at depth {DEPTHS[place]:.0%}. Expected answer: “{wanted}”. Model's answer: “{said}”."
         found.append((right, trace.plain() | {"info": {"about": about, "right": right}}))
@@ -47,7 +49,7 @@ def _task(loaded: Model, scores: HeadScores) -> Task:
     lengths = (known.get("grid") or {}).get("lengths") or default_lengths(loaded.positions)
     task = needle_task(
         loaded, split="detect", lengths=(min(lengths),), depths=DEPTHS, windows=1, needles=None, haystack=None,
-        template=known.get("template"), chat=bool(known.get("chat")), seed=0,
+        template=known.get("template"), chat=bool(known.get("chat")), chat_args=known.get("chat_args"), seed=0,
     )  # fmt: skip
     try:
         needles = tuple(Needle(**needle) for needle in known["needles"])

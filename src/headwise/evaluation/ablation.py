@@ -22,6 +22,7 @@ from headwise.heads import HeadScores, HeadSet, HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
+from headwise.prompts.encoder import Stops, read_answer
 from headwise.prompts.grid import Group, Task, describe_task
 from headwise.runtime.answer import answer_variants, stop_ids
 from headwise.runtime.needle_runs import all_info, joined, run_groups
@@ -81,7 +82,7 @@ def ablation_sweep(
     for heads in sets:
         model.check(heads)
     without = partial(ablate, model.hf, mode=options.mode, means=_means(model, options, calibration))
-    run = partial(_run_group, model, sets=sets, options=options, without=without)
+    run = partial(_run_group, model, sets=sets, options=options, without=without, stop=stop_ids(model, task.composer.builder.opens_thought))
     cells = run_groups(
         model, task, run, lambda cells: f"{len(all_info(cells))} prompts, {len(sets)} sets of heads", directory, report
     )
@@ -106,11 +107,11 @@ def describe_run(model: Model, scores: HeadScores, task: Task, options: Ablation
     return run | describe_task(task) | describe_model(model)
 
 
-def _run_group(model: Model, group: Group, sets: list[HeadSet], options: AblationOptions, without: Any) -> Cell:
+def _run_group(model: Model, group: Group, sets: list[HeadSet], options: AblationOptions, without: Any, stop: Stops) -> Cell:
     """({metric: [set, prompt]}, info per prompt with the answer of the whole model)."""
     tables = {metric: np.zeros((len(sets), len(group.prompts))) for metric in METRICS}
     info = [dict(cell) for cell in group.info]
-    stop, gold = stop_ids(model), group.needle.answer
+    gold = group.needle.answer
     with attached(model.hf):
         for leaf in _starts(model.hf, [prompt.ids for prompt in group.prompts], options.scope):
             prompt = group.prompts[leaf.index]
@@ -119,7 +120,7 @@ def _run_group(model: Model, group: Group, sets: list[HeadSet], options: Ablatio
             batches = [sets[start : start + rows] for start in range(0, len(sets), rows)]
             answer = partial(answer_variants, model.hf, leaf, prompt.gold)
             answers = [found for batch in batches for found in answer(batch, enter, stop, options.max_new_tokens)]
-            texts = [model.tokenizer.decode(found.ids, skip_special_tokens=True) for found in answers]
+            texts = [read_answer(model.tokenizer, found.ids, stop) for found in answers]
             tables["recall"][:, leaf.index] = [unigram_recall(text, gold) for text in texts]
             tables["exact"][:, leaf.index] = [exact_match(text, gold) for text in texts]
             tables["logprob"][:, leaf.index] = [found.gold_logprob for found in answers]

@@ -13,11 +13,10 @@ from headwise.heads.progress import Report, silent
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.prompts.grid import Group, Task
-from headwise.runtime.answer import answer_variants, stop_ids
+from headwise.runtime.answer import answer_variants, judged_answer, stop_ids
 from headwise.runtime.needle_runs import all_info, run_groups
 from headwise.runtime.rundir import Cell, RunDirectory
 from headwise.runtime.runner import leaves, prefill
-from headwise.stats.metrics import judged
 
 
 def measure_needle_grid(
@@ -31,7 +30,7 @@ def measure_needle_grid(
 
     Returns {"cells": [{length, depth, needle, answer, recall, exact, gold_logprob, ...}], "recall", "exact": means in [0, 1], ...}.
     """
-    run = partial(_run_group, model, stop=stop_ids(model), limit=max_new_tokens)
+    run = partial(_run_group, model, stop=stop_ids(model, task.composer.builder.opens_thought), limit=max_new_tokens)
     cells = all_info(run_groups(model, task, run, _tell, directory, report))
     means = {name: sum(cell[name] for cell in cells) / len(cells) for name in ("recall", "exact")}
     return describe_model(model) | means | {"runs": len(cells), "grid": asdict(task.grid), "cells": cells}
@@ -44,8 +43,8 @@ def _run_group(model: Model, group: Group, stop: frozenset[int], limit: int) -> 
             gold = group.prompts[leaf.index].gold
             prefill(model.hf, leaf.past, leaf.rest[:-1])
             answers = answer_variants(model.hf, leaf, gold, [None], lambda _: nullcontext(), stop, limit)
-            text = model.tokenizer.decode(answers[0].ids, skip_special_tokens=True)
-            info[leaf.index] |= judged(text, group.needle.answer) | {"gold_logprob": answers[0].gold_logprob}
+            found = judged_answer(model, answers[0].ids, stop, group.needle.answer)
+            info[leaf.index] |= found | {"gold_logprob": answers[0].gold_logprob}
     return {}, info
 
 

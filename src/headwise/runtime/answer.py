@@ -27,17 +27,29 @@ from headwise.caches.shared import cut_back, fork, shared_past
 from headwise.heads.errors import HeadwiseError
 from headwise.models.forward import forward
 from headwise.models.model import Model, as_model
-from headwise.prompts.encoder import newline_ids
+from headwise.prompts.encoder import Stops, answer_start, ends, read_answer
 from headwise.runtime.runner import Leaf, prefill, token_tensor
+from headwise.stats.metrics import judged
 
 DRAFT = 8  # tokens guessed at once
 LONGEST_MATCH = 3
 Variant = TypeVar("Variant")
 
 
-def stop_ids(model: Model) -> frozenset[int]:
-    """Tokens that end an answer of one line: everything with a line break, and those that end a text (`model.stop_ids`)."""
-    return newline_ids(model.tokenizer) | model.stop_ids
+def stop_ids(model: Model, opened: bool = False) -> Stops:
+    """Tokens that end an answer of one line: everything with a line break outside of thoughts, and those that end a text (`model.stop_ids`).
+
+    Args:
+        model: With its tokenizer.
+        opened: Whether the prompt opens thoughts, see `PromptBuilder.opens_thought`.
+    """
+    return Stops.of(model.tokenizer, model.stop_ids, opened)
+
+
+def judged_answer(model: Model, ids: Sequence[int], stop: Collection[int], gold: str) -> dict[str, Any]:
+    """`judged` of what stands behind the thoughts of an answer; `thoughts_never_ended` is among it if nothing does."""
+    found = judged(read_answer(model.tokenizer, ids, stop), gold)
+    return found if answer_start(stop, ids) is not None else found | {"thoughts_never_ended": True}
 
 
 @dataclass(frozen=True)
@@ -79,9 +91,9 @@ def verify_draft(model: Any, cache: DynamicCache, rest: Sequence[int], gold: Seq
 def draft_answer(draft: Draft, row: int, stop: Collection[int], limit: int) -> tuple[int, ...] | None:
     """The row's answer if the draft settles it (along it the model itself says a stop token, or `limit` tokens), else None."""
     said = [int(token) for token in draft.predicted[row, : int(draft.accepted[row]) + 1]][:limit]
-    for i, token in enumerate(said):
-        if token in stop:
-            return tuple(said[: i + 1])
+    for i in range(1, len(said) + 1):
+        if ends(stop, said[:i]):
+            return tuple(said[:i])
     return tuple(said) if len(said) == limit else None
 
 
@@ -171,9 +183,9 @@ def decode_rows(
         logits = forward(model, ids, cache, logits_to_keep=1).logits
         ids = logits[:, -1:].argmax(dim=-1)
         for answer, new in zip(answers, ids[:, 0].tolist(), strict=True):
-            if not answer or (answer[-1] not in stop and len(answer) < limit):
+            if not answer or (not ends(stop, answer) and len(answer) < limit):
                 answer.append(new)
-        if all(answer[-1] in stop or len(answer) >= limit for answer in answers):
+        if all(ends(stop, answer) or len(answer) >= limit for answer in answers):
             return [tuple(answer) for answer in answers]
 
 
@@ -195,7 +207,7 @@ def decode_one(
         accepted = 0
         for accepted, token in enumerate(logits[0].argmax(dim=-1).tolist()):  # used after the loop
             answer.append(token)
-            if token in stop or len(answer) >= limit:
+            if ends(stop, answer) or len(answer) >= limit:
                 return tuple(answer)
             if draft[accepted : accepted + 1] != [token]:
                 break

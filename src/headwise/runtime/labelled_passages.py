@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from headwise.runtime.options import check_choice, check_least, check_seed, option, path_or, set_option
+from headwise.runtime.options import chat_arguments, check_choice, check_least, check_seed, option, path_or, set_option
 
 if TYPE_CHECKING:
     from headwise.models.model import Model
@@ -39,6 +39,7 @@ class LabelledPassages:
         max_passage_words: Cut longer passages to so many words, and count them; None cuts none.
         wording: Words around passages and query: `plain` or `instructed`.
         chat: Wrap the prompt in the model's chat template.
+        chat_template_args: Variables for it, as a mapping or JSON. Thinking is off unless they switch it on.
         seed: Of the order of each example's passages, and of the bundled questions.
     """
 
@@ -49,6 +50,7 @@ class LabelledPassages:
     max_passage_words: int | None = option(None, "Cut longer passages to so many words.", "none is cut")
     wording: str = option("plain", "Wording around passages: plain or instructed.")
     chat: bool = option(False, "Wrap the prompt in the model's chat template.")
+    chat_template_args: str | Mapping[str, Any] | None = option(None, "Variables for the chat template, as JSON.")
     seed: int = option(0, "Seed of the order of passages and of the bundled questions.")
 
     def __post_init__(self) -> None:
@@ -56,6 +58,7 @@ class LabelledPassages:
         check_choice("span", self.span, SPANS)
         check_least(1, max_passage_words=self.max_passage_words)
         check_seed(self.seed)
+        chat_arguments(self.chat_template_args)
 
     @property
     def scoring(self) -> Scoring:
@@ -89,9 +92,9 @@ class LabelledPassages:
         from headwise.runtime.passage_table import measure_passages
 
         labelled = self.read()
-        composer = PassageComposer(PieceEncoder(model.tokenizer), self.wording, self.chat)
+        composer = PassageComposer(PieceEncoder(model.tokenizer), self.wording, self.chat, chat_arguments(self.chat_template_args))
         table = measure_passages(model.hf, model, composer, labelled.examples, self.scoring, self.seed, run.report)
-        made = {"data": labelled.source, "wording": self.wording, "chat": self.chat}
+        made = {"data": labelled.source, "wording": self.wording, "chat": self.chat} | composer.builder.describe()
         shortened = {"max_passage_words": self.max_passage_words, "passages_cut": labelled.cut}
         return table, describe_model(model) | made | shortened
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwise.heads.errors import HeadwiseError, NoSuccessfulRunError
-from headwise.runtime.options import check_least, check_seed, option, path_or, set_option, whole_numbers
+from headwise.runtime.options import chat_arguments, check_least, check_seed, option, path_or, set_option, whole_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +36,7 @@ class NeedleQuestions:
         haystack: Folder of texts, or the texts themselves; None takes three public-domain books.
         template: Prompt with `{context}`, `{question}` and, if wanted, `{answer_prefix}`.
         chat: Wrap the prompt in the model's chat template.
+        chat_template_args: Variables for it, as a mapping or JSON. Thinking is off unless they switch it on.
         min_recall: A run counts if the unigram recall of its answer is above this, in [0, 1).
         max_new_tokens: Longest answer in tokens.
         ignore_eos: Let answers run on to `max_new_tokens`, as the released code does with most tokenizers.
@@ -54,6 +55,7 @@ class NeedleQuestions:
     )
     template: str | None = option(None, "Prompt with {context}, {question}, {answer_prefix}.")
     chat: bool = option(False, "Wrap the prompt in the model's chat template.")
+    chat_template_args: str | Mapping[str, Any] | None = option(None, "Variables for the chat template, as JSON.")
     min_recall: float = option(0.5, "A run counts if the unigram recall of its answer is above this.")
     max_new_tokens: int = option(50, "Longest answer in tokens.")
     ignore_eos: bool = option(
@@ -68,6 +70,7 @@ class NeedleQuestions:
             set_option(self, name, path_or(getattr(self, name)))
         check_least(1, depths=self.depths, windows=self.windows, max_new_tokens=self.max_new_tokens)
         check_seed(self.seed)
+        chat_arguments(self.chat_template_args)
         if not 0 <= self.min_recall < 1:
             raise HeadwiseError(f"min_recall must lie in [0, 1); got {self.min_recall:g}")
         if self.paper_grid and self.lengths is not None:
@@ -80,15 +83,16 @@ class NeedleQuestions:
         lengths: Any = paper_lengths(model.positions) if self.paper_grid else self.lengths
         task = needle_task(
             model, split="detect", lengths=lengths, depths=even_depths(self.depths), windows=self.windows, needles=self.needles,
-            haystack=self.haystack, template=self.template, chat=self.chat, seed=self.seed,
+            haystack=self.haystack, template=self.template, chat=self.chat, chat_args=chat_arguments(self.chat_template_args),
+            seed=self.seed,
         )  # fmt: skip
         return task.first_needles(PAPER_NEEDLES) if self.paper_grid else task
 
-    def stop(self, model: Model) -> frozenset[int]:
+    def stop(self, model: Model, task: Task) -> frozenset[int]:
         """Ids that end an answer."""
         from headwise.runtime.answer import stop_ids
 
-        return frozenset() if self.ignore_eos else stop_ids(model)
+        return frozenset() if self.ignore_eos else stop_ids(model, task.composer.builder.opens_thought)
 
     def none_solved(self, cells: Sequence[dict[str, Any]]) -> NoSuccessfulRunError:
         """The error that says why no run counts, and what may help."""
@@ -96,7 +100,12 @@ class NeedleQuestions:
         best = f"best unigram recall {max(cell['recall'] for cell in cells):.2f}, min_recall {self.min_recall:g}"
         helps = ["shorter --lengths", *([] if self.chat else ["--chat for a chat model"]), "other --needles"]
         start = f"no successful run: the model answered none of {len(cells)} needle questions"
-        if 2 * silent > len(cells) and not self.ignore_eos:
+        thinking = sum(bool(cell.get("thoughts_never_ended")) for cell in cells)
+        if 2 * thinking > len(cells):
+            start += f"; in {thinking} the model was still thinking after {self.max_new_tokens} tokens"
+            off = "" if (self.chat_template_args or not self.chat) else ", or --chat-template-args if its template can switch thinking off"
+            helps.insert(0, f"a larger --max-new-tokens{off}")
+        elif 2 * silent > len(cells) and not self.ignore_eos:
             start += f"; in {silent} the model ended at once (end of text or a line break)"
             helps.insert(0, "--ignore-eos")
         return NoSuccessfulRunError(f"{start} ({best}), so no head can be scored; try {', '.join(helps[:-1])} or {helps[-1]}")
@@ -113,6 +122,7 @@ def needle_task(
     haystack: str | Path | Sequence[str] | None = None,
     template: str | None = None,
     chat: bool = False,
+    chat_args: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Task:
     """Needles, haystack and grid of a run.
@@ -127,6 +137,7 @@ def needle_task(
         haystack: A folder, texts, or None.
         template: Prompt with fields, or None.
         chat: Whether to use the chat template.
+        chat_args: Variables for it.
         seed: Of the haystack windows and of the order of the runs.
     """
     from headwise.prompts.encoder import PieceEncoder
@@ -139,7 +150,7 @@ def needle_task(
     else:
         chosen = read_needles(needles) if isinstance(needles, str | Path) else needles
     encoder = PieceEncoder(model.tokenizer)
-    composer = NeedleComposer(encoder, template, chat)
+    composer = NeedleComposer(encoder, template, chat, chat_args)
     grid = GridOptions(lengths or default_lengths(model.positions), depths, windows, PROMPT_PART, seed)
     return Task(chosen, Haystack(haystack_texts(haystack), encoder), composer, grid)
 

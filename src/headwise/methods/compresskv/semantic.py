@@ -23,12 +23,12 @@ from headwise.methods.compresskv.formula import matching_steps, semantic_lift, s
 from headwise.methods.compresskv.options import Semantic
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
+from headwise.prompts.encoder import answer_start
 from headwise.prompts.grid import Group, Task, describe_task, plan_groups
-from headwise.runtime.answer import traced_answer
+from headwise.runtime.answer import judged_answer, traced_answer
 from headwise.runtime.needle_runs import all_info, joined, run_groups, tell_solved
 from headwise.runtime.rundir import Cell, RunDirectory
 from headwise.runtime.runner import leaves
-from headwise.stats.metrics import judged
 
 SCORE_VERSION = 1
 STATED = ("extremes", "min_recall", "max_new_tokens", "ignore_eos")
@@ -58,7 +58,7 @@ def semantic_scores(
         PromptError: Prompts that cannot be made.
         HeadwiseError: Fewer solved runs than `min_runs`.
     """
-    stop, chosen = options.stop(model), _without_extremes(task, options)
+    stop, chosen = options.stop(model, task), _without_extremes(task, options)
     specs = plan_groups(chosen, model.positions)
     if (count := len(specs) * len(chosen.grid.depths)) < options.min_runs:
         raise HeadwiseError(f"the grid has {count} runs, but a ranking needs {options.min_runs} solved ones; {MORE}")
@@ -92,10 +92,10 @@ def _run_group(model: Model, group: Group, options: Semantic, stop: frozenset[in
             span = prompt.span("answer")
             seen.spans = (span,)
             answer = traced_answer(model.hf, seen, leaf, prompt.gold, stop, options.max_new_tokens, model.is_hybrid)
-            text = model.tokenizer.decode(answer.ids, skip_special_tokens=True)
-            mass = seen.mass[:, 0, :, : len(answer.ids), 0]  # the pass that gave the answer is the one seen last
-            matching = matching_steps(torch.tensor(answer.ids), torch.tensor(prompt.ids[span.start : span.stop])).to(mass.device)
-            cell |= judged(text, group.needle.answer) | {"matching_steps": int(matching.sum())}
+            start = answer_start(stop, answer.ids) or 0  # thoughts do not count
+            mass = seen.mass[:, 0, :, start : len(answer.ids), 0]  # the pass that gave the answer is the one seen last
+            matching = matching_steps(torch.tensor(answer.ids[start:]), torch.tensor(prompt.ids[span.start : span.stop])).to(mass.device)
+            cell |= judged_answer(model, answer.ids, stop, group.needle.answer) | {"matching_steps": int(matching.sum())}
             cell["success"] = cell["recall"] > options.min_recall
             if cell["success"]:
                 tables["scores"][leaf.index] = semantic_score(mass, matching).cpu().numpy()

@@ -21,13 +21,13 @@ from headwise.maths.copy import copy_score
 from headwise.methods.copy.options import Copy
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
+from headwise.prompts.encoder import answer_start
 from headwise.prompts.grid import Group, Task, describe_task
-from headwise.runtime.answer import traced_answer
+from headwise.runtime.answer import judged_answer, traced_answer
 from headwise.runtime.needle_runs import all_info, joined, run_groups, tell_solved
 from headwise.runtime.rundir import Cell, RunDirectory
 from headwise.runtime.runner import leaves
 from headwise.stats.agreement import top_overlap
-from headwise.stats.metrics import judged
 
 SCORE_VERSION = 1
 STATED = ("rule", "match", "min_recall", "max_new_tokens", "ignore_eos", "until_stable")
@@ -57,7 +57,7 @@ def copy_scores(
         NoSuccessfulRunError: The model solves no run.
         PromptError: Prompts that cannot be made.
     """
-    run = partial(_run_group, model, options=options, stop=options.stop(model))
+    run = partial(_run_group, model, options=options, stop=options.stop(model, task))
     cells = run_groups(model, task, run, tell_solved, directory, report, _stable if options.until_stable else None)
     return _collect(model, task, options, joined(cells, "scores"), all_info(cells))
 
@@ -77,12 +77,13 @@ def _run_group(model: Model, group: Group, options: Copy, stop: frozenset[int]) 
         for leaf in leaves(model.hf, [prompt.ids for prompt in group.prompts]):
             prompt, cell = group.prompts[leaf.index], info[leaf.index]
             answer = traced_answer(model.hf, seen, leaf, prompt.gold, stop, options.max_new_tokens, model.is_hybrid)
-            text = model.tokenizer.decode(answer.ids, skip_special_tokens=True)
-            cell |= judged(text, group.needle.answer)
+            cell |= judged_answer(model, answer.ids, stop, group.needle.answer)
             cell["success"] = cell["recall"] > options.min_recall
             if cell["success"]:
-                keys, emitted = (torch.tensor(ids, device=answer.argmax.device) for ids in (prompt.ids, answer.ids))
-                table = copy_score(answer.argmax, keys, emitted, prompt.span("answer"), options.rule, options.match)
+                start = answer_start(stop, answer.ids) or 0  # what is copied into thoughts does not count
+                rows = answer.argmax[..., start:]
+                keys, emitted = (torch.tensor(ids, device=rows.device) for ids in (prompt.ids, answer.ids[start:]))
+                table = copy_score(rows, keys, emitted, prompt.span("answer"), options.rule, options.match)
                 scores[leaf.index] = table.cpu().numpy()
                 scores[leaf.index, [i for i in range(table.shape[0]) if i not in model.modules]] = np.nan
     return {"scores": scores}, info

@@ -39,6 +39,7 @@ class Ranker:
         overflow: str = "tournament",
         wording: PassageLayout | str = "plain",
         chat: bool = False,
+        chat_args: Mapping[str, Any] | None = None,
     ) -> None:
         """Choose how to rank; nothing runs yet.
 
@@ -54,6 +55,7 @@ class Ranker:
             overflow: For more passages than fit, see `rank_in_windows`.
             wording: Words around passages and query, see `LAYOUTS`.
             chat: Wrap the prompt in the model's chat template.
+            chat_args: Variables for the chat template.
 
         Raises:
             HeadwiseError: Unknown options, no tokenizer, and heads of another model, of layers without attention, or none at all.
@@ -69,16 +71,18 @@ class Ranker:
             raise HeadwiseError("no heads to rank with; choose at least one")
         self.model, self.scoring = model, Scoring(span, trim, normalize)
         self.calibrate, self.backwards, self.overflow = calibrate, order == "reversed", overflow
-        self.composer = PassageComposer(PieceEncoder(model.tokenizer), wording, chat)
+        self.composer = PassageComposer(PieceEncoder(model.tokenizer), wording, chat, chat_args)
 
     @classmethod
-    def official(cls, model: Model, heads: Heads | None = None, chat: bool = False) -> Ranker:
+    def official(
+        cls, model: Model, heads: Heads | None = None, chat: bool = False, chat_args: Mapping[str, Any] | None = None
+    ) -> Ranker:
         """The released procedure of QRHead (with all heads: of ICR), in our wording.
 
         All rows from the instruction behind the passages on are averaged, low tokens are trimmed, the first passage stands last (their choice
         for BEIR only), too many are refused.
         """
-        ranker = cls(model, heads, order="reversed", overflow="refuse", wording="instructed", chat=chat)
+        ranker = cls(model, heads, order="reversed", overflow="refuse", wording="instructed", chat=chat, chat_args=chat_args)
         ranker.scoring = OFFICIAL
         return ranker
 
