@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from headwise.attention.observe import observe
     from headwise.attention.steer import steer
     from headwise.caches.kept_cache import compress
+    from headwise.evaluation.ablation import ablation_curve
     from headwise.heads.errors import HeadwiseError
     from headwise.heads.headfile import load_heads, save_heads
     from headwise.heads.types import HeadId, HeadScores, HeadSet
@@ -30,6 +31,7 @@ __all__ = [
     "Span",
     "__version__",
     "ablate",
+    "ablation_curve",
     "compress",
     "head_means",
     "load",
@@ -48,6 +50,7 @@ _HOMES = {
     "Prompt": "headwise.prompts.prompt",
     "Span": "headwise.prompts.prompt",
     "ablate": "headwise.attention.ablate",
+    "ablation_curve": "headwise.evaluation.ablation",
     "compress": "headwise.caches.kept_cache",
     "head_means": "headwise.attention.means",
     "load_heads": "headwise.heads.headfile",
