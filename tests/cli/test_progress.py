@@ -87,7 +87,11 @@ def test_slow_work_says_a_line_a_minute(told, clock):
     for i in range(6):
         clock(30)
         teller.report(i + 1, 1000, "")
-    assert [line for line in lines() if "%" in line] == ["ablating: 0%, 8.3 hours left", "ablating: 0%, 8.3 hours left", "ablating: 1%, 8.3 hours left"]
+    assert [line for line in lines() if "%" in line] == [
+        "ablating: 0%, 8.3 hours left",
+        "ablating: 0%, 8.3 hours left",
+        "ablating: 1%, 8.3 hours left",
+    ]
 
 
 def test_hidden_progress_is_silent(capsys):
@@ -98,7 +102,15 @@ def test_hidden_progress_is_silent(capsys):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.2, "1 second"), (1.4, "1 second"), (40, "40 seconds"), (89, "89 seconds"), (1320, "22 minutes"), (5300, "88 minutes"), (5400, "1.5 hours")],
+    [
+        (0.2, "1 second"),
+        (1.4, "1 second"),
+        (40, "40 seconds"),
+        (89, "89 seconds"),
+        (1320, "22 minutes"),
+        (5300, "88 minutes"),
+        (5400, "1.5 hours"),
+    ],
 )
 def test_durations_in_words(seconds, words):
     assert duration(seconds) == words

@@ -114,9 +114,7 @@ def test_answers_of_batched_variants_equal_plain_generation(model, task, mode, s
             leaf = Leaf(0, prompt.ids, full_cache(model.hf))
             if scope == "answer":
                 prefill(model.hf, leaf.past, prompt.ids[:-1])
-            got = answer_variants(
-                model.hf, leaf, prompt.gold, sets, partial(ablate, model.hf, **rule), stop_ids(model), 6
-            )
+            got = answer_variants(model.hf, leaf, prompt.gold, sets, partial(ablate, model.hf, **rule), stop_ids(model), 6)
         for heads, found in zip(sets, got, strict=True):
             _, _, logprob, ids = one_at_a_time(model, prompt, answer, partial(ablate, model.hf, heads, **rule), 6)
             assert found.ids == ids
@@ -181,9 +179,7 @@ def test_a_hybrid_model_sweeps_in_both_scopes():
         result = sweep(model, HeadScores(values, "copy"), task, options(scope=scope, mode="uniform"))
         prompt, answer = prompts_of(task)[0]
         for row in (0, 1, 5):
-            enter = partial(
-                ablate, hf, result.variants[row].heads, mode="uniform", scope=scope, answer_from=len(prompt.ids) - 1
-            )
+            enter = partial(ablate, hf, result.variants[row].heads, mode="uniform", scope=scope, answer_from=len(prompt.ids) - 1)
             assert result.values["logprob"][row, 0] == pytest.approx(one_at_a_time(model, prompt, answer, enter, 6)[2], abs=1e-3)
     with pytest.raises(UnsupportedModelError, match=r"layer [02] of qwen3_next has no attention heads"):
         sweep(model, random_scores((4, 8)), task, options())
@@ -241,7 +237,9 @@ def test_texts_come_from_the_task_where_none_are_given(model, task):
     given = sweep(model, scores, task, chosen, *plain_windows(task, model.positions))
     found = ablation_curve(model, scores, task=task, **asdict(chosen))
     assert found.to_json() == given.to_json()
-    assert found.provenance["calibration"] != describe_run(model, scores, task, chosen, plain_windows(task, 256)[1])["calibration"]
+    assert (
+        found.provenance["calibration"] != describe_run(model, scores, task, chosen, plain_windows(task, 256)[1])["calibration"]
+    )
 
 
 def test_heads_in_an_order_are_swept_like_scores(model, task):

@@ -39,7 +39,8 @@ def ablate(
     chat: o.Chat = False,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 32,
     no_perplexity: Annotated[
-        bool, typer.Option("--no-perplexity", help="Leave out perplexity of plain text, which takes most of the time of large models.")
+        bool,
+        typer.Option("--no-perplexity", help="Leave out perplexity of plain text, which takes most of the time of large models."),
     ] = False,
     seed: o.Seed = 0,
     device: o.Device = "auto",

@@ -44,7 +44,13 @@ def run_task(
     variants = [
         variant for variant in head_variants(scores, options.top, options.controls, options.seed) if variant.kind != "bottom"
     ]
-    stated = {"task": task, "limit": limit, "options": asdict(options), "head_file": describe_scores(scores), **describe_model(loaded)}
+    stated = {
+        "task": task,
+        "limit": limit,
+        "options": asdict(options),
+        "head_file": describe_scores(scores),
+        **describe_model(loaded),
+    }
     directory = RunDirectory(path.with_name(path.name + ".run"), stated)
     runs: list[dict[str, Any]] = []
     with progress(task, hidden=json) as report:

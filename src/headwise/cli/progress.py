@@ -18,7 +18,11 @@ FOUND = 0.05  # seconds; work that is reported faster than this at the start was
 LOADING = 2.0  # seconds after which work counts as done now, however fast it comes
 MEASURED = 1.0  # seconds of work on which an estimate may stand
 LONG = 60.0  # seconds; shorter work needs no estimate
-EVERY, SHARE, SILENCE = 5.0, 0.1, 60.0  # a line: after so many seconds and so much more work, or after so many seconds in any case
+EVERY, SHARE, SILENCE = (
+    5.0,
+    0.1,
+    60.0,
+)  # a line: after so many seconds and so much more work, or after so many seconds in any case
 
 
 class Pace:

@@ -146,7 +146,10 @@ def describe_run(
     """All that decides the result as plain data; what a `RunDirectory` of `ablation_curve` is described by.
 
     Args:
-        model, scores, task, options: As in `ablation_curve`.
+        model: The model.
+        scores: Scores of its heads.
+        task: The prompts.
+        options: What is taken away, and how it is measured.
         calibration: Text of your own for the means of mode `mean`.
     """
     run: dict[str, Any] = {

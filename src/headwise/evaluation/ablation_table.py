@@ -72,7 +72,15 @@ class AblationResult:
         for metric, k in dict.fromkeys((metric, k) for metric, _, k in found):
             top = found[metric, "top" if k else "none", k]
             random, weakest = (found.get((metric, kind, k)) for kind in ("random", "bottom"))
-            lines.append((metric, str(k), _said(top["mean"]), f"{_said(top['low'])} to {_said(top['high'])}", *_beside(random, weakest, top)))
+            lines.append(
+                (
+                    metric,
+                    str(k),
+                    _said(top["mean"]),
+                    f"{_said(top['low'])} to {_said(top['high'])}",
+                    *_beside(random, weakest, top),
+                )
+            )
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(_aligned(line, widths) for line in lines)
 

@@ -13,7 +13,13 @@ from headwise.heads import HeadSet, HeadwiseError, MissingExtraError
 from headwise.models.provenance import describe_model
 
 # Harness's name -> ours. Its `versions` are those of task definitions; ours are those of packages.
-KEPT = {"results": "results", "groups": "groups", "group_subtasks": "group_subtasks", "versions": "task_versions", "n-shot": "n-shot"}
+KEPT = {
+    "results": "results",
+    "groups": "groups",
+    "group_subtasks": "group_subtasks",
+    "versions": "task_versions",
+    "n-shot": "n-shot",
+}
 KEPT |= {"higher_is_better": "higher_is_better", "n-samples": "n-samples"}
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from headwise.report.compression import NOTE, UNKNOWN, Row, bytes_text, checked_rows, label_of
+from headwise.report.compression import NOTE, UNKNOWN, Row, bytes_text, checked_rows, gate_notes, label_of
 from headwise.report.page.charts import lines
 from headwise.report.page.parts import Marked, details, figure, figures, header, marked_text, note, section, table, text_key
 from headwise.report.page.shell import Html, document, join, slug, tag, write_document
@@ -34,6 +34,7 @@ def page(result: Data, example: Data) -> str:
         section(
             "Recall against bytes",
             figures(*drawn),
+            *(note(f"{label}: {text}") for label, text in gate_notes(result).items()),
             lead="Share of right answers against the bytes that are held. Bands: 95 % intervals over contexts. Dashed: the full cache.",
         ),
         _kept(example),
