@@ -73,7 +73,7 @@ def _asked(
     """Every turn behind the demonstrations as a question of its own."""
     shots = SHOTS.get(example.task, 0)
     size = len(bos) + sum(len(encode(piece.text)) for piece in example.context)
-    questions = []
+    questions: list[Question] = []
     for turn in example.turns[shots:]:
         prompt = to_prompt(replace(example, turns=(*example.turns[:shots], turn)), encode, bos=bos, closing=True)
 

@@ -39,14 +39,7 @@ PERPLEXITY_DRAWS = 5  # random draws per K whose perplexity is measured
 class AblationOptions:
     """What to take away and how to measure it.
 
-    Attributes:
-        top: Different numbers of heads K, each at least 1.
-        mode: What becomes of a head: `zero`, `uniform` or `mean` (see `headwise.ablate`).
-        scope: Where: `answer` or `all` (see `headwise.ablate`).
-        controls: Layer-matched random draws per K, all different; fewer if there are not that many.
-        seed: Of draws, intervals and tests; 0 or more.
-        max_new_tokens: Longest answer, in tokens.
-        rows: Variants in one batch.
+    Attributes are the arguments of `ablation_curve` of the same names.
     """
 
     top: tuple[int, ...] = (1, 2, 4, 8)
@@ -93,7 +86,13 @@ def ablation_curve(
     Args:
         model: A model with its tokenizer.
         heads: Scores of its heads. Or heads in the order of their importance, strongest first; all others count as equally weak then.
-        top: See `AblationOptions`, also for mode, scope, controls, seed, max_new_tokens and rows.
+        top: Different numbers of heads K, each at least 1.
+        mode: What becomes of a head: `zero`, `uniform` or `mean` (see `headwise.ablate`).
+        scope: Where: `answer` or `all` (see `headwise.ablate`).
+        controls: Layer-matched random draws per K, all different; fewer if there are not that many.
+        seed: Of draws, intervals and tests, and of the default task; 0 or more.
+        max_new_tokens: Longest answer, in tokens.
+        rows: Variants in one batch.
         task: Needle prompts. Default: the bundled needles that detection never uses, over the bundled novels.
         perplexity: Measure plain text too, always under scope `all`: its loss is what the heads cost where nothing has to be retrieved.
         texts: (calibration, plain): token ids [n, T] without BOS, for the means of mode `mean` and for perplexity. Default: from the end of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -204,7 +205,8 @@ def place_of(encoder: PieceEncoder, ids: Sequence[int], text: str, answer: str) 
     return span if answer in encoder.decode(ids[span.start : span.stop]) else None
 
 
-class _Contained(NamedTuple):
+@dataclass(frozen=True)
+class _Contained:
     """Whether any of the answers stands in a text, case ignored."""
 
     answers: tuple[str, ...]
@@ -213,7 +215,8 @@ class _Contained(NamedTuple):
         return float(any(answer.casefold() in said.casefold() for answer in self.answers))
 
 
-class _RulerJudge(NamedTuple):
+@dataclass(frozen=True)
+class _RulerJudge:
     """RULER's measure for a row."""
 
     row: RulerRow
