@@ -27,55 +27,62 @@ def bench() -> None:
     """Measure methods against one another."""
 
 
+Methods = Annotated[str, typer.Option(help="Names with options: snapkv,compresskv:heads=FILE, and oracle.")]
+Budgets = Annotated[str, typer.Option(help="Shares of the prompt (0.1) or positions (256).")]
+Lengths = Annotated[str | None, typer.Option(help="Tasks: tokens of prompt and answer, e.g. 512,1024.", show_default="512")]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        help="needle (sentences in novels), key_value (a JSON object of random keys); headwise-lab adds world.needle, world.key_value and "
+        "world.passages.",
+        show_default="needle,key_value",
+    ),
+]
+Ruler = Annotated[Path | None, typer.Option(help="Parquet file in RULER's layout, in place of tasks.", show_default=False)]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Questions of your own in place of tasks: JSON lines with context, question, answer and, if wanted, id and answer_prefix.",
+        show_default=False,
+    ),
+]
+Items = Annotated[int | None, typer.Option(help="Contexts per task and length, or of the file.", show_default="20; --data: all")]
+Questions = Annotated[int | None, typer.Option(help="Tasks: questions per context.", show_default="1")]
+Split = Annotated[
+    str | None, typer.Option(help="Tasks: test, selection or train: whose names and wordings.", show_default="test")
+]
+MinFull = Annotated[
+    float, typer.Option(help="Share of the questions that the full cache must answer; below it nothing can be compared.")
+]
+MaxNewTokens = Annotated[int | None, typer.Option(help="--data: longest answer in tokens.", show_default="32")]
+Chat = Annotated[bool, typer.Option("--chat", help="--ruler, --data: wrap prompts by the model's chat template.")]
+Page = Annotated[
+    Path | None,
+    typer.Option("--html", help="Write a page: recall against bytes, and what each method keeps.", show_default=False),
+]
+
+
 @app.command("cache")
 def cache(
     model: o.ModelName = None,
-    methods: Annotated[
-        str, typer.Option(help="Names with options: snapkv,compresskv:heads=FILE, and oracle.")
-    ] = "streamingllm,snapkv,oracle",
-    budgets: Annotated[str, typer.Option(help="Shares of the prompt (0.1) or positions (256).")] = "0.05,0.1,0.2",
-    lengths: Annotated[
-        str | None, typer.Option(help="Tasks: tokens of prompt and answer, e.g. 512,1024.", show_default="512")
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="needle (sentences in novels), key_value (a JSON object of random keys); headwise-lab adds world.needle, world.key_value and "
-            "world.passages.",
-            show_default="needle,key_value",
-        ),
-    ] = None,
-    ruler: Annotated[
-        Path | None, typer.Option(help="Parquet file in RULER's layout, in place of tasks.", show_default=False)
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Questions of your own in place of tasks: JSON lines with context, question, answer and, if wanted, id and answer_prefix.",
-            show_default=False,
-        ),
-    ] = None,
-    items: Annotated[
-        int | None, typer.Option(help="Contexts per task and length, or of the file.", show_default="20; --data: all")
-    ] = None,
-    questions: Annotated[int | None, typer.Option(help="Tasks: questions per context.", show_default="1")] = None,
+    methods: Methods = "streamingllm,snapkv,oracle",
+    budgets: Budgets = "0.05,0.1,0.2",
+    lengths: Lengths = None,
+    tasks: Tasks = None,
+    ruler: Ruler = None,
+    data: Data = None,
+    items: Items = None,
+    questions: Questions = None,
     question: Annotated[str, typer.Option(help="inside or outside of what is compressed.")] = "inside,outside",
-    split: Annotated[
-        str | None, typer.Option(help="Tasks: test, selection or train: whose names and wordings.", show_default="test")
-    ] = None,
-    min_full: Annotated[
-        float, typer.Option(help="Share of the questions that the full cache must answer; below it nothing can be compared.")
-    ] = 0.3,
-    max_new_tokens: Annotated[int | None, typer.Option(help="--data: longest answer in tokens.", show_default="32")] = None,
+    split: Split = None,
+    min_full: MinFull = 0.3,
+    max_new_tokens: MaxNewTokens = None,
     seed: Annotated[int, typer.Option(help="Seed of contexts and intervals.")] = 0,
-    chat: Annotated[bool, typer.Option("--chat", help="--ruler, --data: wrap prompts by the model's chat template.")] = False,
+    chat: Chat = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", help="Write a page: recall against bytes, and what each method keeps.", show_default=False),
-    ] = None,
+    html: Page = None,
     output: o.Output = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,

@@ -109,19 +109,30 @@ def ablation_curve(
     """
     options = AblationOptions(tuple(top), mode, scope, controls, seed, max_new_tokens, rows)
     scores, task = given_scores(heads, model), task or default_task(model, seed)
+    if texts is None and (perplexity or mode == "mean"):
+        texts = plain_windows(task, model.positions)
+    return _sweep(model, scores, task, options, perplexity, texts, directory, report)
+
+
+def _sweep(
+    model: Model, scores: HeadScores, task: Task, options: AblationOptions, perplexity: bool, texts: tuple[Tensor, Tensor] | None,
+    directory: RunDirectory | None, report: Report,
+) -> AblationResult:  # fmt: skip
     variants = head_variants(scores, options.top, options.controls, options.seed)
     sets, places = distinct_sets(variants)
     for chosen in sets:
         model.check(chosen)
-    if texts is None and (perplexity or mode == "mean"):
-        texts = plain_windows(task, model.positions)
+    calibration = texts[0] if texts and options.mode == "mean" else None
     windows = with_bos(texts[1], model.tokenizer) if perplexity and texts else None
-    without = partial(ablate, model.hf, mode=mode, means=_means(model, texts) if mode == "mean" else None)
-    measured = [variant.heads if variant.draw < PERPLEXITY_DRAWS else None for variant in variants]
-    sweep, plain = sweep_tokens(task, len(sets), scope), _plain_tokens(windows, variants)
+    means = None if calibration is None else head_means(model.hf, [with_bos(calibration, model.tokenizer)])
+    without = partial(ablate, model.hf, mode=options.mode, means=means)
+    sweep, plain = sweep_tokens(task, len(sets), options.scope), _plain_tokens(windows, variants)
 
     def swept(done: float, total: float, remark: str) -> None:
         report(sweep * done / total, sweep + plain, remark)
+
+    def read(done: float, total: float, remark: str) -> None:
+        report(sweep + plain * done / total, sweep + plain, remark)
 
     run = partial(_run_group, model, sets=sets, options=options, without=without)
     cells = run_groups(
@@ -130,12 +141,9 @@ def ablation_curve(
     values = {metric: joined(cells, metric, axis=1)[places] for metric in METRICS}
     losses = np.empty((len(variants), 0))
     if windows is not None:
-
-        def read(done: float, total: float, remark: str) -> None:
-            report(sweep + plain * done / total, sweep + plain, remark)
-
+        measured = [variant.heads if variant.draw < PERPLEXITY_DRAWS else None for variant in variants]
         losses = losses_without(model.hf, windows, measured, without, directory, read)
-    stated = describe_run(model, scores, task, options, texts[0] if texts and mode == "mean" else None)
+    stated = describe_run(model, scores, task, options, calibration)
     return AblationResult(variants, tuple(all_info(cells)), values, losses, options.seed, stated)
 
 
@@ -198,7 +206,3 @@ def _starts(model: Any, prompts: Sequence[Sequence[int]], scope: str) -> Iterato
     for leaf in leaves(model, prompts):
         prefill(model, leaf.past, leaf.rest[:-1])
         yield leaf
-
-
-def _means(model: Model, texts: tuple[Tensor, Tensor] | None) -> Tensor | None:
-    return None if texts is None else head_means(model.hf, [with_bos(texts[0], model.tokenizer)])
