@@ -32,6 +32,8 @@ SMALLER = {
     "headwise detect": "--lengths 128 --depths 2 --needles two.jsonl --overwrite",
     "headwise ablate": "--top 2 --lengths 128 --depths 1 --controls 1 --needles two.jsonl --overwrite",
     "headwise needle": "--lengths 128 --depths 1 --needles two.jsonl --overwrite",
+    "headwise bench cache --ruler": "--items 1 --budgets 0.3 --overwrite",
+    "headwise bench cache --data": "--budgets 0.3 --overwrite",
     "headwise bench cache": "--items 1 --tasks needle --lengths 300 --budgets 0.3 --overwrite",
     "headwise rank": "--overwrite",
     "headwise select score": "--max-len 128 --batch-tokens 512",
