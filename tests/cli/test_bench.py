@@ -221,7 +221,12 @@ def test_a_line_ends_at_a_line_feed_only(tmp_path):
     ("given", "parts"),
     [
         (["--methods", "magic"], ["unknown cache method 'magic'", "snapkv"]),
-        (["--methods", "headkv"], ["headkv needs heads"]),
+        (
+            ["--methods", "headkv"],
+            ["headkv needs a head file: headkv:heads=FILE", "headwise-out/", ".semantic.json", "run: headwise detect semantic"],
+        ),
+        (["--methods", "zigzag"], ["zigzag needs a head file", ".gate.json", "run: headwise detect gate"]),
+        (["--methods", "headkv:heads=h.json,preset=mine"], ["h.json"]),
         (["--methods", "oracle:window=3"], ["the oracle takes no options"]),
         (["--ruler", "x.parquet"], ["--ruler brings its own texts and questions", "--tasks has no meaning"]),
         (["--data", "x.jsonl"], ["--data brings its own texts and questions"]),

@@ -245,7 +245,7 @@ def test_impossible_options_are_refused(method, options, message):
 
 def test_impossible_heads_and_rules_are_refused():
     for heads in ([1, 2], GATES, np.ones(3, dtype=bool)):
-        with pytest.raises(HeadwiseError, match=r"heads must be gates .* or a bool table"):
+        with pytest.raises(HeadwiseError, match="heads must be gates, or a table"):
             DuoAttention(heads)
     with pytest.raises(HeadwiseError, match="rule 'Z5' is none of Z1 to Z4; give the layers that Z5 has found"):
         ZigzagAttention(scores(), rule="Z5")

@@ -93,7 +93,7 @@ def cache(
     asked.check()
     if not 0 <= min_full <= 1:
         raise HeadwiseError(f"--min-full is a share between 0 and 1; got {min_full:g}")
-    chosen = _candidates(methods, budgets)
+    chosen = _candidates(methods, budgets, model)
     loaded = o.load(model, device, dtype, revision)
     for candidate in chosen:
         if hasattr(candidate.make, "check"):
@@ -107,7 +107,11 @@ def cache(
     with progress("comparing caches", hidden=json) as report:
         found = measure_compression(loaded, chosen, contexts, protocols, seed, report, min_full)
     failed = [gate for gate in found.gates if gate["gate"] == "failed"]
-    result = describe_model(loaded) | {"methods": methods, "budgets": budgets, "seed": seed} | asked.described(len(contexts))
+    result = (
+        describe_model(loaded)
+        | {"methods": list(dict.fromkeys(c.name for c in chosen)), "budgets": budgets, "seed": seed}
+        | asked.described(len(contexts))
+    )
     result |= {"gate": "failed" if failed else "passed"} | found._asdict()
     write_json(result, path, overwrite)
     if html is not None:
@@ -141,25 +145,26 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "survival_heads"}
 
 
-def _candidates(methods: str, budgets: str) -> list[Candidate]:
+def _candidates(methods: str, budgets: str, model: str | None) -> list[Candidate]:
     """The full cache, then every method with every budget; methods without a budget, or with one of their own, once."""
-    from headwise.cli.cache_methods import known_options, parse_cache, read_budget, split_specs
+    from headwise.cli.cache_methods import known_options, parse_cache, read_budget, shown, split_specs, with_heads
     from headwise.evaluation.compression import Candidate
 
     sizes = [read_budget("--budgets", part.strip()) for part in budgets.split(",")]
     found = [Candidate("full", None, parse_cache("full"))]
-    for text in split_specs(methods):
+    given = [text if text.partition(":")[0] == "oracle" else with_heads(text, model) for text in split_specs(methods)]
+    for text, label in zip(given, shown(given), strict=True):
         name, _, options = text.partition(":")
         if name == "oracle":
             if options:
                 raise HeadwiseError("the oracle takes no options; it keeps the tokens of the answer")
             found += [Candidate(name, size, partial(_oracle, size), told=True) for size in sizes]
         elif "budget" not in known_options(name):
-            found += [Candidate(text, None, parse_cache(text))] if name != "full" else []
+            found += [Candidate(label, None, parse_cache(text))] if name != "full" else []
         elif own := [part.partition("=")[2] for part in options.split(",") if part.partition("=")[0].strip() == "budget"]:
-            found.append(Candidate(text, read_budget("budget", own[0].strip()), parse_cache(text)))
+            found.append(Candidate(label, read_budget("budget", own[0].strip()), parse_cache(text)))
         else:
-            found += [Candidate(text, size, parse_cache(text, size)) for size in sizes]
+            found += [Candidate(label, size, parse_cache(text, size)) for size in sizes]
     return found
 
 

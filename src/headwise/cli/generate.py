@@ -33,8 +33,9 @@ def generate(
     json: o.Json = False,
 ) -> None:
     """Answer a prompt greedily from a compressed cache, and tell how much of the full cache was held."""
-    from headwise.cli.cache_methods import parse_cache
+    from headwise.cli.cache_methods import parse_cache, with_heads
 
+    cache = with_heads(cache, model)
     text, compressor = _text(prompt, prompt_file), parse_cache(cache)
     if max_new_tokens < 1:
         raise HeadwiseError(f"--max-new-tokens must be at least 1; got {max_new_tokens}")

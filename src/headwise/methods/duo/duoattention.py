@@ -30,7 +30,7 @@ class DuoAttention(StreamingPattern):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.heads, HeadScores) and (np.ndim(self.heads) != 2 or np.asarray(self.heads).dtype != np.bool_):
-            raise HeadwiseError("heads must be gates (HeadScores) or a bool table [layer, KV head], True for retrieval heads")
+            raise HeadwiseError("heads must be gates, or a table [layer, KV head] of True (retrieval heads) and False")
 
     def pattern(self, model: Model) -> Pattern:
         """The retrieval heads of the layers with full attention, [full layers, KV heads]. Raises `HeadwiseError` for heads of another model."""

@@ -93,14 +93,14 @@ def kv_gates(scores: HeadScores, layers: int, heads: int, kv_heads: int, model: 
         if not np.array_equal(rows, np.broadcast_to(rows[..., :1], rows.shape), equal_nan=True):
             raise HeadwiseError(
                 f"these {scores.score} scores differ between query heads that share a KV head of {model}, so they are no gates of it; "
-                "find its gates, or give a bool table [layer, KV head]"
+                "find its gates first (headwise detect gate), or give a table [layer, KV head] of True and False"
             )
         return np.ascontiguousarray(rows[..., 0])
     if values.shape == (layers, kv_heads):
         return values
     raise HeadwiseError(
         f"gates of {values.shape[0]} layers x {values.shape[1]} heads do not belong to {model}, which has {layers} layers x {heads} "
-        f"query heads ({kv_heads} KV heads); find its gates first"
+        f"query heads ({kv_heads} KV heads); find its gates first (headwise detect gate)"
     )
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class StreamingPattern(ABC):
     streaming heads drop what they do not keep), `chunked` (a block of tokens sees itself and what was held before it), `windowed` (every
     token sees its exact window). Layers without full attention are left as they are.
     """
+
+    found_by: ClassVar[str] = "gate"  # the detector whose head file it takes by default
 
     heads: Any
     keep: float = 0.5

@@ -43,7 +43,7 @@ class ZigzagAttention(StreamingPattern):
         if self.rule not in RULES or (self.rule == "Z5" and not measured):
             raise HeadwiseError(
                 f"rule {self.rule!r} is none of Z1 to Z4; give the layers that Z5 has found, or, for rule Z5, gates with a measured "
-                "order of layers (with_layer_order)"
+                "order of layers (headwise detect gate --layer-order)"
             )
 
     def pattern(self, model: Model) -> Pattern:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class HeadKV(WindowPress):
         beta: At least 1; 1 / beta of the budget goes by score (the paper tries 1.005 to 10).
         preset: `grouped` or `released`; the latter decides `sinks` (0) and `kernel` (7).
     """
+
+    found_by: ClassVar[str] = "semantic"  # the detector whose head file it takes by default
 
     heads: HeadScores = field(repr=False)
     beta: float = 1.2
