@@ -16,9 +16,8 @@ from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, GroupSpec, Task, make_group
 from headwise.prompts.haystack import Haystack, bundled_texts
 from headwise.prompts.needles import bundled_needles
-from headwise.runtime.answer import answer_variants
+from headwise.runtime.answer import answer_variants, stop_ids
 from headwise.runtime.runner import Leaf, prefill
-from headwise.runtime.stops import stop_ids
 
 VARIANTS, LENGTH, LIMIT = 50, 1024, 32
 

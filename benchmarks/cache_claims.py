@@ -20,8 +20,10 @@ from common import hardware, show
 
 from headwise.heads import HeadScores, load_heads, save_heads
 from headwise.heads.headfile import write_json
-from headwise.methods.compresskv.semantic import SemanticOptions, find_semantic_heads
-from headwise.methods.copy.run import CopyOptions, find_copy_heads
+from headwise.methods.compresskv.options import Semantic
+from headwise.methods.compresskv.semantic import semantic_scores
+from headwise.methods.copy.options import Copy
+from headwise.methods.copy.run import copy_scores
 from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
@@ -79,8 +81,8 @@ class Lab:
         """Copy or semantic scores from the needles for detection at six depths; seed: of the windows of text around them."""
         task = self.task("detect", even_depths(DEPTHS), seed)
         if score == "copy":
-            return self.kept(f"copy-{seed}", lambda: find_copy_heads(self.model, task, CopyOptions()))
-        return self.kept(f"semantic-{seed}", lambda: find_semantic_heads(self.model, task, SemanticOptions()))
+            return self.kept(f"copy-{seed}", lambda: copy_scores(self.model, task, Copy()))
+        return self.kept(f"semantic-{seed}", lambda: semantic_scores(self.model, task, Semantic()))
 
     def prompts(self, split: str, seed: int, count: int | None = None) -> list[tuple[Prompt, Needle]]:
         """Needle questions in windows of their own, at depths drawn from 0.1 to 0.9."""

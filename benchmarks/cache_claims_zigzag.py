@@ -26,7 +26,8 @@ from headwise.heads import HeadScores, HeadSet
 from headwise.methods.duo.duoattention import DuoAttention
 from headwise.methods.duo.formula import binarise, gate_loss, kept_count, rate_factor, strongest
 from headwise.methods.duo.gated import gated, last_hidden, streaming_loss
-from headwise.methods.duo.gates import GateOptions, find_gates
+from headwise.methods.duo.gates import gate_scores
+from headwise.methods.duo.options import Gates
 from headwise.methods.duo.patterns import layer_pattern
 from headwise.methods.duo.prompts import LabelledText, VaultOptions, vault_texts
 
@@ -125,7 +126,7 @@ def gates(lab: Lab, kind: str, seed: int = 0) -> HeadScores:
     """teacher, self: the two mixtures. layer, group: Z3's and Z4's. all tokens, prose: other losses. half: gates and optimiser in bfloat16."""
     given = {"self": {"mix": "self"}, "layer": {"per": "layer"}, "group": {"form": "group"}}.get(kind, {})
     least = 0.0 if kind in ("all tokens", "prose") else 0.5
-    options = GateOptions(steps=lab.steps, rate=RATE, sinks=SEEN.sinks, recent=SEEN.recent, seed=seed, least_right=least, **given)  # type: ignore[arg-type]
+    options = Gates(steps=lab.steps, rate=RATE, sinks=SEEN.sinks, recent=SEEN.recent, seed=seed, min_right=least, **given)  # type: ignore[arg-type]
 
     def find() -> HeadScores:
         found = texts(lab, "train", seed, FOUND_AT, TEXTS)
@@ -136,12 +137,12 @@ def gates(lab: Lab, kind: str, seed: int = 0) -> HeadScores:
             found = [
                 LabelledText((*lab.encoder.bos, *row), (False, *[True] * (len(lab.encoder.bos) + len(row) - 1))) for row in rows
             ]
-        return half_gates(lab, found, options) if kind == "half" else find_gates(lab.model, found, options)
+        return half_gates(lab, found, options) if kind == "half" else gate_scores(lab.model, found, options)
 
     return lab.kept(f"gates-{kind.replace(' ', '-')}-{seed}", find)
 
 
-def half_gates(lab: Lab, found: Sequence[LabelledText], options: GateOptions) -> HeadScores:
+def half_gates(lab: Lab, found: Sequence[LabelledText], options: Gates) -> HeadScores:
     """As DuoAttention's code: gates and AdamW's state in bfloat16. The model and the loss stay float32."""
     model, layout = lab.model.hf, lab.model
     trained = torch.nn.Parameter(torch.ones(layout.heads.shape[0], layout.heads.kv_heads, dtype=torch.bfloat16))

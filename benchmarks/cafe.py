@@ -26,8 +26,8 @@ from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.passages import RankingExample
+from headwise.runtime.answer import stop_ids
 from headwise.runtime.passage_table import PassageTable, measure_passages
-from headwise.runtime.stops import stop_ids
 from headwise.stats.controls import layer_matched_random
 from headwise.stats.metrics import exact_match
 from headwise.stats.paired import bootstrap_mean

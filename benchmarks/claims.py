@@ -15,7 +15,8 @@ from headwise.attention import observe
 from headwise.evaluation.ablation import ablation_curve
 from headwise.heads import HeadScores
 from headwise.maths.copy import copy_score
-from headwise.methods.copy.run import CopyOptions, find_copy_heads
+from headwise.methods.copy.options import Copy
+from headwise.methods.copy.run import copy_scores
 from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
@@ -92,7 +93,7 @@ def main() -> None:
     chosen = options(__doc__)
     model = load(str(bundled_model()))
     task = make(model, "detect", (256, 512, 1024), 10)
-    scores = find_copy_heads(model, task, CopyOptions())
+    scores = copy_scores(model, task, Copy())
     values, frequency = scores.values, scores.frequency
     ranked = scores.ranking()
     result: dict[str, Any] = {

@@ -31,11 +31,8 @@ from headwise.prompts.grid import GridOptions, GroupSpec, Task, even_depths, mak
 from headwise.prompts.haystack import Haystack, bundled_texts
 from headwise.prompts.needles import bundled_needles
 from headwise.prompts.prompt import Prompt, Span
-from headwise.runtime.answer import verify_draft
-from headwise.runtime.greedy import decode_one
+from headwise.runtime.answer import decode_one, stop_ids, traced_answer, verify_draft
 from headwise.runtime.runner import Leaf, leaves
-from headwise.runtime.stops import stop_ids
-from headwise.runtime.traced import traced_answer
 
 DEPTHS, LIMIT = 10, 50
 Case = tuple[Any, list[Prompt], frozenset[int]]

@@ -15,8 +15,9 @@ import torch
 from common import hardware, show
 
 from headwise.heads import HeadScores, HeadSet, HeadwiseError
-from headwise.methods.influence.prompts import ProxyOptions, ProxyPrompts
-from headwise.methods.influence.proxy import ProxyScoring, proxy_scores, top_share
+from headwise.methods.influence.options import Proxy
+from headwise.methods.influence.prompts import ProxyPrompts
+from headwise.methods.influence.proxy import proxy_scores, top_share
 from headwise.methods.influence.scorer import AttentionInfluence
 from headwise.models.load import load
 from headwise.models.model import Model
@@ -45,11 +46,11 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_heads(model: Model, samples: int, seed: int, least_accuracy: float = 0.0) -> HeadScores:
+def find_heads(model: Model, samples: int, seed: int, min_accuracy: float = 0.0) -> HeadScores:
     """Proxy scores of all heads. By default of any model: the bundled ones write few of these answers out in full without a mistake."""
-    sizes = ProxyOptions(length=512, samples=samples, key_length=8, value_tokens=12, seed=seed)
+    sizes = Proxy(length=512, samples=samples, key_length=8, value_tokens=12, seed=seed)
     prompts = ProxyPrompts(bundled_texts(), PieceEncoder(model.tokenizer), sizes)
-    return proxy_scores(model, prompts, ProxyScoring(least_accuracy=least_accuracy))
+    return proxy_scores(model, prompts, Proxy(min_accuracy=min_accuracy))
 
 
 def detection(model: Model, scores: HeadScores, samples: int, seed: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from headwise.models.registry import bundled_model, bundled_names
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import Passage, PassageComposer, RankingExample
 from headwise.runtime.passage_table import PassageTable, measure_passages
-from headwise.runtime.scoring import OFFICIAL, Scoring
+from headwise.runtime.passages import OFFICIAL, Scoring
 from headwise.stats.agreement import top_overlap
 from headwise.stats.paired import bootstrap_mean
 from headwise_lab.ranking import microworld_examples

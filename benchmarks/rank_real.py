@@ -20,7 +20,8 @@ import torch
 from common import hardware, show
 
 from headwise.heads import HeadSet, NoSuccessfulRunError
-from headwise.methods.copy.run import CopyOptions, find_copy_heads
+from headwise.methods.copy.options import Copy
+from headwise.methods.copy.run import copy_scores
 from headwise.methods.query.formula import query_score
 from headwise.methods.query.run import query_scores
 from headwise.models.load import load
@@ -127,7 +128,7 @@ def copy_heads(model: Model, top: int) -> HeadSet | None:
         GridOptions((256,), (0.0, 0.5, 1.0)),
     )
     try:
-        return find_copy_heads(model, task, CopyOptions()).top(top)
+        return copy_scores(model, task, Copy()).top(top)
     except NoSuccessfulRunError:
         return None
 

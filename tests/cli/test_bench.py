@@ -336,7 +336,7 @@ def test_the_line_about_what_is_held():
 def test_answers_of_a_prompt_do_not_end_at_a_line_break_only(planted):
     """The micro-world's stop tokens hold line breaks, those of `generate` and of RULER do not."""
     from headwise.models.load import load
-    from headwise.runtime.stops import stop_ids
+    from headwise.runtime.answer import stop_ids
 
     loaded = load(planted.model)
     assert stop_ids(loaded) - newline_ids(loaded.tokenizer) == {loaded.tokenizer.eos_token_id}

@@ -24,7 +24,7 @@ def test_show_writes_a_page_and_says_where(heads, headwise, tmp_path):
 
 
 DETECTED = {
-    "semantic": ["--lengths", "120", "--depths", "2", "--least-runs", "1"],
+    "semantic": ["--lengths", "120", "--depths", "2", "--min-runs", "1"],
     "gate": ["lab-6m", "--lengths", "200,300", "--steps", "2", "--window", "16,32"],
     "proxy": ["world-6m", "--samples", "2", "--pairs", "4", "--gate", "0"],
 }
@@ -33,7 +33,7 @@ DETECTED = {
 @pytest.mark.parametrize("score", DETECTED)
 def test_files_of_every_detector_are_shown(planted, headwise, tmp_path, score):
     given = DETECTED[score] if score != "semantic" else [planted.model, *planted.own, *DETECTED[score]]
-    done = headwise("detect", "--score", score, *given, "-o", "h.json", "--json")
+    done = headwise("detect", score, *given, "-o", "h.json", "--json")
     assert done.code == 0, done.err
     assert headwise("show", "h.json").code == 0
     done = headwise("show", "h.json", "--html", "page.html")

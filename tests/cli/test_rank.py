@@ -1,4 +1,4 @@
-"""`headwise detect --score query` and `headwise rank`, on files as users bring them."""
+"""`headwise detect query` and `headwise rank`, on files as users bring them."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def files(tmp_path):
 @pytest.fixture
 def query_file(planted, headwise, files, tmp_path):
     path = tmp_path / "query.json"
-    done = headwise("detect", planted.model, "--score", "query", "--data", files / "labelled.jsonl", "-o", path, "--json")
+    done = headwise("detect", "query", planted.model, "--data", files / "labelled.jsonl", "-o", path, "--json")
     assert done.code == 0, done.err
     return path
 
@@ -57,7 +57,7 @@ def test_query_heads_are_found_and_rank(planted, headwise, files, query_file, tm
 @pytest.mark.parametrize("rule", ["mass", "ndcg", "mrr", "contrastive"])
 def test_every_rule_runs_and_is_named(planted, headwise, files, rule, tmp_path):
     done = headwise(
-        "detect", planted.model, "--score", "query", "--rule", rule, "--data", files / "labelled.jsonl", "-o", f"{rule}.json"
+        "detect", "query", planted.model, "--rule", rule, "--data", files / "labelled.jsonl", "-o", f"{rule}.json"
     )
     assert done.code == 0, done.err
     assert load_heads(tmp_path / f"{rule}.json").provenance["rule"] == rule
@@ -111,7 +111,7 @@ def test_beir_official_windows_and_cut_passages(planted, headwise, files, tmp_pa
         (["--queries", "Q", "--passages", "P", "--candidates", "bm25:0"], ["at least 1"]),
         (["--queries", "Q", "--passages", "P", "--max-words", "0"], ["--max-words must be at least 1"]),
         (["--queries", "Q", "--passages", "P", "--span", "all"], ["unknown span 'all'"]),
-        (["--queries", "Q", "--passages", "P", "--layout", "fancy"], ["unknown passage layout 'fancy'"]),
+        (["--queries", "Q", "--passages", "P", "--wording", "fancy"], ["unknown passage layout 'fancy'"]),
         (["--queries", "Q", "--passages", "P", "--chat"], ["no chat template"]),
         (["--queries", "Q", "--passages", "P", "--heads", "none.json"], ["no such head file"]),
     ],
@@ -133,5 +133,5 @@ def test_a_result_is_not_overwritten_and_a_missing_extra_is_named(planted, headw
 def test_wrong_query_data_is_refused(planted, headwise, files):
     (files / "bad.jsonl").write_text('{"query": "a", "passages": ["x", "y"], "gold": []}')
     for data, part in (("bad.jsonl", "none of 1 queries has both"), ("p.jsonl", "expected")):
-        check_refused(headwise("detect", planted.model, "--score", "query", "--data", files / data), part)
-    check_refused(headwise("detect", planted.model, "--score", "query", "--rule", "set"), "unknown rule 'set'")
+        check_refused(headwise("detect", "query", planted.model, "--data", files / data), part)
+    check_refused(headwise("detect", "query", planted.model, "--rule", "set"), "unknown rule 'set'")

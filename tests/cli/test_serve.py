@@ -114,10 +114,10 @@ def no_key(monkeypatch):
         (["--all-heads", "--host", "0.0.0.0"], ["0.0.0.0", KEY_VARIABLE, "--no-auth"]),
         (["--all-heads", "--queue", "0"], ["queue must be at least 1"]),
         (["--all-heads", "--timeout", "0"], ["timeout"]),
-        (["--all-heads", "--official", "--layout", "plain"], ["--official", "--layout"]),
+        (["--all-heads", "--official", "--wording", "plain"], ["--official", "--wording"]),
         (["--all-heads", "--port", "BUSY"], ["cannot listen on 127.0.0.1", "--port"]),
         (["/no/such/model", "--all-heads", "--port", "0"], ["no such model folder"]),
-        (["MODEL", "--all-heads", "--layout", "fancy", "--port", "0"], ["unknown passage layout 'fancy'"]),
+        (["MODEL", "--all-heads", "--wording", "fancy", "--port", "0"], ["unknown passage layout 'fancy'"]),
     ],
 )
 def test_what_is_wrong_is_one_line(headwise, planted, heads, arguments, parts):

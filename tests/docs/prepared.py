@@ -25,10 +25,10 @@ NOT_RUN = {
 
 # Options put behind a command; the last one given counts. Pages that bring all they need are run as they stand.
 SMALLER = {
-    "headwise detect --score query": "--overwrite",
-    "headwise detect --score proxy": "--samples 4 --pairs 4 --lengths 512 --gate 0 --overwrite",
-    "headwise detect --score gate": "--lengths 200,300 --steps 2 --window 16,32 --overwrite",
-    "headwise detect --score semantic": "--lengths 128 --depths 2 --least-runs 1 --needles two.jsonl --overwrite",
+    "headwise detect query": "--overwrite",
+    "headwise detect proxy": "--samples 4 --pairs 4 --length 512 --min-accuracy 0 --overwrite",
+    "headwise detect gate": "--lengths 200,300 --steps 2 --sinks 16 --recent 32 --overwrite",
+    "headwise detect semantic": "--lengths 128 --depths 2 --min-runs 1 --needles two.jsonl --overwrite",
     "headwise detect": "--lengths 128 --depths 2 --needles two.jsonl --overwrite",
     "headwise ablate": "--top 2 --lengths 128 --depths 1 --controls 1 --needles two.jsonl --overwrite",
     "headwise needle": "--lengths 128 --depths 1 --needles two.jsonl --overwrite",
@@ -42,7 +42,7 @@ SMALLER = {
 
 # The same for Python: text of a page -> what is run in its place.
 REPLACED = {
-    "GateOptions(steps=400,": "GateOptions(steps=2, least_right=0.0,",
+    "Gates(steps=400,": "Gates(steps=2, min_right=0.0,",
     "lengths=(500, 1200), keys=5, words=8), count=50": "lengths=(260, 400), keys=2, words=2), count=2",
     "max_new_tokens=64": "max_new_tokens=4",
 }

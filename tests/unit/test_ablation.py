@@ -29,10 +29,9 @@ from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, group_specs, make_group
 from headwise.prompts.haystack import Haystack
 from headwise.prompts.needles import Needle
-from headwise.runtime.answer import answer_variants
+from headwise.runtime.answer import answer_variants, stop_ids
 from headwise.runtime.rundir import RunDirectory
 from headwise.runtime.runner import Leaf, prefill
-from headwise.runtime.stops import stop_ids
 from headwise.stats.metrics import exact_match, unigram_recall
 from headwise.testing.planted import planted_copier, planted_task
 from headwise.testing.tiny import tiny_model

@@ -21,9 +21,9 @@ from headwise.methods.cafe.reader import Boost, PassageReader
 from headwise.models.model import Model, as_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import Passage, PassageComposer, RankingExample
-from headwise.runtime.passage_table import measure_passages, scorable_heads
+from headwise.runtime.passage_table import measure_passages
+from headwise.runtime.passages import Scoring, scorable_heads
 from headwise.runtime.runner import prefill
-from headwise.runtime.scoring import Scoring
 from headwise.testing.planted import planted_copier
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from headwise.testing.tokenizers import character_tokenizer
@@ -435,7 +435,7 @@ def test_a_whole_answer_says_what_was_done(model):
     unsteered = run(model, delta=0.0).answer(QUERY, PASSAGES, 4)
     assert not unsteered.steered
     assert unsteered.ids == run(model, steer=False).answer(QUERY, PASSAGES, 4).ids
-    careful = run(model, least_margin=1.1).answer(QUERY, PASSAGES, 4)
+    careful = run(model, min_margin=1.1).answer(QUERY, PASSAGES, 4)
     assert not careful.steered
     assert careful.candidates == result.candidates
     assert careful.ids == unsteered.ids

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.maths.copy import MATCHES, RULES, copy_hits, copy_score
+from headwise.maths.copy import copy_hits, copy_score
+from headwise.methods.copy.options import MATCHES
+from headwise.runtime.options import COPY_RULES as RULES
 from headwise.stats.agreement import gini, pearson, split_half_reliability, top_overlap
 from tests.reference.copy import slow_copy_hits, slow_copy_score
 

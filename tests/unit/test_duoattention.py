@@ -15,7 +15,8 @@ from headwise.caches.kept_cache import compress
 from headwise.heads import HeadScores, HeadwiseError, load_heads
 from headwise.methods.duo.duoattention import DuoAttention
 from headwise.methods.duo.gated import gated
-from headwise.methods.duo.gates import GateOptions, find_gates
+from headwise.methods.duo.gates import gate_scores
+from headwise.methods.duo.options import Gates
 from headwise.methods.duo.prompts import ASK, STATE, VaultOptions, vault_texts
 from headwise.methods.duo.zigzagattention import ZigzagAttention
 from headwise.models.model import Model, as_model
@@ -287,10 +288,10 @@ def test_what_is_found_on_some_words_serves_others():
     model, encoder = Model(hf, tokenizer), PieceEncoder(tokenizer)
     haystack = Haystack(planted_task().texts, encoder)
     options = {"lengths": (150, 200), "keys": 2, "words": 4}
-    gates = find_gates(
+    gates = gate_scores(
         model,
         vault_texts(haystack, encoder, VaultOptions(**options), 3),
-        GateOptions(steps=20, rate=0.15, sinks=4, recent=16),
+        Gates(steps=20, rate=0.15, sinks=4, recent=16),
     )
 
     @torch.no_grad()

@@ -16,12 +16,9 @@ from headwise.caches.shared import fork, full_cache, shared_past
 from headwise.heads import HeadwiseError
 from headwise.maths.copy import copy_hits
 from headwise.models.model import as_model
-from headwise.runtime.answer import answer_variants, verify_draft
-from headwise.runtime.greedy import decode_one, decode_rows, guess
+from headwise.runtime.answer import answer_variants, decode_one, decode_rows, guess, traced_answer, verify_draft
 from headwise.runtime.rundir import RunDirectory
-from headwise.runtime.runner import Leaf, leaves, prefill
-from headwise.runtime.sharing import branch_points, sharing_order
-from headwise.runtime.traced import traced_answer
+from headwise.runtime.runner import Leaf, branch_points, leaves, prefill, sharing_order
 from headwise.testing.planted import planted_copier, planted_task
 from headwise.testing.tiny import tiny_model
 from tests.helpers import with_cache

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from headwise.heads import HeadScores, HeadwiseError, NoSuccessfulRunError, PromptError, load_heads, save_heads
-from headwise.methods.copy.run import STABLE_GROUPS, CopyOptions, describe_run, find_copy_heads
+from headwise.methods.copy.options import Copy
+from headwise.methods.copy.run import STABLE_GROUPS, copy_scores, describe_run
 from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.prompts.compose import NeedleComposer
@@ -53,11 +54,11 @@ def task(model):
 
 @pytest.fixture(scope="module")
 def scores(model, task):
-    return find_copy_heads(model, task, CopyOptions())
+    return copy_scores(model, task, Copy())
 
 
 def detect(model, material):
-    return find_copy_heads(model, task_for(model, material, (80,), (0.5,), 3), CopyOptions())
+    return copy_scores(model, task_for(model, material, (80,), (0.5,), 3), Copy())
 
 
 # ---- the planted head
@@ -75,7 +76,7 @@ def test_the_planted_head_scores_one_and_every_other_head_nothing(scores):
 @pytest.mark.parametrize("match", ["token", "position"])
 def test_all_rules_agree_on_a_head_that_reads_in_order(model, task, scores, rule, match):
     small = replace(task, grid=replace(task.grid, lengths=(60,)))
-    assert (find_copy_heads(model, small, CopyOptions(rule, match)).values == scores.values).all()
+    assert (copy_scores(model, small, Copy(rule=rule, match=match)).values == scores.values).all()
 
 
 def test_the_copy_detector_passes_the_check():
@@ -134,7 +135,7 @@ def test_impossible_places_are_refused(layers, heads, layer, head):
 @pytest.mark.parametrize("options", [{"seed": 1}, {"seed": 2, "kv_heads": 2}, {"seed": 3, "kv_heads": 1}])
 def test_planting_works_for_every_seed_and_grouping(options):
     model = planted(**options)
-    found = find_copy_heads(model, task_for(model, planted_task(options["seed"]), (700,), (0.3,), 4), CopyOptions())
+    found = copy_scores(model, task_for(model, planted_task(options["seed"]), (700,), (0.3,), 4), Copy())
     assert found.values.tolist() == [[0, 0, 0, 0], [0, 0, 1, 0]]
     assert found.provenance["solved"] == 4
 
@@ -142,7 +143,7 @@ def test_planting_works_for_every_seed_and_grouping(options):
 def test_the_planted_model_in_bfloat16():
     hf, tokenizer = planted_copier()
     model = Model(hf.to(torch.bfloat16), tokenizer)
-    found = find_copy_heads(model, task_for(model, planted_task(), (100,), (0.5,)), CopyOptions())
+    found = copy_scores(model, task_for(model, planted_task(), (100,), (0.5,)), Copy())
     assert found.top(1).heads == ((1, 2),)
     assert found.values[1, 2] > 0.9
 
@@ -153,7 +154,7 @@ def test_a_saved_planted_model_is_loaded_like_any_other(model, scores, tmp_path)
     again = load(str(tmp_path), device="cpu")
     task = task_for(again, planted_task())
     assert again.tokenizer.get_vocab() == model.tokenizer.get_vocab()
-    assert (find_copy_heads(again, task, CopyOptions()).values == scores.values).all()
+    assert (copy_scores(again, task, Copy()).values == scores.values).all()
 
 
 def test_the_character_tokenizer_fits_the_tiny_models():
@@ -181,7 +182,7 @@ def test_frequency_is_never_below_the_score(scores):
 def test_unsolved_runs_are_counted_but_not_averaged(model, task):
     """The second needle's question opens with words that the text does not hold, so the model says nothing."""
     lost = replace(task.needles[1], answer_prefix="the river of stone is")
-    found = find_copy_heads(model, replace(task, needles=(task.needles[0], lost)), CopyOptions())
+    found = copy_scores(model, replace(task, needles=(task.needles[0], lost)), Copy())
     cells = found.provenance["cells"]
     assert (found.provenance["runs"], found.provenance["solved"]) == (12, 6)
     assert len(cells) == 12
@@ -197,14 +198,14 @@ def test_the_gate_is_strict(model, task):
     first, second, third = needle.answer.split()
     broken = Needle(f"{needle.answer_prefix} {first} {second}. so {third}.", needle.question, f"{first} {second}. so {third}")
     partly = replace(task, needles=(replace(broken, answer_prefix=needle.answer_prefix),), grid=replace(task.grid, lengths=(60,)))
-    found = find_copy_heads(model, partly, CopyOptions(gate=0.4))
+    found = copy_scores(model, partly, Copy(min_recall=0.4))
     assert {cell["recall"] for cell in found.provenance["cells"]} == {0.5}
     assert {cell["exact"] for cell in found.provenance["cells"]} == {False}
     # Five tokens of the answer (two words, full stop, two words); the model stops after the full stop.
     assert found.values[1, 2] == pytest.approx(3 / 5)
     assert found.frequency[1, 2] == 1
-    with pytest.raises(NoSuccessfulRunError, match=r"answered none of 3 needle questions \(best unigram recall 0.50, gate 0.5\)"):
-        find_copy_heads(model, partly, CopyOptions(gate=0.5))
+    with pytest.raises(NoSuccessfulRunError, match=r"answered none of 3 needle questions \(best unigram recall 0.50, min_recall 0.5\)"):
+        copy_scores(model, partly, Copy(min_recall=0.5))
 
 
 def random_model(name, **options):
@@ -215,7 +216,7 @@ def random_model(name, **options):
 def test_a_random_model_solves_nothing_and_is_told_so():
     model = random_model("llama", max_position_embeddings=1024)
     with pytest.raises(NoSuccessfulRunError, match=r"no successful run: the model answered none of 1 needle questions") as error:
-        find_copy_heads(model, task_for(model, planted_task(), (150,), (0.5,), 1), CopyOptions())
+        copy_scores(model, task_for(model, planted_task(), (150,), (0.5,), 1), Copy())
     assert "\n" not in str(error.value)
 
 
@@ -224,7 +225,7 @@ def test_answers_of_learnt_positions_end_with_the_positions():
     model = random_model("gpt2")
     needle = Needle("The word is xq.", "Which word?", "xq", "The word is")
     with pytest.raises(NoSuccessfulRunError):
-        find_copy_heads(model, replace(task_for(model, planted_task(), (200,), (0.5,)), needles=(needle,)), CopyOptions())
+        copy_scores(model, replace(task_for(model, planted_task(), (200,), (0.5,)), needles=(needle,)), Copy())
 
 
 def test_a_context_that_does_not_fit_is_refused_before_any_work(model, task, tmp_path):
@@ -233,7 +234,7 @@ def test_a_context_that_does_not_fit_is_refused_before_any_work(model, task, tmp
     with pytest.raises(
         PromptError, match=r"a context of 2000 tokens makes a prompt of \d+, but the model has 1024 positions; choose"
     ):
-        find_copy_heads(model, long, CopyOptions(), directory)
+        copy_scores(model, long, Copy(), directory)
     assert not (tmp_path / "run").exists()
 
 
@@ -244,7 +245,7 @@ def test_every_needle_is_tried_before_any_work(model, task, tmp_path):
     for seed in range(3):
         directory = RunDirectory(tmp_path / f"run{seed}", {})
         with pytest.raises(PromptError, match=r"makes a prompt of \d+, but the model has 1024 positions"):
-            find_copy_heads(model, replace(long, grid=replace(task.grid, seed=seed)), CopyOptions(), directory)
+            copy_scores(model, replace(long, grid=replace(task.grid, seed=seed)), Copy(), directory)
         assert not (tmp_path / f"run{seed}").exists()
 
 
@@ -253,7 +254,7 @@ def test_logits_that_are_not_finite_are_refused(task):
     with torch.no_grad():
         model.hf.lm_head.weight[7, 7] = float("inf")
     with pytest.raises(HeadwiseError, match="logits are not finite"):
-        find_copy_heads(model, task, CopyOptions())
+        copy_scores(model, task, Copy())
 
 
 @pytest.mark.parametrize(
@@ -261,14 +262,14 @@ def test_logits_that_are_not_finite_are_refused(task):
     [
         ({"rule": "all"}, "unknown rule 'all'; use set or multiset"),
         ({"match": "exact"}, "unknown match 'exact'; use token or position"),
-        ({"gate": 1.0}, r"the gate must lie in \[0, 1\); got 1"),
-        ({"gate": -0.1}, "the gate must lie"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
+        ({"min_recall": 1.0}, r"min_recall must lie in \[0, 1\); got 1"),
+        ({"min_recall": -0.1}, "min_recall must lie"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1; got 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(HeadwiseError, match=message):
-        CopyOptions(**options)
+        Copy(**options)
 
 
 # ---- long runs
@@ -276,14 +277,14 @@ def test_bad_options_are_refused(options, message):
 
 def test_until_stable_stops_early_and_says_so(model, task):
     many = replace(task, grid=replace(task.grid, lengths=(60,), depths=(0.5,), windows=20))
-    found = find_copy_heads(model, many, CopyOptions(until_stable=True))
+    found = copy_scores(model, many, Copy(until_stable=True))
     assert found.provenance["runs"] == STABLE_GROUPS < 40
     assert found.provenance["options"]["until_stable"] is True
 
 
 def test_progress_never_runs_backwards(model, task):
     reports = []
-    find_copy_heads(model, task, CopyOptions(), report=lambda *report: reports.append(report))
+    copy_scores(model, task, Copy(), report=lambda *report: reports.append(report))
     done = [report[0] for report in reports]
     assert len(done) == 4
     assert done == sorted(done)
@@ -293,7 +294,7 @@ def test_progress_never_runs_backwards(model, task):
 
 def test_provenance_says_all_that_is_needed(model, task, scores):
     stated = scores.provenance
-    assert stated == {**describe_run(model, task, CopyOptions()), "runs": 12, "solved": 12, "cells": stated["cells"]}
+    assert stated == {**describe_run(model, task, Copy()), "runs": 12, "solved": 12, "cells": stated["cells"]}
     for name in (
         "model",
         "model_type",
@@ -309,7 +310,9 @@ def test_provenance_says_all_that_is_needed(model, task, scores):
     ):
         assert stated[name] not in (None, "", {}, []), name
     assert stated["model"] == "planted-copier"
-    assert stated["options"] == {"rule": "set", "match": "token", "gate": 0.5, "max_new_tokens": 50, "until_stable": False}
+    assert stated["options"] == {
+        "rule": "set", "match": "token", "min_recall": 0.5, "max_new_tokens": 50, "ignore_eos": False, "until_stable": False
+    }
     assert set(stated["versions"]) == {"headwise", "torch", "transformers", "numpy"}
     for cell in stated["cells"]:
         assert {"length", "depth", "needle", "window", "realised_depth", "answer", "recall", "exact", "success"} <= set(cell)
@@ -320,7 +323,7 @@ def test_provenance_says_all_that_is_needed(model, task, scores):
 
 def test_the_same_run_twice_gives_the_same_bytes(model, task, scores, tmp_path):
     save_heads(scores, tmp_path / "a.json")
-    save_heads(find_copy_heads(model, task, CopyOptions()), tmp_path / "b.json")
+    save_heads(copy_scores(model, task, Copy()), tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert (load_heads(tmp_path / "a.json").values == scores.values).all()
 
@@ -335,12 +338,12 @@ def test_an_interrupted_run_continues_and_gives_the_same_bytes(model, task, scor
         if len(list(run.glob("*.npz"))) == finished:
             raise EnoughError
 
-    run, description = tmp_path / "run", describe_run(model, task, CopyOptions())
+    run, description = tmp_path / "run", describe_run(model, task, Copy())
     with pytest.raises(EnoughError):
-        find_copy_heads(model, task, CopyOptions(), RunDirectory(run, description), interrupt)
+        copy_scores(model, task, Copy(), RunDirectory(run, description), interrupt)
     before = {path.name: path.stat().st_mtime_ns for path in run.glob("*.npz")}
     assert len(before) == finished
-    again = find_copy_heads(model, task, CopyOptions(), RunDirectory(run, description))
+    again = copy_scores(model, task, Copy(), RunDirectory(run, description))
     assert all((run / name).stat().st_mtime_ns == mtime for name, mtime in before.items())  # not run again
     save_heads(scores, tmp_path / "whole.json")
     save_heads(again, tmp_path / "resumed.json")
@@ -348,11 +351,11 @@ def test_an_interrupted_run_continues_and_gives_the_same_bytes(model, task, scor
 
 
 def test_a_cell_that_was_cut_off_is_run_again(model, task, scores, tmp_path):
-    find_copy_heads(model, task, CopyOptions(), RunDirectory(tmp_path / "run", {}))
+    copy_scores(model, task, Copy(), RunDirectory(tmp_path / "run", {}))
     cell = sorted((tmp_path / "run").glob("*.npz"))[0]
     whole = cell.read_bytes()
     cell.write_bytes(whole[:100])
-    again = find_copy_heads(model, task, CopyOptions(), RunDirectory(tmp_path / "run", {}))
+    again = copy_scores(model, task, Copy(), RunDirectory(tmp_path / "run", {}))
     assert (again.values == scores.values).all()
     assert cell.read_bytes() == whole
 
@@ -363,16 +366,17 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from headwise.heads import save_heads
-from headwise.runtime import RunDirectory
-from headwise.methods.copy.run import CopyOptions, describe_run, find_copy_heads
+from headwise.runtime.rundir import RunDirectory
+from headwise.methods.copy.options import Copy
+from headwise.methods.copy.run import copy_scores, describe_run
 from headwise.testing import planted_task
 from tests.unit.test_find_copy import planted, task_for
 
 model, folder, slow = planted(), Path(sys.argv[1]), float(sys.argv[2])
 task = task_for(model, planted_task(), (60, 90), (0.0, 1.0), 4)
-directory = RunDirectory(folder / "run", describe_run(model, task, CopyOptions()))
+directory = RunDirectory(folder / "run", describe_run(model, task, Copy()))
 import time
-scores = find_copy_heads(model, task, CopyOptions(), directory, lambda *_: time.sleep(slow))
+scores = copy_scores(model, task, Copy(), directory, lambda *_: time.sleep(slow))
 save_heads(scores, folder / "heads.json")
 directory.remove()
 """
@@ -381,7 +385,7 @@ ROOT = Path(__file__).parents[2]
 
 def start(folder, slow):
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(slow)], env=environment, cwd=ROOT)
 
 
@@ -407,6 +411,6 @@ def test_a_run_killed_by_kill_minus_nine_continues_to_the_same_bytes(tmp_path):
     whole.mkdir()
     model = planted()
     task = task_for(model, planted_task(), (60, 90), (0.0, 1.0), 4)
-    save_heads(find_copy_heads(model, task, CopyOptions()), whole / "heads.json")
+    save_heads(copy_scores(model, task, Copy()), whole / "heads.json")
     assert (folder / "heads.json").read_bytes() == (whole / "heads.json").read_bytes()
     assert [path.name for path in folder.iterdir()] == ["heads.json"]

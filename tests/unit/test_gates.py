@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 from headwise.heads import HeadScores, HeadwiseError, PromptError
 from headwise.heads.headfile import from_json, to_json
 from headwise.methods.duo.formula import binarise, gate_loss, kept_count, kv_gates, mix, penalty, rate_factor, strongest
-from headwise.methods.duo.gates import GateOptions, find_gates
+from headwise.methods.duo.gates import gate_scores
+from headwise.methods.duo.options import Gates
 from headwise.methods.duo.prompts import ASK, STATE, LabelledText, VaultOptions, vault_texts
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
@@ -242,7 +243,7 @@ SMALL = {"steps": 20, "rate": 0.15, "sinks": 4, "recent": 16}
 )
 def test_the_planted_head_is_found(layers, heads, layer, head, kv_heads, mix, form):
     model = planted(layers, heads, layer, head, kv_heads)
-    scores = find_gates(model, texts_for(model), GateOptions(**SMALL, mix=mix, form=form))
+    scores = gate_scores(model, texts_for(model), Gates(**SMALL, mix=mix, form=form))
     own = head // (heads // kv_heads)
     gates = kv_gates(scores, layers, heads, kv_heads, "planted")
     others = np.delete(gates.ravel(), layer * kv_heads + own)
@@ -253,12 +254,12 @@ def test_the_planted_head_is_found(layers, heads, layer, head, kv_heads, mix, fo
 
 def test_a_run_is_decided_by_its_options(model):
     texts = texts_for(model)
-    options = GateOptions(**SMALL | {"steps": 6})
+    options = Gates(**SMALL | {"steps": 6})
     reports = []
-    first = find_gates(model, texts, options, lambda *done: reports.append(done))
-    again = find_gates(model, texts, options)
+    first = gate_scores(model, texts, options, lambda *done: reports.append(done))
+    again = gate_scores(model, texts, options)
     assert json.dumps(to_json(first)) == json.dumps(to_json(again))
-    assert not np.array_equal(first.values, find_gates(model, texts, GateOptions(**SMALL | {"steps": 6, "seed": 1})).values)
+    assert not np.array_equal(first.values, gate_scores(model, texts, Gates(**SMALL | {"steps": 6, "seed": 1})).values)
     assert [done for done, *_ in reports] == [1, 2, 3, 4, 5, 6]
     made = first.provenance
     assert [len(values) for values in made["losses"].values()] == [6, 6]
@@ -273,16 +274,16 @@ def test_a_run_is_decided_by_its_options(model):
 
 
 def test_one_gate_per_layer(model):
-    scores = find_gates(model, texts_for(model), GateOptions(**SMALL, per="layer"))
+    scores = gate_scores(model, texts_for(model), Gates(**SMALL, per="layer"))
     assert (scores.values == scores.values[:, :1]).all()
     assert scores.values[1, 0] > 0.8 > 0.5 > scores.values[0, 0]
 
 
 def test_the_first_steps_are_those_of_plain_adam(model):
     """With no distillation loss yet, Adam moves every gate by the learning rate: 1 - 0.1 x rate, then as far again."""
-    scores = find_gates(model, texts_for(model), GateOptions(**SMALL | {"steps": 1}))
+    scores = gate_scores(model, texts_for(model), Gates(**SMALL | {"steps": 1}))
     assert scores.values == pytest.approx(np.full((2, 4), 1 - 0.15), abs=1e-4)  # one step is all peak
-    slow_start = find_gates(model, texts_for(model), GateOptions(**SMALL | {"steps": 2, "rate": 0.001}))
+    slow_start = gate_scores(model, texts_for(model), Gates(**SMALL | {"steps": 2, "rate": 0.001}))
     assert np.asarray(slow_start.provenance["mean_gates"]) == pytest.approx(1 - 0.0005, abs=1e-5)
 
 
@@ -301,8 +302,8 @@ def tiny(family="llama"):
 def test_the_search_is_that_of_the_released_code_written_out():
     """A doubled batch, the loss over the rows that predict labels, Adam by hand, clamping before every step."""
     model, text = tiny(), tiny_texts(60)[0]
-    options = GateOptions(steps=9, rate=0.3, sinks=4, recent=8, penalty=0.5, least_right=0)
-    scores = find_gates(model, [text], options)
+    options = Gates(steps=9, rate=0.3, sinks=4, recent=8, penalty=0.5, min_right=0)
+    scores = gate_scores(model, [text], options)
     gates, averaged, losses = slow.search(
         model.hf, torch.tensor([text.ids]), [57, 58], steps=9, rate=0.3, sinks=4, recent=8, weight=0.5
     )
@@ -314,7 +315,7 @@ def test_the_search_is_that_of_the_released_code_written_out():
 
 
 def test_layers_without_full_attention_have_no_gate():
-    scores = find_gates(tiny("gemma2"), tiny_texts(60), GateOptions(steps=2, sinks=4, recent=8, least_right=0))
+    scores = gate_scores(tiny("gemma2"), tiny_texts(60), Gates(steps=2, sinks=4, recent=8, min_right=0))
     assert np.isnan(scores.values).all(axis=1).tolist() == [True, False, True, False]
     assert scores.provenance["layers_left_out"] == [0, 2]
     assert np.isfinite(scores.values[1]).all()
@@ -324,19 +325,19 @@ def test_layers_without_full_attention_have_no_gate():
     ("family", "length", "options", "message"),
     [
         ("llama", 60, {}, r"predicts 0% of the label tokens by itself, so its gates would fit noise"),
-        ("llama", 35, {"least_right": 0}, r"at least 3 x \(sinks \+ recent\) = 36 tokens .* got 35 to 35"),
-        ("llama", 300, {"least_right": 0}, "fit the model's 256 positions; got 300 to 300"),
-        ("mistral", 60, {"least_right": 0}, "no layer with full attention"),
+        ("llama", 35, {"min_right": 0}, r"at least 3 x \(sinks \+ recent\) = 36 tokens .* got 35 to 35"),
+        ("llama", 300, {"min_right": 0}, "fit the model's 256 positions; got 300 to 300"),
+        ("mistral", 60, {"min_right": 0}, "no layer with full attention"),
     ],
 )
 def test_what_cannot_be_found_is_refused(family, length, options, message):
     with pytest.raises(HeadwiseError, match=message):
-        find_gates(tiny(family), tiny_texts(length), GateOptions(steps=2, sinks=4, recent=8, **options))
+        gate_scores(tiny(family), tiny_texts(length), Gates(steps=2, sinks=4, recent=8, **options))
 
 
 def test_gates_need_texts():
     with pytest.raises(HeadwiseError, match="got none"):
-        find_gates(tiny(), [], GateOptions())
+        gate_scores(tiny(), [], Gates())
 
 
 @pytest.mark.parametrize(
@@ -345,13 +346,13 @@ def test_gates_need_texts():
         ({"form": "sum"}, "unknown form 'sum'; use mean or group"),
         ({"mix": "both"}, "unknown mix 'both'; use teacher or self"),
         ({"per": "query head"}, "unknown per 'query head'; use head or layer"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"sinks": 0}, "sinks must be at least 1"),
-        ({"recent": 0}, "recent must be at least 1"),
+        ({"steps": 0}, "steps must be a whole number of at least 1"),
+        ({"sinks": 0}, "sinks must be a whole number of at least 1"),
+        ({"recent": 0}, "recent must be a whole number of at least 1"),
         ({"rate": 0.0}, "rate must be above 0"),
         ({"penalty": -1.0}, "penalty not below"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(HeadwiseError, match=message):
-        GateOptions(**options)
+        Gates(**options)

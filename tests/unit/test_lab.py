@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headwise.evaluation.needle import measure_needle_grid
 from headwise.heads import NoSuccessfulRunError
-from headwise.methods.copy.run import CopyOptions, find_copy_heads
+from headwise.methods.copy.options import Copy
+from headwise.methods.copy.run import copy_scores
 from headwise.models.load import load
 from headwise.models.registry import bundled_model
 from headwise.prompts.compose import NeedleComposer
@@ -52,7 +53,7 @@ def test_it_answers_needles_it_has_never_seen(lab):
 
 
 def test_its_retrieval_heads_are_few_and_clear(lab):
-    scores = find_copy_heads(lab, task_of(lab, bundled_needles("detect"), (256,)), CopyOptions())
+    scores = copy_scores(lab, task_of(lab, bundled_needles("detect"), (256,)), Copy())
     strong, weak = (scores.values > 0.5).sum(), (scores.values < 0.1).sum()
     assert 3 <= strong <= 24
     assert weak >= 32
@@ -64,7 +65,7 @@ def test_an_untrained_copy_has_none(lab):
     torch.manual_seed(0)
     model = type(lab.hf)(lab.hf.config).eval()
     with pytest.raises(NoSuccessfulRunError, match="no successful run"):
-        find_copy_heads(replace(lab, hf=model), task_of(lab, bundled_needles()[:2], (128,)), CopyOptions(max_new_tokens=12))
+        copy_scores(replace(lab, hf=model), task_of(lab, bundled_needles()[:2], (128,)), Copy(max_new_tokens=12))
 
 
 def test_its_recipe_is_the_recipe_of_the_code():
@@ -96,4 +97,4 @@ def test_stories260k_has_no_retrieval_head(tmp_path):
     story = model.hf.generate(torch.tensor([[1]]), max_new_tokens=30, do_sample=False)
     assert "Once upon a time, there was a little girl named Lily." in model.tokenizer.decode(story[0])
     with pytest.raises(NoSuccessfulRunError):
-        find_copy_heads(model, task_of(model, bundled_needles("detect")[:8], (128,)), CopyOptions(max_new_tokens=12))
+        copy_scores(model, task_of(model, bundled_needles("detect")[:8], (128,)), Copy(max_new_tokens=12))

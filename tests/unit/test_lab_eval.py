@@ -12,7 +12,7 @@ from headwise.evaluation.perplexity import perplexity
 from headwise.heads import HeadwiseError
 from headwise.models.load import load
 from headwise.models.registry import bundled_model
-from headwise.runtime.stops import stop_ids
+from headwise.runtime.answer import stop_ids
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from headwise_lab import batches, evaluation
 from headwise_lab.batches import greedy_answers, next_token_logits

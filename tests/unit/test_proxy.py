@@ -8,8 +8,9 @@ import torch
 
 from headwise.heads import HeadScores, HeadwiseError, PromptError
 from headwise.methods.influence import proxy
-from headwise.methods.influence.prompts import INTRO, ProxyOptions, ProxyPrompts
-from headwise.methods.influence.proxy import ProxyScoring, describe_run, proxy_scores, top_share
+from headwise.methods.influence.options import Proxy
+from headwise.methods.influence.prompts import INTRO, ProxyPrompts
+from headwise.methods.influence.proxy import describe_run, proxy_scores, top_share
 from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
@@ -21,7 +22,7 @@ from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
 from tests.reference.influence import proxy_table
 
-EVERYTHING = ProxyScoring(least_accuracy=0.0)
+EVERYTHING = Proxy(min_accuracy=0.0)
 
 
 def made_up(sentences=60, words=5, seed=0):
@@ -39,7 +40,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer):
-    return ProxyPrompts(bundled_texts(), PieceEncoder(tokenizer), ProxyOptions(length=900, samples=20, key_length=12))
+    return ProxyPrompts(bundled_texts(), PieceEncoder(tokenizer), Proxy(length=900, samples=20, key_length=12, value_tokens=30))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def tiny():
     """A random hf and prompts of characters that fit it."""
     hf = tiny_model("llama", max_position_embeddings=400)
     model = Model(hf, character_tokenizer())
-    options = ProxyOptions(length=400, samples=6, shots=1, key_length=4, value_tokens=40)
+    options = Proxy(length=400, samples=6, shots=1, key_length=4, value_tokens=40)
     return model, ProxyPrompts([made_up()], PieceEncoder(model.tokenizer), options)
 
 
@@ -92,19 +93,19 @@ def test_as_many_pairs_as_fit(prompts):
 
 def test_prompts_are_seeded_and_stand_alone(prompts, tokenizer):
     encoder = PieceEncoder(tokenizer)
-    options = ProxyOptions(length=900, samples=20, key_length=12)
+    options = Proxy(length=900, samples=20, key_length=12, value_tokens=30)
     again = ProxyPrompts(bundled_texts(), encoder, options)
     assert again[13] == prompts[13]
     assert again[2] == prompts[2]
     assert prompts[2] != prompts[3]
-    assert ProxyPrompts(bundled_texts(), encoder, ProxyOptions(length=900, samples=20, key_length=12, seed=1))[2] != prompts[2]
+    assert ProxyPrompts(bundled_texts(), encoder, Proxy(length=900, samples=20, key_length=12, value_tokens=30, seed=1))[2] != prompts[2]
     assert again.digest == prompts.digest != ProxyPrompts([made_up()], encoder, options).digest
     with pytest.raises(IndexError):
         prompts[20]
 
 
 def test_the_question_is_about_any_place(tokenizer):
-    many = ProxyPrompts([made_up()], PieceEncoder(tokenizer), ProxyOptions(length=2000, samples=200, pairs=8, key_length=6))
+    many = ProxyPrompts([made_up()], PieceEncoder(tokenizer), Proxy(length=2000, samples=200, pairs=8, key_length=6))
     counts = np.bincount(
         [next(n for n in range(1, 9) if p.span(f"pair/{n}/value") == p.span("value")) for p in many], minlength=9
     )
@@ -115,16 +116,16 @@ def test_the_question_is_about_any_place(tokenizer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 0}, "length must be at least 1; got 0"),
-        ({"samples": 0}, "samples must be at least 1; got 0"),
-        ({"shots": -1}, "shots must be at least 0; got -1"),
-        ({"key_length": 3}, "key_length must be at least 4; got 3"),
+        ({"length": 0}, "length must be a whole number of at least 1; got 0"),
+        ({"samples": 0}, "samples must be a whole number of at least 1; got 0"),
+        ({"shots": -1}, "shots must be a whole number of at least 0; got -1"),
+        ({"key_length": 3}, "key_length must be a whole number of at least 4; got 3"),
         ({"pairs": 3}, "3 pairs are too few for 3 demonstrations and a question; give at least 4"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(PromptError, match=message):
-        ProxyOptions(**options)
+        Proxy(**options)
 
 
 def test_prompts_that_cannot_be_made_are_refused(tokenizer):
@@ -132,13 +133,13 @@ def test_prompts_that_cannot_be_made_are_refused(tokenizer):
     with pytest.raises(
         PromptError, match=r"a proxy prompt of 4 pairs takes .* tokens with its answer, but the length is 100; use"
     ):
-        ProxyPrompts([made_up()], encoder, ProxyOptions(length=100))[0]
+        ProxyPrompts([made_up()], encoder, Proxy(length=100, key_length=32, value_tokens=30))[0]
     with pytest.raises(PromptError, match="a proxy prompt of 50 pairs takes"):
-        ProxyPrompts([made_up()], encoder, ProxyOptions(length=400, pairs=50))[0]
+        ProxyPrompts([made_up()], encoder, Proxy(length=400, pairs=50, key_length=32, value_tokens=30))[0]
     with pytest.raises(
         PromptError, match=r"the texts hold 2 sentences of at most 30 tokens .* but a prompt needs 4; give more text"
     ):
-        ProxyPrompts(['Only two of them. Can be used here. "Not this one." Nor this {one}. Short.'], encoder, ProxyOptions())[0]
+        ProxyPrompts(['Only two of them. Can be used here. "Not this one." Nor this {one}. Short.'], encoder, Proxy())[0]
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def test_prompts_that_cannot_be_made_are_refused(tokenizer):
 @pytest.mark.parametrize("rule", ["set", "multiset"])
 def test_scores_equal_the_slow_loop(tiny, rule):
     model, prompts = tiny
-    scores = proxy_scores(model, prompts, ProxyScoring(rule=rule, least_accuracy=0.0))
+    scores = proxy_scores(model, prompts, Proxy(rule=rule, min_accuracy=0.0))
     expected = np.array([proxy_table(model.hf, prompt, rule) for prompt in prompts])
     assert expected.max() > 0
     np.testing.assert_allclose(scores.runs, expected, atol=1e-6)
@@ -165,7 +166,7 @@ def planted(layers, heads, layer, head, kv_heads, options):
     return Model(model, tokenizer), ProxyPrompts([text], PieceEncoder(tokenizer), options)
 
 
-OPTIONS = ProxyOptions(length=2048, samples=8, pairs=5, key_length=8, value_tokens=100)
+OPTIONS = Proxy(length=2048, samples=8, pairs=5, key_length=8, value_tokens=100)
 
 
 @pytest.mark.parametrize(("layers", "heads", "layer", "head", "kv_heads"), [(2, 4, 1, 2, 4), (3, 4, 2, 0, 2), (3, 6, 1, 5, 6)])
@@ -192,7 +193,7 @@ def test_the_row_before_the_answer_token_counts():
 class Given(list):
     """Prompts made by hand, with what a run wants to know of `ProxyPrompts`."""
 
-    options, digest = ProxyOptions(length=2048, samples=1), "by hand"
+    options, digest = Proxy(length=2048, samples=1), "by hand"
 
 
 def test_equal_tokens_elsewhere_do_not_count():
@@ -211,7 +212,7 @@ def test_a_model_that_cannot_do_the_task_is_refused(tiny):
     with pytest.raises(HeadwiseError, match=r"the model answered 0 of 6 proxy questions, fewer than 50%, so the heads it uses"):
         proxy_scores(model, prompts)
     with pytest.raises(HeadwiseError, match="answered 0 of 6 proxy questions"):
-        proxy_scores(model, prompts, ProxyScoring(wrong="skip", least_accuracy=0.0))
+        proxy_scores(model, prompts, Proxy(wrong="skip", min_accuracy=0.0))
 
 
 def test_scores_of_nothing_but_zeros_are_refused(tiny, monkeypatch):
@@ -226,7 +227,7 @@ def test_scores_of_nothing_but_zeros_are_refused(tiny, monkeypatch):
 
 def test_prompts_longer_than_the_model_are_refused(tiny):
     model, _ = tiny
-    prompts = ProxyPrompts([made_up()], PieceEncoder(model.tokenizer), ProxyOptions(length=401))
+    prompts = ProxyPrompts([made_up()], PieceEncoder(model.tokenizer), Proxy(length=401, key_length=32, value_tokens=30))
     with pytest.raises(PromptError, match="proxy prompts of 401 tokens do not fit the model's 400 positions"):
         proxy_scores(model, prompts)
 
@@ -236,12 +237,12 @@ def test_prompts_longer_than_the_model_are_refused(tiny):
     [
         ({"rule": "bag"}, "unknown rule 'bag'; use set or multiset"),
         ({"wrong": "drop"}, "unknown wrong 'drop'; use keep or skip"),
-        ({"least_accuracy": 1.5}, r"least_accuracy must lie in \[0, 1\]; got 1.5"),
+        ({"min_accuracy": 1.5}, r"min_accuracy must lie in \[0, 1\]; got 1.5"),
     ],
 )
 def test_unknown_ways_of_scoring_are_refused(options, message):
     with pytest.raises(HeadwiseError, match=message):
-        ProxyScoring(**options)
+        Proxy(**options)
 
 
 def test_an_interrupted_run_continues(tiny, tmp_path, monkeypatch):
@@ -293,7 +294,7 @@ def test_the_top_share_counts_scored_heads_and_refuses_zeros():
 def test_layers_without_attention_have_no_score():
     hf = tiny_model("qwen3_next", max_position_embeddings=600)
     model = Model(hf, character_tokenizer())
-    options = ProxyOptions(length=400, samples=2, shots=0, pairs=2, key_length=4, value_tokens=40)
+    options = Proxy(length=400, samples=2, shots=0, pairs=2, key_length=4, value_tokens=40)
     scores = proxy_scores(model, ProxyPrompts([made_up()], PieceEncoder(model.tokenizer), options), EVERYTHING)
     assert np.isnan(scores.values[[0, 2]]).all()
     assert not np.isnan(scores.values[[1, 3]]).any()
@@ -303,7 +304,7 @@ def test_layers_without_attention_have_no_score():
 def test_claim_1_a_model_that_retrieves_has_few_strong_heads(tokenizer):
     """world-6m, which was trained on key-value tables of another wording: top heads far above the median."""
     model = load(str(bundled_model("world-6m")), "cpu")
-    options = ProxyOptions(length=512, samples=12, pairs=4, key_length=8, value_tokens=12)
+    options = Proxy(length=512, samples=12, pairs=4, key_length=8, value_tokens=12)
     scores = proxy_scores(model, ProxyPrompts(bundled_texts(), PieceEncoder(model.tokenizer), options))
     assert scores.provenance["accuracy"] >= 0.5
     assert scores.values.max() > 0.5

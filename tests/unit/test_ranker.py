@@ -16,8 +16,8 @@ from headwise.models.model import Model, as_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import LAYOUTS, Passage, PassageComposer, RankingExample
 from headwise.prompts.ranking_data import read_ranking_examples
-from headwise.runtime.passage_table import measure_passages, scorable_heads
-from headwise.runtime.scoring import OFFICIAL, Scoring
+from headwise.runtime.passage_table import measure_passages
+from headwise.runtime.passages import OFFICIAL, Scoring, scorable_heads
 from headwise.runtime.windows import rank_in_windows, windows
 from headwise.stats.agreement import split_half_top_overlap
 from headwise.testing.planted import planted_copier
@@ -57,7 +57,8 @@ def test_spans_hold_the_passages_and_the_query(model, layout):
     assert encoder.decode(shared.ids[slice(*shared.span("passage/1"))]) == "Passage 1: red door"
     assert encoder.decode(shared.ids[slice(*shared.span("passage/2"))]) == "Passage 2: Key. the key"
     assert encoder.decode(asked.ids[slice(*asked.span("query"))]) == " where is it?"
-    assert asked.span("official") == (0, len(asked.ids))
+    assert encoder.decode(asked.ids[slice(*asked.span("official"))]) == encoder.decode(asked.ids).removeprefix("\n")
+    assert asked.span("official").stop == len(asked.ids)
     assert "Passage 1: red door\nPassage 2: Key. the key\n" in whole
     assert (
         len(shared.ids)
@@ -89,7 +90,7 @@ def test_the_official_preset_is_the_released_procedure(family):
     for query, found in zip(QUERIES, index.scores(QUERIES), strict=True):
         asked = ranker.composer.query(query)
         wanted = slow.official_scores(
-            model.hf, shared.ids, spans_of(shared, 5), (asked.ids, (0, len(asked.ids))), (null.ids, (0, len(null.ids))), heads
+            model.hf, shared.ids, spans_of(shared, 5), (asked.ids, (1, len(asked.ids))), (null.ids, (1, len(null.ids))), heads
         )
         np.testing.assert_allclose(found, wanted[::-1], atol=2e-5, rtol=1e-3)
 

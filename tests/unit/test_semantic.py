@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from headwise.heads import HeadwiseError, NoSuccessfulRunError, load_heads, save_heads
 from headwise.methods.compresskv.formula import EPSILON, layer_shares, matching_steps, row_errors, semantic_lift, semantic_score
-from headwise.methods.compresskv.semantic import SemanticOptions, describe_run, find_semantic_heads
+from headwise.methods.compresskv.options import Semantic
+from headwise.methods.compresskv.semantic import describe_run, semantic_scores
 from headwise.models.model import Model
 from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
@@ -25,7 +26,7 @@ from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
 from tests.reference.semantic import slow_semantic
 
-FEW = SemanticOptions(least_runs=1)
+FEW = Semantic(min_runs=1)
 
 
 def task_for(model, planted, lengths=(60,), depths=(0.0, 0.3, 1.0), needles=2, **grid):
@@ -59,7 +60,7 @@ def task(model):
 
 @pytest.fixture(scope="module")
 def scores(model, task):
-    return find_semantic_heads(model, task, FEW)
+    return semantic_scores(model, task, FEW)
 
 
 # ---- the formula
@@ -171,7 +172,7 @@ def test_an_answer_that_goes_its_own_way_is_scored_step_by_step(model, task):
     first, second, third = needle.answer.split()
     broken = Needle(f"{needle.answer_prefix} {first} {second}. so {third}.", needle.question, f"{first} {second}. so {third}")
     partly = replace(task, needles=(replace(broken, answer_prefix=needle.answer_prefix),))
-    found = find_semantic_heads(model, partly, replace(FEW, gate=0.4))
+    found = semantic_scores(model, partly, replace(FEW, min_recall=0.4))
     prompts = [p for spec in plan_groups(partly, None) for p in make_group(spec, partly, None).prompts]
     answers = answers_of(model, found)
     assert all(answer != prompt.gold for prompt, answer in zip(prompts, answers, strict=True))
@@ -180,7 +181,7 @@ def test_an_answer_that_goes_its_own_way_is_scored_step_by_step(model, task):
 
 
 def test_the_semantic_detector_passes_the_check():
-    check_detector(lambda model, material: find_semantic_heads(model, task_for(model, material, (80,), (0.5,), 3), FEW))
+    check_detector(lambda model, material: semantic_scores(model, task_for(model, material, (80,), (0.5,), 3), FEW))
 
 
 def test_layers_without_softmax_attention_are_not_scored():
@@ -189,13 +190,13 @@ def test_layers_without_softmax_attention_are_not_scored():
     task = task_for(model, planted_task(), (150,), (0.5,), 1)
     said = {"length": 150, "depth": 0.5, "needle": 0, "window": 0}
     with pytest.raises(NoSuccessfulRunError, match="no successful run: the model answered none of 1 needle questions"):
-        find_semantic_heads(model, task, FEW)
+        semantic_scores(model, task, FEW)
     needle = replace(task.needles[0], answer_prefix="")  # a run is solved by decree
     from headwise.methods.compresskv import semantic
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(semantic, "judged", lambda answer, _: {"answer": answer, "recall": 1.0, "exact": True})
-        found = find_semantic_heads(model, replace(task, needles=(needle,)), FEW)
+        found = semantic_scores(model, replace(task, needles=(needle,)), FEW)
     assert np.isnan(found.values[[0, 2]]).all()
     assert (found.values[[1, 3]] >= 0).all()
     assert found.run_info == (said,)
@@ -213,14 +214,14 @@ def test_the_prompt_holds_one_bos_and_none_before_the_needle(model, task):
 
 
 def test_dropped_extremes_are_not_run_and_the_rest_is_as_before(model, task, scores):
-    found = find_semantic_heads(model, task, replace(FEW, extremes="drop"))
+    found = semantic_scores(model, task, replace(FEW, extremes="drop"))
     assert {info["depth"] for info in found.run_info} == {0.3}
     middle = [i for i, info in enumerate(scores.run_info) if info["depth"] == 0.3]
     np.testing.assert_allclose(found.runs, scores.runs[middle], atol=1e-6)
     assert found.provenance["options"]["extremes"] == "drop"
     assert found.provenance["grid"]["depths"] == (0.0, 0.3, 1.0)  # what was asked for
     with pytest.raises(HeadwiseError, match="no depth but 0 and 1"):
-        find_semantic_heads(model, replace(task, grid=replace(task.grid, depths=(0.0, 1.0))), replace(FEW, extremes="drop"))
+        semantic_scores(model, replace(task, grid=replace(task.grid, depths=(0.0, 1.0))), replace(FEW, extremes="drop"))
 
 
 # ---- refusals and long runs
@@ -230,36 +231,36 @@ def test_dropped_extremes_are_not_run_and_the_rest_is_as_before(model, task, sco
     ("options", "message"),
     [
         ({"extremes": "some"}, "unknown extremes 'some'; use keep or drop"),
-        ({"gate": 1.0}, r"the gate must lie in \[0, 1\); got 1"),
-        ({"max_new_tokens": 0}, "max_new_tokens and least_runs must be at least 1; got 0 and 30"),
-        ({"least_runs": 0}, "at least 1; got 50 and 0"),
+        ({"min_recall": 1.0}, r"min_recall must lie in \[0, 1\); got 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1; got 0"),
+        ({"min_runs": 0}, "min_runs must be a whole number of at least 1; got 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(HeadwiseError, match=message):
-        SemanticOptions(**options)
+        Semantic(**options)
 
 
 def test_too_few_runs_give_no_ranking(model, task, tmp_path):
     with pytest.raises(HeadwiseError, match="the grid has 6 runs, but a ranking needs 30 solved ones; use more depths"):
-        find_semantic_heads(model, task, SemanticOptions(), RunDirectory(tmp_path / "run", {}))
+        semantic_scores(model, task, Semantic(), RunDirectory(tmp_path / "run", {}))
     assert not (tmp_path / "run").exists()  # said before any work
     lost = replace(task.needles[1], answer_prefix="the river of stone is")
     half = replace(task, needles=(task.needles[0], lost))
-    directory = RunDirectory(tmp_path / "run", describe_run(model, half, replace(FEW, least_runs=4)))
+    directory = RunDirectory(tmp_path / "run", describe_run(model, half, replace(FEW, min_runs=4)))
     with pytest.raises(HeadwiseError, match="3 of 6 runs solved, but a ranking needs 4") as error:
-        find_semantic_heads(model, half, replace(FEW, least_runs=4), directory)
+        semantic_scores(model, half, replace(FEW, min_runs=4), directory)
     assert "\n" not in str(error.value)
     cells = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.npz")}
-    again = RunDirectory(tmp_path / "run", describe_run(model, half, replace(FEW, least_runs=3)))  # the same run goes on
-    found = find_semantic_heads(model, half, replace(FEW, least_runs=3), again)
+    again = RunDirectory(tmp_path / "run", describe_run(model, half, replace(FEW, min_runs=3)))  # the same run goes on
+    found = semantic_scores(model, half, replace(FEW, min_runs=3), again)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.npz")} == cells
     assert (found.provenance["runs"], found.provenance["solved"]) == (6, 3)
 
 
 def test_thirty_runs_are_enough_by_default(model):
     many = task_for(model, planted_task(), (60,), (0.2, 0.5, 0.8), 2, windows=5)
-    assert find_semantic_heads(model, many, SemanticOptions()).provenance["solved"] == 30
+    assert semantic_scores(model, many, Semantic()).provenance["solved"] == 30
 
 
 def test_a_run_is_resumed_and_gives_the_same_bytes(model, task, scores, tmp_path):
@@ -270,11 +271,11 @@ def test_a_run_is_resumed_and_gives_the_same_bytes(model, task, scores, tmp_path
         raise EnoughError
 
     description = describe_run(model, task, FEW)
-    assert "least_runs" not in json.dumps(description)
+    assert "min_runs" not in json.dumps(description)
     with pytest.raises(EnoughError):
-        find_semantic_heads(model, task, FEW, RunDirectory(tmp_path / "run", description), interrupt)
+        semantic_scores(model, task, FEW, RunDirectory(tmp_path / "run", description), interrupt)
     assert len(list((tmp_path / "run").glob("*.npz"))) == 1
-    again = find_semantic_heads(model, task, FEW, RunDirectory(tmp_path / "run", description))
+    again = semantic_scores(model, task, FEW, RunDirectory(tmp_path / "run", description))
     save_heads(scores, tmp_path / "a.json")
     save_heads(again, tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
@@ -289,7 +290,7 @@ def test_the_model_is_as_before(task):
     ids = torch.tensor([list(range(5, 40))])
     before = model.hf(input_ids=ids).logits
     weights = {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}
-    find_semantic_heads(model, task, FEW)
+    semantic_scores(model, task, FEW)
     assert model.hf.config._attn_implementation == "sdpa"
     assert torch.equal(model.hf(input_ids=ids).logits, before)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.hf.state_dict().items())

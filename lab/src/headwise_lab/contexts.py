@@ -15,7 +15,7 @@ from headwise.heads import HeadwiseError
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.turns import Example, to_prompt
-from headwise.runtime.stops import stop_ids
+from headwise.runtime.answer import stop_ids
 from headwise.stats.metrics import exact_match
 from headwise_lab.microworld.registry import make_example
 

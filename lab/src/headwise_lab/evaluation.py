@@ -22,7 +22,7 @@ from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import bundled_texts
 from headwise.prompts.turns import Example, Piece, with_turn
 from headwise.prompts.words import check_split
-from headwise.runtime.stops import stop_ids
+from headwise.runtime.answer import stop_ids
 from headwise.stats.paired import bootstrap_mean
 from headwise_lab.batches import greedy_answers, next_token_logits
 from headwise_lab.eval_tasks import BASE, GOALS, Drawer, Item, NotMeasured, Spec, right, specs_for

@@ -68,9 +68,10 @@ def ablate(
         run_task(loaded, scores, task, options, limit, include_path, path, overwrite, json)
         return
     from headwise.prompts.grid import even_depths
+    from headwise.runtime.needle_runs import needle_task
 
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
-    grid = o.make_task(
+    grid = needle_task(
         loaded, split="test", lengths=wanted, depths=even_depths(depths), windows=windows, needles=needles, haystack=haystack,
         template=template, chat=chat, seed=seed,
     )  # fmt: skip

@@ -1,153 +1,184 @@
-"""`headwise detect`: score every head of a model."""
+"""`headwise detect [NAME] MODEL`: score every head of a model, by any detector that is installed.
+
+The commands are made from the detectors themselves (entry points `headwise.detectors`): one option per field of a detector's class.
+"""
 
 from __future__ import annotations
 
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 
 from headwise.cli import options as o
-from headwise.cli.detect_gate import gate_heads
-from headwise.cli.detect_needle import needle_heads
-from headwise.cli.detect_proxy import proxy_heads
-from headwise.cli.detect_query import query_heads
-from headwise.heads.errors import HeadwiseError
+from headwise.cli.progress import progress
+from headwise.heads.errors import HeadwiseError, MissingExtraError, NoSuccessfulRunError
+from headwise.methods.registry import installed, method_named
 
 if TYPE_CHECKING:
-    from headwise.heads import HeadScores
-    from headwise.runtime.rundir import RunDirectory
+    from headwise.heads.types import HeadScores
+    from headwise.runtime.detector import Detector
+
+DEFAULT = "copy"
+HELP = f"""Find retrieval heads by one of the scores below; a head file and a heat map are written.
+
+Without a NAME: {DEFAULT}. A model folder that is called like a score is given as ./NAME."""
 
 
-SCORES = ("copy", "semantic", "query", "gate", "proxy")
-Score = Annotated[
-    str,
-    typer.Option(
-        help="copy (heads that copy a needle), semantic (heads that look at the needle while it is said), query (heads that look from a "
-        "question to what answers it), gate (heads that cannot do without the middle of the text) or proxy (heads that copy the value of a "
-        "key in a JSON object)."
-    ),
-]
-Rule = Annotated[
-    str | None,
-    typer.Option(
-        help="copy, proxy: set (share of needle tokens copied) or multiset (as the released code counts). "
-        "query: mass, calibrated_mass, ndcg, mrr or contrastive.",
-        show_default="set; calibrated_mass",
-    ),
-]
-Data = Annotated[
-    Path | None, typer.Option(help="query: JSON lines with query, passages and gold.", show_default="64 needle questions over passages of novels")
-]
-Span = Annotated[str, typer.Option(help="query: average over all behind the passages (`official`) or the `query`'s words only.")]
-Layout = Annotated[str, typer.Option(help="query: wording around passages: plain or instructed.")]
-Match = Annotated[str, typer.Option(help="token, or position (the aligned needle position only).")]
-Gate = Annotated[
-    float,
-    typer.Option(
-        help="copy, semantic: a run counts if its unigram recall is above this. proxy: share of questions that the model must answer."
-    ),
-]
-Samples = Annotated[int, typer.Option(help="proxy: number of prompts.")]
-Pairs = Annotated[int | None, typer.Option(help="proxy: pairs in the JSON object.", show_default="as many as fit")]
-KeyLength = Annotated[
-    int | None, typer.Option(help="proxy: characters of a key.", show_default="32, 8 in prompts below 1024 tokens")
-]
-Extremes = Annotated[str, typer.Option(help="semantic: keep the depths 0 and 1, or drop them.")]
-LeastRuns = Annotated[int, typer.Option(help="semantic: with fewer solved runs there is no ranking.")]
-Steps = Annotated[int, typer.Option(help="gate: training steps.")]
-HeadWindow = Annotated[
-    str | None,
-    typer.Option(
-        "--window",
-        help="gate: first and most recent tokens that a head is left with.",
-        show_default="128,256, less for short texts",
-    ),
-]
-LayerOrder = Annotated[
-    bool, typer.Option("--layer-order", help="gate: also measure in which order whole layers may stream, for zigzag's rule Z5.")
-]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]
-UntilStable = Annotated[bool, typer.Option("--until-stable", help="Stop when two halves of the runs agree on the top 16.")]
-PaperGrid = Annotated[bool, typer.Option("--paper-grid", help="20 lengths x 10 depths x 3 needles, as Wu et al.")]
+class _Commands(Mapping[str, Any]):
+    """Name -> command of every installed detector; a class is imported when it is asked for."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(installed("detectors"), key=lambda name: (name != DEFAULT, name)))
+
+    def __len__(self) -> int:
+        return len(installed("detectors"))
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in installed("detectors"):
+            raise KeyError(name)
+        app = typer.Typer(add_completion=False)
+        app.command(name)(_command_of(name))
+        return typer.main.get_command(app)
 
 
-def detect(
-    model: o.ModelName = None,
-    score: Score = "copy",
-    lengths: o.Lengths = None,
-    depths: o.Depths = 10,
-    windows: o.Windows = 1,
-    needles: o.Needles = None,
-    haystack: o.Haystack = None,
-    template: o.Template = None,
-    chat: o.Chat = False,
-    rule: Rule = None,
-    data: Data = None,
-    span: Span = "official",
-    layout: Layout = "plain",
-    match: Match = "token",
-    gate: Gate = 0.5,
-    max_new_tokens: MaxNewTokens = 50,
-    extremes: Extremes = "keep",
-    least_runs: LeastRuns = 30,
-    steps: Steps = 2000,
-    window: HeadWindow = None,
-    layer_order: LayerOrder = False,
-    samples: Samples = 800,
-    pairs: Pairs = None,
-    key_length: KeyLength = None,
-    until_stable: UntilStable = False,
-    paper_grid: PaperGrid = False,
-    seed: o.Seed = 0,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    output: o.Output = None,
-    overwrite: o.Overwrite = False,
-    json: o.Json = False,
+class DetectGroup(TyperGroup):
+    """The detectors as commands; what is no name of a detector is a model for the default one."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands: Any = _Commands()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default detector in front where none is named."""
+        return super().parse_args(ctx, with_default(args))
+
+
+app = typer.Typer(name="detect", help=HELP, cls=DetectGroup, subcommand_metavar="[NAME] [MODEL]")
+
+
+@app.callback(help=HELP)
+def detect() -> None:
+    """Find retrieval heads."""
+
+
+def with_default(args: list[str]) -> list[str]:
+    """The words of the command with the name of a detector in front.
+
+    Raises:
+        HeadwiseError: A first word that can only be meant as the name of a detector, and is none.
+    """
+    first = args[0] if args else ""
+    if first in ("-h", "--help") or first in installed("detectors"):
+        return args
+    if first and not first.startswith("-"):
+        another = len(args) > 1 and not args[1].startswith("-")
+        if another or (not Path(first).exists() and difflib.get_close_matches(first, installed("detectors"), cutoff=0.7)):
+            method_named("detectors", first)
+    return [DEFAULT, *args]
+
+
+def _command_of(name: str) -> Callable[..., None]:
+    """The function behind `headwise detect NAME`: its signature is made of the detector's fields."""
+    try:
+        kind = method_named("detectors", name)
+        fields = o.parameters_of(kind)
+    except (HeadwiseError, MissingExtraError) as error:  # of another package: the others still work
+        return _broken(error)
+
+    def command(**given: Any) -> None:
+        common = {option: given.pop(option) for option in COMMON}
+        find_heads(o.made(kind, given), **common)
+
+    parameters = [_parameter("model"), *fields, *(_parameter(option) for option in COMMON if option != "model")]
+    return with_signature(command, parameters, str(kind.summary))
+
+
+def _broken(error: Exception) -> Callable[..., None]:
+    def command() -> None:
+        raise error
+
+    return with_signature(command, [], " ".join(str(error).split()))
+
+
+def with_signature(function: Callable[..., None], parameters: list[inspect.Parameter], text: str) -> Callable[..., None]:
+    """The function as typer reads it: with these parameters and this help."""
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    function.__doc__ = text
+    return function
+
+
+def find_heads(
+    detector: Detector,
+    model: str | None,
+    name: str | None,
+    device: str,
+    dtype: str,
+    revision: str | None,
+    output: Path | None,
+    overwrite: bool,
+    json: bool,
 ) -> None:
-    """Find retrieval heads by one of five scores; a head file and a heat map are written."""
-    if score not in SCORES:
-        raise HeadwiseError(f"unknown score {score!r}; known: {', '.join(SCORES)}")
-    path, given = o.output_path(output, model, score, overwrite), (model, device, dtype, revision)
-    if score == "query":
-        return tell(query_heads(*given, data, rule, span, layout, chat, seed, json), path, overwrite, json)
-    if score == "gate":
-        return tell(gate_heads(*given, lengths, steps, window, haystack, seed, json, layer_order), path, overwrite, json)
-    if score == "proxy":
-        scores, parts = proxy_heads(*given, path, lengths, samples, pairs, key_length, haystack, rule, gate, seed, json)
-        return tell(scores, path, overwrite, json, parts)
-    from headwise.prompts.grid import even_depths, paper_lengths
+    """Detect, write the head file and the heat map, and say what was found."""
+    path = o.output_path(output, model, detector.name, overwrite)
+    from headwise.runtime.detector import Run, run_detector
 
-    wanted = None if lengths is None else o.numbers(lengths, "lengths")
-    loaded = o.load(model, device, dtype, revision)
-    task = o.make_task(
-        loaded, split="detect", lengths=paper_lengths(loaded.positions) if paper_grid else wanted, depths=even_depths(depths),
-        windows=windows, needles=needles, haystack=haystack, template=template, chat=chat, seed=seed,
-    )  # fmt: skip
-    task = task.first_needles(3) if paper_grid else task
-    scores, parts = needle_heads(
-        loaded, task, score == "semantic", path, rule, match, until_stable, extremes, least_runs, gate, max_new_tokens, json
-    )
-    tell(scores, path, overwrite, json, parts)
+    loaded = o.load(model, device, dtype, revision, name)
+    run = Run(path.with_name(path.name + ".run"))
+    try:
+        with progress("detecting", hidden=json) as run.report:
+            scores = run_detector(loaded, detector, run)
+    except NoSuccessfulRunError:
+        if run.parts:
+            run.parts.remove()
+        raise
+    _tell(scores, path, overwrite, json)
+    if run.parts:
+        run.parts.remove()
 
 
-def tell(scores: HeadScores, path: Path, overwrite: bool, json: bool, parts: RunDirectory | None = None) -> None:
-    """Write the head file and the heat map, and say what was found. parts: of the run, no longer needed then."""
-    from headwise.heads import save_heads
-    from headwise.report.console import print_all
-    from headwise.report.figures import heat_map
-    from headwise.report.tables import head_table, summary_lines
+COMMON = tuple(inspect.signature(find_heads).parameters)[1:]
+_OPTIONS: Mapping[str, tuple[Any, Any]] = {
+    "model": (o.ModelName, None), "name": (o.Name, None), "device": (o.Device, "auto"), "dtype": (o.Dtype, "auto"),
+    "revision": (o.Revision, None), "output": (o.Output, None), "overwrite": (o.Overwrite, False), "json": (o.Json, False),
+}  # fmt: skip
 
-    save_heads(scores, path, overwrite)
-    picture = path.with_suffix(".heatmap.png")
-    heat_map(scores, picture)
+
+def _parameter(name: str) -> inspect.Parameter:
+    annotation, default = _OPTIONS[name]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:
+    from headwise.heads.headfile import save_heads
+
+    picture, problem = _heat_map(scores, path.with_suffix(".heatmap.png"))
+    save_heads(scores, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     if json:
         from headwise.report.show import facts_of
 
-        o.print_json({"head_file": str(path), "heat_map": str(picture), **facts_of(scores)})
-    else:
-        print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", f"heat map   {picture}")
-    if parts:
-        parts.remove()
+        o.print_json({"head_file": str(path), "heat_map": picture and str(picture), **facts_of(scores)})
+        return
+    from headwise.report.console import print_all
+    from headwise.report.tables import head_table, summary_lines
+
+    drawn = f"heat map   {picture}" if picture else f"heat map   none: {problem}"
+    print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", drawn)
+
+
+def _heat_map(scores: HeadScores, picture: Path) -> tuple[Path | None, str]:
+    """(the picture, or None; why there is none). Scores are never lost because they cannot be drawn."""
+    try:
+        from headwise.report.figures import heat_map
+
+        heat_map(scores, picture)
+    except MissingExtraError as error:
+        return None, str(error)
+    except ImportError as error:
+        return None, str(MissingExtraError(error.name or "matplotlib", "report"))
+    return picture, ""

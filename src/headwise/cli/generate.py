@@ -50,8 +50,8 @@ def generate(
     from headwise.caches.kept_file import save_cache as save
     from headwise.evaluation.compression import continuation, size_of
     from headwise.prompts.encoder import newline_ids
+    from headwise.runtime.answer import stop_ids
     from headwise.runtime.runner import token_tensor
-    from headwise.runtime.stops import stop_ids
 
     limit = min(max_new_tokens, (loaded.positions or 2**62) - len(ids) + 1)
     with compress(loaded.hf, compressor) as kept:

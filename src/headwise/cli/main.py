@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
-app.command("detect")(detect.detect)
+app.add_typer(detect.app)
 app.command("show")(show.show)
 app.command("ablate")(ablate.ablate)
 app.command("needle")(needle.needle)

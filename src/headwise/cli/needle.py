@@ -36,10 +36,11 @@ def needle(
     from headwise.prompts.grid import describe_task, even_depths
     from headwise.report.console import grid_table, print_all
     from headwise.report.figures import needle_grid
+    from headwise.runtime.needle_runs import needle_task
     from headwise.runtime.rundir import RunDirectory
 
     loaded = o.load(model, device, dtype, revision)
-    task = o.make_task(
+    task = needle_task(
         loaded, split="test", lengths=wanted, depths=even_depths(depths), windows=windows, needles=needles,
         haystack=haystack, template=template, chat=chat, seed=seed,
     )  # fmt: skip

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import builtins
+import dataclasses
+import difflib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import typer
 
 from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
+    from headwise.heads.types import HeadSet
     from headwise.models.model import Model
-    from headwise.prompts.grid import Task
 
 ModelName = Annotated[
     str | None,
     typer.Argument(
         help="Hub id or folder of the model, or the name of a bundled one. Default: the bundled lab model.", show_default=False
     ),
+]
+Name = Annotated[
+    str | None, typer.Option(help="What results call the model.", show_default="its hub id, or the name of its folder")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16 (auto: float32 on a CPU, as saved elsewhere).")]
@@ -35,20 +45,16 @@ Haystack = Annotated[
     Path | None, typer.Option(help="Folder of .txt/.md files (.gz too).", show_default="three public-domain books")
 ]
 Template = Annotated[str | None, typer.Option(help="Prompt with {context}, {question}, {answer_prefix}.", show_default=False)]
-Chat = Annotated[bool, typer.Option("--chat", help="Wrap the prompt by the model's chat template.")]
-Seed = Annotated[int, typer.Option(help="Seed of haystack windows and controls.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of haystack windows and controls.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Where to write the result.", show_default="headwise-out/...")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
-# The last tenth of the haystack is kept for perplexity and calibration; needle prompts never use it.
-PROMPT_PART = (0.0, 0.9)
-
-
-def load(model: str | None, device: str, dtype: str, revision: str | None = None) -> Model:
-    """Load the model, quietly; a bundled one by its name, and without a name the default."""
+def load(model: str | None, device: str, dtype: str, revision: str | None = None, name: str | None = None) -> Model:
+    """Load the model, quietly; a bundled one by its name, and without a name the default. name: what results call it."""
     from transformers.utils import logging
 
     from headwise.models.load import load as load_model
@@ -56,7 +62,10 @@ def load(model: str | None, device: str, dtype: str, revision: str | None = None
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load_model(DEFAULT if model is None else model, device, dtype, revision)
+    loaded = load_model(DEFAULT if model is None else model, device, dtype, revision)
+    if name is None and Path(loaded.name).is_absolute():
+        name = Path(loaded.name).name  # where a folder lies on this machine is nobody's business
+    return loaded if name is None else dataclasses.replace(loaded, name=name)
 
 
 def numbers(text: str, name: str, repeats: bool = False) -> tuple[int, ...]:
@@ -68,46 +77,93 @@ def numbers(text: str, name: str, repeats: bool = False) -> tuple[int, ...]:
     return tuple(found if repeats else dict.fromkeys(found))
 
 
-def make_task(
-    loaded: Model,
-    *,
-    split: str,
-    lengths: tuple[int, ...] | None,
-    depths: tuple[float, ...],
-    windows: int,
-    needles: Path | None,
-    haystack: Path | None,
-    template: str | None,
-    chat: bool,
-    seed: int,
-) -> Task:
-    """Needles, haystack and grid of a run. split: which bundled needles to use if the user gives none."""
-    from headwise.prompts.compose import NeedleComposer
-    from headwise.prompts.encoder import PieceEncoder
-    from headwise.prompts.grid import GridOptions, Task, default_lengths
-    from headwise.prompts.haystack import Haystack as Hay
-    from headwise.prompts.haystack import bundled_texts, read_texts
-    from headwise.prompts.needles import bundled_needles, read_needles
+def parameters_of(kind: type) -> list[inspect.Parameter]:
+    """Command-line options of a dataclass of options: one per field, with the field's help and default.
 
-    chosen = bundled_needles(split) if needles is None else read_needles(needles)
-    encoder = PieceEncoder(loaded.tokenizer)
-    composer = NeedleComposer(encoder, template, chat)
-    grid = GridOptions(lengths or default_lengths(loaded.positions), depths, windows, PROMPT_PART, seed)
-    texts = bundled_texts() if haystack is None else read_texts(haystack)
-    return Task(chosen, Hay(texts, encoder), composer, grid)
+    Fields may hold `bool` (a switch), `int`, `float`, `str`, a path, or several whole numbers (written 512,1024), each or None. A field of
+    another type that has a default is left to Python.
+
+    Raises:
+        HeadwiseError: A field without a default that cannot be written on a command line.
+    """
+    return [made for field in dataclasses.fields(kind) if (made := _parameter(kind, field)) is not None]
 
 
-def output_path(output: Path | None, model: str | None, kind: str, overwrite: bool) -> Path:
+def made(kind: Any, given: Mapping[str, Any]) -> Any:
+    """The options that were given, as an instance of their class."""
+    several = {field.name for field in dataclasses.fields(kind) if _kind_of(kind, field) is Sequence}
+    return kind(
+        **{
+            name: numbers(value, name.replace("_", "-")) if name in several and value is not None else value
+            for name, value in given.items()
+        }
+    )
+
+
+def _parameter(kind: type, field: dataclasses.Field[Any]) -> inspect.Parameter | None:
+    wanted, required = _kind_of(kind, field), field.default is dataclasses.MISSING
+    if wanted is None:
+        if required and field.default_factory is dataclasses.MISSING:
+            raise HeadwiseError(f"{kind.__name__} needs {field.name}, which cannot be given on a command line")
+        return None
+    words = "--" + field.name.replace("_", "-")
+    on_and_off = f"{words}/--no-{words[2:]}" if wanted is bool and field.default else words
+    shown = field.metadata.get("shown") or field.default is not None
+    hint: Any = str | None if wanted is Sequence else wanted if field.default is not None else wanted | None
+    option = typer.Option(on_and_off, help=field.metadata.get("help"), show_default=shown)
+    default = ... if required else field.default
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
+
+
+def _kind_of(kind: type, field: dataclasses.Field[Any]) -> Any:
+    """What is written for a field: bool, int, float, str, Path, Sequence (of whole numbers), or None."""
+    hint = _hint(kind, field)
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if any(get_origin(one) in (Sequence, list, tuple) and get_args(one)[0] is int for one in kinds):
+        return Sequence
+    return next((known for known in (Path, bool, int, float, str) if known in kinds), None)
+
+
+class _Names(dict[str, Any]):
+    """Names of a module; one that is imported for type checkers only stands for anything."""
+
+    def __missing__(self, name: str) -> Any:
+        return getattr(builtins, name, Any)
+
+
+def _hint(kind: type, field: dataclasses.Field[Any]) -> Any:
+    if not isinstance(field.type, str):
+        return field.type
+    home = next(base for base in kind.__mro__ if field.name in inspect.get_annotations(base))
+    return eval(field.type, {"__builtins__": {}}, _Names(vars(sys.modules[home.__module__])))
+
+
+def output_path(output: Path | None, model: str | None, kind: str, overwrite: bool, end: str = ".json") -> Path:
     """Where to write; an existing file is refused before any work is done."""
     from headwise.models.registry import DEFAULT
 
-    name = DEFAULT if model is None else model.rstrip("/").split("/")[-1]
-    path = output or Path("headwise-out") / f"{name}.{kind}.json"
+    name = DEFAULT if model is None else Path(model).name or "model"
+    path = output or Path("headwise-out") / f"{name}.{kind}{end}"
     if path.is_dir():
         raise HeadwiseError(f"{path} is a folder; give a file name with --output")
     if path.exists() and not overwrite:
         raise HeadwiseError(f"{path} exists; give another --output or --overwrite (results are never merged)")
     return path
+
+
+def read_heads(file: Path | None, top: int) -> HeadSet | None:
+    """The strongest heads of a head file; None for no file. A missing file is answered with those that lie near."""
+    from headwise.heads.headfile import load_heads
+
+    if file is None:
+        return None
+    if not file.exists():
+        folders = dict.fromkeys((file.parent, Path("headwise-out")))
+        known = {path.name: str(path) for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))}
+        near = [known[name] for name in difflib.get_close_matches(file.name, known, cutoff=0.5)]
+        hint = f"did you mean {' or '.join(near)}?" if near else "make one with headwise detect"
+        raise HeadwiseError(f"no such head file: {file}; {hint}")
+    return load_heads(file).top(top)
 
 
 def print_json(data: Any) -> None:

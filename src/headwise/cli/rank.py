@@ -12,8 +12,6 @@ from headwise.cli.progress import progress
 from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.heads import HeadSet
-    from headwise.models.model import Model
     from headwise.prompts.passages import Passage
 
 Candidates = dict[str, dict[str, float]]
@@ -27,7 +25,7 @@ def rank(
     ] = None,
     beir: Annotated[Path | None, typer.Option(help="Folder in BEIR layout, instead of both.", show_default=False)] = None,
     heads: Annotated[
-        Path | None, typer.Option(help="Head file, best of `headwise detect --score query`.", show_default="all heads")
+        Path | None, typer.Option(help="Head file, best of `headwise detect query`.", show_default="all heads")
     ] = None,
     top: Annotated[int, typer.Option(help="How many of the strongest heads to rank with.")] = 8,
     candidates: Annotated[str, typer.Option(help="What is ranked per query: all, judged, bm25:N, or a TREC run file.")] = "all",
@@ -36,12 +34,13 @@ def rank(
     ] = None,
     evaluate: Annotated[Path | None, typer.Option(help="Judgements (BEIR or TREC form).", show_default="those of --beir")] = None,
     official: Annotated[bool, typer.Option("--official", help="The released QRHead procedure, step by step.")] = False,
-    span: Annotated[str, typer.Option(help="official (all rows behind the passages) or query (its words only).")] = "official",
+    span: Annotated[str, typer.Option(help="official (all rows from the instruction behind the passages on) or query (its words only).")] = "official",
     normalize: Annotated[str, typer.Option(help="sum, mean or sqrt over a passage's tokens.")] = "sum",
-    order: Annotated[str, typer.Option(help="given, or reversed (the first candidate next to the query).")] = "given",
+    order: Annotated[str, typer.Option(help="given, or reversed (the first candidate next to the query; QRHead's choice for BEIR only).")] = "given",
     overflow: Annotated[str, typer.Option(help="More than fits: tournament, anchored or refuse.")] = "tournament",
-    layout: Annotated[str, typer.Option(help="Wording around passages: plain or instructed.")] = "plain",
+    wording: Annotated[str, typer.Option(help="Wording around passages: plain or instructed.")] = "plain",
     chat: o.Chat = False,
+    name: o.Name = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
@@ -56,19 +55,20 @@ def rank(
     json: o.Json = False,
 ) -> None:
     """Rank passages for queries without generating; one pass reads all passages, each query is a short pass behind them."""
-    path = output or o.output_path(None, model, "run", overwrite).with_suffix(".trec")
-    if path.exists() and not overwrite:
-        raise HeadwiseError(f"{path} exists; give another --output or --overwrite (results are never merged)")
+    path = o.output_path(output, model, "run", overwrite, ".trec")
     from headwise.heads.headfile import write_atomically
-    from headwise.methods.query.ranker import Ranker, rank_collection
+    from headwise.methods.query.ranker import Ranker, is_empty, rank_collection
     from headwise.prompts.collections import trec_lines
 
     texts, asked, judged = _collection(queries, passages, beir, evaluate)
     chosen = _candidates(candidates, texts, asked, judged)
+    if beir is not None:  # in some collections a query is a passage, too (ArguAna), which BEIR ignores
+        others = {query: {p: score for p, score in scores.items() if p != query} for query, scores in chosen.items()}
+        chosen = {query: scores for query, scores in others.items() if scores}
     texts, cut = _shortened(texts, chosen, max_words)
-    loaded = o.load(model, device, dtype, revision)
-    options: dict[str, Any] = {"span": span, "normalize": normalize, "order": order, "overflow": overflow, "layout": layout}
-    some = _heads(heads, top, loaded)
+    some = o.read_heads(heads, top)
+    loaded = o.load(model, device, dtype, revision, name)
+    options: dict[str, Any] = {"span": span, "normalize": normalize, "order": order, "overflow": overflow, "wording": wording}
     ranker = Ranker.official(loaded, some, chat) if official else Ranker(loaded, some, chat=chat, **options)
     with progress("ranking", hidden=json) as report:
         run = rank_collection(ranker, texts, asked, chosen, report)
@@ -77,7 +77,8 @@ def rank(
         from headwise.cli.rank_page import write_ranking
 
         write_ranking(html, ranker, texts, asked, run, chosen, judged)
-    _tell(run, chosen, judged, candidates, cut, path, html, json)
+    empty = len({key for keys in chosen.values() for key in keys if is_empty(texts[key])})
+    _tell(run, chosen, judged, candidates, cut, empty, path, html, json)
 
 
 def _collection(
@@ -128,19 +129,10 @@ def _shortened(passages: dict[str, Passage], candidates: Candidates, most: int |
         return passages, 0
     if most < 1:
         raise HeadwiseError(f"--max-words must be at least 1; got {most}")
-    used = {key for chosen in candidates.values() for key in chosen}
-    long = {key for key in used if len(passages[key].text.split()) > most}
-    return {key: p._replace(text=" ".join(p.text.split()[:most])) if key in long else p for key, p in passages.items()}, len(long)
+    from headwise.runtime.labelled_passages import shortened
 
-
-def _heads(file: Path | None, top: int, loaded: Model) -> HeadSet | None:
-    from headwise.heads import load_heads
-
-    if file is None:
-        return None
-    chosen = load_heads(file).top(top)
-    loaded.check(chosen)
-    return chosen
+    cut = {key: shortened(passages[key], most) for key in {key for chosen in candidates.values() for key in chosen}}
+    return passages | cut, sum(cut[key] is not passages[key] for key in cut)
 
 
 def _tell(
@@ -149,6 +141,7 @@ def _tell(
     judged: dict[str, dict[str, int]] | None,
     candidates: str,
     cut: int,
+    empty: int,
     path: Path,
     html: Path | None,
     json: bool,
@@ -161,6 +154,7 @@ def _tell(
         "queries": len(run),
         "pairs": sum(map(len, run.values())),
         "cut": cut,
+        "empty": empty,
     }
     if judged is not None:
         from headwise.stats.ranking import summary
@@ -175,7 +169,7 @@ def _tell(
         from headwise.report.ranking import measure_table
 
         print_all(measure_table(result["measures"], result.get("first_stage"), candidates))
-    shorter = f", {cut} different ones cut" if cut else ""
+    shorter = (f", {cut} different ones cut" if cut else "") + (f", {empty} empty ones last" if empty else "")
     print_all(f"{result['pairs']} passages ranked for {result['queries']} queries{shorter}", f"run  {path}")
     if html is not None:
         print_all(f"page {html}")

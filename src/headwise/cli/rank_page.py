@@ -55,9 +55,12 @@ def _query(
     before: list[str],
     grades: Mapping[str, int] | None,
 ) -> dict[str, Any]:
+    from headwise.methods.query.ranker import is_empty
     from headwise.runtime.head_trace import text_pieces
 
-    best = sorted(scores, key=lambda key: -scores[key])[:SHOWN]
+    best = [key for key in sorted(scores, key=lambda key: -scores[key])[:SHOWN] if not is_empty(passages[key])]
+    if not best:
+        return {"query": query, "candidates": len(scores), "passages": []}
     values = ranker.index([passages[key] for key in best]).token_values(query)
     rows = []
     for rank, (key, (ids, weights)) in enumerate(zip(best, values, strict=True), 1):

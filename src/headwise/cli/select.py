@@ -22,7 +22,7 @@ Scores = Annotated[
     str | None,
     typer.Option("--output", "-o", help="Folder or URL for scores; the same command continues there.", show_default=False),
 ]
-HeadFile = Annotated[Path | None, typer.Option(help="Head file, best of `headwise detect --score proxy`.", show_default=False)]
+HeadFile = Annotated[Path | None, typer.Option(help="Head file, best of `headwise detect proxy`.", show_default=False)]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="As for other commands.", show_default="the lab model")]
 Machines = Annotated[
     list[str] | None, typer.Option(help="--estimate: NAME=TOKENS/S, or NAME=FLOPS:FLOP_PER_TOKEN.", show_default=False)
@@ -70,7 +70,7 @@ def score(
     from headwise.corpus.options import ScoreOptions, parse_shard
 
     if heads is None:
-        raise HeadwiseError("name the heads with --heads FILE; find them first: headwise detect MODEL --score proxy")
+        raise HeadwiseError("name the heads with --heads FILE; find them first: headwise detect proxy MODEL")
     if output is None and not estimate:
         raise HeadwiseError("say where the scores go with --output FOLDER; the same command continues there")
     if runner not in ("local", "ray"):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def serve(
     model: o.ModelName = None,
     heads: Annotated[
-        Path | None, typer.Option(help="Head file, best of `headwise detect --score query`.", show_default=False)
+        Path | None, typer.Option(help="Head file, best of `headwise detect query`.", show_default=False)
     ] = None,
     top: Annotated[int, typer.Option(help="How many of the strongest heads to rank with.")] = 8,
     all_heads: Annotated[bool, typer.Option("--all-heads", help="Rank with all heads, instead of --heads.")] = False,
@@ -29,7 +29,7 @@ def serve(
         str, typer.Option(help="Address to listen on; beyond this machine only with a key or --no-auth.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one and says which.")] = 8080,
-    layout: Annotated[
+    wording: Annotated[
         str | None, typer.Option(help="Wording around passages: plain or instructed.", show_default="plain")
     ] = None,
     chat: o.Chat = False,
@@ -51,8 +51,8 @@ def serve(
         from headwise.serve import limits, run
     except ImportError as error:
         raise MissingExtraError(error.name or "FastAPI", "serve") from error
-    if official and layout is not None:
-        raise HeadwiseError("--official has a wording of its own; drop --layout")
+    if official and wording is not None:
+        raise HeadwiseError("--official has a wording of its own; drop --wording")
     key = limits.key_from(os.environ, no_auth)
     limits.check_exposure(host, key, no_auth)
     settings = limits.Settings(
@@ -61,7 +61,7 @@ def serve(
     chosen = _heads(heads, top, all_heads)
 
     def make() -> Ranker:
-        ranker = _ranker(o.load(model, device, dtype, revision), chosen, official, layout or "plain", chat)
+        ranker = _ranker(o.load(model, device, dtype, revision), chosen, official, wording or "plain", chat)
         typer.echo(f"ready      {ranker.model.name}, {len(ranker.heads)} heads ({ranker.heads.chosen_by})")
         return ranker
 
@@ -84,9 +84,9 @@ def _heads(file: Path | None, top: int, every: bool) -> HeadSet | None:
     return None if file is None else load_heads(file).top(top)
 
 
-def _ranker(loaded: Model, heads: HeadSet | None, official: bool, layout: str, chat: bool) -> Ranker:
+def _ranker(loaded: Model, heads: HeadSet | None, official: bool, wording: str, chat: bool) -> Ranker:
     from headwise.methods.query.ranker import Ranker
 
     if official:
         return Ranker.official(loaded, heads, chat)
-    return Ranker(loaded, heads, layout=layout, chat=chat)
+    return Ranker(loaded, heads, wording=wording, chat=chat)

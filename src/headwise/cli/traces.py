@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headwise.cli import options as o
-
 if TYPE_CHECKING:
     from headwise.heads import HeadScores, HeadSet
     from headwise.models.model import Model
@@ -18,8 +16,8 @@ DEPTHS = (0.25, 0.5, 0.75)
 def needle_traces(loaded: Model, scores: HeadScores, heads: HeadSet) -> list[dict[str, Any]]:
     """Traces of up to `WANTED` questions, as plain data; answered ones first, out of at most `TRIED`."""
     from headwise.prompts.grid import make_group, plan_groups
+    from headwise.runtime.answer import stop_ids
     from headwise.runtime.head_trace import trace_heads
-    from headwise.runtime.stops import stop_ids
     from headwise.stats.metrics import judged
 
     task, stop = _task(loaded, scores), stop_ids(loaded)
@@ -43,10 +41,11 @@ def _task(loaded: Model, scores: HeadScores) -> Task:
     from headwise.heads.errors import PromptError
     from headwise.prompts.grid import default_lengths
     from headwise.prompts.needles import Needle
+    from headwise.runtime.needle_runs import needle_task
 
     known = scores.provenance
     lengths = (known.get("grid") or {}).get("lengths") or default_lengths(loaded.positions)
-    task = o.make_task(
+    task = needle_task(
         loaded, split="detect", lengths=(min(lengths),), depths=DEPTHS, windows=1, needles=None, haystack=None,
         template=known.get("template"), chat=bool(known.get("chat")), seed=0,
     )  # fmt: skip

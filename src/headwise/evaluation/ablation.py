@@ -24,11 +24,10 @@ from headwise.heads.progress import Report, silent
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.prompts.grid import Group, Task, describe_task
-from headwise.runtime.answer import answer_variants
-from headwise.runtime.group_runs import all_info, joined, run_groups
+from headwise.runtime.answer import answer_variants, stop_ids
+from headwise.runtime.needle_runs import all_info, joined, run_groups
 from headwise.runtime.rundir import Cell, RunDirectory
 from headwise.runtime.runner import Leaf, leaves, prefill
-from headwise.runtime.stops import stop_ids
 from headwise.stats.metrics import exact_match, unigram_recall
 
 TOKENS = 16_384  # rows x prompt tokens in one pass of scope `all`

@@ -16,7 +16,7 @@ from headwise.prompts.frame import Frame, frame
 from headwise.prompts.prompt import Span
 from headwise.prompts.questions import OwnQuestion
 from headwise.prompts.ruler import RulerRow, string_match
-from headwise.runtime.stops import stop_ids
+from headwise.runtime.answer import stop_ids
 
 FILL = 0.95  # mean share of the wanted length that a prompt and its answer fill
 MISSES = 100  # prompts in a row that do not fit, after which drawing ends

@@ -13,11 +13,10 @@ from headwise.heads.progress import Report, silent
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.prompts.grid import Group, Task
-from headwise.runtime.answer import answer_variants
-from headwise.runtime.group_runs import all_info, run_groups
+from headwise.runtime.answer import answer_variants, stop_ids
+from headwise.runtime.needle_runs import all_info, run_groups
 from headwise.runtime.rundir import Cell, RunDirectory
 from headwise.runtime.runner import leaves, prefill
-from headwise.runtime.stops import stop_ids
 from headwise.stats.metrics import judged
 
 

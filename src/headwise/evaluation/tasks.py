@@ -17,7 +17,7 @@ from headwise.prompts.haystack import Haystack, Window, bundled_texts
 from headwise.prompts.needles import Needle, bundled_needles
 from headwise.prompts.prompt import Span
 from headwise.prompts.words import check_split, random_key
-from headwise.runtime.stops import stop_ids
+from headwise.runtime.answer import stop_ids
 
 SPARE = 4  # tokens that an answer may have beyond the gold answer
 SHOTS = 3  # answered look-ups in front of each question about a table

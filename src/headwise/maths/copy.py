@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-RULES = ("set", "multiset")
-MATCHES = ("token", "position")
-
 
 def copy_hits(argmax: Tensor, key_ids: Tensor, emitted: Tensor, needle: tuple[int, int], match: str = "token") -> Tensor:
     """Steps at which a head copies: its strongest key lies in the needle and holds the token that is emitted next.

@@ -102,18 +102,23 @@ class PassageComposer:
         return (*self._encode(self.layout.passage.format(number=number)), *self._encode(" " + words))
 
     def query(self, query: str) -> Prompt:
-        """The part behind the passages. `query`: the words of the query alone; `official`: all of it, as QRHead's code averages."""
+        """The part behind the passages.
+
+        Spans: `query`, the words of the query alone; `official`, all from the instruction to the end of the prompt, without the separator in
+        front of it, as QRHead's released code averages.
+        """
         words = " ".join(query.split())
         if not words:
             raise PromptError("the query is empty")
-        ids = [*self._encode("\n"), *self._encode(self.layout.before_query)]
+        separator = self._encode("\n")
+        ids = [*separator, *self._encode(self.layout.before_query)]
         asked = self._encode(" " + words)
         span = Span(len(ids), len(ids) + len(asked))
         ids += asked
         if self.layout.after_query:
             ids += (*self._encode("\n"), *self._encode(self.layout.after_query))
         ids += self._frame.tail
-        return Prompt(tuple(ids), {"query": span, "official": Span(0, len(ids))})
+        return Prompt(tuple(ids), {"query": span, "official": Span(len(separator), len(ids))})
 
     @property
     def overhead(self) -> int:

@@ -1,6 +1,11 @@
 """Greedy answers with the gold answer as a draft: one pass verifies it; only what differs is generated.
 
-The result is the same as plain greedy decoding. Several variants (ablations, say) may continue one shared past as batch rows.
+The result is the same as plain greedy decoding. Several variants (ablations, say) may continue one shared past as batch rows, and a traced
+answer comes with what every head looked at while it was given.
+
+What differs is decoded with drafts of the text itself: a model that answers from a long prompt copies from it, and a model that has lost
+its way repeats itself, so what followed the last earlier occurrence of the newest tokens is a good guess of what comes next (prompt lookup
+decoding, Saxena 2023), and one pass checks several tokens.
 """
 
 from __future__ import annotations
@@ -10,18 +15,33 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from transformers import DynamicCache
 
+from headwise.attention.observe import Observation
 from headwise.attention.tail import last_rows
-from headwise.caches.shared import shared_past
+from headwise.caches.shared import cut_back, fork, shared_past
 from headwise.heads.errors import HeadwiseError
 from headwise.models.forward import forward
-from headwise.runtime.greedy import decode_one, decode_rows
-from headwise.runtime.runner import Leaf, token_tensor
+from headwise.models.model import Model, as_model
+from headwise.prompts.encoder import newline_ids
+from headwise.runtime.runner import Leaf, prefill, token_tensor
 
+DRAFT = 8  # tokens guessed at once
+LONGEST_MATCH = 3
 Variant = TypeVar("Variant")
+
+
+def stop_ids(model: Model) -> frozenset[int]:
+    """Tokens that end an answer: everything with a line break, and the model's end-of-text tokens."""
+    ends = {model.tokenizer.eos_token_id}
+    generation = getattr(model.hf, "generation_config", None)
+    configured = getattr(generation, "eos_token_id", None)
+    ends |= set(configured) if isinstance(configured, list | tuple) else {configured}
+    return newline_ids(model.tokenizer) | {end for end in ends if end is not None}
 
 
 @dataclass(frozen=True)
@@ -96,3 +116,110 @@ def answer_variants(
         for row, ids in zip(open_rows, found, strict=True):
             answers[row] = ids
     return [Answer(ids or (), float(draft.logprob[row])) for row, ids in enumerate(answers)]
+
+
+@dataclass(frozen=True)
+class TracedAnswer:
+    """ids: greedy tokens, stop token included. argmax [L, H, T]: row t belongs to the query that predicts ids[t].
+
+    gold_logprob: log-probability of the gold ids in nats.
+    """
+
+    ids: tuple[int, ...]
+    argmax: Tensor
+    gold_logprob: float
+
+
+def traced_answer(
+    model: Any, seen: Observation, leaf: Leaf, gold: Sequence[int], stop: Collection[int], limit: int, hybrid: bool
+) -> TracedAnswer:
+    """Greedy answer to a leaf inside `with observe(model) as seen`.
+
+    The pass that verifies the gold draft also yields the statistics. Where the model says something else, its own answer is decoded
+    from there on and scored in one more pass over that answer alone. hybrid: the model has recurrent layers, whose state cannot be cut
+    back.
+    """
+    past, last = leaf.past, len(leaf.ids) - 1
+    if hybrid:
+        seen.paused = True
+        prefill(model, past, leaf.rest[:-1])
+    before = fork(past) if hybrid else None
+    seen.paused, seen.rows = False, len(gold) + 1
+    draft = verify_draft(model, past, leaf.rest, gold)
+    answer = draft_answer(draft, 0, stop, limit)
+    if answer is None:
+        agreed = 0 if hybrid else int(draft.accepted[0]) + 1  # the token that contradicts the draft is the model's own, too
+        said = draft.predicted[0, :agreed].tolist()
+        seen.paused = True
+        # A block of its own for the new tokens: growing a long cache would copy it at every step.
+        with shared_past(model, before or fork(past, last + agreed), 1) as cache:
+            answer = decode_one(model, cache, leaf.ids, stop, limit, said)
+        seen.paused, seen.rows = False, len(answer)
+        verify_draft(model, before or fork(past, last), leaf.ids[-1:], answer[:-1])
+    steps = len(answer)
+    return TracedAnswer(answer, seen.argmax[:, 0, :, :steps], float(draft.logprob[0]))
+
+
+@torch.no_grad()
+def decode_rows(
+    model: Any, cache: DynamicCache, rest: Sequence[int], stop: Collection[int], limit: int, rows: int
+) -> list[tuple[int, ...]]:
+    """Greedy answers of all rows after `rest`; each ends with its first stop token or after `limit` tokens. Grows `cache`.
+
+    It also ends where the model's positions end.
+    """
+    answers: list[list[int]] = [[] for _ in range(rows)]
+    limit = _within_positions(model, cache.get_seq_length() + len(rest), limit)
+    ids = token_tensor(model, rest, rows)
+    while True:
+        logits = forward(model, ids, cache, logits_to_keep=1).logits
+        ids = logits[:, -1:].argmax(dim=-1)
+        for answer, new in zip(answers, ids[:, 0].tolist(), strict=True):
+            if not answer or (answer[-1] not in stop and len(answer) < limit):
+                answer.append(new)
+        if all(answer[-1] in stop or len(answer) >= limit for answer in answers):
+            return [tuple(answer) for answer in answers]
+
+
+@torch.no_grad()
+def decode_one(
+    model: Any, cache: DynamicCache, ids: Sequence[int], stop: Collection[int], limit: int, said: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """Greedy answer to the prompt `ids`, ended as in `decode_rows`. Grows `cache`, which holds a part of ids + said.
+
+    said: first tokens of the answer that are known already (no stop token among them, fewer than `limit`).
+    """
+    answer, limit = list(said), _within_positions(model, len(ids), limit)
+    most = 0 if as_model(model).is_hybrid else DRAFT  # a recurrent state cannot be taken back
+    while True:
+        text = [*ids, *answer]
+        draft = guess(text, min(most, limit - len(answer) - 1))
+        new = token_tensor(model, [*text[cache.get_seq_length() :], *draft])
+        logits = forward(model, new, cache, logits_to_keep=len(draft) + 1).logits
+        accepted = 0
+        for accepted, token in enumerate(logits[0].argmax(dim=-1).tolist()):  # used after the loop
+            answer.append(token)
+            if token in stop or len(answer) >= limit:
+                return tuple(answer)
+            if draft[accepted : accepted + 1] != [token]:
+                break
+        cut_back(cache, len(draft) - accepted)
+
+
+def guess(text: Sequence[int], width: int) -> list[int]:
+    """`width` tokens that followed the last earlier occurrence of the end of `text`, repeated if the text ends first; [] if none.
+
+    The longest match of up to `LONGEST_MATCH` tokens decides.
+    """
+    array = np.asarray(text)
+    for count in range(min(LONGEST_MATCH, len(array) - 1) if width > 0 else 0, 0, -1):
+        found = np.flatnonzero((sliding_window_view(array[:-1], count) == array[-count:]).all(axis=1))
+        if len(found):
+            follows = array[found[-1] + count :]
+            return [int(token) for token in np.resize(follows, width)]
+    return []
+
+
+def _within_positions(model: Any, start: int, limit: int) -> int:
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit if positions is None else min(limit, positions - start + 1)

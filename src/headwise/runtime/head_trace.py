@@ -17,7 +17,7 @@ from headwise.heads.types import HeadId, HeadSet
 from headwise.models.forward import forward
 from headwise.models.model import Model
 from headwise.prompts.prompt import Prompt, Span
-from headwise.runtime.greedy import decode_one
+from headwise.runtime.answer import decode_one
 from headwise.runtime.runner import prefill, token_tensor
 
 KEPT = 8

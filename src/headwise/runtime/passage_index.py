@@ -14,8 +14,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadSet
 from headwise.maths.passages import pool_passages
 from headwise.prompts.passages import Passage, PassageComposer
-from headwise.runtime.passages import PassageCache
-from headwise.runtime.scoring import Scoring
+from headwise.runtime.passages import PassageCache, Scoring
 
 Text = str | Passage
 Scores = NDArray[np.float64]
@@ -24,7 +23,9 @@ Scores = NDArray[np.float64]
 class PassageIndex:
     """Keys and values of a set of passages, and what calibration subtracts.
 
-    backwards: the last passage comes first in the prompt, so that the first one stands next to the query.
+    Attributes:
+        passages: What was given, in its order.
+        tokens: Of all passages with what opens the prompt.
     """
 
     def __init__(
@@ -37,7 +38,20 @@ class PassageIndex:
         calibrate: bool = True,
         backwards: bool = False,
     ) -> None:
-        """Raises `PromptError` if the passages do not fit, or one of them is empty."""
+        """Read the passages, in layers up to the deepest head.
+
+        Args:
+            model: A transformers model.
+            composer: Words around passages and query.
+            heads: Whose attention counts.
+            passages: Texts, or passages with a title.
+            scoring: How attention becomes one value per passage.
+            calibrate: Subtract what a query without content gets.
+            backwards: The last passage comes first in the prompt, so that the first one stands next to the query.
+
+        Raises:
+            PromptError: The passages do not fit, or one of them is empty.
+        """
         self.passages, self._composer, self._scoring = tuple(passages), composer, scoring
         composer.check([as_passage(text) for text in passages])
         self._order = list(range(len(passages)))[:: -1 if backwards else 1]
@@ -45,7 +59,8 @@ class PassageIndex:
         self.tokens, self._ids = len(prompt.ids), prompt.ids
         self._spans = [(s.start, s.stop) for s in (prompt.span(f"passage/{i}") for i in range(1, len(passages) + 1))]
         self._cache = PassageCache(model, prompt.ids, heads)
-        self._null = self._columns([scoring.null_query])[0] if calibrate else None
+        self._calibrate = calibrate
+        self._null: Tensor | None = None
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -58,10 +73,7 @@ class PassageIndex:
         """[query, passage], summed over heads; higher is more relevant. Not comparable between queries or sets of passages."""
         if not queries:
             return np.empty((0, len(self.passages)))
-        columns = self._columns(queries)
-        if self._null is not None:
-            columns = columns - self._null
-        scoring = self._scoring
+        columns, scoring = self._calibrated(queries), self._scoring
         return self._in_given_order(pool_passages(columns, self._spans, scoring.trim, scoring.normalize, scoring.strict))
 
     def head_masses(self, query: str) -> Scores:
@@ -72,14 +84,22 @@ class PassageIndex:
 
     def token_values(self, query: str) -> list[tuple[tuple[int, ...], Scores]]:
         """Per passage its token ids and the value of each, which `scores` pools: attention summed over heads, calibrated if the index is."""
-        columns = self._columns([query])
-        values = (columns if self._null is None else columns - self._null)[0].double().cpu().numpy()
+        values = self._calibrated([query])[0].double().cpu().numpy()
         found = [(self._ids[start:stop], values[start:stop]) for start, stop in self._spans]
         return [found[self._order.index(i)] for i in range(len(found))]
 
     def rank(self, query: str, top_k: int | None = None, return_documents: bool = False) -> list[dict[str, Any]]:
         """Passages from the most to the least relevant; see `ranked`."""
         return ranked(self.scores([query])[0], self.passages, top_k, return_documents)
+
+    def _calibrated(self, queries: Sequence[str]) -> Tensor:
+        """`_columns`, minus those of the null query if the index calibrates. The null query shares the first queries' pass."""
+        if not self._calibrate:
+            return self._columns(queries)
+        if self._null is None:
+            self._null, columns = self._columns([self._scoring.null_query, *queries]).split([1, len(queries)])
+            return columns - self._null
+        return self._columns(queries) - self._null
 
     def _columns(self, queries: Sequence[str]) -> Tensor:
         """[query, T]: attention to each token, summed over heads."""

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
-from headwise.heads.types import HeadId, HeadSet
 from headwise.maths.passages import pool_passages
 from headwise.models.model import Model
 from headwise.prompts.passages import PassageComposer, RankingExample
-from headwise.runtime.passages import PassageCache
-from headwise.runtime.scoring import Scoring
+from headwise.runtime.passages import PassageCache, Scoring, scorable_heads
 
 Floats = NDArray[np.float32]
 
@@ -45,14 +43,6 @@ class PassageTable:
     def present(self) -> NDArray[np.bool_]:
         """[E, P] where there is a passage."""
         return self.lengths > 0
-
-
-def scorable_heads(model: Model) -> HeadSet:
-    """Heads of layers that see the whole text. Raises `HeadwiseError` if there are none."""
-    heads = [HeadId(layer, head) for layer in model.heads.full_layers for head in range(model.heads.shape[1])]
-    if not heads:
-        raise HeadwiseError(f"all layers of {model.name} have a sliding window, so no head sees far passages")
-    return HeadSet(tuple(heads), model.heads.shape, "all heads that see the whole text")
 
 
 def measure_passages(

@@ -6,7 +6,8 @@ that is looked at, and every query is a short pass over its own tokens; several 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +17,17 @@ from headwise.attention.columns import Reduce, column_sums
 from headwise.attention.depth import run_to_layer
 from headwise.attention.plan import device_of
 from headwise.caches.shared import full_cache, shared_past
-from headwise.heads.errors import PromptError
-from headwise.heads.types import HeadSet
-from headwise.models.model import as_model
+from headwise.heads.errors import HeadwiseError, PromptError
+from headwise.heads.types import HeadId, HeadSet
+from headwise.maths.passages import NORMALIZE
+from headwise.models.model import Model, as_model
+from headwise.prompts.passages import NULL_QUERY, PassageComposer
 from headwise.prompts.prompt import Span
 from headwise.runtime.runner import token_tensor
 
 CHUNK = 4096  # tokens of passages per pass
 BATCH_TOKENS = 2048  # tokens of queries per pass
+SPANS = ("query", "official")
 
 
 class Suffix(NamedTuple):
@@ -31,6 +35,36 @@ class Suffix(NamedTuple):
 
     ids: tuple[int, ...]
     rows: Span
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """span: rows that are averaged: everything behind the passages (`official`, as in the released code), or the `query`'s own words.
+
+    trim, normalize, strict: see `pool_passages`; trimming acts on calibrated values only. null_query: what calibration subtracts.
+    """
+
+    span: str = "official"
+    trim: float | None = None
+    normalize: str = "sum"
+    strict: bool = False
+    null_query: str = NULL_QUERY
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("span", SPANS), ("normalize", NORMALIZE)):
+            if getattr(self, name) not in allowed:
+                raise HeadwiseError(f"unknown {name} {getattr(self, name)!r}; use {', '.join(allowed)}")
+        if self.trim is not None and self.trim <= 0:
+            raise HeadwiseError(f"trim must be above 0 standard deviations; got {self.trim:g}")
+
+    def suffixes(self, composer: PassageComposer, queries: Iterable[str]) -> list[Suffix]:
+        """What stands behind the passages for each query, with the rows that count."""
+        prompts = [composer.query(query) for query in queries]
+        return [Suffix(prompt.ids, prompt.span(self.span)) for prompt in prompts]
+
+
+# The released procedure: everything behind the passages, tokens at or below mean - 2 standard deviations left out.
+OFFICIAL = Scoring(trim=2.0, strict=True)
 
 
 class PassageCache:
@@ -91,3 +125,11 @@ def check_positions(positions: int | None, tokens: int) -> None:
         raise PromptError(
             f"passages and query need {tokens} tokens, but the model has {positions} positions; use fewer passages at a time"
         )
+
+
+def scorable_heads(model: Model) -> HeadSet:
+    """Heads of layers that see the whole text. Raises `HeadwiseError` if there are none."""
+    heads = [HeadId(layer, head) for layer in model.heads.full_layers for head in range(model.heads.shape[1])]
+    if not heads:
+        raise HeadwiseError(f"all layers of {model.name} have a sliding window, so no head sees far passages")
+    return HeadSet(tuple(heads), model.heads.shape, "all heads that see the whole text")

@@ -15,9 +15,8 @@ from headwise.caches.shared import full_cache
 from headwise.heads import HeadSet
 from headwise.models.model import Model
 from headwise.prompts.prompt import Prompt
-from headwise.runtime.answer import answer_variants
+from headwise.runtime.answer import answer_variants, stop_ids
 from headwise.runtime.runner import Leaf, leaves, prefill
-from headwise.runtime.stops import stop_ids
 from headwise_lab.eval_tasks import Drawer, Item, Spec, right, right_or_world, right_steps
 
 ROWS, TOKENS = 32, 16_384  # variants in one batch; rows x prompt tokens if heads are removed at every position

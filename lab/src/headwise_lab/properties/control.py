@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from headwise.attention import observe
 from headwise.heads import HeadwiseError, NoSuccessfulRunError, PromptError
 from headwise.maths.copy import copy_score
-from headwise.methods.copy.run import CopyOptions, find_copy_heads
+from headwise.methods.copy.options import Copy
+from headwise.methods.copy.run import copy_scores
 from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.prompts.grid import Task, even_depths, make_group, plan_groups
@@ -72,7 +73,7 @@ def measure(model: Model, name: str, settings: Settings) -> dict[str, Any]:
     forced = forced_scores(model, task)
     row |= {"forced_max": float(np.nanmax(forced)), "forced_over_0.1": int((forced > RETRIEVAL).sum())}
     try:
-        scores = find_copy_heads(model, task, CopyOptions(max_new_tokens=GATE_TOKENS))
+        scores = copy_scores(model, task, Copy(max_new_tokens=GATE_TOKENS))
     except NoSuccessfulRunError as error:
         return row | {"solved": 0, "over_0.1": 0, "message": str(error)}
     over = int((scores.values > RETRIEVAL).sum())

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.heads import HeadScores, HeadwiseError, NoSuccessfulRunError, PromptError
-from headwise.methods.copy.run import CopyOptions, describe_run, find_copy_heads
+from headwise.methods.copy.options import Copy
+from headwise.methods.copy.run import copy_scores, describe_run
 from headwise.models.model import Model
 from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
@@ -114,9 +115,9 @@ def detect_long(model: Model, settings: Settings, evidence: Evidence, work: Path
 
 
 def _scores(model: Model, task: Task, work: Path | None, kind: str) -> HeadScores:
-    options = CopyOptions()
+    options = Copy()
     directory = open_directory(work, f"{model.name}.{kind}", describe_run(model, task, options))
-    return find_copy_heads(model, task, options, directory)
+    return copy_scores(model, task, options, directory)
 
 
 def open_directory(work: Path | None, name: str, description: Mapping[str, Any]) -> RunDirectory | None:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from headwise.attention import observe
 from headwise.heads import HeadScores, PromptError
 from headwise.maths.copy import copy_hits
-from headwise.methods.copy.run import CopyOptions
+from headwise.methods.copy.options import Copy
 from headwise.models.model import Model
 from headwise.prompts.grid import make_group, plan_groups
+from headwise.runtime.answer import stop_ids, traced_answer
 from headwise.runtime.runner import leaves
-from headwise.runtime.stops import stop_ids
-from headwise.runtime.traced import traced_answer
 from headwise.stats.metrics import unigram_recall
 from headwise_lab.properties.detection import Evidence, needle_task, needles_of
 from headwise_lab.properties.paper import DISTRIBUTIONS, RETRIEVAL
@@ -47,7 +46,7 @@ def trace_steps(model: Model, scores: HeadScores, settings: Settings) -> dict[st
                 prompt = group.prompts[leaf.index]
                 said = traced_answer(model.hf, seen, leaf, prompt.gold, stop, 50, model.is_hybrid)
                 text = model.tokenizer.decode(said.ids, skip_special_tokens=True)
-                if unigram_recall(text, group.needle.answer) <= CopyOptions().gate:
+                if unigram_recall(text, group.needle.answer) <= Copy().min_recall:
                     continue
                 span = prompt.span("answer")
                 hits = copy_hits(said.argmax, torch.tensor(prompt.ids), torch.tensor(said.ids), span)

@@ -10,16 +10,18 @@ import math
 from collections.abc import Collection, Sequence
 
 from headwise.attention.steer import check_steering
-from headwise.heads import HeadSet, HeadwiseError
-from headwise.methods.cafe.formula import DOC_POOL, ascending, margin, passage_shares, relevance, votes
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.types import HeadSet
+from headwise.methods.cafe.formula import ascending, margin, passage_shares, relevance, votes
+from headwise.methods.cafe.options import DOC_POOL
 from headwise.methods.cafe.reader import Boost, PassageReader
 from headwise.methods.cafe.stages import CafeAnswer, Coarse, Fine, needed_heads, usable_heads
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import PassageComposer, PassageLayout
+from headwise.runtime.answer import stop_ids
 from headwise.runtime.passage_index import PassageIndex, Text
-from headwise.runtime.scoring import Scoring
-from headwise.runtime.stops import stop_ids
+from headwise.runtime.passages import Scoring
 
 __all__ = ["CafeAnswer", "Coarse", "CoarseToFine", "Fine"]
 
@@ -41,18 +43,34 @@ class CoarseToFine:
         filter: bool = True,
         reorder: bool = True,
         steer: bool = True,
-        least_margin: float | None = None,
+        min_margin: float | None = None,
         doc_pool: str = "sum",
         span: str = "official",
-        layout: PassageLayout | str = "plain",
+        wording: PassageLayout | str = "plain",
         chat: bool = False,
     ) -> None:
-        """coarse_heads, fine_heads: best from `evidence_scores`; None only if no switched-on stage needs them.
+        """Choose heads and parts; nothing runs yet.
 
-        m1, m2: votes per head in the two stages. delta: bias in natural-log units, at least 0; rows, bias_position: see `steer`.
-        filter, reorder, steer: the three parts, each of which may be left out. least_margin: answer without steering if the fine stage's
-        margin is below it. doc_pool: see `passage_shares`; span: see `Scoring`; both as in detection. layout, chat: as for `Ranker`.
-        Raises `HeadwiseError` for unknown options, missing heads, heads of another model or of layers with a sliding window.
+        Args:
+            model: With its tokenizer.
+            coarse_heads: Best from `headwise detect evidence`; None only if no switched-on stage needs them.
+            fine_heads: Best from `evidence_scores` on `second_stage` examples; None as above.
+            m1: Votes per head in the coarse stage.
+            m2: Votes per head in the fine stage.
+            delta: Bias in natural-log units, at least 0.
+            rows: See `steer`.
+            bias_position: See `steer`.
+            filter: Whether passages without votes go.
+            reorder: Whether the most relevant passage comes last.
+            steer: Whether attention is raised while answering.
+            min_margin: Answer without steering if the fine stage's margin is below it.
+            doc_pool: See `passage_shares`; as in detection.
+            span: See `Scoring`; as in detection.
+            wording: As for `Ranker`.
+            chat: As for `Ranker`.
+
+        Raises:
+            HeadwiseError: Unknown options, missing heads, heads of another model or of layers with a sliding window.
         """
         check_steering(model.hf, delta, rows, bias_position)
         if delta < 0:
@@ -65,11 +83,11 @@ class CoarseToFine:
             raise HeadwiseError(f"unknown doc_pool {doc_pool!r}; use {' or '.join(DOC_POOL)}")
         self.model, self.scoring, self.doc_pool = model, Scoring(span), doc_pool
         self.m1, self.m2, self.filter, self.reorder, self.steer = m1, m2, filter, reorder, steer
-        self.delta, self.rows, self.bias_position, self.least_margin = delta, rows, bias_position, least_margin
+        self.delta, self.rows, self.bias_position, self.min_margin = delta, rows, bias_position, min_margin
         self.coarse_heads = usable_heads(model, coarse_heads, "coarse_heads", filter or reorder)
         self.fine_heads = usable_heads(model, fine_heads, "fine_heads", steer)
         self._encoder = PieceEncoder(model.tokenizer)
-        self.composer = PassageComposer(self._encoder, layout, chat)
+        self.composer = PassageComposer(self._encoder, wording, chat)
 
     def coarse(self, query: str, passages: Sequence[Text]) -> Coarse:
         """Which passages stay, and in which order. The model runs up to the deepest coarse head only.
@@ -95,7 +113,11 @@ class CoarseToFine:
     ) -> CafeAnswer:
         """Both stages, then a greedy answer. The passages that stay are read once for the fine stage and the answer.
 
-        stop: ids that end the answer (None: line breaks and the model's end-of-text tokens). A single passage is answered from plainly.
+        Args:
+            query: The question.
+            passages: At least one; a single passage is answered from plainly.
+            max_new_tokens: Longest answer.
+            stop: Ids that end the answer; None: line breaks and the model's end-of-text tokens.
         """
         if max_new_tokens < 1:
             raise HeadwiseError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
@@ -107,7 +129,7 @@ class CoarseToFine:
         if self.steer and len(kept) > 1:
             fine = self._fine(query, reader)
         boost = None
-        if fine and fine.candidates and (self.least_margin is None or fine.margin >= self.least_margin):
+        if fine and fine.candidates and (self.min_margin is None or fine.margin >= self.min_margin):
             boost = Boost(fine.candidates, self.delta, self.rows, self.bias_position)
         stop = stop_ids(self.model) if stop is None else stop
         ids = reader.answer(query, stop, max_new_tokens, boost)

@@ -17,17 +17,24 @@ from headwise.methods.cafe.formula import passage_shares
 from headwise.prompts.passages import RankingExample
 from headwise.runtime.passage_table import PassageTable
 
-SCORE_VERSION = 1
-LEAST_MASS = 1e-4  # mean attention to all passages together below which a head is not scored
+SCORE_VERSION = 2  # 2: `official` rows begin at the instruction, behind the separator
+MIN_MASS = 1e-4  # mean attention to all passages together below which a head is not scored
 
 
 def evidence_scores(table: PassageTable, doc_pool: str = "sum", provenance: dict[str, Any] | None = None) -> HeadScores:
-    """Mean share of attention on gold passages, in [0, 1], with the per-example shares as runs (the paper's eta divided by N).
+    """Mean share of attention on gold passages, with the per-example shares as runs (the paper's eta divided by N).
 
-    table: made with the default `normalize="sum"`. doc_pool: see `passage_shares`; use the one that the heads will be used with.
-    NaN for heads whose mean attention to all passages is below `LEAST_MASS` (their shares would be noise; `heads_without_mass` in the
-    provenance counts them) and for layers with a sliding window, which cannot see far passages. Raises `HeadwiseError` for an unknown
-    doc_pool and for a table of another `normalize`.
+    Args:
+        table: Made with the default `normalize="sum"`.
+        doc_pool: See `passage_shares`; use the one that the heads will be used with.
+        provenance: How the table was made, for the head file.
+
+    Returns:
+        Scores in [0, 1]; NaN for heads whose mean attention to all passages is below `MIN_MASS` (their shares would be noise;
+        `heads_without_mass` in the provenance counts them) and for layers with a sliding window, which cannot see far passages.
+
+    Raises:
+        HeadwiseError: An unknown doc_pool, or a table of another `normalize`.
     """
     if table.scoring.normalize != "sum":
         raise HeadwiseError(f"the table holds {table.scoring.normalize!r} values; evidence needs one made with normalize 'sum'")
@@ -38,7 +45,7 @@ def evidence_scores(table: PassageTable, doc_pool: str = "sum", provenance: dict
         shares = passage_shares(values, table.lengths[i, present], doc_pool)
         runs[i], masses[i] = shares[..., table.gold[i, present]].sum(axis=-1), values.sum(axis=-1)
     left_out = list(table.layers_left_out)
-    silent = masses.mean(axis=0) < LEAST_MASS
+    silent = masses.mean(axis=0) < MIN_MASS
     silent[left_out] = False
     runs[:, left_out] = np.nan
     runs[:, silent] = np.nan
@@ -47,7 +54,7 @@ def evidence_scores(table: PassageTable, doc_pool: str = "sum", provenance: dict
         "queries": len(runs),
         "queries_without_gold": table.skipped,
         "layers_left_out": left_out,
-        "least_mass": LEAST_MASS,
+        "min_mass": MIN_MASS,
         "heads_without_mass": int(silent.sum()),
     }
     info = tuple({"query": i, "passages": int(present.sum())} for i, present in enumerate(table.present))
@@ -59,8 +66,16 @@ def evidence_scores(table: PassageTable, doc_pool: str = "sum", provenance: dict
 def second_stage(examples: Sequence[RankingExample], kept: Sequence[Sequence[int]]) -> list[RankingExample]:
     """Examples for the fine stage: of each example the passages that the coarse stage has kept, in their new order.
 
-    kept: one list of indices per example, such as `CoarseToFine.coarse(...).kept`. An example that has lost its gold passages, or all
-    others, stays in the list; `measure_passages` leaves it out and counts it. Raises `PromptError` for indices that do not fit.
+    Args:
+        examples: What the coarse stage was given.
+        kept: One list of indices per example, such as `CoarseToFine.coarse(...).kept`.
+
+    Returns:
+        As many examples. One that has lost its gold passages, or all others, stays in the list; `measure_passages` leaves it out and
+        counts it.
+
+    Raises:
+        PromptError: Indices that do not fit.
     """
     if len(examples) != len(kept):
         raise PromptError(f"{len(kept)} lists of kept passages for {len(examples)} examples; give one per example")

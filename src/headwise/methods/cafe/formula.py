@@ -8,19 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.heads.errors import HeadwiseError
+from headwise.methods.cafe.options import DOC_POOL
 
-DOC_POOL = ("sum", "mean")
 NO_MASS = 1e-12  # attention on all passages together below which a head has no opinion
 Values = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 
 def passage_shares(masses: Values, lengths: NDArray[np.int64], doc_pool: str = "sum", eps: float = NO_MASS) -> Values:
-    """Share of each passage in a head's attention to all passages (eq. 1). Returns [..., P] in [0, 1].
+    """Share of each passage in a head's attention to all passages (eq. 1).
 
-    masses [..., P] >= 0: attention to all tokens of each passage (sum or mean over the question's rows: the same shares).
-    lengths [P]: tokens. doc_pool: `sum` over a passage's tokens (favours long passages) or `mean` (favours short ones).
-    The shares of a head sum to 1, or are all 0 if its masses sum to less than `eps` (it looks elsewhere); a passage without tokens gets 0.
+    Args:
+        masses: [..., P] >= 0, attention to all tokens of each passage (sum or mean over the question's rows: the same shares).
+        lengths: [P], tokens.
+        doc_pool: `sum` over a passage's tokens (favours long passages) or `mean` (favours short ones).
+        eps: Mass on all passages together below which a head looks elsewhere.
+
+    Returns:
+        [..., P] in [0, 1]. The shares of a head sum to 1, or are all 0 if it looks elsewhere; a passage without tokens gets 0.
     """
     if doc_pool not in DOC_POOL:
         raise HeadwiseError(f"unknown doc_pool {doc_pool!r}; use {' or '.join(DOC_POOL)}")
@@ -34,7 +39,9 @@ def passage_shares(masses: Values, lengths: NDArray[np.int64], doc_pool: str = "
 def votes(shares: Values, most: int) -> Indices:
     """Union over heads of each head's `most` passages with the largest shares (eq. 4 and 7), in ascending order of index.
 
-    shares [K, P]. Among equal shares the first passage wins; a share of 0 is no vote, so the union may be smaller, or empty.
+    Args:
+        shares: [K, P]. Among equal shares the first passage wins; a share of 0 is no vote, so the union may be smaller, or empty.
+        most: Votes per head, at least 1.
     """
     if most < 1:
         raise HeadwiseError(f"each head votes for at least 1 passage; got {most}")

@@ -20,11 +20,10 @@ from headwise.heads.types import HeadSet
 from headwise.maths.passages import pool_passages
 from headwise.models.model import as_model
 from headwise.prompts.passages import PassageComposer
-from headwise.runtime.greedy import decode_one
+from headwise.runtime.answer import decode_one
 from headwise.runtime.passage_index import Text, as_passage
-from headwise.runtime.passages import CHUNK, check_positions, suffix_columns
+from headwise.runtime.passages import CHUNK, Scoring, check_positions, suffix_columns
 from headwise.runtime.runner import prefill
-from headwise.runtime.scoring import Scoring
 
 
 class Boost(NamedTuple):

@@ -7,7 +7,7 @@ marks the needle.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,86 +15,73 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headwise.attention import observe
-from headwise.heads import HeadScores, HeadwiseError, NoSuccessfulRunError
+from headwise.attention.observe import observe
+from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
+from headwise.heads.types import HeadScores
 from headwise.methods.compresskv.formula import matching_steps, semantic_lift, semantic_score
+from headwise.methods.compresskv.options import Semantic
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.prompts.grid import Group, Task, describe_task, plan_groups
-from headwise.runtime.group_runs import all_info, joined, run_groups, tell_solved
+from headwise.runtime.answer import traced_answer
+from headwise.runtime.needle_runs import all_info, joined, run_groups, tell_solved
 from headwise.runtime.rundir import Cell, RunDirectory
 from headwise.runtime.runner import leaves
-from headwise.runtime.stops import stop_ids
-from headwise.runtime.traced import traced_answer
 from headwise.stats.metrics import judged
 
 SCORE_VERSION = 1
-EXTREMES = ("keep", "drop")
-MORE = "use more depths, windows, lengths or needles, or a lower least_runs"
+STATED = ("extremes", "min_recall", "max_new_tokens", "ignore_eos")
+MORE = "use more depths, windows, lengths or needles, or a lower --min-runs"
 TABLES = ("scores", "lifts")
 Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class SemanticOptions:
-    """How heads are scored.
-
-    extremes: `drop` leaves the depths 0 and 1 out, where heads that look at the first or the last tokens meet the needle anyway.
-    gate: a run counts if the unigram recall of its answer is above it. max_new_tokens: longest answer. least_runs: with fewer solved runs
-    there is no ranking (it decides nothing else, so it may be lowered for a run that is already on disk).
-    """
-
-    extremes: str = "keep"
-    gate: float = 0.5
-    max_new_tokens: int = 50
-    least_runs: int = 30
-
-    def __post_init__(self) -> None:
-        if self.extremes not in EXTREMES:
-            raise HeadwiseError(f"unknown extremes {self.extremes!r}; use {' or '.join(EXTREMES)}")
-        if not 0 <= self.gate < 1:
-            raise HeadwiseError(f"the gate must lie in [0, 1); got {self.gate:g}")
-        if self.max_new_tokens < 1 or self.least_runs < 1:
-            raise HeadwiseError(
-                f"max_new_tokens and least_runs must be at least 1; got {self.max_new_tokens} and {self.least_runs}"
-            )
-
-
-def find_semantic_heads(
-    model: Model, task: Task, options: SemanticOptions, directory: RunDirectory | None = None, report: Report = silent
+def semantic_scores(
+    model: Model, task: Task, options: Semantic, directory: RunDirectory | None = None, report: Report = silent
 ) -> HeadScores:
     """Semantic scores of all query heads: per run a sum over steps, from 0 to the number of steps that say a token of the answer.
 
-    directory: finished groups are kept there and not run again. report(done, total, remark): progress in context tokens.
-    Returns scores with one row of per-run values per solved run; provenance["lift"] is the table of mean lifts (see `semantic_lift`; null
-    where there is none) and provenance["cells"] lists every run. Raises `NoSuccessfulRunError` if the model solves no run, `PromptError` for
-    prompts that cannot be made, and `HeadwiseError` for fewer solved runs than `least_runs`.
+    Args:
+        model: With its tokenizer.
+        task: The prompts; `Semantic.task` makes those that the options ask for.
+        options: How heads are scored.
+        directory: Finished groups are kept there and not run again.
+        report: `report(done, total, remark)`; progress in context tokens.
+
+    Returns:
+        Scores with one row of per-run values per solved run; provenance["lift"] is the table of mean lifts (see `semantic_lift`; null where
+        there is none) and provenance["cells"] lists every run.
+
+    Raises:
+        NoSuccessfulRunError: The model solves no run.
+        PromptError: Prompts that cannot be made.
+        HeadwiseError: Fewer solved runs than `min_runs`.
     """
-    stop, chosen = stop_ids(model), _without_extremes(task, options)
+    stop, chosen = options.stop(model), _without_extremes(task, options)
     specs = plan_groups(chosen, model.positions)
-    if (count := len(specs) * len(chosen.grid.depths)) < options.least_runs:
-        raise HeadwiseError(f"the grid has {count} runs, but a ranking needs {options.least_runs} solved ones; {MORE}")
+    if (count := len(specs) * len(chosen.grid.depths)) < options.min_runs:
+        raise HeadwiseError(f"the grid has {count} runs, but a ranking needs {options.min_runs} solved ones; {MORE}")
     run = partial(_run_group, model, options=options, stop=stop)
     cells = run_groups(model, chosen, run, tell_solved, directory, report)
     return _collect(model, task, options, {name: joined(cells, name) for name in TABLES}, all_info(cells))
 
 
-def describe_run(model: Model, task: Task, options: SemanticOptions) -> dict[str, Any]:
-    """All that decides the result, as plain data; `least_runs` only decides whether there is one."""
-    stated = {name: value for name, value in asdict(options).items() if name != "least_runs"}
+def describe_run(model: Model, task: Task, options: Semantic) -> dict[str, Any]:
+    """All that decides the result, as plain data; `min_runs` only decides whether there is one."""
+    stated = {name: getattr(options, name) for name in STATED}
     score = {"score": "semantic", "score_version": SCORE_VERSION, "options": stated}
     return score | describe_task(task) | describe_model(model)
 
 
-def _without_extremes(task: Task, options: SemanticOptions) -> Task:
+def _without_extremes(task: Task, options: Semantic) -> Task:
     depths = tuple(depth for depth in task.grid.depths if options.extremes == "keep" or 0 < depth < 1)
     if not depths:
         raise HeadwiseError("the grid has no depth but 0 and 1, and extremes 'drop' leaves both out; give more depths")
     return replace(task, grid=replace(task.grid, depths=depths))
 
 
-def _run_group(model: Model, group: Group, options: SemanticOptions, stop: frozenset[int]) -> Cell:
+def _run_group(model: Model, group: Group, options: Semantic, stop: frozenset[int]) -> Cell:
     """({"scores", "lifts": [depth, L, H]}, info per depth); unsolved runs hold NaN."""
     tables = {name: np.full((len(group.prompts), *model.heads.shape), np.nan, np.float32) for name in TABLES}
     info = [dict(cell) for cell in group.info]
@@ -109,7 +96,7 @@ def _run_group(model: Model, group: Group, options: SemanticOptions, stop: froze
             mass = seen.mass[:, 0, :, : len(answer.ids), 0]  # the pass that gave the answer is the one seen last
             matching = matching_steps(torch.tensor(answer.ids), torch.tensor(prompt.ids[span.start : span.stop])).to(mass.device)
             cell |= judged(text, group.needle.answer) | {"matching_steps": int(matching.sum())}
-            cell["success"] = cell["recall"] > options.gate
+            cell["success"] = cell["recall"] > options.min_recall
             if cell["success"]:
                 tables["scores"][leaf.index] = semantic_score(mass, matching).cpu().numpy()
                 tables["lifts"][leaf.index] = semantic_lift(mass, matching, span.length, len(prompt.ids)).cpu().numpy()
@@ -117,15 +104,12 @@ def _run_group(model: Model, group: Group, options: SemanticOptions, stop: froze
     return tables, info
 
 
-def _collect(model: Model, task: Task, options: SemanticOptions, runs: Arrays, cells: list[dict[str, Any]]) -> HeadScores:
+def _collect(model: Model, task: Task, options: Semantic, runs: Arrays, cells: list[dict[str, Any]]) -> HeadScores:
     solved = np.array([cell["success"] for cell in cells])
     if not solved.any():
-        raise NoSuccessfulRunError(
-            f"no successful run: the model answered none of {len(cells)} needle questions (best unigram recall "
-            f"{max(cell['recall'] for cell in cells):.2f}, gate {options.gate:g}), so no head can be scored"
-        )
-    if solved.sum() < options.least_runs:
-        raise HeadwiseError(f"{solved.sum()} of {len(cells)} runs solved, but a ranking needs {options.least_runs}; {MORE}")
+        raise options.none_solved(cells)
+    if solved.sum() < options.min_runs:
+        raise HeadwiseError(f"{solved.sum()} of {len(cells)} runs solved, but a ranking needs {options.min_runs}; {MORE}")
     scores, lifts = (runs[name][solved].astype(np.float64) for name in TABLES)
     counts = np.maximum((~np.isnan(lifts)).sum(axis=0), 1)
     lift = np.where(np.isnan(lifts).all(axis=0), np.nan, np.nansum(lifts, axis=0) / counts)

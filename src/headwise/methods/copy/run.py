@@ -7,7 +7,6 @@ the needle copied during an answer, averaged over the runs that the model solves
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -15,74 +14,62 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headwise.attention import observe
-from headwise.heads import HeadScores, HeadwiseError, NoSuccessfulRunError
+from headwise.attention.observe import observe
 from headwise.heads.progress import Report, silent
-from headwise.maths.copy import MATCHES, RULES, copy_score
+from headwise.heads.types import HeadScores
+from headwise.maths.copy import copy_score
+from headwise.methods.copy.options import Copy
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.prompts.grid import Group, Task, describe_task
-from headwise.runtime.group_runs import all_info, joined, run_groups, tell_solved
+from headwise.runtime.answer import traced_answer
+from headwise.runtime.needle_runs import all_info, joined, run_groups, tell_solved
 from headwise.runtime.rundir import Cell, RunDirectory
 from headwise.runtime.runner import leaves
-from headwise.runtime.stops import stop_ids
-from headwise.runtime.traced import traced_answer
 from headwise.stats.agreement import top_overlap
 from headwise.stats.metrics import judged
 
 SCORE_VERSION = 1
+STATED = ("rule", "match", "min_recall", "max_new_tokens", "ignore_eos", "until_stable")
 STABLE_TOP, STABLE_OVERLAP, STABLE_GROUPS = 16, 0.9, 8
 
 
-@dataclass(frozen=True)
-class CopyOptions:
-    """How heads are scored.
-
-    rule, match: see `copy_score`. gate: a run counts if the unigram recall of its answer is above it. max_new_tokens: longest answer.
-    until_stable: stop once the strongest heads of two halves of the groups agree.
-    """
-
-    rule: str = "set"
-    match: str = "token"
-    gate: float = 0.5
-    max_new_tokens: int = 50
-    until_stable: bool = False
-
-    def __post_init__(self) -> None:
-        for name, known in (("rule", RULES), ("match", MATCHES)):
-            if getattr(self, name) not in known:
-                raise HeadwiseError(f"unknown {name} {getattr(self, name)!r}; use {' or '.join(known)}")
-        if not 0 <= self.gate < 1:
-            raise HeadwiseError(f"the gate must lie in [0, 1); got {self.gate:g}")
-        if self.max_new_tokens < 1:
-            raise HeadwiseError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
-
-
-def find_copy_heads(
+def copy_scores(
     model: Model,
     task: Task,
-    options: CopyOptions,
+    options: Copy,
     directory: RunDirectory | None = None,
     report: Report = silent,
 ) -> HeadScores:
-    """Copy scores of all query heads.
+    """Copy scores of all query heads, from the runs of a task.
 
-    directory: finished groups are kept there and not run again. report(done, total, remark): progress in context tokens.
-    Returns scores with one row of per-run values per solved run; every run, solved or not, is listed in provenance["cells"].
-    Raises `NoSuccessfulRunError` if the model solves no run, `PromptError` for prompts that cannot be made.
+    Args:
+        model: With its tokenizer.
+        task: The prompts; `Copy.task` makes those that the options ask for.
+        options: How heads are scored.
+        directory: Finished groups are kept there and not run again.
+        report: `report(done, total, remark)`; progress in context tokens.
+
+    Returns:
+        Scores in [0, 1] with one row of per-run values per solved run; every run, solved or not, is listed in provenance["cells"].
+
+    Raises:
+        NoSuccessfulRunError: The model solves no run.
+        PromptError: Prompts that cannot be made.
     """
-    run = partial(_run_group, model, options=options, stop=stop_ids(model))
+    run = partial(_run_group, model, options=options, stop=options.stop(model))
     cells = run_groups(model, task, run, tell_solved, directory, report, _stable if options.until_stable else None)
     return _collect(model, task, options, joined(cells, "scores"), all_info(cells))
 
 
-def describe_run(model: Model, task: Task, options: CopyOptions) -> dict[str, Any]:
+def describe_run(model: Model, task: Task, options: Copy) -> dict[str, Any]:
     """All that decides the result, as plain data."""
-    score = {"score": "copy", "score_version": SCORE_VERSION, "options": asdict(options)}
+    stated = {name: getattr(options, name) for name in STATED}
+    score = {"score": "copy", "score_version": SCORE_VERSION, "options": stated}
     return score | describe_task(task) | describe_model(model)
 
 
-def _run_group(model: Model, group: Group, options: CopyOptions, stop: frozenset[int]) -> Cell:
+def _run_group(model: Model, group: Group, options: Copy, stop: frozenset[int]) -> Cell:
     """({"scores": [depth, L, H]}, info per depth); unsolved runs hold NaN."""
     scores = np.full((len(group.prompts), *model.heads.shape), np.nan, dtype=np.float32)
     info = [dict(cell) for cell in group.info]
@@ -92,7 +79,7 @@ def _run_group(model: Model, group: Group, options: CopyOptions, stop: frozenset
             answer = traced_answer(model.hf, seen, leaf, prompt.gold, stop, options.max_new_tokens, model.is_hybrid)
             text = model.tokenizer.decode(answer.ids, skip_special_tokens=True)
             cell |= judged(text, group.needle.answer)
-            cell["success"] = cell["recall"] > options.gate
+            cell["success"] = cell["recall"] > options.min_recall
             if cell["success"]:
                 keys, emitted = (torch.tensor(ids, device=answer.argmax.device) for ids in (prompt.ids, answer.ids))
                 table = copy_score(answer.argmax, keys, emitted, prompt.span("answer"), options.rule, options.match)
@@ -116,15 +103,11 @@ def _stable(cells: Sequence[Cell]) -> bool:
 
 
 def _collect(
-    model: Model, task: Task, options: CopyOptions, runs: NDArray[np.float32], cells: list[dict[str, Any]]
+    model: Model, task: Task, options: Copy, runs: NDArray[np.float32], cells: list[dict[str, Any]]
 ) -> HeadScores:
     solved = [cell["success"] for cell in cells]
     if not any(solved):
-        raise NoSuccessfulRunError(
-            f"no successful run: the model answered none of {len(cells)} needle questions (best unigram recall "
-            f"{max(cell['recall'] for cell in cells):.2f}, gate {options.gate:g}), so no head can be scored; try shorter --lengths, "
-            "--chat for a chat model, or other --needles"
-        )
+        raise options.none_solved(cells)
     kept = runs[np.asarray(solved)]
     provenance = describe_run(model, task, options) | {"runs": len(cells), "solved": sum(solved), "cells": cells}
     info = tuple({k: c[k] for k in ("length", "depth", "needle", "window")} for c in cells if c["success"])

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadScores, Scores
+from headwise.methods.duo.options import PENALTIES
 
-PENALTIES = ("mean", "group")
 HIGH = 0.9  # a head above this is one that the optimiser wanted to keep
 LEAST_RATE = 0.1  # of the peak, at both ends of the schedule
 

@@ -21,9 +21,8 @@ from headwise.heads.errors import HeadwiseError
 from headwise.maths.sink_window import sink_window_attention
 from headwise.methods.duo.formula import gate_loss
 from headwise.methods.duo.formula import mix as mixture
+from headwise.methods.duo.options import MIXES
 from headwise.models.model import Model, as_model
-
-MIXES = ("teacher", "self")
 
 
 class Gating:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,51 +18,21 @@ from torch import Tensor
 from headwise.caches.groups import Window
 from headwise.heads import HeadScores, HeadwiseError
 from headwise.heads.progress import Report, silent
-from headwise.methods.duo.formula import PENALTIES, gate_loss, rate_factor
-from headwise.methods.duo.gated import MIXES, gated, last_hidden
+from headwise.methods.duo.formula import gate_loss, rate_factor
+from headwise.methods.duo.gated import gated, last_hidden
+from headwise.methods.duo.options import Gates
 from headwise.methods.duo.prompts import LabelledText
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 
 SCORE_VERSION = 1
-PER = ("head", "layer")
+STATED = ("steps", "rate", "sinks", "recent", "penalty", "form", "mix", "per", "seed", "min_right")
 WINDOWS = 3  # a text must be this many times as long as what a streaming head sees
 ASKED = 8  # texts on which the teacher is checked
 
 
-@dataclass(frozen=True)
-class GateOptions:
-    """How gates are found; the defaults are DuoAttention's.
-
-    steps, rate: of AdamW without weight decay, one text per step; peak rate. sinks, recent: what a streaming head sees. penalty: weight of the
-    mean gate; form `group` empties whole layers instead. mix: see `gated`. per: one gate per KV `head`, or one per `layer` for all of its
-    heads. seed: order of the texts. least_right: share of label tokens that the model must predict by itself.
-    """
-
-    steps: int = 2000
-    rate: float = 0.02
-    sinks: int = 128
-    recent: int = 256
-    penalty: float = 0.05
-    form: str = "mean"
-    mix: str = "teacher"
-    per: str = "head"
-    seed: int = 0
-    least_right: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name, known in (("form", PENALTIES), ("mix", MIXES), ("per", PER)):
-            if getattr(self, name) not in known:
-                raise HeadwiseError(f"unknown {name} {getattr(self, name)!r}; use {' or '.join(known)}")
-        for name, given, least in (("steps", self.steps, 1), ("sinks", self.sinks, 1), ("recent", self.recent, 1)):
-            if given < least:
-                raise HeadwiseError(f"{name} must be at least {least}; got {given}")
-        if self.rate <= 0 or self.penalty < 0:
-            raise HeadwiseError(f"the rate must be above 0 and the penalty not below; got {self.rate:g} and {self.penalty:g}")
-
-
-def find_gates(
-    model: Model, texts: Sequence[LabelledText], options: GateOptions | None = None, report: Report = silent
+def gate_scores(
+    model: Model, texts: Sequence[LabelledText], options: Gates | None = None, report: Report = silent
 ) -> HeadScores:
     """Gates of all KV heads; every query head carries that of its KV head, and layers without full attention NaN.
 
@@ -70,14 +40,15 @@ def find_gates(
     gates averaged over training (`mean_gates` [L, KV heads]) and the loss of every step. Raises `HeadwiseError` for a model without full attention,
     texts that are shorter than three windows or do not fit, and a model that cannot predict the labels.
     """
-    options = options or GateOptions()
-    hf, model, full = model.hf, model, model.heads.full_layers
-    ids = _tensors(model, texts, options)
+    options = options or Gates()
+    sinks, recent = options.seen(min((len(text.ids) for text in texts), default=0))
+    options, hf, full = replace(options, sinks=sinks, recent=recent), model.hf, model.heads.full_layers
+    ids = _tensors(model, texts, sinks + recent)
     right = _share_right(hf, texts[:ASKED], ids)
-    if right < options.least_right:
+    if right < options.min_right:
         raise HeadwiseError(
             f"the model predicts {right:.0%} of the label tokens by itself, so its gates would fit noise; give texts it can answer "
-            f"(at least {options.least_right:.0%})"
+            f"(at least {options.min_right:.0%})"
         )
     gates = torch.nn.Parameter(torch.ones(model.heads.shape[0], model.heads.kv_heads if options.per == "head" else 1, device=hf.device))
     optimiser = torch.optim.AdamW([gates], lr=options.rate, weight_decay=0.0)
@@ -87,7 +58,7 @@ def find_gates(
             total += gates.clamp_(0, 1)
         optimiser.param_groups[0]["lr"] = options.rate * rate_factor(step, options.steps)
         optimiser.zero_grad()
-        with gated(hf, gates.expand(-1, model.heads.kv_heads), Window(options.sinks, options.recent), options.mix) as gating:
+        with gated(hf, gates.expand(-1, model.heads.kv_heads), Window(sinks, recent), options.mix) as gating:
             teacher, student = gating.both(ids[number], texts[number].places)
             loss = gate_loss(student, teacher, gates[full], options.form)
             (loss.distillation + options.penalty * loss.penalty).backward()  # type: ignore[no-untyped-call]
@@ -106,13 +77,13 @@ def find_gates(
     return HeadScores(np.repeat(found, model.heads.shape[1] // model.heads.kv_heads, axis=1), "gate", SCORE_VERSION, provenance=provenance)
 
 
-def describe_run(model: Model, texts: Sequence[LabelledText], options: GateOptions) -> dict[str, Any]:
+def describe_run(model: Model, texts: Sequence[LabelledText], options: Gates) -> dict[str, Any]:
     """All that decides the result, as plain data."""
     digest = hashlib.sha256(repr([(text.ids, text.places) for text in texts]).encode()).hexdigest()[:16]
     made = {
         "score": "gate",
         "score_version": SCORE_VERSION,
-        "options": asdict(options),
+        "options": {name: getattr(options, name) for name in STATED},
         "texts": len(texts),
         "texts_digest": digest,
     }
@@ -128,15 +99,15 @@ def _share_right(model: Any, texts: Sequence[LabelledText], ids: Sequence[Tensor
     return float(np.mean(right))
 
 
-def _order(count: int, options: GateOptions) -> list[int]:
+def _order(count: int, options: Gates) -> list[int]:
     """One text per step: all of them in a seeded order, again and again."""
     rng, rounds = np.random.default_rng([options.seed, 13]), -(-options.steps // count)
     return [int(i) for _ in range(rounds) for i in rng.permutation(count)][: options.steps]
 
 
-def _tensors(model: Model, texts: Sequence[LabelledText], options: GateOptions) -> list[Tensor]:
+def _tensors(model: Model, texts: Sequence[LabelledText], window: int) -> list[Tensor]:
     """Ids [1, T] on the device; refuses texts that are too short or too long, and none at all."""
-    least, most = WINDOWS * (options.sinks + options.recent), model.positions
+    least, most = WINDOWS * window, model.positions
     lengths = sorted(len(text.ids) for text in texts)
     if not lengths or lengths[0] < least or (most is not None and lengths[-1] > most):
         raise HeadwiseError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.heads.errors import PromptError
+from headwise.methods.influence.options import Proxy
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import split_sentences
 from headwise.prompts.prompt import Prompt
@@ -28,37 +28,11 @@ SHORTEST = 3  # words of a value
 UNSAFE = '"\\\n{}'  # what JSON would have to escape, and its brackets
 
 
-@dataclass(frozen=True)
-class ProxyOptions:
-    """What prompts consist of; the defaults are the paper's.
-
-    length: tokens of prompt and answer together, at most. samples: number of prompts. shots: demonstrations. key_length: characters of a key.
-    value_tokens: longest value. pairs: pairs in the object (None: as many as fit). seed: of keys, values, places and what is asked.
-    """
-
-    length: int = 4096
-    samples: int = 800
-    shots: int = 3
-    key_length: int = 32
-    value_tokens: int = 30
-    pairs: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("length", 1), ("samples", 1), ("shots", 0), ("key_length", 4), ("value_tokens", 1)):
-            if getattr(self, name) < least:
-                raise PromptError(f"{name} must be at least {least}; got {getattr(self, name)}")
-        if self.pairs is not None and self.pairs <= self.shots:
-            raise PromptError(
-                f"{self.pairs} pairs are too few for {self.shots} demonstrations and a question; give at least {self.shots + 1}"
-            )
-
-
 class ProxyPrompts:
     """Proxy prompts over one pool of sentences. Prompt i depends on options, texts, tokenizer and i alone."""
 
-    def __init__(self, texts: Sequence[str], encoder: PieceEncoder, options: ProxyOptions) -> None:
-        self.options, self._encoder = options, encoder
+    def __init__(self, texts: Sequence[str], encoder: PieceEncoder, options: Proxy) -> None:
+        self.options, self.sizes, self._encoder = options, options.sizes(), encoder
         self._encode: Encode = lru_cache(maxsize=100_000)(encoder.encode)
         self._fits = lru_cache(maxsize=100_000)(self._can_be_value)
         self._sentences = _sentences(texts)
@@ -84,7 +58,7 @@ class ProxyPrompts:
         pairs = list(islice(stream, options.pairs or asked))
         if len(pairs) < (options.pairs or asked):
             raise PromptError(
-                f"the texts hold {len(pairs)} sentences of at most {options.value_tokens} tokens that can stand in JSON, but a prompt "
+                f"the texts hold {len(pairs)} sentences of at most {self.sizes.value_tokens} tokens that can stand in JSON, but a prompt "
                 f"needs {options.pairs or asked}; give more text or a larger value_tokens"
             )
         for key, _ in pairs[:asked]:
@@ -94,9 +68,9 @@ class ProxyPrompts:
         places = rng.permutation(len(pairs))  # where each pair stands; the first of them are asked for
         prompt = self._compose(pairs, places, asked)
         size = len(prompt.ids) + len(prompt.gold)
-        if size > options.length:
+        if size > self.sizes.length:
             raise PromptError(
-                f"a proxy prompt of {len(pairs)} pairs takes {size} tokens with its answer, but the length is {options.length}; "
+                f"a proxy prompt of {len(pairs)} pairs takes {size} tokens with its answer, but the length is {self.sizes.length}; "
                 "use a greater length, fewer pairs, fewer shots or a smaller key_length"
             )
         return prompt
@@ -107,16 +81,16 @@ class ProxyPrompts:
         for place in rng.permutation(len(self._sentences)):
             if not self._fits(self._sentences[place]):
                 continue
-            key = random_key(rng, SPLIT, self.options.key_length)
+            key = random_key(rng, SPLIT, self.sizes.key_length)
             while key in used:
-                key = random_key(rng, SPLIT, self.options.key_length)
+                key = random_key(rng, SPLIT, self.sizes.key_length)
             used.add(key)
             yield key, self._sentences[place]
 
     def _can_be_value(self, sentence: str) -> bool:
         """Whether a sentence has few enough tokens and survives tokenisation."""
         ids = self._encode(sentence)
-        return len(ids) <= self.options.value_tokens and self._encoder.decode(ids).strip() == sentence
+        return len(ids) <= self.sizes.value_tokens and self._encoder.decode(ids).strip() == sentence
 
     def _fill(self, pairs: list[tuple[str, str]], stream: Iterator[tuple[str, str]]) -> None:
         """Add pairs as long as they fit beside what is asked about the first ones."""
@@ -124,7 +98,7 @@ class ProxyPrompts:
         size = len(bare.ids) + len(bare.gold)
         for key, value in stream:
             size += sum(len(self._encode(piece.text)) for piece in _line(key, value, 0, ","))
-            if size > self.options.length:
+            if size > self.sizes.length:
                 break
             pairs.append((key, value))
 

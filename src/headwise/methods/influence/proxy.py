@@ -8,7 +8,6 @@ is the position before it.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from headwise.attention import observe
 from headwise.caches.shared import full_cache
 from headwise.heads import HeadScores, HeadSet, HeadwiseError, PromptError
 from headwise.heads.progress import Report, silent
-from headwise.maths.copy import RULES, copy_score
+from headwise.maths.copy import copy_score
+from headwise.methods.influence.options import Proxy
 from headwise.methods.influence.prompts import ProxyPrompts
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
@@ -29,33 +29,12 @@ from headwise.runtime.rundir import RunDirectory
 SCORE_VERSION = 1
 SHARE = 0.05  # of the heads that the paper leaves out
 GROUP = 16  # samples that are kept on disk together
-WRONG = ("keep", "skip")
-
-
-@dataclass(frozen=True)
-class ProxyScoring:
-    """How heads are scored.
-
-    rule: `set` (distinct tokens of the value copied, by position) or `multiset` (copying steps), both as a share of the value. wrong: what becomes
-    of samples that the model does not answer itself. least_accuracy: share of samples answered in full, below which heads are refused.
-    """
-
-    rule: str = "set"
-    wrong: str = "keep"
-    least_accuracy: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name, known in (("rule", RULES), ("wrong", WRONG)):
-            if getattr(self, name) not in known:
-                raise HeadwiseError(f"unknown {name} {getattr(self, name)!r}; use {' or '.join(known)}")
-        if not 0 <= self.least_accuracy <= 1:
-            raise HeadwiseError(f"least_accuracy must lie in [0, 1]; got {self.least_accuracy:g}")
 
 
 def proxy_scores(
     model: Model,
     prompts: ProxyPrompts,
-    scoring: ProxyScoring | None = None,
+    scoring: Proxy | None = None,
     directory: RunDirectory | None = None,
     report: Report = silent,
 ) -> HeadScores:
@@ -65,10 +44,10 @@ def proxy_scores(
     provenance: `accuracy` (samples whose every answer token is the model's first choice), `token_accuracy`, and every sample in `cells`.
     Raises `HeadwiseError` if the accuracy is too low or no head copies, `PromptError` for prompts that cannot be made or do not fit the model.
     """
-    scoring, positions = scoring or ProxyScoring(), model.positions
-    if positions is not None and prompts.options.length > positions:
+    scoring, positions, length = scoring or prompts.options, model.positions, prompts.options.sizes().length
+    if positions is not None and length > positions:
         raise PromptError(
-            f"proxy prompts of {prompts.options.length} tokens do not fit the model's {positions} positions; choose a length of at most that"
+            f"proxy prompts of {length} tokens do not fit the model's {positions} positions; choose a length of at most that"
         )
     tables: list[NDArray[np.float32]] = []
     cells: list[dict[str, Any]] = []
@@ -85,9 +64,11 @@ def proxy_scores(
     return _collect(model, prompts, scoring, np.concatenate(tables), cells)
 
 
-def describe_run(model: Model, prompts: ProxyPrompts, scoring: ProxyScoring) -> dict[str, Any]:
+def describe_run(model: Model, prompts: ProxyPrompts, scoring: Proxy) -> dict[str, Any]:
     """All that decides the result, as plain data."""
-    made = {"prompts": asdict(prompts.options), "sentences_digest": prompts.digest, "options": asdict(scoring)}
+    asked = {name: getattr(prompts.options, name) for name in ("samples", "shots", "pairs", "seed")}
+    stated = {name: getattr(scoring, name) for name in ("rule", "wrong", "min_accuracy")}
+    made = {"prompts": prompts.options.sizes()._asdict() | asked, "sentences_digest": prompts.digest, "options": stated}
     return {"score": "proxy", "score_version": SCORE_VERSION} | made | describe_model(model)
 
 
@@ -106,7 +87,7 @@ def top_share(scores: HeadScores, share: float = SHARE) -> HeadSet:
     return HeadSet(chosen.heads, chosen.shape, f"top {share:.0%} ({count}) by {scores.score} score")
 
 
-def _run(model: Model, prompts: ProxyPrompts, samples: range, scoring: ProxyScoring) -> Any:
+def _run(model: Model, prompts: ProxyPrompts, samples: range, scoring: Proxy) -> Any:
     """({"scores": [sample, L, H]}, info per sample)."""
     scores = np.full((len(samples), *model.heads.shape), np.nan, dtype=np.float32)
     layers = sorted(model.modules)
@@ -128,13 +109,13 @@ def _run(model: Model, prompts: ProxyPrompts, samples: range, scoring: ProxyScor
 
 
 def _collect(
-    model: Model, prompts: ProxyPrompts, scoring: ProxyScoring, runs: NDArray[np.float32], samples: list[dict[str, Any]]
+    model: Model, prompts: ProxyPrompts, scoring: Proxy, runs: NDArray[np.float32], samples: list[dict[str, Any]]
 ) -> HeadScores:
     right = np.array([sample["right"] for sample in samples])
-    if right.mean() < scoring.least_accuracy or (scoring.wrong == "skip" and not right.any()):
+    if right.mean() < scoring.min_accuracy or (scoring.wrong == "skip" and not right.any()):
         raise HeadwiseError(
-            f"the model answered {right.sum()} of {len(samples)} proxy questions, fewer than {scoring.least_accuracy:.0%}, so the heads it "
-            "uses cannot be told; try a smaller length, fewer pairs, smaller key_length or value_tokens, or lower least_accuracy"
+            f"the model answered {right.sum()} of {len(samples)} proxy questions, fewer than {scoring.min_accuracy:.0%}, so the heads it "
+            "uses cannot be told; try a smaller length, fewer pairs, smaller key_length or value_tokens, or lower min_accuracy"
         )
     kept = right if scoring.wrong == "skip" else np.ones_like(right)
     values = runs[kept].astype(np.float64).mean(axis=0)

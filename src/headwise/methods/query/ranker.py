@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any
 
-from headwise.heads import HeadSet, HeadwiseError
+import numpy as np
+
+from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
+from headwise.heads.types import HeadSet
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import PassageComposer, PassageLayout
 from headwise.runtime.passage_index import PassageIndex, Scores, Text, as_passage, ranked
-from headwise.runtime.passage_table import scorable_heads
-from headwise.runtime.scoring import OFFICIAL, Scoring
+from headwise.runtime.passages import OFFICIAL, Scoring, scorable_heads
 from headwise.runtime.windows import OVERFLOW, rank_in_windows
 
 ORDERS = ("given", "reversed")
@@ -37,16 +40,29 @@ class Ranker:
         normalize: str = "sum",
         order: str = "given",
         overflow: str = "tournament",
-        layout: PassageLayout | str = "plain",
+        wording: PassageLayout | str = "plain",
         chat: bool = False,
     ) -> None:
-        """heads: of this model, best from `headwise detect --score query`; None for all that see the whole text (ICR).
+        """Choose how to rank; nothing runs yet.
 
-        span, trim, normalize: see `Scoring`. calibrate: subtract what a query without content gets. order: of the passages in the prompt;
-        `reversed` puts the first one next to the query. overflow: for more passages than fit, see `rank_in_windows`. layout: wording
-        around passages and query, see `LAYOUTS`. chat: wrap the prompt by the model's chat template.
-        Raises `HeadwiseError` for unknown options and for heads of another model, of layers without attention, or none at all.
+        Args:
+            model: From `headwise.load`, or `headwise.Model(hf, tokenizer)`.
+            heads: Of this model, best from `headwise detect query`; None for all that see the whole text (ICR).
+            span: See `Scoring`.
+            calibrate: Subtract what a query without content gets.
+            trim: See `Scoring`.
+            normalize: See `Scoring`.
+            order: Of the passages in the prompt. `reversed` puts the first one next to the query: QRHead's choice for BEIR's BM25 lists
+                only, so that the best candidate stands last; for documents in an order of their own keep `given`.
+            overflow: For more passages than fit, see `rank_in_windows`.
+            wording: Words around passages and query, see `LAYOUTS`.
+            chat: Wrap the prompt in the model's chat template.
+
+        Raises:
+            HeadwiseError: Unknown options, no tokenizer, and heads of another model, of layers without attention, or none at all.
         """
+        if not isinstance(model, Model) or model.tokenizer is None:
+            raise HeadwiseError("a ranker needs a model with its tokenizer; give one of headwise.load(NAME) or headwise.Model(hf, tokenizer)")
         for name, given, allowed in (("order", order, ORDERS), ("overflow", overflow, OVERFLOW)):
             if given not in allowed:
                 raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")
@@ -56,15 +72,16 @@ class Ranker:
         model.check(self.heads)
         self.model, self.scoring = model, Scoring(span, trim, normalize)
         self.calibrate, self.backwards, self.overflow = calibrate, order == "reversed", overflow
-        self.composer = PassageComposer(PieceEncoder(model.tokenizer), layout, chat)
+        self.composer = PassageComposer(PieceEncoder(model.tokenizer), wording, chat)
 
     @classmethod
     def official(cls, model: Model, heads: HeadSet | None = None, chat: bool = False) -> Ranker:
         """The released procedure of QRHead (with all heads: of ICR), in our wording.
 
-        Everything behind the passages is averaged, low tokens are trimmed, the first passage stands last, too many are refused.
+        All rows from the instruction behind the passages on are averaged, low tokens are trimmed, the first passage stands last (their choice
+        for BEIR only), too many are refused.
         """
-        ranker = cls(model, heads, order="reversed", overflow="refuse", layout="instructed", chat=chat)
+        ranker = cls(model, heads, order="reversed", overflow="refuse", wording="instructed", chat=chat)
         ranker.scoring = OFFICIAL
         return ranker
 
@@ -114,17 +131,34 @@ def rank_collection(
     candidates: Mapping[str, Iterable[str]],
     report: Report = silent,
 ) -> dict[str, dict[str, float]]:
-    """Query id -> passage id -> score for each query's candidates (passage ids in their first order).
+    """Rank the candidates of many queries. Queries about the same passages share one pass over them if those fit into one prompt.
 
-    Queries about the same passages share one pass over them if those fit into one prompt.
+    Args:
+        ranker: Model and heads.
+        passages: Id -> passage.
+        queries: Id -> query.
+        candidates: Query id -> passage ids in their first order.
+        report: `report(done, total, remark)`; progress in queries.
+
+    Returns:
+        Query id -> passage id -> score, in the order of the candidates. Empty passages are not read and come last.
     """
     groups: dict[tuple[str, ...], list[str]] = {}
     for query, chosen in candidates.items():
         groups.setdefault(tuple(chosen), []).append(query)
     run: dict[str, dict[str, float]] = {}
     for keys, members in groups.items():
-        texts, asked = [passages[key] for key in keys], [queries[query] for query in members]
-        for query, scores in zip(members, ranker.scores(asked, texts), strict=True):
-            run[query] = dict(zip(keys, scores.tolist(), strict=True))
+        read = [key for key in keys if not is_empty(passages[key])]
+        asked = [queries[query] for query in members]
+        scored = ranker.scores(asked, [passages[key] for key in read]) if read else repeat(np.empty(0), len(asked))
+        for query, scores in zip(members, scored, strict=True):
+            last = float(scores.min(initial=0.0)) - 1.0
+            run[query] = dict.fromkeys(keys, last) | dict(zip(read, scores.tolist(), strict=True))
             report(len(run), len(candidates), f"{len(keys)} passages")
     return run
+
+
+def is_empty(text: Text) -> bool:
+    """Whether a passage has neither text nor title to read."""
+    passage = as_passage(text)
+    return not passage.text.strip() and not passage.title.strip()

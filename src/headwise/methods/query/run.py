@@ -11,20 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from headwise.heads import HeadScores, HeadwiseError
-from headwise.methods.query.formula import RULES, query_score
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.types import HeadScores
+from headwise.methods.query.formula import query_score
+from headwise.methods.query.options import RULES
 from headwise.runtime.passage_table import PassageTable
 
-SCORE_VERSION = 1
-TEMPERATURE = 0.1  # of the contrastive rule, on shares of a head's total
+SCORE_VERSION = 2  # 2: `official` rows begin at the instruction, behind the separator, as in the released code
 
 
 def query_scores(
-    table: PassageTable, rule: str = "calibrated_mass", temperature: float = TEMPERATURE, provenance: dict[str, Any] | None = None
+    table: PassageTable, rule: str = "calibrated_mass", temperature: float = 0.1, provenance: dict[str, Any] | None = None
 ) -> HeadScores:
-    """Scores of all heads by one rule (see `query_score`), with the per-example values as runs.
+    """Scores of all heads by one rule, with the per-example values as runs.
 
-    `mass` reads the raw values, every other rule the calibrated ones. Heads of sliding layers are not scored.
+    Args:
+        table: What every head pays to every passage; `mass` reads the raw values, every other rule the calibrated ones.
+        rule: See `query_score`.
+        temperature: Of the contrastive rule.
+        provenance: How the table was made, for the head file.
+
+    Returns:
+        Scores in the rule's unit; NaN for heads of sliding layers, which cannot see far passages.
     """
     if rule not in RULES:
         raise HeadwiseError(f"unknown rule {rule!r}; use {', '.join(RULES)}")

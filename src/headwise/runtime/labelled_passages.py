@@ -1,0 +1,102 @@
+"""Labelled queries over passages: the options of a detector that reads them, and the table of attention that its scores come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from headwise.runtime.options import check_choice, check_least, check_seed, option, path_or, set_option
+
+if TYPE_CHECKING:
+    from headwise.models.model import Model
+    from headwise.prompts.passages import Passage, RankingExample
+    from headwise.runtime.detector import Run
+    from headwise.runtime.passage_table import PassageTable
+    from headwise.runtime.passages import Scoring
+
+TEXTS, PASSAGES = 64, 6
+SPANS = ("official", "query")
+
+
+class Labelled(NamedTuple):
+    """Examples that were read, how many of their passages were cut, and what results call them."""
+
+    examples: Sequence[RankingExample]
+    cut: int
+    source: str
+
+
+@dataclass(frozen=True)
+class LabelledPassages:
+    """Queries with passages of which some are gold, and how attention to them is measured.
+
+    Attributes:
+        data: JSON lines with query, passages and gold; or `RankingExample`s; None: 64 needle questions over passages of novels.
+        span: Rows that are averaged: `official` (from the instruction behind the passages to the end of the prompt, as the released code
+            has it) or `query` (its own words).
+        max_passage_words: Cut longer passages to so many words, and count them; None cuts none.
+        wording: Words around passages and query: `plain` or `instructed`.
+        chat: Wrap the prompt in the model's chat template.
+        seed: Of the order of each example's passages, and of the bundled questions.
+    """
+
+    data: str | Path | Sequence[RankingExample] | None = option(
+        None, "JSON lines with query, passages and gold.", "64 needle questions over passages of novels"
+    )
+    span: str = option("official", "Average over all from the instruction behind the passages on (official), or the query's words only.")
+    max_passage_words: int | None = option(None, "Cut longer passages to so many words.", "none is cut")
+    wording: str = option("plain", "Wording around passages: plain or instructed.")
+    chat: bool = option(False, "Wrap the prompt in the model's chat template.")
+    seed: int = option(0, "Seed of the order of passages and of the bundled questions.")
+
+    def __post_init__(self) -> None:
+        set_option(self, "data", path_or(self.data))
+        check_choice("span", self.span, SPANS)
+        check_least(1, max_passage_words=self.max_passage_words)
+        check_seed(self.seed)
+
+    @property
+    def scoring(self) -> Scoring:
+        """How attention becomes one value per passage."""
+        from headwise.runtime.passages import Scoring
+
+        return Scoring(self.span)
+
+    def read(self) -> Labelled:
+        """The examples. Raises `PromptError` for a file that cannot be read."""
+        from headwise.prompts.ranking_data import needle_examples, read_ranking_examples
+
+        if self.data is None:
+            return Labelled(needle_examples(TEXTS, PASSAGES, self.seed), 0, "bundled needles among passages of novels")
+        if isinstance(self.data, str | Path):
+            examples: Sequence[RankingExample] = read_ranking_examples(self.data)
+            source = Path(self.data).name
+        else:
+            examples, source = self.data, "examples given in Python"
+        if self.max_passage_words is None:
+            return Labelled(examples, 0, source)
+        shorter = [tuple(shortened(p, self.max_passage_words) for p in example.passages) for example in examples]
+        cut = sum(a is not b for old, new in zip(examples, shorter, strict=True) for a, b in zip(old.passages, new, strict=True))
+        return Labelled([replace(e, passages=p) for e, p in zip(examples, shorter, strict=True)], cut, source)
+
+    def table(self, model: Model, run: Run) -> tuple[PassageTable, dict[str, Any]]:
+        """What every head pays to every passage of the examples, and how it was made, as plain data."""
+        from headwise.models.provenance import describe_model
+        from headwise.prompts.encoder import PieceEncoder
+        from headwise.prompts.passages import PassageComposer
+        from headwise.runtime.passage_table import measure_passages
+
+        labelled = self.read()
+        composer = PassageComposer(PieceEncoder(model.tokenizer), self.wording, self.chat)
+        table = measure_passages(model.hf, model, composer, labelled.examples, self.scoring, self.seed, run.report)
+        made = {"data": labelled.source, "wording": self.wording, "chat": self.chat}
+        shortened = {"max_passage_words": self.max_passage_words, "passages_cut": labelled.cut}
+        return table, describe_model(model) | made | shortened
+
+
+def shortened(passage: Passage, most: int) -> Passage:
+    """The passage, its text cut to `most` words; the same object if it is short enough."""
+    words = passage.text.split()
+    return passage if len(words) <= most else passage._replace(text=" ".join(words[:most]))

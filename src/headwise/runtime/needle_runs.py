@@ -1,0 +1,217 @@
+"""Needle questions: the options of a detector that asks them, the prompts they stand for, and running those group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headwise.heads.errors import HeadwiseError, NoSuccessfulRunError
+from headwise.runtime.options import check_least, check_seed, option, path_or, set_option, whole_numbers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from headwise.heads.progress import Report
+    from headwise.models.model import Model
+    from headwise.prompts.grid import Group, Task
+    from headwise.prompts.needles import Needle
+    from headwise.runtime.rundir import Cell, RunDirectory
+
+# The last tenth of the haystack is kept for perplexity and calibration; needle prompts never use it.
+PROMPT_PART = (0.0, 0.9)
+PAPER_NEEDLES = 3
+
+
+@dataclass(frozen=True)
+class NeedleQuestions:
+    """A needle (a sentence that holds an answer) in a haystack of other text, a question about it, and when an answer counts.
+
+    Attributes:
+        lengths: Context lengths in tokens; None takes three that fit the model.
+        depths: Number of evenly spaced depths from 0 to 1.
+        windows: Different stretches of the haystack per needle and length.
+        needles: JSON lines with needle, question, answer and, if wanted, answer_prefix; or `Needle`s; None takes the bundled ones.
+        haystack: Folder of texts, or the texts themselves; None takes three public-domain books.
+        template: Prompt with `{context}`, `{question}` and, if wanted, `{answer_prefix}`.
+        chat: Wrap the prompt in the model's chat template.
+        min_recall: A run counts if the unigram recall of its answer is above this, in [0, 1).
+        max_new_tokens: Longest answer in tokens.
+        ignore_eos: Let answers run on to `max_new_tokens`, as the released code does with most tokenizers.
+        paper_grid: The grid of Wu et al. 2024, sec. 3: 20 lengths, the first three needles; `depths` stays as given (theirs is 10).
+        seed: Of the haystack windows and of the order of the runs.
+    """
+
+    lengths: int | Sequence[int] | None = option(None, "Context lengths in tokens, e.g. 512,1024.", "three that fit")
+    depths: int = option(10, "Number of evenly spaced depths.")
+    windows: int = option(1, "Haystack windows per needle and length.")
+    needles: str | Path | Sequence[Needle] | None = option(
+        None, "JSON lines with needle, question, answer and, if wanted, answer_prefix.", "the bundled ones"
+    )
+    haystack: str | Path | Sequence[str] | None = option(
+        None, "Folder of .txt/.md files (.gz too).", "three public-domain books"
+    )
+    template: str | None = option(None, "Prompt with {context}, {question}, {answer_prefix}.")
+    chat: bool = option(False, "Wrap the prompt in the model's chat template.")
+    min_recall: float = option(0.5, "A run counts if the unigram recall of its answer is above this.")
+    max_new_tokens: int = option(50, "Longest answer in tokens.")
+    ignore_eos: bool = option(
+        False, "Neither an end-of-text token nor a line break ends an answer: it runs on to --max-new-tokens, as in the released code."
+    )
+    paper_grid: bool = option(False, "20 lengths and the first 3 needles, as Wu et al. (with 10 depths).")
+    seed: int = option(0, "Seed of the haystack windows and of the order of the runs.")
+
+    def __post_init__(self) -> None:
+        set_option(self, "lengths", whole_numbers("lengths", self.lengths))
+        for name in ("needles", "haystack"):
+            set_option(self, name, path_or(getattr(self, name)))
+        check_least(1, depths=self.depths, windows=self.windows, max_new_tokens=self.max_new_tokens)
+        check_seed(self.seed)
+        if not 0 <= self.min_recall < 1:
+            raise HeadwiseError(f"min_recall must lie in [0, 1); got {self.min_recall:g}")
+        if self.paper_grid and self.lengths is not None:
+            raise HeadwiseError("the paper's grid has lengths of its own; give either lengths or the paper's grid")
+
+    def task(self, model: Model) -> Task:
+        """The prompts for a model. Raises `PromptError` for needles, texts or a template that cannot be used."""
+        from headwise.prompts.grid import even_depths, paper_lengths
+
+        lengths: Any = paper_lengths(model.positions) if self.paper_grid else self.lengths
+        task = needle_task(
+            model, split="detect", lengths=lengths, depths=even_depths(self.depths), windows=self.windows, needles=self.needles,
+            haystack=self.haystack, template=self.template, chat=self.chat, seed=self.seed,
+        )  # fmt: skip
+        return task.first_needles(PAPER_NEEDLES) if self.paper_grid else task
+
+    def stop(self, model: Model) -> frozenset[int]:
+        """Ids that end an answer."""
+        from headwise.runtime.answer import stop_ids
+
+        return frozenset() if self.ignore_eos else stop_ids(model)
+
+    def none_solved(self, cells: Sequence[dict[str, Any]]) -> NoSuccessfulRunError:
+        """The error that says why no run counts, and what may help."""
+        silent = sum(not cell["answer"].strip() for cell in cells)
+        best = f"best unigram recall {max(cell['recall'] for cell in cells):.2f}, min_recall {self.min_recall:g}"
+        helps = ["shorter --lengths", *([] if self.chat else ["--chat for a chat model"]), "other --needles"]
+        start = f"no successful run: the model answered none of {len(cells)} needle questions"
+        if 2 * silent > len(cells) and not self.ignore_eos:
+            start += f"; in {silent} the model ended at once (end of text or a line break)"
+            helps.insert(0, "--ignore-eos")
+        return NoSuccessfulRunError(f"{start} ({best}), so no head can be scored; try {', '.join(helps[:-1])} or {helps[-1]}")
+
+
+def needle_task(
+    model: Model,
+    *,
+    split: str,
+    lengths: tuple[int, ...] | None,
+    depths: tuple[float, ...],
+    windows: int = 1,
+    needles: str | Path | Sequence[Needle] | None = None,
+    haystack: str | Path | Sequence[str] | None = None,
+    template: str | None = None,
+    chat: bool = False,
+    seed: int = 0,
+) -> Task:
+    """Needles, haystack and grid of a run.
+
+    Args:
+        model: With its tokenizer.
+        split: Which bundled needles to use if none are given: `detect` or `test`.
+        lengths: Context lengths in tokens; None takes three that fit.
+        depths: Fractions in [0, 1].
+        windows: See `NeedleQuestions`, as for all that follow.
+        needles: A file, `Needle`s, or None.
+        haystack: A folder, texts, or None.
+        template: Prompt with fields, or None.
+        chat: Whether to use the chat template.
+        seed: Of the haystack windows and of the order of the runs.
+    """
+    from headwise.prompts.compose import NeedleComposer
+    from headwise.prompts.encoder import PieceEncoder
+    from headwise.prompts.grid import GridOptions, Task, default_lengths
+    from headwise.prompts.haystack import Haystack
+    from headwise.prompts.needles import bundled_needles, read_needles
+
+    if needles is None:
+        chosen: Sequence[Needle] = bundled_needles(split)
+    else:
+        chosen = read_needles(needles) if isinstance(needles, str | Path) else needles
+    encoder = PieceEncoder(model.tokenizer)
+    composer = NeedleComposer(encoder, template, chat)
+    grid = GridOptions(lengths or default_lengths(model.positions), depths, windows, PROMPT_PART, seed)
+    return Task(chosen, Haystack(haystack_texts(haystack), encoder), composer, grid)
+
+
+def haystack_texts(haystack: str | Path | Sequence[str] | None) -> Sequence[str]:
+    """Texts of a folder, the texts themselves, or the three bundled books (None)."""
+    from headwise.prompts.haystack import bundled_texts, read_texts
+
+    if haystack is None:
+        return bundled_texts()
+    return read_texts(haystack) if isinstance(haystack, str | Path) else haystack
+
+
+def run_groups(
+    model: Model,
+    task: Task,
+    run: Callable[[Group], Cell],
+    tell: Callable[[Sequence[Cell]], str],
+    directory: RunDirectory | None,
+    report: Report,
+    enough: Callable[[Sequence[Cell]], bool] | None = None,
+) -> list[Cell]:
+    """Run every group of the task, in order, but those whose result the directory holds already.
+
+    Args:
+        model: Decides how long prompts may be.
+        task: What to ask.
+        run: Called with one group.
+        tell: The remark of a report, from the cells so far; progress counts tokens of context.
+        directory: Where finished groups are kept; None keeps nothing.
+        report: `report(done, total, remark)`.
+        enough: Whether the cells so far are enough to stop early.
+
+    Returns:
+        One cell per group: what `run` returned.
+
+    Raises:
+        PromptError: Prompts that cannot be made, before any work is done.
+    """
+    from headwise.prompts.grid import make_group, plan_groups
+
+    specs = plan_groups(task, model.positions)
+    cells: list[Cell] = []
+    done, total = 0, sum(spec.length for spec in specs)
+    for spec in specs:
+        cell = directory.load(spec.key) if directory else None
+        if cell is None:
+            cell = run(make_group(spec, task, model.positions))
+            if directory:
+                directory.save(spec.key, *cell)
+        cells.append(cell)
+        done += spec.length
+        report(done, total, tell(cells))
+        if enough and enough(cells):
+            break
+    return cells
+
+
+def joined(cells: Sequence[Cell], name: str, axis: int = 0) -> NDArray[Any]:
+    """The arrays of that name of all groups, one behind the other."""
+    import numpy as np
+
+    return np.concatenate([arrays[name] for arrays, _ in cells], axis=axis)
+
+
+def all_info(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """The descriptions of all runs, in order."""
+    return [info for _, infos in cells for info in infos]
+
+
+def tell_solved(cells: Sequence[Cell]) -> str:
+    """How many runs the model has solved so far."""
+    info = all_info(cells)
+    return f"{sum(one['success'] for one in info)} of {len(info)} runs solved"
