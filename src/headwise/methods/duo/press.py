@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headwise.caches.patterns import StreamingPattern
 from headwise.heads import HeadScores, HeadwiseError
-from headwise.methods.duo.formula import Pattern, binarise, kv_gates
-from headwise.methods.duo.streaming import StreamingPattern
+from headwise.maths.gates import Pattern, binarise, kv_gates
 from headwise.models.model import Model
 
 

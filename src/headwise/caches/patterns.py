@@ -15,7 +15,7 @@ from headwise.caches.kept_cache import KeptCache, compress
 from headwise.caches.kept_layer import PREFILLS, Keep, View
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadScores
-from headwise.methods.duo.formula import Pattern, kept_count
+from headwise.maths.gates import Pattern, kept_count
 from headwise.models.model import Model
 
 
