@@ -32,4 +32,5 @@ def query_head_counts(scores: Scores, budget: int, beta: float) -> NDArray[np.in
     if (found < 0).any() or found.sum() == 0:
         raise HeadwiseError("head scores must not be negative, nor all zero, to share a budget by them")
     pool = int(budget / beta)
-    return np.rint(budget - pool + found / found.sum() * pool * found.size).astype(np.int64)
+    counts: NDArray[np.int64] = np.rint(budget - pool + found / found.sum() * pool * found.size).astype(np.int64)
+    return counts
