@@ -19,9 +19,13 @@ from headwise.models.model import Model
 
 @dataclass(frozen=True, eq=False)
 class DuoAttention(StreamingPattern):
-    """heads: gates, or a bool table [layers, KV heads], True for retrieval heads. keep: share of all KV heads of layers with full attention.
+    """The retrieval heads keep the whole text, the others a window (section 2 of the paper).
 
-    ties: scores of the same model that decide between equal gates. The rest: see `StreamingPattern`.
+    Attributes:
+        heads: Gates, or a table [layers, KV heads] of True (retrieval heads) and False.
+        ties: Scores of the same model that decide between equal gates.
+
+    The others: see `StreamingPattern`; `keep` is a share of all KV heads of layers with full attention.
     """
 
     heads: HeadScores | NDArray[np.bool_]

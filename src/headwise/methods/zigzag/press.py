@@ -22,10 +22,14 @@ ORDER = "layer_order"  # in the provenance of gates that `headwise detect gate -
 
 @dataclass(frozen=True, eq=False)
 class ZigzagAttention(StreamingPattern):
-    """heads: gates, or the retrieval layers themselves. keep: share of retrieval layers among those with full attention.
+    """The retrieval layers keep the whole text, the others a window.
 
-    rule: see `layer_pattern`. `Z5` needs gates that hold a measured order of layers (`with_layer_order`); a pattern that Z5 has found may also
-    be given as layers. The rest: see `StreamingPattern`.
+    Attributes:
+        heads: Gates, or the retrieval layers themselves.
+        rule: See `layer_pattern`. `Z5` needs gates that hold a measured order of layers (`headwise detect gate --layer-order`); a pattern that Z5
+            has found may also be given as layers.
+
+    The others: see `StreamingPattern`; `keep` is the share of retrieval layers among those with full attention.
     """
 
     heads: HeadScores | Sequence[int]
