@@ -11,11 +11,10 @@ from headwise.caches.shared import full_cache
 from headwise.heads import HeadSet
 from headwise.models.load import load
 from headwise.models.registry import bundled_model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, GroupSpec, Task, make_group
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import bundled_needles
+from headwise.prompts.needles import NeedleComposer, bundled_needles
 from headwise.runtime.answer import answer_variants, stop_ids
 from headwise.runtime.runner import Leaf, prefill
 

@@ -28,11 +28,10 @@ from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.models.registry import bundled_model, bundled_names
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, even_depths
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import Needle, bundled_needles
+from headwise.prompts.needles import Needle, NeedleComposer, bundled_needles
 from headwise.prompts.prompt import Prompt
 from headwise.runtime.rundir import RunDirectory
 from headwise.stats.paired import bootstrap_mean

@@ -48,7 +48,7 @@ def zero_scores(lab: Lab) -> Result:
     rows = []
     for seed in range(lab.seeds):
         copy, semantic = lab.heads("copy", seed), lab.heads("semantic", seed)
-        lift = np.array(semantic.provenance["lift"], dtype=float)
+        lift = semantic.tables["lift"]
         rows.append(
             {
                 "copy_zero": float((copy.values == 0).mean()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -266,12 +267,8 @@ def mass_outside(lab: Lab, chosen: Sequence[LabelledText], rows: str) -> np.ndar
         total[call.layer] += outside.view(layout.heads.kv_heads, -1).mean(dim=1).double().numpy()
 
     for text in chosen:
-        with attached(lab.model.hf) as plan:
-            plan.taps.append(partial(tap, text=text))
-            try:
-                last_hidden(lab.model.hf, torch.tensor([text.ids]), text.places[:1])
-            finally:
-                plan.taps.clear()
+        with attached(lab.model.hf) as plan, plan.running(SimpleNamespace(look=partial(tap, text=text))):
+            last_hidden(lab.model.hf, torch.tensor([text.ids]), text.places[:1])
     return total / len(chosen)
 
 
@@ -326,7 +323,7 @@ def precision(lab: Lab) -> Result:
     decided: dict[str, list[float]] = {}
     for seed in range(lab.seeds):
         scores = gates(lab, "teacher", seed)
-        raw, averaged = per_kv(lab, scores.values), np.array(scores.provenance["mean_gates"])
+        raw, averaged = per_kv(lab, scores.values), scores.tables["mean_gates"]
         orders = {
             "unclamped gate": raw,
             "gate averaged over training": averaged,

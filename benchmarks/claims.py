@@ -20,11 +20,10 @@ from headwise.methods.copy.run import copy_scores
 from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, even_depths, group_specs, make_group
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import bundled_needles
+from headwise.prompts.needles import NeedleComposer, bundled_needles
 from headwise.runtime.answer import verify_draft
 from headwise.runtime.runner import leaves
 from headwise.stats.agreement import gini, pearson, split_half_reliability, top_overlap

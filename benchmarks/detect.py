@@ -25,11 +25,10 @@ from headwise.maths.copy import copy_hits
 from headwise.models.load import load
 from headwise.models.model import as_model
 from headwise.models.registry import bundled_model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, GroupSpec, Task, even_depths, make_group
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import bundled_needles
+from headwise.prompts.needles import NeedleComposer, bundled_needles
 from headwise.prompts.prompt import Prompt, Span
 from headwise.runtime.answer import decode_one, stop_ids, traced_answer, verify_draft
 from headwise.runtime.runner import Leaf, leaves

@@ -21,9 +21,8 @@ import torch
 from common import best_of, hardware, show
 from stream import overhead
 
-from headwise.corpus.documents import Encoded
+from headwise.corpus.documents import Encoded, batches_of, windows_of
 from headwise.heads import HeadSet
-from headwise.methods.influence.batches import batches_of, windows_of
 from headwise.methods.influence.scorer import AttentionInfluence
 from headwise.models.model import Model
 from headwise.models.weights import silence_in_weights

@@ -89,8 +89,8 @@ def main() -> None:
     corpus, heads, scores = given.output / "corpus", given.output / "heads.json", str(given.output / "scores")
     if not corpus.exists():
         make_corpus(given.data, corpus, given.documents)
-    proxy = ("--score", "proxy", "--lengths", "512", "--pairs", "8", "--samples", str(given.samples), "--gate", "0.1")
-    headwise("detect", given.model, *proxy, "-o", str(heads), "--overwrite")
+    proxy = ("--length", "512", "--pairs", "8", "--samples", str(given.samples), "--min-accuracy", "0.1")
+    headwise("detect", "proxy", given.model, *proxy, "-o", str(heads), "--overwrite")
     headwise("select", "score", str(corpus), "-m", given.model, "--heads", str(heads), "--domain-from", "file", "-o", scores)
     for rank in ("random", "longest", "perplexity"):
         headwise("select", "choose", scores, "--rank", rank, "-o", f"{scores}/{rank}", "--overwrite")

@@ -30,9 +30,8 @@ from common import hardware
 from influence_claims import KINDS, REPEATS, find_heads
 
 from headwise.corpus.choose import choose
-from headwise.corpus.options import ScoreOptions
-from headwise.corpus.score_files import score_files
-from headwise.corpus.thresholds import ChoiceOptions
+from headwise.corpus.local_runner import score_files
+from headwise.corpus.options import ChoiceOptions, ScoreOptions
 from headwise.heads.headfile import write_json
 from headwise.methods.influence.proxy import top_share
 from headwise.methods.influence.scorer import AttentionInfluence
@@ -41,8 +40,8 @@ from headwise.models.model import Model
 from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import bundled_texts
-from headwise.prompts.turns import Example, to_prompt
 from headwise_lab.microworld.registry import make_example
+from headwise_lab.microworld.texts import Example, to_prompt
 from headwise_lab.recipe.corpus import training_books
 from headwise_lab.recipe.recipes import RECIPES, Phase, Recipe
 from headwise_lab.recipe.train import ENVIRONMENT, build_model, fact_maker, optimizers, training_text

@@ -28,11 +28,10 @@ from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.registry import bundled_model, bundled_names
 from headwise.prompts.collections import beir_files, read_passages, read_qrels, read_queries
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import bundled_needles
+from headwise.prompts.needles import NeedleComposer, bundled_needles
 from headwise.prompts.passages import Passage, PassageComposer, RankingExample
 from headwise.runtime.passage_table import PassageTable, measure_passages
 from headwise.stats.paired import bootstrap_mean

@@ -52,8 +52,8 @@ def write_file(path: Path, first: int, count: int, length: int) -> None:
 
 def child(chosen: argparse.Namespace) -> None:
     """Score and tell times as JSON; runs in a process of its own."""
+    from headwise.corpus.local_runner import score_files
     from headwise.corpus.options import ScoreOptions
-    from headwise.corpus.score_files import score_files
 
     source = Path(__file__).parents[1] / "src/headwise/testing/stub_scorer.py"
     spec = importlib.util.spec_from_file_location("stub_scorer", source)  # its package would import torch

@@ -28,7 +28,8 @@ Words in capitals stand for values that you give; options without one are switch
 
 def commands(group: Any, path: tuple[str, ...] = ("headwise",)) -> Iterator[tuple[tuple[str, ...], Any]]:
     """(words of the command, command) of every command that does something, in the order of `--help`."""
-    for name, command in group.commands.items():
+    for name in group.list_commands(None):  # some groups make their commands when they are asked for
+        command = group.get_command(None, name)
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
         elif not command.hidden:

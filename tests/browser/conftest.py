@@ -147,9 +147,9 @@ def cache_result():
 
 def scored(folder):
     """What `select report` would show of made-up scores; a domain and the documents are called something evil."""
+    from headwise.corpus.options import ChoiceOptions
     from headwise.corpus.summary import summarise
     from headwise.corpus.tables import ScoreFiles
-    from headwise.corpus.thresholds import ChoiceOptions
     from tests.unit.test_choose import random_rows, write_scores
     from tests.unit.test_influence_page import more
 

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from headwise.report.page.parts import figure
+from headwise.report.page.shell import document, write_document
 from tests.browser.conftest import EVIL, drawn, shot
 from tests.cli.conftest import headwise  # noqa: F401  # a fixture
+from tests.unit.test_page import some_charts
 
 NAMES = ("explorer", "several", "published", "ranking", "cache", "influence", "properties")
 pytestmark = pytest.mark.slow
@@ -25,6 +28,24 @@ def test_a_page_is_whole_at_every_width(visit, pages, name, width):
     assert page.evaluate(
         "[...document.querySelectorAll('.chart')].filter((c) => c.getClientRects().length).every((c) => c.querySelector('svg.marks'))"
     )
+
+
+@pytest.mark.parametrize("index", range(len(some_charts())))
+def test_every_kind_of_chart_is_drawn_without_a_warning(visit, tmp_path, index):
+    chart = some_charts()[index]
+    page = visit(write_document(tmp_path / "chart.html", document("chart", figure(chart))))
+    warned = page.evaluate(
+        """(held) => {
+          const told = [];
+          const keep = (...words) => { told.push(words.join(" ")); return logger; };
+          const logger = { level: () => logger, error: keep, warn: keep, info: () => logger, debug: () => logger };
+          vegaLite.compile({ ...held, width: 300 }, { logger });
+          return told;
+        }""",
+        dict(chart.spec),
+    )
+    assert (warned, page.told) == ([], [])
+    assert page.locator(".chart svg.marks path").count() > 4
 
 
 @pytest.mark.parametrize("name", ["explorer", "several", "ranking", "cache", "influence", "properties"])

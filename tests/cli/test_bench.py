@@ -82,7 +82,7 @@ def test_rule_z5_takes_gates_with_a_measured_order(lab, headwise, tmp_path, monk
     given = (lab, "cpu", "auto", None, "200,240", 2, "4,16", None, 0, True)
     save_heads(detect_gate.gate_heads(*given, layer_order=True), tmp_path / "g.json")
     gates = load_heads(tmp_path / "g.json")
-    order = gates.provenance["layer_order"]
+    order = np.argsort(gates.tables["layer_order"]).tolist()
     assert sorted(order) == list(range(8))
     done = headwise(
         "bench", "cache", lab, *SMALL[:4], "--tasks", "world.needle", "--question", "inside", "--json", "-o", "r.json",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from headwise.heads import HeadId, load_heads
+from headwise.heads import HeadId, HeadScores, load_heads, save_heads
 
 
 def test_detect_finds_the_planted_head_and_draws_it(planted, headwise, tmp_path):
@@ -35,7 +35,7 @@ def test_detect_options_reach_the_run(planted, headwise, tmp_path):
         "multiset",
         "--match",
         "position",
-        "--gate",
+        "--min-recall",
         "0.2",
         "--max-new-tokens",
         "9",
@@ -43,7 +43,9 @@ def test_detect_options_reach_the_run(planted, headwise, tmp_path):
         "3",
     )
     options = load_heads(tmp_path / "b.json").provenance["options"]
-    assert options == {"rule": "multiset", "match": "position", "gate": 0.2, "max_new_tokens": 9, "until_stable": False}
+    assert options == {
+        "rule": "multiset", "match": "position", "min_recall": 0.2, "max_new_tokens": 9, "ignore_eos": False, "until_stable": False
+    }
     assert load_heads(tmp_path / "b.json").provenance["grid"]["seed"] == 3
     headwise(*common, "-o", "c.json", "--template", "{context}\nquestion: {question}\nanswer: {answer_prefix}")
     assert load_heads(tmp_path / "c.json").provenance["template"].startswith("{context}\nquestion")
@@ -118,9 +120,69 @@ def test_convert_there_and_back(heads, headwise, tmp_path):
     np.testing.assert_allclose(load_heads(tmp_path / "back.json").values, load_heads(heads).values, atol=1e-5)
 
 
+def test_convert_keeps_tables_or_says_what_is_left_out(headwise, tmp_path):
+    save_heads(HeadScores(np.arange(8.0).reshape(2, 4), "gate", provenance={"model": "m"}, tables={"lift": np.ones((2, 4))}), tmp_path / "a.json")
+    assert headwise("convert", "a.json", "b.json").out == "b.json: 2 layers x 4 heads, gate score, format headwise\n"
+    assert load_heads(tmp_path / "b.json") == load_heads(tmp_path / "a.json")
+    said = headwise("convert", "a.json", "c.json", "--to", "wu").out.splitlines()
+    assert said[1] == "left out, because format wu has no place for it: table lift, provenance"
+    assert json.loads(headwise("convert", "a.json", "d.tsv", "--to", "duo", "--json").out)["left_out"] == ["table lift", "provenance"]
+
+
+def test_convert_states_the_shape_of_bare_lists_and_of_kv_tables(planted, headwise, tmp_path):
+    (tmp_path / "list.json").write_text('{"1-2": [0.5], "0-1": [0.25]}')
+    assert "2 x 3 is a guess; state the model's with --shape LAYERSxHEADS" in headwise("convert", "list.json", "a.json").out
+    said = headwise("export", planted.model, "-o", "out", "--heads", "list.json", "--top", "1").err
+    assert "headwise convert FILE NEW.json --shape 2x4" in said
+    assert json.loads(headwise("convert", "list.json", "b.json", "--shape", "2x4", "--json").out)["shape_guessed"] is False
+    assert headwise("export", planted.model, "-o", "out", "--heads", "b.json", "--top", "1").code == 0
+    (tmp_path / "kv.tsv").write_text("0.5\t1\n0.25\t0\n")
+    assert headwise("convert", "kv.tsv", "kv.json").code == 0
+    said = headwise("ablate", planted.model, *planted.own, "--heads", "kv.json", "--top", "1", "--lengths", "120").err
+    assert "headwise convert FILE NEW.json --group 2" in said, said
+    for file in ("kv.tsv", "kv.json"):  # also a table that was converted before
+        assert headwise("convert", file, f"wide-{file}.json", "--group", "2").code == 0
+        assert load_heads(tmp_path / f"wide-{file}.json").values.tolist() == [[0.5, 0.5, 1, 1], [0.25, 0.25, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shape", "2"], "--shape takes layers x query heads, like 32x32; got '2'"),
+        (["--shape", "2x0"], "--shape takes layers x query heads"),
+        (["--shape", "9999999x9999999"], "no model has"),
+        (["--shape", "1x4"], "they cannot stand for 1 x 4"),
+        (["--group", "2"], "of query heads already"),
+        (["--group", "0"], "the group must be at least 1"),
+    ],
+)
+def test_convert_refuses_in_one_line(headwise, tmp_path, options, message):
+    (tmp_path / "list.json").write_text('{"1-2": [0.5], "0-1": [0.25]}')
+    done = headwise("convert", "list.json", "a.json", *options)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert message in done.err
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_names_in_files_send_nothing_to_the_terminal(headwise, tmp_path):
+    bad = "\x1b]0;title\x07\x1b[2Jcopy\u202e"
+    scores = HeadScores(np.arange(8.0).reshape(2, 4), bad, provenance={"model": bad})
+    save_heads(scores, tmp_path / "a.json")
+    for done in (headwise("convert", "a.json", "b.json"), headwise("convert", "a.json", "c" + bad, "--to", bad)):
+        assert not set("\x1b\x07\u202e") & set(done.out + done.err)
+        assert "copy" in done.out + done.err
+    done = headwise("convert", "n" * 5000 + ".json", "b.json")
+    assert done.code == 2
+    assert len(done.err) < 700
+    assert done.err.endswith("\n")
+
+
 def test_info(planted, headwise):
     facts = json.loads(headwise("info", planted.model, "--json").out)
     assert (facts["layers"], facts["heads"], facts["model_type"]) == (2, 4, "llama")
+    assert (facts["logit_scale"], facts["logit_cap"], facts["query_layout"]) == (1.0, None, "separate")
+    assert facts["parts"]["mlp"] == "mlp"
+    assert len(facts["fingerprint"]) == 16
     families = json.loads(headwise("info", "--families", "--json").out)
     assert "qwen3_next" in families["supported"]
     assert "mamba" in families["refused"]

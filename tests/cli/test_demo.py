@@ -19,7 +19,7 @@ FOUND = {
     "heat_map": "P",
 }
 ROWS = [{"metric": "recall", "kind": "none", "k": 0, "mean": 1.0}]
-ROWS += [{"metric": "recall", "kind": kind, "k": k, "mean": 0.5} for kind in ("top", "random", "bottom") for k in demo.REMOVED]
+ROWS += [{"metric": "recall", "kind": kind, "k": k, "mean": 0.5} for kind in ("top", "random", "bottom") for k in demo.ABLATED]
 ANSWERS = {
     "detect": FOUND | {"top": [{"head": "L1H2", "score": 0.9}]},
     "ablate": {"summary": ROWS, "picture": "C"},
@@ -62,3 +62,13 @@ def test_a_failure_ends_it(headwise):
     done = headwise("demo", "no/such/folder")  # the command's own error is on the terminal by then
     assert (done.code, done.err) == (2, "")
     assert "ablate" not in done.out
+
+
+def test_a_folder_of_the_user_is_refused_and_stays(headwise, tmp_path):
+    mine = tmp_path / "out" / "heads.json"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    done = headwise("demo", "-o", "out")
+    assert done.code == 2
+    assert "out holds files, but no demo of headwise; give another --output, or an empty folder" in done.err
+    assert [path.read_text() for path in mine.parent.iterdir()] == ["mine"]

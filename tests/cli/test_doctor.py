@@ -23,6 +23,7 @@ def test_every_package_and_extra_is_looked_at(headwise):
     assert set(FEATURES) == set(metadata.metadata("headwise").get_all("Provides-Extra")) - {"dev", "docs"}
     assert facts["works"]
     assert "lab-6m" in facts["bundled_models"]
+    assert {"llama", "gemma2"} <= set(facts["families"])
     assert facts["device"] == ("cuda" if facts["gpus"] and facts["torch_cuda"] else "cpu")
 
 

@@ -79,6 +79,33 @@ def test_the_cache_is_saved_as_it_was_after_the_prompt(planted, headwise, asked,
     check_refused(headwise(*given, "--save-cache", path), "kept.safetensors exists")
 
 
+def test_a_saved_cache_goes_on_where_its_text_ended(planted, headwise, asked, tmp_path):
+    """The needle is in the cache alone; the beginning of its sentence comes later."""
+    text, cue = asked[0].rsplit(" ", 4)[0], " " + " ".join(asked[0].rsplit(" ", 4)[1:])
+    path, again = tmp_path / "kept.safetensors", tmp_path / "again.safetensors"
+    done = headwise("generate", planted.model, "--prompt", text, "--save-cache", path, "--max-new-tokens", 1, "--json")
+    assert done.code == 0, done.err
+    before = json.loads(done.out)["tokens"]
+    given = ("generate", planted.model, "--load-cache", path, "--prompt", cue, "--max-new-tokens", 4, "--json")
+    done = headwise(*given, "--save-cache", again)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["text"].strip() == asked[1]
+    assert result["tokens"] == result["positions"] > before
+    assert result["cache"] == "from kept.safetensors"
+    model = load(planted.model).hf
+    with compress(model, Full()):
+        assert load_cache(again, model).get_seq_length() == result["tokens"]
+    check_refused(headwise(*given, "--cache", "snapkv:budget=40"), "--load-cache brings its own cache")
+    check_refused(headwise(*given, "--chat"), "leave --chat and --prefill-chunk out")
+    check_refused(headwise("generate", planted.model, "--load-cache", tmp_path / "none", "--prompt", "x"), "no such cache file")
+    check_refused(
+        headwise("generate", planted.model, "--load-cache", path, "--prompt", "the river " * 600), "shorten it", "1024 positions"
+    )
+    path.write_bytes(path.read_bytes()[:-7])
+    check_refused(headwise(*given), "cannot be read as a cache file")
+
+
 @pytest.mark.parametrize(
     ("given", "parts"),
     [

@@ -25,8 +25,8 @@ def test_show_writes_a_page_and_says_where(heads, headwise, tmp_path):
 
 DETECTED = {
     "semantic": ["--lengths", "120", "--depths", "2", "--min-runs", "1"],
-    "gate": ["lab-6m", "--lengths", "200,300", "--steps", "2", "--window", "16,32"],
-    "proxy": ["world-6m", "--samples", "2", "--pairs", "4", "--gate", "0"],
+    "gate": ["lab-6m", "--lengths", "200,300", "--steps", "2", "--sinks", "16", "--recent", "32"],
+    "proxy": ["world-6m", "--samples", "2", "--pairs", "4", "--min-accuracy", "0"],
 }
 
 

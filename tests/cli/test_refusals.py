@@ -49,7 +49,7 @@ def given(tmp_path):
         (["detect", "MODEL", "--score", "query"], ["No such option: --score"]),
         (["detect", "qwery", "MODEL"], ["unknown detector 'qwery'", "query"]),
         (["detect", "semantik"], ["unknown detector 'semantik'", "semantic"]),
-        (["detect", "MODEL", "--seed", "-1"], ["--seed", "-1"]),
+        (["detect", "MODEL", "--seed", "-1"], ["seed must be a whole number of at least 0; got -1"]),
         (["detect", "MODEL", "--rule", "bag"], ["unknown rule 'bag'", "set or multiset"]),
         (["detect", "MODEL", "--match", "near"], ["unknown match 'near'"]),
         (["detect", "MODEL", "--min-recall", "1.5"], ["min_recall must lie in [0, 1)"]),

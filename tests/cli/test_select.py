@@ -96,7 +96,7 @@ def test_the_share_of_heads_is_rounded_up(planted, corpus, headwise):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["score", "IN", "-o", "o", "--model", "MODEL"], ["name the heads with --heads", "headwise detect proxy"]),
+        (["score", "IN", "-o", "o", "--model", "MODEL"], ["name the heads with --heads", "detect proxy"]),
         (["score", "IN", "--heads", "HEADS", "--model", "MODEL"], ["--output FOLDER"]),
         (["score", "/no/where", "GOOD"], ["no such file or folder: /no/where"]),
         (["score", "IN", "GOOD", "--heads", "/no/heads.json"], ["no such head file"]),

@@ -4,10 +4,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import httpx
@@ -27,16 +28,25 @@ def heads(tmp_path):
     return tmp_path / "heads.json"
 
 
+def prepare(files):
+    """In the new process, before it becomes the service."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs in the background of a script ignore it
+    if files is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+
 @contextmanager
-def started(*arguments, key=None):
-    """(process, url) of a service on a free port."""
+def started(*arguments, key=None, files=None):
+    """(process, url) of a service on a free port. files: most open files it may have."""
     environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE} | (
         {KEY_VARIABLE: key} if key else {}
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "headwise", "serve", *map(str, arguments), "--port", "0"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # jobs in the background of a script ignore it
+        preexec_fn=partial(prepare, files),
     )  # fmt: skip
     try:
         line = process.stdout.readline()
@@ -92,6 +102,25 @@ def test_a_stopped_service_answers_what_it_has_taken_on(planted, heads):
             httpx.get(url + "/health")
 
 
+def test_idle_strangers_use_up_no_descriptors(planted, heads):
+    with ExitStack() as stack:
+        process, url = stack.enter_context(started(planted.model, "--heads", heads, "--top", "1", key="k", files=256))
+        wait_until_ready(url)
+        place = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for _ in range(400):
+            stack.enter_context(socket.create_connection(place, timeout=5))
+        for _ in range(5):
+            body = {"query": "river", "documents": ["the river was slow", "a door"]}
+            answer = httpx.post(url + "/rerank", json=body, headers={"Authorization": "Bearer k"}, timeout=20)
+            assert answer.status_code == 200
+        time.sleep(6)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert 1 <= len(err.splitlines()) <= 3, err
+        assert "connections were closed because they sent no request" in err
+
+
 def test_a_service_can_be_stopped_while_it_loads():
     with started("--all-heads") as (process, _):
         process.send_signal(signal.SIGINT)
@@ -114,6 +143,10 @@ def no_key(monkeypatch):
         (["--all-heads", "--host", "0.0.0.0"], ["0.0.0.0", KEY_VARIABLE, "--no-auth"]),
         (["--all-heads", "--queue", "0"], ["queue must be at least 1"]),
         (["--all-heads", "--timeout", "0"], ["timeout"]),
+        (["--all-heads", "--timeout", "nan"], ["timeout must be a number of seconds above 0 and at most 86400; got nan"]),
+        (["--all-heads", "--max-connections", "0"], ["max-connections must be at least 1 and at most 100000; got 0"]),
+        (["--all-heads", "--cache-tokens", "9999999999"], ["cache-tokens must be at least 1 and at most 1000000000"]),
+        (["--all-heads", "--port", "-1"], ["cannot listen on 127.0.0.1:-1"]),
         (["--all-heads", "--official", "--wording", "plain"], ["--official", "--wording"]),
         (["--all-heads", "--port", "BUSY"], ["cannot listen on 127.0.0.1", "--port"]),
         (["/no/such/model", "--all-heads", "--port", "0"], ["no such model folder"]),

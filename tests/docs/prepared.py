@@ -154,11 +154,10 @@ def common_names(model: Any) -> dict[str, Any]:
     import torch
 
     from headwise.methods.duo.prompts import VaultOptions, vault_texts
-    from headwise.prompts.compose import NeedleComposer
     from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.grid import GridOptions, Task
     from headwise.prompts.haystack import Haystack, bundled_texts
-    from headwise.prompts.needles import bundled_needles
+    from headwise.prompts.needles import NeedleComposer, bundled_needles
 
     encoder = PieceEncoder(model.tokenizer)
     text, haystack = encoder.encode(bundled_texts()[0][:6_000]), Haystack(bundled_texts()[:1], encoder)

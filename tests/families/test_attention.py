@@ -174,15 +174,10 @@ def test_mean_ablation_puts_the_mean_in_place(model, ids):
     outputs = {}
 
     class Tap:
-        def query(self, layer, query, start):
-            return query
+        def look(self, call):
+            outputs[call.layer] = call.output
 
-        def output(self, call, output, start):
-            outputs[call.layer] = output
-            return output
-
-    with ablate(model, HeadSet((head,), wrapped.heads.shape), mode="mean", means=means), attached(model) as plan:
-        plan.edits.append(Tap())
+    with attached(model) as plan, plan.running(Tap()), ablate(model, HeadSet((head,), wrapped.heads.shape), "mean", means=means):
         logits(model, ids)
     torch.testing.assert_close(outputs[head.layer][:, :, 2], means[head.layer, 2].expand(2, 24, -1))
     assert not torch.allclose(outputs[head.layer][:, :, 3], means[head.layer, 3].expand(2, 24, -1))

@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from headwise.attention import ablate
+from headwise.attention.branches import LossHead, branch_losses, branches
 from headwise.heads import HeadSet
-from headwise.methods.influence.batches import branch_losses
-from headwise.methods.influence.branches import branches
-from headwise.methods.influence.loss_head import LossHead
 from headwise.models.export import export_ablated
 from headwise.models.load import load
 from headwise.models.model import Model, as_model, follow

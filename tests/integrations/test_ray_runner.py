@@ -6,12 +6,12 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from headwise.corpus.options import ScoreOptions  # noqa: E402
-from headwise.corpus.ray_runner import RayOptions, score_files_with_ray  # noqa: E402
-from headwise.corpus.score_files import score_files  # noqa: E402
+from headwise.corpus.local_runner import score_files  # noqa: E402
+from headwise.corpus.options import RayOptions, ScoreOptions  # noqa: E402
+from headwise.corpus.ray_runner import score_files_with_ray  # noqa: E402
 from headwise.heads.errors import HeadwiseError  # noqa: E402
 from headwise.testing.stub_scorer import StubScorer  # noqa: E402
-from tests.unit.test_scale_runner import make_corpus, tree  # noqa: E402
+from tests.unit.test_corpus_runner import make_corpus, tree  # noqa: E402
 
 pytestmark = pytest.mark.slow
 OPTIONS = ScoreOptions(id_column="id", domain_column="domain", chunk_rows=64, workers=2)

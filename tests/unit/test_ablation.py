@@ -24,11 +24,10 @@ from headwise.heads import HeadScores, HeadwiseError, UnsupportedModelError
 from headwise.heads.headfile import load_result
 from headwise.models.model import Model
 from headwise.models.weights import silence_in_weights
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, group_specs, make_group
 from headwise.prompts.haystack import Haystack
-from headwise.prompts.needles import Needle
+from headwise.prompts.needles import Needle, NeedleComposer
 from headwise.runtime.answer import answer_variants, stop_ids
 from headwise.runtime.rundir import RunDirectory
 from headwise.runtime.runner import Leaf, prefill

@@ -12,8 +12,8 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from headwise.corpus.choose import choose  # noqa: E402
-from headwise.corpus.sidecar import HASH_KEY  # noqa: E402
-from headwise.corpus.thresholds import ChoiceOptions  # noqa: E402
+from headwise.corpus.documents import HASH_KEY  # noqa: E402
+from headwise.corpus.options import ChoiceOptions  # noqa: E402
 
 
 def random_rows(count, seed=0, domains=("web", "math"), ties=False):

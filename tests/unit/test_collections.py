@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from headwise.heads import HeadwiseError, PromptError
 from headwise.prompts.collections import beir_files, read_passages, read_qrels, read_queries, read_run, trec_lines
 from headwise.prompts.passages import Passage
-from headwise.stats.ranking import bm25_candidates, per_query, summary
+from headwise.stats.ranking import bm25_candidates, per_query, summary, without_identical
 from tests.reference import query as slow
 
 
@@ -66,6 +66,89 @@ def test_ids_that_occur_twice_and_incomplete_folders_are_refused(tmp_path):
         beir_files(tmp_path / "b")
     with pytest.raises(PromptError, match="no such folder"):
         beir_files(tmp_path / "c")
+
+
+def test_a_split_is_chosen_or_the_only_one_there_is(tmp_path):
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        lines(tmp_path / name, {"_id": "a", "text": "x"})
+    with pytest.raises(PromptError, match=r"qrels/test.tsv .* is missing"):
+        beir_files(tmp_path)
+    dev = lines(tmp_path / "qrels" / "dev.tsv", "a\ta\t1")
+    assert beir_files(tmp_path)[2] == dev
+    train = lines(tmp_path / "qrels" / "train.tsv.gz", "a\ta\t1")
+    with pytest.raises(PromptError, match="qrels holds dev, train; choose one with --split"):
+        beir_files(tmp_path)
+    assert beir_files(tmp_path, "train")[2] == train
+    test = lines(tmp_path / "qrels" / "test.tsv", "a\ta\t1")
+    assert beir_files(tmp_path)[2] == test
+    assert beir_files(tmp_path, "dev")[2] == dev
+    with pytest.raises(PromptError, match="holds dev, test, train; no split 'val'"):
+        beir_files(tmp_path, "val")
+
+
+HEAD = "query-id\tcorpus-id\tscore\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffq1 0 d2 1\nq2 0 d3 2\n",
+        f"\ufeff{HEAD}q1\td2\t1\r\nq2\td3\t2\r\n",
+        "q1\td2\t1.0\nq2\td3\t2.0",
+        f"{HEAD.upper()}q1 d2 1\nq2 d3 2",
+    ],
+)
+def test_no_judgement_is_lost_to_a_byte_order_mark_or_a_header(tmp_path, text):
+    (tmp_path / "qrels").write_text(text, "utf-8")
+    assert read_qrels(tmp_path / "qrels") == {"q1": {"d2": 1}, "q2": {"d3": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("query\tdoc\tgrade\nq d 1", "line 1: expected query, passage and grade"),  # a header, but not BEIR's
+        ("q1 0 d2 high\nq2 0 d3 1", "line 1: expected"),
+        (f"q d 1\n{HEAD}q d 1", "line 2: expected"),
+        ("q d 1\nq e 1.0", "line 2: the grade 1.0 is written otherwise than those above; write all with decimals or none"),
+        ("q d 1.0\nq e 1", "line 2: the grade 1 is written otherwise"),
+        ("q d 0.5", "line 1: the grade 0.5 is no whole number"),
+        ("q d 9223372036854775808", "beyond 64 bits"),
+        ("q d " + "9" * 5000, "beyond 64 bits"),
+        ("q d ٣", "line 1: expected"),
+    ],
+)
+def test_judgements_that_are_none_are_refused_by_their_line(tmp_path, text, message):
+    (tmp_path / "qrels").write_text(text, "utf-8")
+    with pytest.raises(PromptError, match=message) as error:
+        read_qrels(tmp_path / "qrels")
+    assert len(str(error.value)) < 300
+
+
+def test_a_run_keeps_its_first_line_and_refuses_scores_that_are_none(tmp_path):
+    (tmp_path / "run").write_text("\ufeffq1 Q0 d1 1 3.0 bm25\nq1 Q0 d2 2 2.0 bm25\n", "utf-8")
+    assert read_run(tmp_path / "run") == {"q1": {"d1": 3.0, "d2": 2.0}}
+    with pytest.raises(PromptError, match="line 1: the score nan is not a finite number"):
+        read_run(lines(tmp_path / "run", "q1 Q0 d1 1 nan bm25"))
+
+
+def test_a_line_separator_inside_a_text_is_no_line_end(tmp_path):
+    path = tmp_path / "passages.jsonl"
+    path.write_text('\ufeff{"_id": "d1", "text": "old.\u2028It"}\n{"_id": "d2", "text": "long\x85and wet"}\n', "utf-8")
+    assert read_passages(path) == {"d1": Passage("old.\u2028It"), "d2": Passage("long\x85and wet")}
+
+
+def test_empty_passages_are_kept_and_a_title_alone_is_not_empty(tmp_path):
+    found = read_passages(
+        lines(tmp_path / "p", {"_id": "a", "title": "", "text": ""}, {"_id": "b", "title": "The mill", "text": " "})
+    )
+    assert [passage.is_empty for passage in found.values()] == [True, False]
+
+
+def test_a_passage_with_the_id_of_its_query_is_ignored_as_beir_does():
+    qrels, run = {"q1": {"d2": 1}}, {"q1": {"q1": 9.0, "d2": 5.0, "d3": 1.0}}
+    assert without_identical(run) == {"q1": {"d2": 5.0, "d3": 1.0}}
+    assert per_query(qrels, without_identical(run), ["RR"])["RR"] == {"q1": 1.0}
+    assert per_query(qrels, run, ["RR"])["RR"] == {"q1": 0.5}
 
 
 def test_a_run_is_written_and_read_back(tmp_path):

@@ -325,7 +325,7 @@ def test_heads_that_do_not_fit_the_model_are_refused(model, heads, message):
     [
         ({"sharing": "head"}, "unknown sharing 'head'; use layer or group"),
         ({"per_layer": 0}, "per_layer must be at least 1 head; got 0"),
-        ({"heads": [(0, 1)]}, "heads must be scores of heads, or a choice of heads; got list"),
+        ({"heads": [(0, 1)]}, "heads must be scores of heads, or a choice of heads \\(of a list: .*\\); got list"),
         ({"heads": HeadScores(np.zeros((4, 8)), "copy")}, "all 32 heads have the same copy score"),
         ({"layer_errors": (1.0,) * 4, "allocation": Pyramid()}, "give either layer_errors or an allocation, not both"),
         ({"budget": 11}, "a budget of 11 does not hold the 4 first and the 8 last positions"),

@@ -34,8 +34,8 @@ GATES = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.4], [0.6, 0.7]])  # [layers, K
 EXACT = {"atol": 1e-6, "rtol": 1e-6}
 
 
-def scores(gates=GATES, each=4, **provenance):
-    return HeadScores(np.repeat(gates, each, axis=1), "gate", provenance=provenance)
+def scores(gates=GATES, each=4, tables=None, **provenance):
+    return HeadScores(np.repeat(gates, each, axis=1), "gate", provenance=provenance, tables=tables or {})
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_released_gates_are_read():
 def test_gates_averaged_over_training_decide_ties(model):
     gates = np.array([[1.0, 1.0], [1.0, 1.0], [0.2, 0.2], [0.2, 0.2]])
     averaged = [[0.5, 0.6], [0.9, 0.4], [0.99, 0.99], [0.99, 0.99]]
-    told = DuoAttention(scores(gates, mean_gates=averaged), 0.25).describe(as_model(model))
+    told = DuoAttention(scores(gates, tables={"mean_gates": averaged}), 0.25).describe(as_model(model))
     assert told["retrieval_heads"] == {"0": [1], "1": [0], "2": [], "3": []}
     assert told["ties_decided"] == 2
 

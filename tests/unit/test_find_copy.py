@@ -18,11 +18,10 @@ from headwise.methods.copy.options import Copy
 from headwise.methods.copy.run import STABLE_GROUPS, copy_scores, describe_run
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task
 from headwise.prompts.haystack import Haystack
-from headwise.prompts.needles import Needle
+from headwise.prompts.needles import Needle, NeedleComposer
 from headwise.runtime.rundir import RunDirectory
 from headwise.testing.planted import check_detector, planted_copier, planted_task
 from headwise.testing.tiny import tiny_model

@@ -3,13 +3,14 @@
 import gzip
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headwise.heads import HeadFileError, HeadId, HeadScores, load_heads
-from headwise.heads.formats import FORMATS, read_foreign, write_foreign
+from headwise.heads import HeadFileError, HeadId, HeadScores, HeadwiseError, load_heads
+from headwise.heads.formats import FORMATS, on_grid, spread, write_foreign
 
 DATA = Path(__file__).parents[1] / "data" / "published-head-scores"
 HEADKV = DATA / "headkv" / "Mistral-7B-Instruct-v0.2_retrieval_reasoning_heads.json.gz"
@@ -55,7 +56,8 @@ def test_duo_equals_the_plain_table():
 
 
 def test_duo_columns_are_repeated_to_query_heads():
-    kv, query = load_heads(DUO), read_foreign(DUO.read_text(), DUO, query_heads_per_kv_head=4)
+    kv = load_heads(DUO)
+    query = spread(kv, 4)
     assert query.shape == load_heads(HEADKV).shape
     for layer, head in np.ndindex(32, 32):
         assert query.values[layer, head] == kv.values[layer, head // 4]
@@ -139,6 +141,16 @@ BROKEN = {
     "null.json": ('{"0-0": [null]}', "is not a head file"),
     "nan.json": ('{"0-0": [NaN]}', "not a finite number"),
     "infinite.json": ('{"0-0": [0.5, 1e999]}', "not a finite number"),
+    "text.json": ('{"0-0": ["0.5"]}', "'0.5' is no number"),
+    "true.json": ('{"0-0": [true]}', "True is no number"),
+    "whole.json": ('{"0-0": [' + "9" * 400 + "]}", "is not a head file"),
+    "endless.json": ('{"' + "9" * 5000 + '-0": [0.5]}', "is not a head"),
+    "wide.json": ('{"0-999999999": [0.5]}', "names L0H999999999, which no model has"),
+    "runs.json": ('{"999-999": [' + ",".join(["0.5"] * 200) + "]}", "which no model has with 200 runs"),
+    "again.json": ('{"0-0": [0.5], "0-0": [0.7]}', "the name '0-0' stands there twice"),
+    "half.json": ('{"\\ud800": [0.5]}', "is not a head"),
+    "wide.tsv": ("1\t" * 1_000_001 + "1\n", "more numbers than any model has heads"),
+    "long.tsv": ("1\n" * 1_000_001, "more numbers than any model has heads"),
     "plain.json.gz": ('{"0-0": [0.5]}', "cannot be read as a head file"),
 }
 
@@ -196,6 +208,49 @@ def test_an_absurd_head_number_is_refused(tmp_path):
     # More than any address space holds: a size that a machine might really hand out would end the test run.
     path.write_text('{"0-0": [0.5], "99999999-99999999": [0.7]}')
     check_refused(path, "99999999")
+
+
+def test_a_list_without_a_grid_says_that_its_shape_is_a_guess(tmp_path):
+    path = tmp_path / "heads.json"
+    path.write_text('{"1-2": [0.5, 0.25], "0-0": [1, 1]}')
+    scores = load_heads(path)
+    assert (scores.shape, scores.provenance["shape_guessed"]) == ((2, 3), True)
+    with pytest.raises(HeadwiseError, match=r"does not name all heads: headwise convert FILE NEW\.json --shape 4x8"):
+        scores.top(1).check_fits((4, 8), "tiny")
+    placed = on_grid(scores, (4, 8))
+    assert "shape_guessed" not in placed.provenance
+    assert (placed.shape, placed.runs.shape) == ((4, 8), (2, 4, 8))
+    assert placed.top(2).heads == scores.top(2).heads == ((0, 0), (1, 2))
+    assert np.isnan(placed.values).sum() == 30
+    placed.top(1).check_fits((4, 8), "tiny")
+    for small in ((1, 8), (4, 2)):
+        with pytest.raises(HeadFileError, match="name heads of at least 2 layers x 3 heads; they cannot stand for"):
+            on_grid(scores, small)
+    with pytest.raises(HeadwiseError, match="no model has"):
+        on_grid(scores, (10**6, 10**6))
+    assert on_grid(load_heads(HEADKV), (32, 32)) == load_heads(HEADKV)  # names all its heads
+    with pytest.raises(HeadFileError, match="have 32 layers x 32 heads; they cannot stand for 40 x 32"):
+        on_grid(load_heads(HEADKV), (40, 32))
+
+
+def test_only_tables_per_kv_head_are_spread():
+    kv = replace(load_heads(DUO), tables={"t": load_heads(DUO).values}, runs=load_heads(DUO).values[None].astype(np.float32))
+    wide = spread(kv, 4)
+    assert (wide.shape, wide.runs.shape, wide.tables["t"].shape) == ((32, 32), (1, 32, 32), (32, 8))
+    with pytest.raises(HeadFileError, match="of query heads already"):
+        spread(wide, 4)
+    for wrong in (0, -1):
+        with pytest.raises(HeadFileError, match="at least 1 query head per KV head"):
+            spread(kv, wrong)
+    with pytest.raises(HeadwiseError, match="no model has"):
+        spread(kv, 10**9)
+
+
+def test_what_a_format_cannot_hold_is_said(tmp_path, scores):
+    full = replace(scores, run_info=({"n": 1},) * 3, provenance={"model": "m"}, tables={"lift": np.zeros((2, 4))})
+    assert write_foreign(full, tmp_path / "a.json", "wu") == ["table lift", "run descriptions", "provenance"]
+    assert write_foreign(full, tmp_path / "a.tsv", "duo") == ["table lift", "run descriptions", "provenance", "runs"]
+    assert write_foreign(scores, tmp_path / "b.json", "wu") == []
 
 
 def test_head_ids_of_the_published_list_parse(published):

@@ -13,15 +13,13 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from headwise.attention import ablate
+from headwise.attention.branches import LossHead, branches
 from headwise.attention.means import head_means
 from headwise.attention.plan import attached
-from headwise.corpus.documents import Encoded
+from headwise.corpus.documents import Encoded, Window, batches_of, windows_of
 from headwise.heads import HeadSet, HeadwiseError
-from headwise.methods.influence.batches import Window, batches_of, windows_of
-from headwise.methods.influence.branches import branches
-from headwise.methods.influence.formula import influence, token_losses
-from headwise.methods.influence.loss_head import LossHead
-from headwise.methods.influence.scorer import AttentionInfluence
+from headwise.maths.losses import token_losses
+from headwise.methods.influence.scorer import AttentionInfluence, influence
 from headwise.models.export import export_ablated
 from headwise.models.fingerprint import weights_digest
 from headwise.models.load import load
@@ -375,16 +373,11 @@ def test_shared_keys_and_values_are_left_alone(model):
     outputs = {}
 
     class Tap:
-        def query(self, layer, query, start):
-            return query
-
-        def output(self, call, output, start):
-            outputs[call.layer] = (output, call.values[0])
-            return output
+        def look(self, call):
+            outputs[call.layer] = (call.output, call.values[0])
 
     ids = torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(3))
-    with branches(model.hf, HeadSet.of([(2, 5)], SHAPE)) as run, attached(model.hf) as plan:
-        plan.edits.append(Tap())
+    with branches(model.hf, HeadSet.of([(2, 5)], SHAPE)) as run, attached(model.hf) as plan, plan.running(Tap()):
         run(ids)
     output, values = outputs[2]  # [2 * 2, T, H, d], [2 * 2, KV heads, T, d]
     same = [torch.equal(output[:2, :, head], output[2:, :, head]) for head in range(8)]

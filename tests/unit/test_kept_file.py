@@ -15,8 +15,11 @@ from headwise.caches.kept_layer import Keep
 from headwise.heads import HeadwiseError
 from headwise.methods.adakv.press import AdaKV
 from headwise.methods.snapkv.press import SnapKV
-from headwise.models.model import as_model
+from headwise.models.fingerprint import weights_digest
+from headwise.models.forward import forward
+from headwise.models.model import Model, as_model
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
+from headwise.testing.tokenizers import word_tokenizer
 from tests.helpers import with_cache
 
 PROMPT = 40
@@ -125,9 +128,10 @@ def test_the_file_says_what_it_is_and_holds_no_spare_room(model, saved):
     assert about["compressor"] == repr(SNAP)
     assert about["tokens"] == PROMPT
     assert about["belongs"] == {
-        "name": "llama", "layers": 4, "query heads": 8, "KV heads": 2, "head width": 16, "skipped layers": [], "dtype": "torch.float32",
+        "layers": 4, "query heads": 8, "KV heads": 2, "head width": 16, "skipped layers": [], "dtype": "torch.float32",
+        "weights": weights_digest(model), "tokenizer": None,
     }  # fmt: skip
-    assert set(about) == {"schema", "headwise", "belongs", "method", "compressor", "tokens", "layers"}
+    assert set(about) == {"schema", "headwise", "belongs", "method", "compressor", "model", "tokens", "rotary table", "layers"}
     assert sizes["3.0.keys"] == (1, 2, 12, 16)
     assert sizes["3.0.positions"] == (1, 2, 12)
 
@@ -146,6 +150,14 @@ def test_an_existing_file_and_an_unfinished_cache_are_refused(model, saved, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["cache.safetensors"]
 
 
+def nudged():
+    """The same model after one more step of training."""
+    hf = tiny_model("llama")
+    with torch.no_grad():
+        hf.model.layers[2].mlp.up_proj.weight += 1e-4
+    return hf
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -153,13 +165,38 @@ def test_an_existing_file_and_an_unfinished_cache_are_refused(model, saved, tmp_
         (lambda: tiny_model("llama", num_key_value_heads=4), "KV heads 2, but this model has 4"),
         (lambda: tiny_model("llama", num_attention_heads=4), "query heads 8, but this model has 4"),
         (lambda: tiny_model("llama", head_dim=8), "head width 16, but this model has 8"),
-        (lambda: tiny_model("qwen3"), "name 'llama', but this model has 'qwen3'"),
+        (lambda: tiny_model("qwen3"), "weights '.{16}', but this model has"),
+        (lambda: tiny_model("llama", seed=1), "weights '.{16}', but this model has"),
+        (nudged, "weights '.{16}', but this model has"),
         (lambda: tiny_model("llama").bfloat16(), "dtype 'torch.float32', but this model has 'torch.bfloat16'"),
     ],
 )
 def test_another_model_is_refused(saved, other, message):
     with pytest.raises(HeadwiseError, match=f"cache of another model: {message}"):
         load_cache(saved, other(), SNAP)
+
+
+def test_another_tokenizer_is_refused_where_both_are_known(model, tmp_path):
+    words, others = (Model(model, word_tokenizer(list_of)) for list_of in (["a", "b"], ["a", "c"]))
+    with compress(words, SNAP) as cache:
+        cache.prefill(text(1, PROMPT))
+        save_cache(cache, tmp_path / "cache.safetensors")
+    load_cache(tmp_path / "cache.safetensors", words, SNAP)
+    load_cache(tmp_path / "cache.safetensors", model, SNAP)  # token ids alone are used
+    with pytest.raises(HeadwiseError, match=r"cache of another model: tokenizer '.{16}', but this model has"):
+        load_cache(tmp_path / "cache.safetensors", others, SNAP)
+
+
+@torch.no_grad()
+def test_a_cache_goes_on_without_its_method_but_is_not_filled_anew(model, saved):
+    with compress(model, SNAP) as cache:
+        own = load_cache(saved, model)
+        cache.prefill(text(1, PROMPT))
+        new = text(5, 3)
+        torch.testing.assert_close(forward(model, new, own).logits, forward(model, new, cache).logits)
+        own.reset()
+        with pytest.raises(HeadwiseError, match="cannot be filled anew; open a `compress` block with SnapKV"):
+            own.prefill(text(1, PROMPT))
 
 
 def test_another_method_is_refused(model, saved):
@@ -185,7 +222,25 @@ def change(path, about=None, tensors=None):
         (lambda a: a["layers"][1]["groups"][0].update(used=99), None),
         (lambda a: a["layers"][1]["groups"].clear(), None),
         (lambda a: a["layers"].__setitem__(0, None), None),
+        (lambda a: a.update(tokens=10**15), None),
+        (lambda a: a.update(tokens=-1), None),
+        (lambda a: a.update(tokens="40"), None),
+        (lambda a: a.update(layers={"0": 1}), None),
+        (lambda a: a.update({"rotary table": "x"}), None),
+        (lambda a: a["layers"][1].update(seen=41), None),
+        (lambda a: a["layers"][1]["groups"][0].update(used=True), None),
+        (lambda a: a["layers"][1]["groups"][0].update(used=3), None),
+        (lambda a: a["layers"][1]["groups"][0].update(holes="yes"), None),
+        (lambda a: a["layers"][1]["groups"][0].update(window=[4, 10**12]), None),
+        (lambda a: a["layers"][1]["groups"][0].update(window=[-4, 16]), None),
         (None, lambda t: t.pop("2.0.values")),
+        (None, lambda t: t["2.0.keys"].view(-1)[7:8].fill_(float("nan"))),
+        (None, lambda t: t["1.0.values"].view(-1)[7:8].fill_(float("inf"))),
+        (None, lambda t: t["2.0.positions"].view(-1)[3:4].fill_(40)),
+        (None, lambda t: t["2.0.positions"].view(-1)[3:4].fill_(-1)),
+        (None, lambda t: t.update({"2.0.positions": t["2.0.positions"].float()})),
+        (None, lambda t: t.update({"2.0.keys": t["2.0.keys"].half()})),
+        (None, lambda t: t.update({"2.counts": torch.tensor([-5])})),
         (None, lambda t: t.update({"2.0.keys": t["2.0.keys"][:, :1].contiguous()})),
         (None, lambda t: t.update({"2.0.keys": t["2.0.keys"][..., :8].contiguous()})),
         (None, lambda t: t.update({"2.0.positions": t["2.0.positions"][..., :8].contiguous()})),
@@ -210,3 +265,24 @@ def test_other_files_are_refused(model, saved, tmp_path):
         saved.write_bytes(data)
         with pytest.raises(HeadwiseError, match="cannot be read as a cache file"):
             load_cache(saved, model, SNAP)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        lambda layer: layer.update(cumulative_length=3),
+        lambda layer: layer.update(sliding_window=10**9),
+        lambda layer: layer.update(dtype="torch.save"),
+        lambda layer: layer.update(is_sliding=1.5),
+        lambda layer: layer.update(update="x"),
+    ],
+)
+def test_changed_layers_of_transformers_are_refused(about, tmp_path):
+    hf, path = tiny_model("gemma2"), tmp_path / "cache.safetensors"
+    with compress(hf, SNAP) as cache:
+        cache.prefill(text(1, PROMPT))
+        save_cache(cache, path)
+        load_cache(path, hf, SNAP)
+    change(path, lambda found: about(found["layers"][0]))
+    with pytest.raises(HeadwiseError, match=r"is a broken cache file .*read the prompt again"):
+        load_cache(path, hf, SNAP)

@@ -15,11 +15,10 @@ from headwise.methods.copy.options import Copy
 from headwise.methods.copy.run import copy_scores
 from headwise.models.load import load
 from headwise.models.registry import bundled_model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import bundled_needles
+from headwise.prompts.needles import NeedleComposer, bundled_needles
 
 ROOT = Path(__file__).parents[2]
 

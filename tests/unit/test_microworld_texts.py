@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 from headwise.heads import HeadwiseError
 from headwise.models.registry import bundled_model
 from headwise.prompts.encoder import PieceEncoder
-from headwise.prompts.turns import Example, Piece, Turn, answer_spans, to_prompt, to_row, word_cache
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import SPLITS
 from headwise.testing.tokenizers import character_tokenizer
 from headwise_lab.microworld.registry import TASKS, make_example
+from headwise_lab.microworld.texts import Example, Exchange, answer_spans, to_prompt, to_row, word_cache
 
 TOKENIZER = Tokenizer.from_file(str(bundled_model() / "tokenizer.json"))
 
@@ -135,7 +136,7 @@ def test_earlier_turns_stand_in_the_prompt_under_their_own_names():
 
 
 def test_layout_is_the_default_template():
-    turn = Turn((Piece(" Who?"),), (Piece(" Ann"),))
+    turn = Exchange((Piece(" Who?"),), (Piece(" Ann"),))
     example = Example("needle", "train", (Piece(" Ann came."),), (turn, turn), {})
     assert example.text == "Ann came.\nQuestion: Who?\nAnswer: Ann.\nQuestion: Who?\nAnswer: Ann."
     assert Example("closed_book", "train", (), (turn,), {}).text == "Question: Who?\nAnswer: Ann."

@@ -14,11 +14,10 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from headwise.corpus.choose import choose  # noqa: E402
-from headwise.corpus.options import ScoreOptions  # noqa: E402
+from headwise.corpus.local_runner import score_files  # noqa: E402
+from headwise.corpus.options import ChoiceOptions, ScoreOptions  # noqa: E402
 from headwise.corpus.originals import Originals  # noqa: E402
-from headwise.corpus.score_files import score_files  # noqa: E402
 from headwise.corpus.tables import ScoreFiles  # noqa: E402
-from headwise.corpus.thresholds import ChoiceOptions  # noqa: E402
 
 
 class LengthScorer:

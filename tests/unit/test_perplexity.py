@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from headwise.attention import ablate
 from headwise.evaluation.perplexity import losses_without, perplexity, plain_windows, text_windows, window_losses, with_bos
 from headwise.heads import HeadSet, HeadwiseError, PromptError
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task
 from headwise.prompts.haystack import Haystack
-from headwise.prompts.needles import Needle
+from headwise.prompts.needles import Needle, NeedleComposer
 from headwise.testing.planted import planted_task
 from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
@@ -122,5 +122,7 @@ def test_bos_is_put_in_front():
     windows = torch.full((2, 3), 7)
     tokenizer = character_tokenizer()
     assert with_bos(windows, tokenizer).tolist() == [[tokenizer.bos_token_id, 7, 7, 7]] * 2
-    tokenizer.bos_token = None
+    tokenizer.bos_token = None  # the name goes, what the tokenizer puts in front stays
+    assert with_bos(windows, tokenizer).tolist() == [[0, 7, 7, 7]] * 2
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     assert with_bos(windows, tokenizer).tolist() == [[7, 7, 7]] * 2

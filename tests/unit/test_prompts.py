@@ -2,13 +2,13 @@
 
 import gzip
 import json
+import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwise.heads import PromptError
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder, newline_ids
 from headwise.prompts.grid import (
     GridOptions,
@@ -20,8 +20,8 @@ from headwise.prompts.grid import (
     make_group,
     paper_lengths,
 )
-from headwise.prompts.haystack import Haystack, bundled_texts, clean, read_texts, split_sentences
-from headwise.prompts.needles import Needle, bundled_needles, read_needles
+from headwise.prompts.haystack import Haystack, Window, _stretches, bundled_texts, clean, read_texts, split_sentences
+from headwise.prompts.needles import Needle, NeedleComposer, bundled_needles, read_needles
 from headwise.testing.tokenizers import character_tokenizer, word_tokenizer
 from tests.reference.official_span import official_span
 from tests.reference.tokenizers import KINDS, TEXT
@@ -295,6 +295,14 @@ def row(**changes):
         ([row(), row(), row(answer="stork")], r"line 3: the answer 'stork' must occur exactly once"),
         ([row(question="")], r"line 1: a needle needs a question"),
         (["", " "], r"holds no needle; write one JSON object per line"),
+        ([row(needle=["A heron."])], r"line 1: needle must be a text; got \"\['A heron.'\]\""),
+        ([row(), row(answer=5, needle="5 herons.")], r"line 2: answer must be a text; got '5'"),
+        ([row(question=None)], r"line 1: question must be a text; got 'None'"),
+        ([row(answer_prefix=False)], r"line 1: answer_prefix must be a text"),
+        (
+            [r'{"needle": "A \ud800 heron.", "question": "Who?", "answer": "heron"}'],
+            r"line 1: the text holds half of a surrogate pair",
+        ),
     ],
 )
 def test_needle_files_with_errors_name_the_line(tmp_path, lines, message):
@@ -411,6 +419,76 @@ def test_clean_makes_plain_paragraphs():
     assert clean("A “quoted”\r\nword\r\n\r\n## Head\n\n\n’tis—so") == 'A "quoted" word\nHead\n\'tis--so'
 
 
+def shuffled(words, count, seed, between=" "):
+    rng = random.Random(seed)
+    return between.join(rng.choice(words) for _ in range(count))
+
+
+CHINESE = "花飞鸟月雪风树云山水灯河路城狗海"
+UNPUNCTUATED_TEXTS = {
+    "English without marks": shuffled(
+        ["year", "took", "river", "the", "boat", "to", "that", "old", "town", "was", "slow"], 4000, 1
+    ),
+    "Chinese with marks": shuffled([*CHINESE, "花鸟。", "山，", "海？", "河！」"], 6000, 2, ""),
+    "Chinese without marks": shuffled(CHINESE, 6000, 3, ""),
+    "a short text without marks": shuffled(["year", "took", "river"], 160, 4),
+    "Hindi": shuffled(["नदी", "घर", "शहर।", "रात"], 3000, 5),
+    "Arabic": shuffled(["نهر", "بيت", "مدينة؟", "ليل"], 3000, 6),
+    "one run of letters": shuffled("ACGT", 4000, 7, ""),
+}
+
+
+@pytest.mark.parametrize("text", UNPUNCTUATED_TEXTS.values(), ids=UNPUNCTUATED_TEXTS)
+def test_depths_are_kept_in_texts_without_ascii_sentence_ends(text):
+    encoder = PieceEncoder(KINDS["byte_level"]())
+    grid = GridOptions((400,), (0.0, 0.25, 0.5, 0.75, 1.0))
+    task = Task((NEEDLE,), Haystack([text], encoder), NeedleComposer(encoder), grid)
+    group = make_group(group_specs(grid, 1)[0], task, None)
+    assert len({prompt.ids for prompt in group.prompts}) == 5
+    for wanted, cell, prompt in zip(grid.depths, group.info, group.prompts, strict=True):
+        assert abs(cell["realised_depth"] - wanted) < 0.2
+        needle, context = prompt.span("needle"), prompt.span("context")
+        assert cell["realised_depth"] == round((needle.start - context.start) / (400 - needle.length), 6)
+        around = prompt.ids[context.start : needle.start], prompt.ids[needle.stop : context.stop]
+        window = encoder.decode(around[0] + around[1])
+        if not window.endswith("\ufffd"):  # windows are cut at any token
+            assert encoder.decode(around[0]) + encoder.decode(around[1]) == window  # no character is torn apart
+
+
+def test_words_and_letters_with_marks_are_not_torn_apart():
+    words = ["year", "took", "river", "the", "boat"]
+    for piece in _stretches(shuffled(words, 500, 1)):
+        assert set(piece.split()) <= set(words)
+    marked = "e\u0301" * 300
+    assert "".join(_stretches(marked)) == marked
+    assert all(piece[0] == "e" for piece in _stretches(marked))
+
+
+def test_sentences_of_other_scripts_end_where_they_end():
+    assert split_sentences("他走了。她说：「好！」然后呢？？完") == ["他走了。", "她说：「好！」", "然后呢？？", "完"]
+    assert split_sentences("圆周率是3.5。真的?是") == ["圆周率是3.5。", "真的?", "是"]
+    assert split_sentences("यह नदी है। वह घर है॥ रात") == ["यह नदी है।", " वह घर है॥", " रात"]
+    assert split_sentences("雪……风") == ["雪……", "风"]
+    assert split_sentences("Wait… what? Oh…no 3．5") == ["Wait… what?", " Oh…no 3．5"]
+
+
+def test_a_depth_far_from_the_wanted_one_is_refused():
+    window = Window(tuple(range(10_000)), (0, 100, 10_000))
+    with pytest.raises(
+        PromptError, match=r"depth 0.5 of 10000 tokens was asked for, but the nearest place .* is at 0.01, more than 0.25 away"
+    ):
+        window.checked_place(0.5)
+    assert window.checked_place(0.2) == 100
+
+
+def test_haystack_files_may_begin_with_a_byte_order_mark_and_must_be_utf8(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfIt rained.\r\nThe river rose.\r\n")
+    assert read_texts(tmp_path) == ["It rained. The river rose."]
+    (tmp_path / "b.txt").write_bytes(b"Fine.\nIt\x92s late.")
+    with pytest.raises(PromptError, match=r"cannot read haystack text from .*b.txt, line 2: byte 0x92 is not UTF-8"):
+        read_texts(tmp_path)
+
+
 # ---- the grid
 
 
@@ -421,6 +499,7 @@ def test_grid_options_are_checked():
         ({"lengths": (9,), "depths": (50,)}, r"got 50 \(a percentage\? write 0.5\)"),
         ({"lengths": (9,), "depths": ()}, "at least one depth"),
         ({"lengths": (9,), "depths": (0.5,), "windows": 0}, "windows must be at least 1"),
+        ({"lengths": (9,), "depths": (0.5,), "seed": -1}, "the seed must be at least 0; got -1"),
     ]:
         with pytest.raises(PromptError, match=message):
             GridOptions(**options)

@@ -317,7 +317,7 @@ def test_examples_are_read_from_json_lines(tmp_path):
     [
         ("", "holds no queries"),
         ("{", "line 1: no valid JSON"),
-        ("[]", "entry 1: expected"),
+        ("[]", "line 1: expected"),
         ('{"query": " ", "passages": ["x"], "gold": []}', "query is empty"),
         ('{"query": "a", "passages": "x", "gold": []}', "must be a list"),
         ('{"query": "a", "passages": [1], "gold": []}', "a passage is a text"),

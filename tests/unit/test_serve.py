@@ -19,7 +19,7 @@ from headwise.methods.query.ranker import Ranker
 from headwise.models.model import Model
 from headwise.prompts.passages import Passage
 from headwise.serve.cache import IndexCache, passage_key
-from headwise.serve.limits import KEY_VARIABLE, Settings, check_exposure, is_loopback, key_from
+from headwise.serve.limits import KEY_VARIABLE, MOST, Settings, check_exposure, is_loopback, key_from
 from headwise.serve.run import bind, make_server
 from headwise.serve.work import READY
 from headwise.testing.tiny import tiny_model
@@ -371,18 +371,28 @@ def test_loopback_addresses():
 
 
 @pytest.mark.parametrize(
-    "options", [{"queue": 0}, {"max_body": -1}, {"timeout": 0}, {"timeout": float("inf")}, {"cache_tokens": 0}]
-)
-def test_wrong_settings_are_refused(options):
-    with pytest.raises(HeadwiseError, match=next(iter(options)).replace("_", "-")):
+    ("options", "message"),
+    [
+        *(({name: wrong}, f"{name.replace('_', '-')} must be at least 1 and at most {most}; got")
+          for name, most in MOST.items() for wrong in (0, -1, most + 1, 1.5, True, "7", None)),
+        *(({"timeout": wrong}, "timeout must be a number of seconds above 0 and at most 86400; got")
+          for wrong in (0, -1.5, float("inf"), float("nan"), 1e9, True, "7")),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(HeadwiseError, match=message):
         Settings(**options)
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 70_000, 10**30])
+def test_ports_out_of_range_are_one_line(port):
+    with pytest.raises(HeadwiseError, match=r"cannot listen on 127\.0\.0\.1:.* give another --host or --port"):
+        bind("127.0.0.1", port)
 
 
 def test_an_address_in_use_is_refused_in_one_line():
     with bind("127.0.0.1", 0) as taken, pytest.raises(HeadwiseError, match="cannot listen on"):
         bind("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(HeadwiseError, match="cannot listen on"):
-        bind("127.0.0.1", 70_000)
 
 
 # ---- load, loss, end

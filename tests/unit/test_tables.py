@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from headwise.heads import HeadScores, HeadwiseError, load_heads
-from headwise.report.numbers import interval, shares
+from headwise.report.numbers import interval, public_name, scored, shares
 from headwise.report.tables import ablation_table, head_table, summary_lines
 
 NAN = float("nan")
@@ -118,18 +118,18 @@ def test_summary_tells_everything_the_file_knows():
         "copy scores of 5 heads (2 layers × 3), 1 not scored",
         "above 0.1: 2 heads (40.0%)",
         "above 0.5: 1 head (20.0%)",
-        "Gini 0.700 (0 = all heads score the same, 1 = one has everything)",
+        "Gini 0.700 (0: all heads score the same; 1: one head has the whole score)",
     ]
     assert summary_lines(table())[4].startswith("split-half reliability 0.")
     assert summary_lines(table())[4].endswith("(mean correlation of random halves of 4 runs)")
     assert summary_lines(table())[5:] == [
         "4 of 5 runs solved (80.0%)",
-        "always on (active in every counted run): 1 head: L1H2",
+        "always on (active in every successful run): 1 head: L1H2",
     ]
 
 
 def test_summary_without_runs():
-    assert summary_lines(plain([[0.1, 0.9]]))[-1] == "no per-run values, so no reliability and no activation frequency"
+    assert summary_lines(plain([[0.1, 0.9]]))[-1] == "no per-run values: reliability and activation frequency are unknown"
     assert not any("solved" in line or "always" in line for line in summary_lines(plain([[0.1, 0.9]])))
 
 
@@ -159,7 +159,7 @@ def test_many_always_on_heads_are_counted_not_listed():
     runs = np.ones((3, 4, 5), dtype=np.float32)
     runs[0, 0, 0] = 0
     last = summary_lines(HeadScores(runs.astype(float).mean(axis=0), "copy", runs=runs))[-1]
-    assert last.startswith("always on (active in every counted run): 19 heads: L0H1, L0H2,")
+    assert last.startswith("always on (active in every successful run): 19 heads: L0H1, L0H2,")
     assert last.endswith("and 11 more")
 
 
@@ -245,3 +245,31 @@ def test_published_headkv_scores():
     assert lines[1] == f"above 0.1: {int((scores.values > 0.1).sum())} heads (5.9%)"
     best = scores.ranking()[0]
     assert cells_of(head_table(scores, 1))[0][:3] == ["1", str(best), f"{scores.values[best]:.3f}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("org/model", "org/model"),
+        ("lab-6m", "lab-6m"),
+        ("/home/me/checkpoints/run 3/", "run 3"),
+        ("~/models/x", "x"),
+        ("C:\\models\\x", "x"),
+        ("\\\\server\\models\\x", "x"),
+        ("/cache/hub/models--org--name/snapshots/0123abcd", "org/name"),
+        ("bad\x1b[2J\u202ename", "bad[2Jname"),
+        ("/", ""),
+    ],
+)
+def test_names_carry_no_absolute_path_and_nothing_invisible(given, shown):
+    assert public_name(given) == shown
+
+
+@pytest.mark.parametrize("shape", [(1, 1025), (1025, 1)])
+def test_tables_larger_than_any_model_are_refused(shape):
+    with pytest.raises(
+        HeadwiseError,
+        match=r"^a table of \d+ layers × \d+ heads is larger than that of any model; at most 1024 × 1024 are shown$",
+    ):
+        scored(HeadScores(np.ones(shape), "copy"))
+    assert scored(HeadScores(np.ones((1, 1024)), "copy")).size == 1024

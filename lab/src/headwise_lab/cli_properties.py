@@ -82,10 +82,15 @@ def _check_folder(output: Path, overwrite: bool) -> None:
 
 
 def _remove(work: Path) -> None:
-    """Finished parts are not needed once the result is safe."""
-    import shutil
+    """Finished parts are not needed once the result is safe. Files that are not ours stay."""
+    import contextlib
 
-    shutil.rmtree(work, ignore_errors=True)
+    from headwise.runtime.rundir import remove_run
+
+    for run in work.iterdir() if work.is_dir() else ():
+        remove_run(run)
+    with contextlib.suppress(OSError):  # there is none, or something else lies in it
+        work.rmdir()
 
 
 def _table(result: dict[str, Any]) -> Table:

@@ -14,10 +14,10 @@ from headwise.evaluation.contexts import Context, Question, check_drawing, fitte
 from headwise.heads import HeadwiseError
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
-from headwise.prompts.turns import Example, to_prompt
 from headwise.runtime.answer import stop_ids
 from headwise.stats.metrics import exact_match
 from headwise_lab.microworld.registry import make_example
+from headwise_lab.microworld.texts import Example, to_prompt
 
 TASKS = ("needle", "key_value", "passages")
 SHOTS = {"key_value": 3}  # answered questions in front of each question of a task; none in others

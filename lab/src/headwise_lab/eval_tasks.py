@@ -14,10 +14,10 @@ from headwise.heads.errors import HeadwiseError
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.prompt import Prompt
-from headwise.prompts.turns import Example, to_prompt
 from headwise.stats.metrics import exact_match
 from headwise_lab.microworld.registry import make_example
 from headwise_lab.microworld.support import LABELS, check_support
+from headwise_lab.microworld.texts import Example, to_prompt
 
 BASE = 512  # tokens; the context that the lab models are trained at
 FACTORS = (1, 2, 4)  # a model of 4 * BASE positions is also measured with prompts that fill these multiples of BASE

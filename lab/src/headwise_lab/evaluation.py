@@ -20,13 +20,14 @@ from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import bundled_texts
-from headwise.prompts.turns import Example, Piece, with_turn
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import check_split
 from headwise.runtime.answer import stop_ids
 from headwise.stats.paired import bootstrap_mean
 from headwise_lab.batches import greedy_answers, next_token_logits
 from headwise_lab.eval_tasks import BASE, GOALS, Drawer, Item, NotMeasured, Spec, right, specs_for
 from headwise_lab.microworld.registry import TASKS
+from headwise_lab.microworld.texts import Example, with_turn
 
 WRONG = 5  # wrong answers kept per task
 WINDOWS = 24  # of book text, at most
@@ -47,9 +48,7 @@ def check_options(items: int, split: str, seed: int) -> None:
     check_split(split)
 
 
-def evaluate_model(
-    model: Model, items: int = 100, split: str = "test", seed: int = 0, report: Report = silent
-) -> dict[str, Any]:
+def evaluate_model(model: Model, items: int = 100, split: str = "test", seed: int = 0, report: Report = silent) -> dict[str, Any]:
     """Measure one model on `items` prompts per task.
 
     Returns the model's description, the options and `rows`: per number its task, n, value (a share in [0, 1], or the `unit` it names), 95 %

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from headwise.prompts.passages import Passage, RankingExample
-from headwise.prompts.turns import Example
 from headwise_lab.microworld.registry import make_example
+from headwise_lab.microworld.texts import Example
 
 
 def from_microworld(example: Example) -> RankingExample:

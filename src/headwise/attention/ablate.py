@@ -10,20 +10,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached, device_of
+from headwise.attention.answer import AnswerRows
+from headwise.attention.plan import Call, Pass, attached
+from headwise.attention.provider import KeyProvider
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadSet
+from headwise.heads.types import Heads, HeadSet
 
 MODES = ("zero", "uniform", "mean")
 SCOPES = ("all", "answer")
 
 
 class Ablation:
-    """What happens to the chosen heads.
+    """Step: what happens to the chosen heads.
 
-    mask [V or 1, L, H] bool: V variants, one per batch row, or one for all. mode: `zero` (output 0), `uniform` (query 0: the
-    mean of the visible values), `mean` (means [L, H, d]). answer_from: first position of scope `answer`; None = the last position
-    of a pass without a past and every later one. scope `all` is `answer_from=0`.
+    Args:
+        mask: [V or 1, L, H] bool: V variants, one per batch row, or one for all.
+        mode: `zero` (output 0), `uniform` (query 0: the mean of the visible values), `mean` (output `means`).
+        scope: `all` rows, or those of the `answer`.
+        answer_from: First position of scope `answer`, padding counted; None: see `AnswerRows`.
+        means: [L, H, d], for mode `mean` only.
+
+    Raises:
+        HeadwiseError: An unknown mode or scope; means without mode `mean` or the other way round.
     """
 
     def __init__(self, mask: Tensor, mode: str, scope: str, answer_from: int | None, means: Tensor | None) -> None:
@@ -33,59 +41,76 @@ class Ablation:
             raise HeadwiseError(f"unknown ablation scope {scope!r}; use {', '.join(SCOPES)}")
         if (mode == "mean") != (means is not None):
             raise HeadwiseError("mode 'mean' needs calibrated means (see head_means), and only mode 'mean' takes them")
-        self._mask, self._mode, self._means = mask, mode, means
-        self._from = 0 if scope == "all" else answer_from
+        self._mode = mode
+        self._rows = None if scope == "all" else AnswerRows(answer_from)
         self._layers = set(mask.any(dim=2).any(dim=0).nonzero().flatten().tolist())
+        self._masks = {mask.device: mask}  # by device: a model may lie on several
+        self._means = {} if means is None else {means.device: means}
 
-    def query(self, layer: int, query: Tensor, start: int) -> Tensor:
+    def begin(self, now: Pass) -> None:
+        """A pass of the whole model begins: which of its rows belong to the answer."""
+        if self._rows is not None:
+            self._rows.begin(now)
+
+    def edit_inputs(self, call: Call) -> tuple[Tensor, KeyProvider]:
         """Zero the query of the chosen heads in mode `uniform`."""
-        if self._mode != "uniform" or layer not in self._layers:
-            return query
-        rows = self._rows(query.shape[2], start, query.device).view(1, 1, -1, 1)
-        return query.masked_fill(self._mask[:, layer, :, None, None] & rows, 0)
+        if self._mode != "uniform" or call.layer not in self._layers:
+            return call.query, call.source
+        chosen = _on(self._masks, call.query.device)[:, call.layer, :, None, None]
+        rows = self._answer(call)
+        return call.query.masked_fill(chosen if rows is None else chosen & rows[:, None, :, None], 0), call.source
 
-    def output(self, call: Call, output: Tensor, start: int) -> Tensor:
+    def edit_output(self, call: Call, output: Tensor) -> Tensor:
         """Replace the output of the chosen heads in modes `zero` and `mean`."""
         if self._mode == "uniform" or call.layer not in self._layers:
             return output
-        rows = self._rows(output.shape[1], start, output.device).view(1, -1, 1, 1)
-        chosen = self._mask[:, call.layer, None, :, None] & rows
-        if self._means is None:
+        chosen = _on(self._masks, output.device)[:, call.layer, None, :, None]
+        rows = self._answer(call)
+        if rows is not None:
+            chosen = chosen & rows[:, :, None, None]
+        if not self._means:
             return output.masked_fill(chosen, 0)
-        return torch.where(chosen, self._means[call.layer].to(output.dtype), output)
+        return torch.where(chosen, _on(self._means, output.device)[call.layer].to(output.dtype), output)
 
-    def _rows(self, rows: int, start: int, device: torch.device) -> Tensor:
-        """[T] bool: rows inside the scope."""
-        first = self._from
-        if first is None:
-            first = 0 if start else rows - 1
-        return torch.arange(start, start + rows, device=device) >= first
+    def _answer(self, call: Call) -> Tensor | None:
+        """[B or 1, T] bool: rows inside the scope; None for all."""
+        return None if self._rows is None else self._rows.chosen(call)
+
+
+def _on(tensors: dict[torch.device, Tensor], device: torch.device) -> Tensor:
+    """The tensor on a device, copied there once."""
+    if device not in tensors:
+        tensors[device] = next(iter(tensors.values())).to(device)
+    return tensors[device]
 
 
 @contextmanager
 def ablate(
     model: Any,
-    heads: HeadSet | Sequence[HeadSet],
+    heads: Heads | Sequence[HeadSet],
     mode: str = "zero",
     scope: str = "all",
     answer_from: int | None = None,
     means: Tensor | None = None,
 ) -> Iterator[None]:
-    """Run the model without some heads inside the block.
+    """Run the model without some heads inside the block: in forward passes and in `generate`, over any cache or none.
 
-    heads: one set, or one per batch row (every pass inside the block must then have that many rows; a set may be empty).
-    mode, scope, answer_from, means: see `Ablation`. Works in forward passes and in `model.generate`.
+    Args:
+        model: A `Model`, or a transformers model.
+        heads: One set (whatever `HeadSet.of` takes: `[(5, 6)]` will do), or one `HeadSet` per batch row (every pass inside the block must then
+            have that many rows; a set may be empty).
+        mode: `zero` (output 0), `uniform` (query 0: the mean of the visible values), `mean` (output `means`).
+        scope: `all` rows, or `answer`: each row's last real prompt token and everything behind it, whatever cache and padding.
+        answer_from: Position of the last prompt token, padding counted, where the passes do not tell (see `AnswerRows`).
+        means: [L, H, d] of `head_means`, for mode `mean` only.
+
+    Raises:
+        HeadwiseError: Heads of another model, options that do not go together; and in a pass whose answer rows are not known.
     """
-    sets = [heads] if isinstance(heads, HeadSet) else list(heads)
+    per_row = isinstance(heads, list | tuple) and bool(heads) and all(isinstance(chosen, HeadSet) for chosen in heads)
+    given: Any = heads if per_row else [heads]
     with attached(model) as plan:
-        for chosen in sets:
-            plan.model.check(chosen)
-        mask = torch.from_numpy(np.stack([chosen.mask() for chosen in sets])).to(device_of(model))
-        if means is not None:
-            means = means.to(mask.device)
-        edit = Ablation(mask, mode, scope, answer_from, means)
-        plan.edits.append(edit)
-        try:
+        sets = [plan.model.check(chosen) for chosen in given]
+        mask = torch.from_numpy(np.stack([chosen.mask() for chosen in sets]))
+        with plan.running(Ablation(mask, mode, scope, answer_from, means)):
             yield
-        finally:
-            plan.edits.remove(edit)

@@ -10,21 +10,26 @@ import torch
 from torch import Tensor
 
 from headwise.attention.plan import Call, attached
-from headwise.heads.types import HeadSet
+from headwise.heads.types import Heads
 from headwise.maths.columns import attention_columns
 
 Reduce = Callable[[Tensor], Tensor]
 
 
 class ColumnSums:
-    """What the latest pass gave: by_layer[layer] is `reduce` of [B, n, stop], with the n wanted heads of that layer in `heads[layer]`."""
+    """Look: what the latest pass gave.
+
+    Attributes:
+        heads: Layer -> the n wanted heads, ascending.
+        by_layer: Layer -> `reduce` of [B, n, stop] float32.
+    """
 
     def __init__(self, heads: dict[int, list[int]], stop: int, weights: Tensor, reduce: Reduce) -> None:
         self.heads, self._stop, self._weights, self._reduce = heads, stop, weights, reduce
         self.by_layer: dict[int, Tensor] = {}
 
-    def __call__(self, call: Call) -> None:
-        """Tap: one layer. Heads are taken KV group by KV group, so that keys are never repeated or copied."""
+    def look(self, call: Call) -> None:
+        """One layer. Heads are taken KV group by KV group, so that keys are never repeated or copied."""
         wanted = self.heads.get(call.layer, [])
         if not wanted:
             return
@@ -49,17 +54,21 @@ class ColumnSums:
 
 @contextmanager
 def column_sums(
-    model: Any, heads: HeadSet | None, stop: int, weights: Tensor, reduce: Reduce = lambda x: x
+    model: Any, heads: Heads | None, stop: int, weights: Tensor, reduce: Reduce = lambda x: x
 ) -> Iterator[ColumnSums]:
     """Inside the block every pass leaves weighted sums of the attention from its last rows to the positions before `stop`.
 
-    heads: whose attention (None: all heads of all attention layers). weights [B, R]: see `attention_columns`; the R newest rows.
-    reduce: applied to a layer's [B, n, stop] before it is kept, so that nothing as long as the text need be held for all layers.
+    Args:
+        model: A `Model`, or a transformers model.
+        heads: Whose attention (None: all heads of all attention layers).
+        stop: Columns are the positions 0 to `stop` - 1.
+        weights: [B, R], how much each of the R newest rows counts; see `attention_columns`.
+        reduce: Applied to a layer's [B, n, stop] before it is kept, so that nothing as long as the text need be held for all layers.
+
+    Raises:
+        HeadwiseError: Heads of another model; and in a pass over a compressed cache, which does not hold all columns.
     """
     with attached(model) as plan:
         sums = ColumnSums(plan.model.by_layer(heads), stop, weights, reduce)
-        plan.taps.append(sums)
-        try:
+        with plan.running(sums):
             yield sums
-        finally:
-            plan.taps.remove(sums)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from headwise.attention.plan import attached
+from headwise.attention.plan import Call, attached
 from headwise.heads.errors import HeadwiseError
 from headwise.models.forward import forward
 
@@ -16,24 +17,44 @@ class LayerReachedError(Exception):
     """Raised inside the attention of the last wanted layer; caught by `run_to_layer`."""
 
 
+@dataclass(frozen=True)
+class Stop:
+    """Look: end the pass at a layer, before its attention is computed."""
+
+    layer: int
+
+    def look(self, call: Call) -> None:
+        """Raises `LayerReachedError` at the layer."""
+        if call.layer == self.layer:
+            raise LayerReachedError
+
+
 @torch.no_grad()
 def run_to_layer(model: Any, layer: int, input_ids: Tensor, cache: Any = None) -> None:
-    """Run the model over `input_ids` [B, T], appended to `cache` if there is one, up to the attention of `layer`.
+    """Run the model up to the attention of one layer. There is no output.
 
-    Its keys and values still enter the cache, and its taps still see it.
+    The layer's keys and values still enter the cache, and looks that were added before still see it. Layers above stay as they were, also in
+    the cache.
 
-    There is no output. Layers above stay as they were, also in the cache.
+    Args:
+        model: A `Model`, or a transformers model.
+        layer: The last layer that runs.
+        input_ids: [B, T].
+        cache: They are appended to it; None for no cache.
+
+    Raises:
+        HeadwiseError: The layer has no softmax attention, or the cache is a compressed one, whose layers are filled together.
     """
     with attached(model) as plan:
         if layer not in plan.model.modules:
             raise HeadwiseError(f"layer {layer} has no attention to stop at; choose one of {sorted(plan.model.modules)}")
-        before, plan.last = plan.last, layer
-        try:
-            if cache is None:
-                model(input_ids=input_ids, use_cache=False)
-            else:
-                forward(model, input_ids, cache)
-        except LayerReachedError:
-            pass
-        finally:
-            plan.last = before
+        if hasattr(cache, "begin"):
+            raise HeadwiseError("a pass over a compressed cache cannot end at a layer; run the whole model")
+        with plan.running(Stop(layer)):
+            try:
+                if cache is None:
+                    plan.model.hf(input_ids=input_ids, use_cache=False)
+                else:
+                    forward(plan.model.hf, input_ids, cache)
+            except LayerReachedError:
+                pass

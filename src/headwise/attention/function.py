@@ -13,12 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from headwise.attention.depth import LayerReachedError
 from headwise.attention.plan import NAME, Call, no_dropout, plan_for_module
-from headwise.attention.provider import KeyProvider
-from headwise.attention.tail import padded
-from headwise.heads.errors import HeadwiseError
-from headwise.maths.attend import attend
+from headwise.attention.provider import KeyProvider, Whole
 
 
 def register() -> None:
@@ -39,39 +35,35 @@ def headwise_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention plus whatever the model's plan asks for. Shapes as transformers passes them; returns ([B, T, H, d], None)."""
+    """Attention as the pipeline of the model's plan.
+
+    Args:
+        module: The attention module that asks.
+        query: [B, H, T, d], after position encoding.
+        key: [B, G, S, d] as transformers passes it, or what a cache of ours hands over in place of keys and values.
+        value: [B, G, S, d], or the same as `key`.
+        attention_mask: [B or 1, 1, T, S], or None for causal.
+        scaling: Factor of query times key; None: 1 / sqrt(d).
+        dropout: Must be 0.
+        softcap: Cap of the logits; see `row_statistics`.
+        s_aux: Sink logits [H].
+
+    Returns:
+        ([B, T, H, d], None).
+    """
     no_dropout(dropout)
     plan, layer = plan_for_module(module)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if not isinstance(key, Tensor):
-        if plan.taps or plan.edits or plan.last is not None:
-            raise HeadwiseError("attention over a compressed cache cannot be observed, changed or cut short")
-        return key.attend(query, scaling=scaling, softcap=softcap, sinks=s_aux), None
-    past = plan.past.get(layer)
-    start = plan.start(layer, query.shape[2], key.shape[2] + (past[0].shape[2] if past else 0)) if plan.edits else 0
-    for edit in plan.edits:
-        query = edit.query(layer, query, start)
-    if plan.last == layer and not plan.taps:
-        raise LayerReachedError
-    total = query.shape[2]
-    wanted = min(plan.tail[1], total) if plan.tail and plan.tail[0] == layer else total
-    rows, mask = query, attention_mask
-    if wanted < total:
-        rows, mask = query[:, :, -wanted:], None if mask is None else mask[:, :, -wanted:]
-    out = padded(attend(rows, key, value, scaling=scaling, mask=mask, past=past, softcap=softcap, sinks=s_aux), total)
-    if plan.taps or plan.edits or plan.keeper:
-        keys = (past[0], key) if past else (key,)
-        values = (past[1], value) if past else (value,)
-        call = Call(layer, query, keys, values, attention_mask, scaling, softcap, s_aux, out)
-        for tap in plan.taps:
-            tap(call)
-        for edit in plan.edits:
-            out = edit.output(call, out, start)
-        if plan.keeper:
-            plan.keeper(call)
-    if plan.last == layer:
-        raise LayerReachedError
-    return out, None
+    source = Whole((key,), (value,), attention_mask) if isinstance(key, Tensor) else key
+    call = Call(plan, layer, query, source, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    for chooser in plan.choosing:
+        call.source = chooser.choose_keys(call)
+    for edit in plan.inputs:
+        call.query, call.source = edit.edit_inputs(call)
+    for step in plan.looking:
+        step.look(call)
+    if plan.keeper:
+        plan.keeper.look(call)
+    return call.output, None
 
 
 def headwise_mask(

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from headwise.attention.plan import Call, attached
+from headwise.attention.provider import KeyPart, Whole
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadSet
+from headwise.heads.types import Heads
 from headwise.maths.attend import attend
+from headwise.models.model import as_model
 
 ROWS = ("all", "question", "question+generated")
 BIAS_POSITIONS = ("post_scale", "pre_scale")
@@ -26,9 +28,14 @@ EVERYTHING = slice(None)
 
 
 class Steering:
-    """Adds a bias to the logits of `spans` for query rows at positions [first, stop) (stop None: all later ones).
+    """Step: adds a bias to the logits of `spans` for query rows at positions [first, stop).
 
-    heads: layer -> its steered query heads. before_scaling: the bias is multiplied by the model's scaling, as queries times keys are.
+    Args:
+        heads: Layer -> its steered query heads.
+        spans: Key positions [start, stop).
+        bias: In natural-log units.
+        first, stop: Positions of the steered rows; stop None: all later ones.
+        before_scaling: The bias is multiplied by the model's scaling, as queries times keys are.
     """
 
     def __init__(
@@ -44,69 +51,76 @@ class Steering:
         self._first, self._stop = first, stop
         self._before_scaling = before_scaling
 
-    def query(self, layer: int, query: Tensor, start: int) -> Tensor:
-        """Queries stay as they are."""
-        return query
-
-    def output(self, call: Call, output: Tensor, start: int) -> Tensor:
+    def edit_output(self, call: Call, output: Tensor) -> Tensor:
         """Attend once more for the steered rows and heads only, with the bias, and put their outputs in place."""
         chosen = self._heads.get(call.layer)
-        if not chosen or not self._bias:
+        rows = call.query.shape[2]
+        first, stop = max(self._first - call.start, 0), rows if self._stop is None else min(rows, self._stop - call.start)
+        if not chosen or not self._bias or first >= stop:
             return output
-        rows, length = call.query.shape[2], sum(keys.shape[2] for keys in call.keys)
-        dropped = max(0, start + rows - length)  # positions whose keys the layer's cache no longer holds
-        start -= dropped  # column of the first row's own key
-        first, stop = max(self._first - dropped, start), start + rows
-        if self._stop is not None:
-            stop = min(stop, self._stop - dropped)
-        bias = self._columns(call, length, dropped)
-        if first >= stop or bias is None:
-            return output
-        out, step = output.clone(), max(1, BLOCK // length)
-        for low in range(first, stop, step):
-            place = slice(low - start, min(low + step, stop) - start)
-            mask = _biased(call, bias, place, start)
-            for heads, groups in _by_group(chosen, call):
-                out[:, place, heads] = _attend_again(call, place, heads, groups, mask).to(out.dtype)
+        parts = call.source.parts(rows, call.start + rows)
+        each = call.query.shape[1] // sum(part.keys[0].shape[1] for part in parts)
+        out = output
+        for part in parts:
+            heads = _part_heads(part, chosen, each)
+            bias = self._columns(call, part) if heads else None
+            if bias is None:
+                continue
+            out = output.clone() if out is output else out
+            step = max(1, BLOCK // part.length)
+            for low in range(first, stop, step):
+                place = slice(low, min(low + step, stop))
+                for own, groups in heads:
+                    out[:, place, own] = _attend_again(call, part, place, own, groups, bias, each).to(out.dtype)
         return out
 
-    def _columns(self, call: Call, length: int, dropped: int) -> Tensor | None:
-        """Bias of each key [S] float32; None if the layer no longer holds any of the spans."""
-        bias = torch.zeros(length, device=call.query.device)
+    def _columns(self, call: Call, part: KeyPart) -> Tensor | None:
+        """Bias of each key [B or 1, 1 or n, S] float32; None if the layer no longer holds any of the spans."""
+        places = part.positions
+        if places is None:
+            places = torch.arange(part.first, part.first + part.length, device=call.query.device)[None, None]
+        inside = torch.zeros_like(places, dtype=torch.bool)
         for start, stop in self._spans:
-            bias[max(0, start - dropped) : max(0, stop - dropped)] = self._bias * (call.scaling if self._before_scaling else 1.0)
-        return bias if bias.any() else None
+            inside |= (places >= start) & (places < stop)
+        return inside * (self._bias * (call.scaling if self._before_scaling else 1.0)) if bool(inside.any()) else None
 
 
 @contextmanager
 def steer(
     model: Any,
-    heads: HeadSet | None,
+    heads: Heads | None,
     spans: Sequence[tuple[int, int]],
     bias: float,
     rows: str = "all",
     question: tuple[int, int] | None = None,
     bias_position: str = "post_scale",
 ) -> Iterator[None]:
-    """Inside the block the chosen heads see the logits of `spans` raised by `bias` (natural-log units; negative lowers).
+    """Inside the block the chosen heads see the logits of `spans` raised by `bias`. Passes may come in any pieces, over any cache.
 
-    heads: None for all heads of all attention layers. spans: key positions [start, stop), the same in all batch rows (padding counts).
-    rows: query rows that are steered: `all` that see a span; `question`: positions [start, stop) of `question`, which must lie behind
-    the spans; `question+generated`: all positions from the question's start on. Passes may come in any pieces, over any cache.
-    bias_position: `post_scale` multiplies the odds of those keys by exp(bias), also behind a cap of the logits; `pre_scale` adds the bias
-    to query times key before the model's scaling (1 / sqrt(head size) in most families). A bias of 0 changes not a bit; float32 keeps biases
-    below about 100 exact to 1e-5. Raises `HeadwiseError` for unknown options, spans that are empty or reach into the question, a bias
-    that is not finite, and `pre_scale` on a model that caps its logits.
+    Over a compressed cache the bias meets the positions of the spans that a head still holds. A bias of 0 changes not a bit; float32 keeps
+    biases below about 100 exact to 1e-5.
+
+    Args:
+        model: A `Model`, or a transformers model.
+        heads: None for all heads of all attention layers.
+        spans: Key positions [start, stop), the same in all batch rows (padding counts).
+        bias: In natural-log units; negative lowers.
+        rows: Query rows that are steered: `all` that see a span; `question`: positions [start, stop) of `question`, which must lie behind
+            the spans; `question+generated`: all positions from the question's start on.
+        question: Its positions [start, stop).
+        bias_position: `post_scale` multiplies the odds of those keys by exp(bias), also behind a cap of the logits; `pre_scale` adds the bias
+            to query times key before the model's scaling (1 / sqrt(head size) in most families).
+
+    Raises:
+        HeadwiseError: Unknown options, spans that are empty or reach into the question, a bias that is not finite, `pre_scale` on a model
+            that caps its logits; and in a pass over a compressed cache whose rows have padding.
     """
     check_steering(model, bias, rows, bias_position)
     first, stop = _rows(spans, rows, question)
     with attached(model) as plan:
-        edit = Steering(plan.model.by_layer(heads), spans, bias, first, stop, bias_position == "pre_scale")
-        plan.edits.append(edit)
-        try:
+        step = Steering(plan.model.by_layer(heads), spans, bias, first, stop, bias_position == "pre_scale")
+        with plan.running(step):
             yield
-        finally:
-            plan.edits.remove(edit)
 
 
 def check_steering(model: Any, bias: float, rows: str, bias_position: str) -> None:
@@ -116,7 +130,7 @@ def check_steering(model: Any, bias: float, rows: str, bias_position: str) -> No
             raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")
     if not math.isfinite(bias):
         raise HeadwiseError(f"the bias must be a finite number; got {bias:g} (50 is as good as infinite)")
-    if bias_position == "pre_scale" and getattr(model.config.get_text_config(decoder=True), "attn_logit_softcapping", None):
+    if bias_position == "pre_scale" and as_model(model).attention_cap is not None:
         raise HeadwiseError("bias_position 'pre_scale' has no meaning for a model that caps its logits; use 'post_scale'")
 
 
@@ -137,38 +151,45 @@ def _rows(spans: Sequence[tuple[int, int]], rows: str, question: tuple[int, int]
     return question[0], question[1] if rows == "question" else None
 
 
-def _by_group(chosen: list[int], call: Call) -> list[tuple[Pick, slice]]:
-    """Query heads with their KV heads: all at once, or KV group by KV group, so that keys are never copied."""
-    heads = call.query.shape[1]
-    if len(chosen) == heads:
+def _part_heads(part: KeyPart, chosen: list[int], each: int) -> list[tuple[Pick, slice]]:
+    """Chosen query heads that attend to a part, with their KV heads in it: all at once, or KV group by KV group, so that keys are never copied."""
+    held = part.keys[0].shape[1]
+    if part.heads is None and len(chosen) == held * each:
         return [(EVERYTHING, EVERYTHING)]
-    group = heads // call.keys[0].shape[1]
-    return [([h for h in chosen if h // group == kv], slice(kv, kv + 1)) for kv in sorted({h // group for h in chosen})]
+    groups = range(held) if part.heads is None else part.heads.tolist()
+    found = [([h for h in chosen if h // each == group], slice(place, place + 1)) for place, group in enumerate(groups)]
+    return [pair for pair in found if pair[0]]
 
 
-def _biased(call: Call, bias: Tensor, place: slice, start: int) -> Tensor:
-    """Additive mask [B or 1, 1 or H, R, S] of some rows: lowest number where nothing may be seen, else the bias."""
-    if call.mask is None:
-        own = torch.arange(place.start + start, place.stop + start, device=bias.device)
-        seen = torch.arange(len(bias), device=bias.device) <= own.view(1, 1, -1, 1)
-    else:
-        seen = call.mask[:, :, place]
-    if seen.dtype != torch.bool:
-        return seen.float() + bias
-    return bias.expand(seen.shape).masked_fill(~seen, torch.finfo(call.query.dtype).min)
-
-
-def _attend_again(call: Call, place: slice, heads: Pick, groups: slice, mask: Tensor) -> Tensor:
-    past = (call.keys[0][:, groups], call.values[0][:, groups]) if len(call.keys) == 2 else None
+def _attend_again(call: Call, part: KeyPart, place: slice, heads: Pick, groups: slice, bias: Tensor, each: int) -> Tensor:
+    """Attention of some rows and heads to their keys of a part, with the bias added to their logits. each: query heads per KV head."""
+    mask = _additive(call, part, place, groups, bias)
     if mask.shape[1] > 1:
-        mask = mask[:, heads]
+        mask = mask.repeat_interleave(each, dim=1)
+    past = (part.keys[0][:, groups], part.values[0][:, groups]) if len(part.keys) == 2 else None
     return attend(
         call.query[:, heads, place],
-        call.keys[-1][:, groups],
-        call.values[-1][:, groups],
+        part.keys[-1][:, groups],
+        part.values[-1][:, groups],
         scaling=call.scaling,
         mask=mask if past else mask.to(call.query.dtype),  # without a past it goes to a kernel that wants one dtype
         past=past,
         softcap=call.softcap,
         sinks=None if call.sinks is None else call.sinks[heads],
     )
+
+
+def _additive(call: Call, part: KeyPart, place: slice, groups: slice, bias: Tensor) -> Tensor:
+    """[B or 1, 1 or n, R, S] float32: the bias, and the lowest number where nothing may be seen."""
+    bias = (bias if bias.shape[1] == 1 else bias[:, groups])[:, :, None]
+    given = call.source.mask if isinstance(call.source, Whole) else None
+    if given is not None and given.dtype != torch.bool:  # a mask of the caller's own, which may hold other numbers than two
+        return given[:, :, place].float() + bias
+    if part.mask is None:
+        before = part.length - call.query.shape[2]  # the rows are the last keys
+        own = torch.arange(place.start + before, place.stop + before, device=bias.device)
+        seen = torch.arange(part.length, device=bias.device) <= own.view(1, 1, -1, 1)
+    else:
+        seen = part.mask[:, :, place] if part.mask.shape[1] == 1 else part.mask[:, groups, place]
+    lowest = max(torch.finfo(call.query.dtype).min, torch.finfo(bias.dtype).min)
+    return bias.expand(torch.broadcast_shapes(bias.shape, seen.shape)).masked_fill(~seen, lowest)  # type: ignore[no-untyped-call]

@@ -9,12 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from headwise.attention.plan import attached
-from headwise.models.model import follow
+from headwise.attention.plan import Call, attached
+from headwise.attention.provider import Whole
+
+
+@dataclass(frozen=True)
+class LastRows:
+    """Attends for the newest `rows` rows of one layer only; the others get zeros."""
+
+    layer: int
+    rows: int
+
+    def attend(self, call: Call) -> Tensor | None:
+        """None for other layers, short passes, and compressed caches, which attend for all rows at once."""
+        total = call.query.shape[2]
+        if call.layer != self.layer or self.rows >= total or not isinstance(call.source, Whole):
+            return None
+        rows = call.query[:, :, -self.rows :]
+        return padded(call.source.attend(rows, scaling=call.scaling, softcap=call.softcap, sinks=call.sinks), total)
 
 
 @contextmanager
@@ -23,21 +40,22 @@ def last_rows(model: Any, rows: int) -> Iterator[None]:
 
     Keys, values, queries (and so row statistics) and the logits of those rows stay as they are; other rows hold arbitrary finite numbers.
     Without effect where the last layer is no softmax attention.
+
+    Args:
+        model: A `Model`, or a transformers model.
+        rows: How many, at least 1.
     """
     with attached(model) as plan:
         last = plan.model.heads.shape[0] - 1
-        attention = plan.model.modules.get(last)
-        if attention is None:
+        if last not in plan.model.modules:
             yield
             return
-        family, before = plan.model.family, plan.tail
-        parts = (follow(attention, family.output), follow(model, family.layers)[last].mlp)
+        parts = (plan.model.part("output", last), plan.model.part("mlp", last))
         handles = [handle for part in parts for handle in _on_rows(part, rows)]
-        plan.tail = (last, rows)
         try:
-            yield
+            with plan.running(LastRows(last, rows)):
+                yield
         finally:
-            plan.tail = before
             for handle in handles:
                 handle.remove()
 

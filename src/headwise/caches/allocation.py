@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadScores
+from headwise.heads.types import HeadScores, HeadSet
 from headwise.maths.budgets import adaptive_counts, error_shares, fitted, head_shares, pyramid
 from headwise.models.model import Model
 
@@ -24,8 +24,13 @@ class Allocation(Protocol):
     def counts(self, layer: int, scores: Tensor, budget: int, least: int, most: int, model: Model) -> list[int]:
         """One count per KV head, or a single one for all.
 
-        scores [n, S]: of this layer (n = 1: shared by all heads), inf for positions that are kept anyway. budget: mean over all heads of all
-        compressed layers. least, most: limits of every count.
+        Args:
+            layer: Decoder layer.
+            scores: [n, S] of this layer (n = 1: shared by all heads), inf for positions that are kept anyway.
+            budget: Mean over all heads of all compressed layers.
+            least: Lower limit of every count.
+            most: Upper limit of every count.
+            model: Whose layer it is.
         """
 
 
@@ -43,7 +48,11 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Less from layer to layer (PyramidKV). beta: the last layer gets the mean budget / beta."""
+    """Less from layer to layer (PyramidKV).
+
+    Attributes:
+        beta: The last layer gets the mean budget / beta.
+    """
 
     beta: float = 20
 
@@ -59,9 +68,12 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class ByLayer:
-    """By the error that a small cache causes in each layer (CompressKV). errors: one per layer of the model.
+    """By the error that a small cache causes in each layer (CompressKV).
 
-    least: floor of a layer's share. ceiling: no layer gets more than so many mean budgets.
+    Attributes:
+        errors: One per layer of the model.
+        least: Floor of a layer's share.
+        ceiling: No layer gets more than so many mean budgets.
     """
 
     errors: tuple[float, ...]
@@ -84,7 +96,12 @@ class ByLayer:
 
 @dataclass(frozen=True)
 class ByHead:
-    """By the scores of heads, all layers together (HeadKV). beta: 1 / beta of the budget goes by score, the rest evenly."""
+    """By the scores of heads, all layers together (HeadKV).
+
+    Attributes:
+        scores: Of all query heads.
+        beta: 1 / beta of the budget goes by score, the rest evenly.
+    """
 
     scores: HeadScores
     beta: float = 1.2
@@ -101,20 +118,17 @@ class ByHead:
         return flat[at : at + model.heads.kv_heads]
 
     def _shares(self, model: Model, budget: int) -> Sequence[Sequence[float]]:
-        if self.scores.shape != model.heads.shape:
-            raise HeadwiseError(
-                f"head scores of {self.scores.shape[0]} x {self.scores.shape[1]} heads for {model.name} "
-                f"with {model.heads.shape[0]} x {model.heads.shape[1]}"
-            )
+        HeadSet((), self.scores.shape).check_fits(model.heads.shape, model.name, "these head scores")
         values = np.nan_to_num(self.scores.values[model.heads.full_layers])
         return head_shares(values.reshape(len(values), model.heads.kv_heads, -1).mean(axis=2).tolist(), budget, self.beta)
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """By where the prompt's scores are high, inside each layer (AdaKV). floor: share of the budget that every head has for sure.
+    """By where the prompt's scores are high, inside each layer (AdaKV). Rows of a batch share their counts: those of their mean scores.
 
-    Rows of a batch share their counts: those of their mean scores.
+    Attributes:
+        floor: Share of the budget in [0, 1] that every head has for sure.
     """
 
     floor: float = 0.2

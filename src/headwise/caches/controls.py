@@ -53,7 +53,8 @@ class RandomTokens(Press):
 class Oracle(Press):
     """Keeps the given positions of the prompt first (those of the answer), then the most recent ones. For evaluation only: nobody knows them.
 
-    positions: in the text, counted from 0; the latest of them if the budget does not hold all.
+    Attributes:
+        positions: In the text, counted from 0; the latest of them if the budget does not hold all.
     """
 
     positions: tuple[int, ...]

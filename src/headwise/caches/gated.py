@@ -60,15 +60,11 @@ class Gating:
             teacher = last_hidden(self._model, ids, places)
         return teacher, last_hidden(self._model, ids, places)
 
-    def query(self, layer: int, query: Tensor, start: int) -> Tensor:
-        """Queries stay as they are."""
-        return query
-
-    def output(self, call: Call, output: Tensor, start: int) -> Tensor:
+    def edit_output(self, call: Call, output: Tensor) -> Tensor:
         """Mix the output [B, T, H, d] of a layer with full attention."""
         if call.layer not in self._layers:
             return output
-        if start or len(call.keys) > 1 or call.query.shape[2] != call.keys[0].shape[2]:
+        if call.start or len(call.keys) > 1 or call.query.shape[2] != call.keys[0].shape[2]:
             raise HeadwiseError("gated attention runs over whole texts; leave the cache out (use_cache=False)")
         if call.mask is not None:
             raise HeadwiseError("gated attention takes rows of equal length without padding and without a mask of their own")
@@ -120,13 +116,12 @@ def gated(hf: Any, gates: Tensor, window: Window, mix: str = "self") -> Iterator
             raise HeadwiseError(f"{model.name} has no layer with full attention, so there is nothing to gate")
         gating = Gating(hf, model, gates, window, mix)
         trained = [parameter for parameter in hf.parameters() if parameter.requires_grad]
-        plan.edits.append(gating)
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)
-            yield gating
+            with plan.running(gating):
+                yield gating
         finally:
-            plan.edits.remove(gating)
             for parameter in trained:
                 parameter.requires_grad_(True)
 

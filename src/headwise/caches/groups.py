@@ -49,13 +49,18 @@ class Arrival(NamedTuple):
 class Part(NamedTuple):
     """What the query heads of some KV heads attend to; the last T keys are the new tokens unless there is a mask.
 
-    heads: indices of KV heads, None for all. keys, values [B, n, S, d]. mask: bool [B or 1, n or 1, T, S], or None where new tokens see all
-    that is held and one another causally. window: they see their own windows; the keys are those of a whole text then.
+    Attributes:
+        heads: [n] int64, indices of KV heads, None for all.
+        keys, values: [B, n, S, d].
+        positions: [B or 1, n or 1, S] int32, position in the text, `EMPTY` for none; None: key i stands at i.
+        mask: Bool [B or 1, n or 1, T, S], or None where new tokens see all that is held and one another causally.
+        window: The new tokens see their own windows; the keys are those of a whole text then.
     """
 
     heads: Tensor | None
     keys: Tensor
     values: Tensor
+    positions: Tensor | None
     mask: Tensor | None = None
     window: Window | None = None
 
@@ -64,9 +69,14 @@ class Part(NamedTuple):
 class Group(ABC):
     """KV heads of one layer with equally many positions.
 
-    heads [n]: which KV heads, None for all in order. keys, values: buffers [B, n, room, d] of which `used` places hold something.
-    positions [B or 1, n or 1, room] int32: position in the text, `EMPTY` for none. holes: some used place is empty. lent: the buffers are
-    shared with a fork, so they are copied before they change.
+    Attributes:
+        heads: [n], which KV heads, None for all in order.
+        keys: Buffer [B, n, room, d].
+        values: Buffer [B, n, room, d].
+        positions: [B or 1, n or 1, room] int32, position in the text, `EMPTY` for none.
+        used: How many places of the buffers hold something.
+        holes: Some used place is empty.
+        lent: The buffers are shared with a fork, so they are copied before they change.
     """
 
     heads: Tensor | None
@@ -128,8 +138,8 @@ class Growing(Group):
         self.positions[..., self.used : stop] = new.start if one else new.positions(keys.device)[:, None]
         self.used = stop
         held_keys, held_values, positions = self._held()
-        mask = _mask(positions, positions[..., -new.tokens :], None) if self.holes else None
-        return Part(self.heads, held_keys, held_values, mask)
+        mask = seen_mask(positions, positions[..., -new.tokens :], None) if self.holes else None
+        return Part(self.heads, held_keys, held_values, positions, mask)
 
     def drop(self, count: int) -> None:
         """Take the newest positions away again."""
@@ -150,7 +160,12 @@ class Growing(Group):
 
 @dataclass
 class Sliding(Group):
-    """Keeps a window. exact: every token of a block sees its own window; otherwise all that was held when its block came (DuoAttention)."""
+    """Keeps a window.
+
+    Attributes:
+        window: Which positions.
+        exact: Every token of a block sees its own window; otherwise all that was held when its block came (DuoAttention).
+    """
 
     window: Window = field(default_factory=lambda: Window(0, 1))
     exact: bool = False
@@ -173,10 +188,10 @@ class Sliding(Group):
         if new.tokens == 1:  # the window is then just what it sees
             self._store(keys, values, new)
             held_keys, held_values, positions = self._held()
-            return Part(self.heads, held_keys, held_values, _mask(positions, asking, None) if self.holes else None)
+            return Part(self.heads, held_keys, held_values, positions, seen_mask(positions, asking, None) if self.holes else None)
         if self.exact and not self.holes and new.start == 0:
             self._store(keys, values, new)
-            return Part(self.heads, keys, values, window=self.window)
+            return Part(self.heads, keys, values, None, window=self.window)
         held_keys, held_values, positions = self._held()
         rows = max(positions.shape[0], asking.shape[0])
         seen = torch.cat([positions.expand(rows, -1, -1), asking.expand(rows, -1, -1)], dim=-1)
@@ -184,7 +199,8 @@ class Sliding(Group):
             self.heads,
             torch.cat([held_keys, keys], dim=2),
             torch.cat([held_values, values], dim=2),
-            _mask(seen, asking, self.window if self.exact else None) if self.holes or self.exact else None,
+            seen,
+            seen_mask(seen, asking, self.window if self.exact else None) if self.holes or self.exact else None,
         )
         self._store(keys, values, new)
         return part
@@ -224,7 +240,7 @@ class Sliding(Group):
         self.used = max(self.used, min(stop, self.window.size))
 
 
-def _mask(seen: Tensor, asking: Tensor, window: Window | None) -> Tensor:
+def seen_mask(seen: Tensor, asking: Tensor, window: Window | None) -> Tensor:
     """[B or 1, n or 1, T, S] bool from positions of the keys [B or 1, n or 1, S] and of the queries [B or 1, n or 1, T]."""
     seen, asking = seen[..., None, :], asking[..., None]
     mask = (seen != EMPTY) & (seen <= asking)

@@ -7,7 +7,6 @@ that at most one full layer exists at a time; methods with a streaming prefill n
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,21 +20,28 @@ from headwise.attention.plan import Call, attached, keeper_of
 from headwise.caches.kept_layer import Compressor, KeptLayer, Pass
 from headwise.heads.errors import HeadwiseError
 from headwise.models.forward import forward
-from headwise.models.model import as_model
+from headwise.models.model import as_model, transformers_model
+from headwise.models.rope import set_length
 
 
 class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
     """The cache of one `compress` block. Pass it as `past_key_values` to the model or to `model.generate`.
 
-    skipped: layers that are kept as transformers keeps them, because they have no full attention (sliding windows, recurrent states).
+    Args:
+        model: A `Model`, or a transformers model.
+        compressor: The method.
+
+    Attributes:
+        skipped: Layers that are kept as transformers keeps them, because they have no full attention (sliding windows, recurrent states).
+        ends_prompt: Inside `prefill`, whether the pass that runs is its last one; otherwise None.
     """
 
-    def __init__(self, hf: Any, compressor: Compressor) -> None:
-        model = as_model(hf)
+    def __init__(self, model: Any, compressor: Compressor) -> None:
+        model = as_model(model)
         compressor.check(model)
-        self.compressor, self.model, self._model = compressor, model, weakref.ref(hf)
-        self.running = Pass()
-        layers = DynamicCache(config=hf.config).layers
+        self.compressor, self.model = compressor, model
+        self.running, self.ends_prompt = Pass(), None
+        layers = DynamicCache(config=model.hf.config).layers
         self.skipped = [i for i, layer in enumerate(layers) if type(layer) is not DynamicLayer]
         if len(self.skipped) == len(layers):
             raise HeadwiseError(f"{model.name} has no layer with full attention, so there is nothing to compress")
@@ -61,21 +67,31 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """Layer -> per KV head the positions it holds in ascending order, of one batch row. Empty before the prefill has ended."""
         return {i: layer.held_positions(row, self.model.heads.kv_heads) for i, layer in self.kept_layers.items()}
 
-    def begin(self, model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """Called by the attached model when a pass over this cache begins; gives what to do after each layer's attention."""
-        if model is not self._model():
+    def begin(self, hf: Any, ids: Tensor | None, mask: Any) -> KeptCache:
+        """Called by the attached model when a pass over this cache begins; gives the look that ends each layer's attention.
+
+        Args:
+            hf: The transformers model.
+            ids: Its inputs [B, T] or [B, T, width].
+            mask: The attention mask as it was given.
+
+        Raises:
+            HeadwiseError: The cache belongs to another model, or the mask is none of shape [batch, tokens].
+        """
+        if hf is not self.model.hf:
             raise HeadwiseError(
                 f"this cache was made for another model ({self.model.name}); open a `compress` block for this one"
             )
-        ids = next(
-            (given for given in (*inputs, options.get("input_ids"), options.get("inputs_embeds")) if given is not None), None
-        )
-        mask = options.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() != 2:
             raise HeadwiseError("a compressed cache takes attention masks of shape [batch, tokens] only")
         padded = isinstance(mask, Tensor) and isinstance(ids, Tensor) and not bool(mask.bool().all())
-        self.running.real = mask[:, -ids.shape[1] :].bool() if padded else None  # type: ignore[index, union-attr]
-        return self._after_attention
+        self.running.real = mask[:, -ids.shape[1] :].bool() if padded and isinstance(ids, Tensor) else None
+        return self
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        set_length(self, None)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Called by the model's attention. Refused outside of the block and for parts of a model, where nothing would ever be cut."""
@@ -83,7 +99,8 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
             raise HeadwiseError("a compressed cache works only inside the `compress` block, and with the whole model")
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def _after_attention(self, call: Call) -> None:
+    def look(self, call: Call) -> None:
+        """Cut a layer down right after its attention, where a prefill ends with this pass."""
         layer = self.layers[call.layer]
         if isinstance(layer, KeptLayer):
             layer.cut(self.compressor, call, self.model)
@@ -93,25 +110,37 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """Read a prompt [B, S] into the empty cache, `chunk` tokens at a time; gives the logits [B, vocabulary] of its last token.
 
         A dense prefill in chunks holds the full cache until its end; the last chunk has at least `chunk` tokens, so that methods that look at
-        the last queries find them. attention_mask [B, S]: 0 for padding; real tokens then count from 0 in each row.
+        the last queries find them.
+
+        Args:
+            ids: [B, S].
+            attention_mask: [B, S], 0 for padding; real tokens then count from 0 in each row.
+            chunk: Tokens per pass; None: all at once.
+
+        Returns:
+            [B, vocabulary].
+
+        Raises:
+            HeadwiseError: The cache is not empty, or the chunk is below 1.
         """
-        model = self._model()
-        if model is None or self.get_seq_length():
-            raise HeadwiseError("a prefill needs an empty cache of a model that still exists; call reset() first")
+        model = self.model.hf
+        if self.get_seq_length():
+            raise HeadwiseError("a prefill needs an empty cache; call reset() first")
         if chunk is not None and chunk < 1:
             raise HeadwiseError(f"the chunk must be at least 1 token; got {chunk}")
         size = chunk or ids.shape[1]
         stops = [*range(size, ids.shape[1] - size + 1, size), ids.shape[1]]
+        set_length(self, ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max()))
         try:
             for start, stop in zip([0, *stops], stops, strict=False):
-                self.running.last = stop == stops[-1]
+                self.running.last = self.ends_prompt = stop == stops[-1]
                 padding: dict[str, Tensor] = {}
                 if attention_mask is not None:
                     places = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
                     padding = {"attention_mask": attention_mask[:, :stop], "position_ids": places[:, start:stop]}
                 out = forward(model, ids[:, start:stop], self, logits_to_keep=1, **padding)
         finally:
-            self.running.last = True
+            self.running.last, self.ends_prompt = True, None
         logits: Tensor = out.logits[:, -1]
         return logits
 
@@ -127,12 +156,20 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
 @contextmanager
 def compress(model: Any, compressor: Compressor) -> Iterator[KeptCache]:
-    """Run the model over a compressed cache inside the block. Yields an empty one; `reset()` empties it again.
+    """Run the model over a compressed cache inside the block. Layers without full attention are left as they are (`cache.skipped`).
 
-    Raises `HeadwiseError` if the method does not fit the model. Layers without full attention are left as they are (`cache.skipped`).
+    Args:
+        model: A `Model`, or a transformers model.
+        compressor: The method; every press is one.
+
+    Yields:
+        An empty cache; `reset()` empties it again.
+
+    Raises:
+        HeadwiseError: The method does not fit the model, or the model has no layer with full attention.
     """
     with attached(model):
-        yield KeptCache(model, compressor)
+        yield KeptCache(transformers_model(model), compressor)
 
 
 def _layer_bytes(layer: Any) -> int:

@@ -23,8 +23,16 @@ PREFILLS = ("dense", "chunked", "windowed")
 class View(NamedTuple):
     """What a method sees of a layer at the end of the prefill, before anything is dropped.
 
-    query [B, H, T, d] (T: the last block of the prompt), keys, values [B, G, S, d], all after rotation. positions [B or 1, S] int32: position in
-    the text, -1 for padding. softcap, sinks [H]: as in `attend`. model: whose layer it is.
+    Attributes:
+        layer: Decoder layer.
+        query: [B, H, T, d] after rotation; T tokens of the prompt's last block.
+        keys: [B, G, S, d] after rotation.
+        values: [B, G, S, d].
+        positions: [B or 1, S] int32, position in the text, -1 for padding.
+        scaling: Factor of query times key.
+        softcap: As in `attend`.
+        sinks: [H], as in `attend`.
+        model: Whose layer it is.
     """
 
     layer: int
@@ -41,8 +49,10 @@ class View(NamedTuple):
 class Keep(NamedTuple):
     """What some KV heads of a layer keep.
 
-    heads: KV heads, None for all. places [B or 1, n or 1, k]: which of the S positions, ascending, -1 for none; None for all of them.
-    window: from now on a sliding window instead (`places` is then None).
+    Attributes:
+        heads: KV heads, None for all.
+        places: [B or 1, n or 1, k], which of the S positions, ascending, -1 for none; None for all of them.
+        window: From now on a sliding window instead (`places` is then None).
     """
 
     heads: Sequence[int] | None = None
@@ -69,9 +79,11 @@ class Compressor(Protocol):
 
 @dataclass
 class Pass:
-    """What the layers must know of the forward pass that is running. real [B, T] bool: False for padding; None: no padding.
+    """What the layers must know of the forward pass that is running.
 
-    last: a prefill ends with this pass.
+    Attributes:
+        real: [B, T] bool, False for padding; None: no padding.
+        last: A prefill ends with this pass.
     """
 
     real: Tensor | None = None
@@ -112,7 +124,8 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
             self.groups = [self._empty_group(stream, key_states, value_states) for stream in self._streams]
         if self.groups is not None:
             held = Held(
-                tuple(group.take(_of(group.heads, key_states), _of(group.heads, value_states), new) for group in self.groups)
+                tuple(group.take(_of(group.heads, key_states), _of(group.heads, value_states), new) for group in self.groups),
+                padded=self._counts is not None,
             )
             return held, held
         self._positions.append(new.positions(key_states.device))
@@ -128,8 +141,13 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
             return
         rows = max(positions.shape[0] for positions in self._positions)
         positions = torch.cat([p.expand(rows, -1) for p in self._positions], dim=1)
-        view = View(call.layer, call.query, self.keys, self.values, positions, call.scaling, call.softcap, call.sinks, model)
-        self.groups = [self._group(keep, self.keys, self.values, positions) for keep in compressor.kept(view)]
+        self.keep(
+            compressor, View(call.layer, call.query, self.keys, self.values, positions, call.scaling, call.softcap, call.sinks, model)
+        )
+
+    def keep(self, compressor: Compressor, view: View) -> None:
+        """End the prefill: keep what the method says of what it is shown, drop the rest."""
+        self.groups = [self._group(keep, view.keys, view.values, view.positions) for keep in compressor.kept(view)]
         self.keys = self.values = None
         self._positions = []
 

@@ -31,10 +31,17 @@ class MissingKvpressError(MissingExtraError):
 def as_kvpress(press: Press, model: Model | None = None) -> Any:
     """A `ScorerPress` of kvpress that scores as `press` does; use it as any other: `with made(model): ...`.
 
-    model: of the model; None: read from the model when the block begins. Sinks and the window of `press` get the highest scores. kvpress keeps
-    int(S x (1 - ratio)) positions of each KV head, headwise round(S x (1 - ratio)) and never less than sinks and window.
-    Raises `MissingKvpressError` without kvpress; `HeadwiseError` for a press with an absolute budget or with unequal budgets, and for
-    methods that are no `Press` (DuoAttention keeps windows, not scored positions).
+    Sinks and the window of `press` get the highest scores. kvpress keeps int(S x (1 - ratio)) positions of each KV head, headwise
+    round(S x (1 - ratio)) and never less than sinks and window.
+
+    Args:
+        press: With a compression ratio and equal budgets.
+        model: The model it will run on; None: read from the model when the block begins.
+
+    Raises:
+        MissingKvpressError: kvpress is not installed.
+        HeadwiseError: A press with an absolute budget or with unequal budgets, and methods that are no `Press` (DuoAttention keeps windows,
+            not scored positions).
     """
     if not isinstance(press, Press):
         raise HeadwiseError(
@@ -127,9 +134,10 @@ def marked_scores(press: Press, module: Any, query: Tensor, keys: Tensor, values
 
     They are finite because wrappers of kvpress multiply scores and take means of them.
     """
-    batch, heads, length, width = keys.shape
+    batch, heads, length = keys.shape[:3]
     positions = torch.arange(length, dtype=torch.int32, device=keys.device)[None]  # kvpress knows no padding
-    scaling = getattr(module, "scaling", width**-0.5)
-    view = View(module.layer_idx, query, keys, values, positions, scaling, None, None, model)
+    layer = module.layer_idx
+    cap, sinks = model.attention_cap, model.part("sinks", layer)
+    view = View(layer, query, keys, values, positions, module.scaling, cap, sinks, model)
     scores = press.scores(view).float().expand(batch, heads, length)
     return scores.masked_fill(protected(positions, press.sinks, press.window)[:, None], float(scores.max()) + 1)

@@ -27,8 +27,15 @@ from headwise.models.model import Model
 class Press(ABC):
     """Base of all presses: subclasses give `scores`.
 
-    budget: positions per KV head on average, sinks and window included; or compression_ratio: share of the prompt that goes, in [0, 1).
-    window: newest positions that are kept in any case. sinks: oldest ones. allocation: how the budget is shared out.
+    Attributes:
+        budget: Positions per KV head on average, sinks and window included; or give
+        compression_ratio: Share of the prompt that goes, in [0, 1).
+        window: Newest positions that are kept in any case, at least 1.
+        sinks: Oldest positions that are kept in any case.
+        allocation: How the budget is shared out.
+
+    Raises:
+        HeadwiseError: Both or neither of budget and ratio, or numbers out of range.
     """
 
     budget: int | None = None
@@ -104,7 +111,9 @@ class Press(ABC):
 class WindowPress(Press):
     """Scores by the attention of the prompt's last queries, averaged over neighbours and over the query heads of each KV head (SnapKV).
 
-    queries: how many of the last tokens look back (None: `window`). kernel: odd width of the moving average.
+    Attributes:
+        queries: How many of the last tokens look back (None: `window`).
+        kernel: Odd width of the moving average.
     """
 
     queries: int | None = None

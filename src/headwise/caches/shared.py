@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
-from headwise.attention.plan import attached
+from headwise.attention.plan import Call, attached
+from headwise.attention.provider import KeyProvider, Whole
 from headwise.heads.errors import HeadwiseError
 
 
@@ -20,6 +21,9 @@ def full_cache(model: Any) -> DynamicCache:
     """An empty cache that keeps every position in every attention layer, so that it can be forked and cropped anywhere.
 
     transformers' own cache drops old positions of sliding-window layers; the windows are applied by the mask here.
+
+    Args:
+        model: A transformers model.
     """
     cache = DynamicCache(config=model.config)
     cache.layers = [DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer for layer in cache.layers]
@@ -27,10 +31,16 @@ def full_cache(model: Any) -> DynamicCache:
 
 
 def fork(cache: DynamicCache, length: int | None = None) -> DynamicCache:
-    """A cache with the same content (or its first `length` positions) that grows independently.
+    """A cache with the same content that grows independently.
 
-    Keys and values are shared until one side grows; recurrent states, which change in place, are copied. Recurrent states cannot be
-    cut, so `length` is refused for them.
+    Keys and values are shared until one side grows; recurrent states, which change in place, are copied.
+
+    Args:
+        cache: Of `full_cache` or `shared_past`.
+        length: Take its first `length` positions only.
+
+    Raises:
+        HeadwiseError: A length is given, but there are recurrent states, which cannot be cut.
     """
     twin = copy.copy(cache)
     twin.layers = [_fork_layer(layer, length) for layer in cache.layers]
@@ -70,16 +80,39 @@ class OwnLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
         return self.past_length + int(super().get_seq_length())
 
 
+class SharedPast:
+    """Step: puts keys and values that all batch rows share in front of each row's own. by_layer: layer -> [1, G, P, d] each."""
+
+    def __init__(self) -> None:
+        self.by_layer: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def choose_keys(self, call: Call) -> KeyProvider:
+        """The shared past and the row's own keys."""
+        past = self.by_layer.get(call.layer)
+        if past is None:
+            return call.source
+        own = call.whole
+        return Whole((past[0], *own.keys), (past[1], *own.values), own.mask)
+
+
 @contextmanager
 def shared_past(model: Any, past: DynamicCache, rows: int) -> Iterator[DynamicCache]:
     """Yield a cache for `rows` batch rows that all continue the one row in `past`, without copying its keys and values.
 
     Passes inside the block must use the yielded cache (or a fork of it). Positions of the past are read once for all rows.
+
+    Args:
+        model: A `Model`, or a transformers model.
+        past: A cache of one row; it is left as it is.
+        rows: Batch rows.
+
+    Raises:
+        HeadwiseError: Another block with a shared past is open.
     """
     with attached(model) as plan:
-        if plan.past:
+        if any(isinstance(step, SharedPast) for step in plan.choosing):
             raise HeadwiseError("blocks with a shared past cannot be nested")
-        cache = copy.copy(past)
+        cache, step = copy.copy(past), SharedPast()
         cache.layers = []
         for index, layer in enumerate(past.layers):
             if isinstance(layer, LinearAttentionCacheLayerMixin):
@@ -88,12 +121,10 @@ def shared_past(model: Any, past: DynamicCache, rows: int) -> Iterator[DynamicCa
             if not layer.is_initialized:
                 cache.layers.append(DynamicLayer())
                 continue
-            plan.past[index] = (layer.keys, layer.values)
+            step.by_layer[index] = (layer.keys, layer.values)
             cache.layers.append(OwnLayer(layer.keys.shape[2]))
-        try:
+        with plan.running(step):
             yield cache
-        finally:
-            plan.past.clear()
 
 
 def _repeated(layer: Any, rows: int) -> Any:

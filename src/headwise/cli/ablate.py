@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,19 +89,21 @@ def _sweep(
     given: dict[str, Any] = asdict(options) | {"task": grid, "perplexity": perplexity, "directory": directory}
     with progress("ablating", hidden=json) as report:
         result = ablation_curve(loaded, scores, report=report, **given)
-    result.save(path, overwrite)
-    directory.remove()
-    _tell(result.to_json(), path, json)
-
-
-def _tell(data: dict[str, object], path: Path, json: bool) -> None:
-    from headwise.report.console import print_all
+    from headwise.cli.pictures import draw
     from headwise.report.figures import ablation_curves
+
+    picture = draw(partial(ablation_curves, result.to_json()), path.with_suffix(".png"))
+    result.save(path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
+    directory.remove()
+    _tell(result.to_json(), path, picture, json)
+
+
+def _tell(data: dict[str, object], path: Path, picture: str | None, json: bool) -> None:
+    from headwise.cli.pictures import picture_line
+    from headwise.report.console import print_all
     from headwise.report.tables import ablation_table
 
-    picture = path.with_suffix(".png")
-    ablation_curves(data, picture)
     if json:
-        o.print_json({"result": str(path), "picture": str(picture), "summary": data["summary"]})
+        o.print_json({"result": str(path), "picture": picture, "summary": data["summary"]})
     else:
-        print_all(ablation_table(data), f"result     {path}", f"picture    {picture}")
+        print_all(ablation_table(data), f"result     {path}", *picture_line(picture))

@@ -14,22 +14,52 @@ def convert(
     file: Annotated[Path, typer.Argument(help="Head file of any known format.")],
     output: Annotated[Path, typer.Argument(help="New file.")],
     to: Annotated[str, typer.Option(help="headwise, wu, headkv or duo.")] = "headwise",
-    group: Annotated[int, typer.Option(help="Query heads per KV head, to spread a DuoAttention table over query heads.")] = 1,
+    group: Annotated[
+        int | None,
+        typer.Option(help="Query heads per KV head: spreads a table per KV head over query heads.", show_default=False),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers x query heads of the model, e.g. 32x32, for a list that does not name all heads.", show_default=False
+        ),
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Convert head scores between headwise, Wu-style JSON, HeadKV JSON and DuoAttention TSV."""
-    from headwise.heads import HeadwiseError, load_heads, save_heads
-    from headwise.heads.formats import read_foreign, write_foreign
-    from headwise.heads.headfile import read_text
+    from headwise.heads import load_heads, save_heads
+    from headwise.heads.formats import on_grid, spread, write_foreign
+    from headwise.heads.text import printable
 
-    if group < 1:
-        raise HeadwiseError(f"--group must be at least 1; got {group}")
-    scores = read_foreign(read_text(file), file, group) if group > 1 else load_heads(file)
+    scores = load_heads(file)
+    if group is not None:
+        scores = spread(scores, group)
+    if shape is not None:
+        scores = on_grid(scores, _grid(shape))
+    lost: list[str] = []
     if to == "headwise":
         save_heads(scores, output)
     else:
-        write_foreign(scores, output, to)
+        lost = write_foreign(scores, output, to)
+    layers, heads = scores.shape
+    guessed = bool(scores.provenance.get("shape_guessed"))
     if json:
-        o.print_json({"file": str(output), "format": to, "layers": scores.shape[0], "heads": scores.shape[1]})
-    else:
-        typer.echo(f"{output}: {scores.shape[0]} layers x {scores.shape[1]} heads, {scores.score} score, format {to}")
+        told = {"file": str(output), "format": to, "layers": layers, "heads": heads, "shape_guessed": guessed, "left_out": lost}
+        o.print_json(told)
+        return
+    typer.echo(printable(f"{output}: {layers} layers x {heads} heads, {scores.score} score, format {to}"))
+    if guessed:
+        typer.echo(
+            f"the list does not name all heads, so {layers} x {heads} is a guess; state the model's with --shape LAYERSxHEADS"
+        )
+    if lost:
+        typer.echo(printable(f"left out, because format {to} has no place for it: {', '.join(lost)}"))
+
+
+def _grid(text: str) -> tuple[int, int]:
+    from headwise.heads import HeadwiseError
+
+    layers, cross, heads = text.partition("x")
+    if not cross or not all(part.isascii() and part.isdecimal() and len(part) < 8 and int(part) for part in (layers, heads)):
+        raise HeadwiseError(f"--shape takes layers x query heads, like 32x32; got {text!r}")
+    return int(layers), int(heads)

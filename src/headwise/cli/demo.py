@@ -1,4 +1,4 @@
-"""`headwise demo`: find the retrieval heads of a model, remove them, and look at them. Runs the commands that a user would."""
+"""`headwise demo`: find the retrieval heads of a model, ablate them, and explore them. Runs the commands that a user would."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from headwise.cli import options as o
+from headwise.cli.pictures import picture_line
 
 Say = Callable[[str], None]
-REMOVED = (1, 2, 4, 8, 16)
+ABLATED = (1, 2, 4, 8, 16)
+MARK = ".headwise-demo"
 LENGTHS, SHORT = ("--lengths", "256,512,1024"), ("--lengths", "512")
 
 
@@ -26,25 +28,43 @@ def demo(
     ),
     json: o.Json = False,
 ) -> None:
-    """Find the retrieval heads of a model, remove them, and write a page to look at them: a tour of three commands."""
+    """A tour of three commands: find the retrieval heads of a model, ablate them, and write a page to explore them."""
     from headwise.models.registry import DEFAULT
 
+    _take(output)
     started, name, say = time.perf_counter(), model or DEFAULT, _keep_still if json else _say
     heads, ablation, page = (str(output / file) for file in ("heads.json", "ablation.json", "explorer.html"))
     long, short = (LENGTHS, SHORT) if name == DEFAULT else ((), ())  # of other models: what fits, as the commands choose it
     found = _headwise(say, "detect", name, *long, "--depths", "5", "-o", heads, "--overwrite")
     _tell_heads(found, say)
     removed = _headwise(
-        say, "ablate", name, "--heads", heads, "--top", ",".join(map(str, REMOVED)), *short, "--depths", "2", "--controls", "20",
+        say, "ablate", name, "--heads", heads, "--top", ",".join(map(str, ABLATED)), *short, "--depths", "2", "--controls", "20",
         "-o", ablation, "--overwrite",
     )  # fmt: skip
     _tell_removal(removed, say)
     shown = _headwise(say, "show", heads, ablation, "--html", page, "--model", name)
     if json:
         o.print_json({"heads": found, "ablation": removed, "page": shown["page"]})
-    say(f"\nhead file  {found['head_file']}\nheat map   {found['heat_map']}\ncurves     {removed['picture']}")
+    say(f"\nhead file  {found['head_file']}")
+    for line in (*picture_line(found["heat_map"], "heat map"), *picture_line(removed["picture"], "curves")):
+        say(line)
     say(f"explorer   {shown['page']}  (open it in a browser)")
-    say(f"done in {time.perf_counter() - started:.0f} s. Next: docs/start.md does this step by step; headwise --help")
+    say(
+        f"Done in {time.perf_counter() - started:.0f} s. Next: docs/start.md explains every step; headwise --help lists all commands"
+    )
+
+
+def _take(output: Path) -> None:
+    """Mark the folder as ours. One with other things in it is refused: results replace files of the same names."""
+    from headwise.heads.errors import HeadwiseError
+    from headwise.heads.headfile import write_atomically
+
+    if output.exists() and not output.is_dir():
+        raise HeadwiseError(f"{output} is a file; give a folder with --output")
+    held = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if MARK not in held and any(not name.startswith(f".{MARK}.") for name in held):  # a killed process leaves a temporary one
+        raise HeadwiseError(f"{output} holds files, but no demo of headwise; give another --output, or an empty folder")
+    write_atomically(output / MARK, b"headwise demo 1\n")
 
 
 def _headwise(say: Say, *arguments: str) -> dict[str, Any]:
@@ -59,17 +79,17 @@ def _headwise(say: Say, *arguments: str) -> dict[str, Any]:
 
 def _tell_heads(found: dict[str, Any], say: Say) -> None:
     say(f"\n  {found['solved']} of {found['runs']} needle questions answered.")
-    say(f"  {found['over_0.1']} of {found['layers'] * found['heads']} heads copy more than a tenth of the needle. The strongest:")
+    say(f"  {found['over_0.1']} of {found['layers'] * found['heads']} heads have a copy score above 0.1. The strongest:")
     say("  " + "   ".join(f"{entry['head']} {entry['score']:.2f}" for entry in found["top"][:8]))
     agree = found["split_half_reliability"]  # none if too few questions were answered
-    say("" if agree is None else f"  Two halves of the runs agree to r = {agree:.3f}.\n")
+    say("" if agree is None else f"  The scores of two random halves of the runs correlate with r = {agree:.3f}.\n")
 
 
 def _tell_removal(result: dict[str, Any], say: Say) -> None:
     recall = {(row["kind"], row["k"]): row["mean"] for row in result["summary"] if row["metric"] == "recall"}
-    say(f"\n  Needle recall without any change: {recall['none', 0]:.2f}")
-    say("  heads removed   strongest   random (mean of draws)   weakest")
-    for k in REMOVED:
+    say(f"\n  Needle recall of the unchanged model: {recall['none', 0]:.2f}")
+    say("  heads ablated   strongest   random (mean of draws)   weakest")
+    for k in ABLATED:
         say(f"  {k:13d}   {recall['top', k]:9.2f}   {recall['random', k]:22.2f}   {recall['bottom', k]:7.2f}")
     say("")
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,29 +30,23 @@ HELP = f"""Find retrieval heads by one of the scores below; a head file and a he
 Without a NAME: {DEFAULT}. A model folder that is called like a score is given as ./NAME."""
 
 
-class _Commands(Mapping[str, Any]):
-    """Name -> command of every installed detector; a class is imported when it is asked for."""
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(installed("detectors"), key=lambda name: (name != DEFAULT, name)))
-
-    def __len__(self) -> int:
-        return len(installed("detectors"))
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in installed("detectors"):
-            raise KeyError(name)
-        app = typer.Typer(add_completion=False)
-        app.command(name)(_command_of(name))
-        return typer.main.get_command(app)
-
-
 class DetectGroup(TyperGroup):
-    """The detectors as commands; what is no name of a detector is a model for the default one."""
+    """The detectors as commands, made when they are asked for; what is no name of a detector is a model for the default one."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.commands: Any = _Commands()
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the installed detectors, the default first."""
+        return sorted(installed("detectors"), key=lambda name: (name != DEFAULT, name))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a detector; None for another name."""
+        if cmd_name not in installed("detectors"):
+            return None
+        app = typer.Typer(add_completion=False)
+        try:
+            app.command(cmd_name)(_command_of(cmd_name))
+        except (HeadwiseError, MissingExtraError) as error:  # of another package: the others still work
+            app.command(cmd_name, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(_broken(error))
+        return typer.main.get_command(app)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default detector in front where none is named."""
@@ -84,11 +79,8 @@ def with_default(args: list[str]) -> list[str]:
 
 def _command_of(name: str) -> Callable[..., None]:
     """The function behind `headwise detect NAME`: its signature is made of the detector's fields."""
-    try:
-        kind = method_named("detectors", name)
-        fields = o.parameters_of(kind)
-    except (HeadwiseError, MissingExtraError) as error:  # of another package: the others still work
-        return _broken(error)
+    kind = method_named("detectors", name)
+    fields = o.parameters_of(kind)
 
     def command(**given: Any) -> None:
         common = {option: given.pop(option) for option in COMMON}
@@ -155,30 +147,17 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 def _tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:
+    from headwise.cli.pictures import draw, picture_line
     from headwise.heads.headfile import save_heads
+    from headwise.report.console import print_all
+    from headwise.report.figures import heat_map
+    from headwise.report.tables import head_table, summary_lines
 
-    picture, problem = _heat_map(scores, path.with_suffix(".heatmap.png"))
+    picture = draw(partial(heat_map, scores), path.with_suffix(".heatmap.png"))
     save_heads(scores, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     if json:
         from headwise.report.show import facts_of
 
-        o.print_json({"head_file": str(path), "heat_map": picture and str(picture), **facts_of(scores)})
-        return
-    from headwise.report.console import print_all
-    from headwise.report.tables import head_table, summary_lines
-
-    drawn = f"heat map   {picture}" if picture else f"heat map   none: {problem}"
-    print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", drawn)
-
-
-def _heat_map(scores: HeadScores, picture: Path) -> tuple[Path | None, str]:
-    """(the picture, or None; why there is none). Scores are never lost because they cannot be drawn."""
-    try:
-        from headwise.report.figures import heat_map
-
-        heat_map(scores, picture)
-    except MissingExtraError as error:
-        return None, str(error)
-    except ImportError as error:
-        return None, str(MissingExtraError(error.name or "matplotlib", "report"))
-    return picture, ""
+        o.print_json({"head_file": str(path), "heat_map": picture, **facts_of(scores)})
+    else:
+        print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", *picture_line(picture, "heat map"))

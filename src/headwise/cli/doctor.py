@@ -24,6 +24,7 @@ def examine() -> dict[str, Any]:
     """Everything the command reports, as plain data."""
     from headwise import __version__
     from headwise.cli import environment as e
+    from headwise.models.families import FAMILIES
     from headwise.models.registry import bundled_names
 
     needed = e.packages()
@@ -43,6 +44,7 @@ def examine() -> dict[str, Any]:
         },
         "hub_cache": e.hub_cache(),
         "bundled_models": bundled_names(),
+        "families": sorted(FAMILIES),
     }
 
 
@@ -62,6 +64,7 @@ def _print(facts: Mapping[str, Any]) -> None:
                 "device": _device(facts),
                 "hub models": f"{cache['models']} in {cache['folder']}, {cache['free'] / 1e9:.0f} GB free{offline}",
                 "bundled models": ", ".join(facts["bundled_models"]),
+                "model families": f"{len(facts['families'])} (headwise info --families lists them)",
             },
         ),
         "",

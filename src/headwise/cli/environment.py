@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 # Extra -> what it brings; the extras of contributors are not listed.
 FEATURES: Mapping[str, str] = {
     "lm-eval": "ablate --task lm-eval:NAME",
-    "report": "pictures and pages",
+    "report": "pictures (.png, .svg); pages need no extra",
     "serve": "serve",
     "parquet": "RULER's files in bench cache",
     "scale": "select",
     "ray": "select score --runner ray",
     "rank": "measures of rank, and BM25",
+    "adapters": "models with an adapter of peft (LoRA)",
 }
 PACKAGE = "headwise"
 

@@ -17,7 +17,7 @@ def export(
     mode: Annotated[str, typer.Option(help="zero (no output) or uniform (no query).")] = "zero",
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")] = ...,  # type: ignore[assignment]
     device: o.Device = "cpu",
-    dtype: o.Dtype = "auto",
+    dtype: Annotated[str, typer.Option(help="saved (as in the checkpoint), float32, bfloat16 or float16.")] = "saved",
     revision: o.Revision = None,
     json: o.Json = False,
 ) -> None:
@@ -29,7 +29,8 @@ def export(
     from headwise.models.export import export_ablated
 
     export_ablated(loaded, chosen, mode, output)
+    kept = str(loaded.hf.dtype).removeprefix("torch.")
     if json:
-        o.print_json({"checkpoint": str(output), "mode": mode, "heads": [str(head) for head in chosen]})
+        o.print_json({"checkpoint": str(output), "mode": mode, "heads": [str(head) for head in chosen], "dtype": kept})
     else:
-        typer.echo(f"checkpoint {output}: {len(chosen)} heads silenced ({mode}): {', '.join(map(str, chosen))}")
+        typer.echo(f"checkpoint {output}: {len(chosen)} heads silenced ({mode}), {kept}: {', '.join(map(str, chosen))}")

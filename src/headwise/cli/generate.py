@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from headwise.cli import options as o
 from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from headwise.caches.kept_cache import KeptCache
     from headwise.models.model import Model
 
 
@@ -18,13 +21,19 @@ def generate(
     model: o.ModelName = None,
     prompt: Annotated[str | None, typer.Option(help="The prompt.", show_default=False)] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A text file that holds it.", show_default=False)] = None,
-    cache: Annotated[str, typer.Option(help="Method, e.g. snapkv:budget=256 or compresskv:heads=FILE,budget=0.1.")] = "full",
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Method, e.g. snapkv:budget=256 or compresskv:heads=FILE,budget=0.1.", show_default="full"),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 64,
     prefill_chunk: Annotated[
         int | None, typer.Option(help="Read the prompt so many tokens at a time.", show_default="all at once")
     ] = None,
     save_cache: Annotated[
         Path | None, typer.Option(help="Also write the prompt's cache (safetensors).", show_default=False)
+    ] = None,
+    load_cache: Annotated[
+        Path | None, typer.Option(help="Go on from a cache of --save-cache: the prompt comes behind its text.", show_default=False)
     ] = None,
     chat: o.Chat = False,
     device: o.Device = "auto",
@@ -35,31 +44,43 @@ def generate(
     """Answer a prompt greedily from a compressed cache, and tell how much of the full cache was held."""
     from headwise.cli.cache_methods import parse_cache, with_heads
 
-    cache = with_heads(cache, model)
-    text, compressor = _text(prompt, prompt_file), parse_cache(cache)
+    text = _text(prompt, prompt_file)
+    if load_cache is not None and cache is not None:
+        raise HeadwiseError("--load-cache brings its own cache; leave --cache out")
+    if load_cache is not None and (chat or prefill_chunk is not None):
+        raise HeadwiseError("--load-cache goes on with a text that has been read; leave --chat and --prefill-chunk out")
+    method = with_heads(cache or "full", model)
+    compressor = parse_cache(method)
     if max_new_tokens < 1:
         raise HeadwiseError(f"--max-new-tokens must be at least 1; got {max_new_tokens}")
     if save_cache is not None and save_cache.exists():
         raise HeadwiseError(f"{save_cache} exists; give --save-cache another name (caches are never replaced)")
+    if load_cache is not None and not load_cache.is_file():
+        raise HeadwiseError(f"no such cache file: {load_cache}")
     loaded = o.load(model, device, dtype, revision)
-    ids = _ids(loaded, text, chat)
-    keeps = getattr(compressor, "positions_for", None)
-    if keeps is not None and keeps(len(ids)) >= len(ids):
-        raise HeadwiseError(f"the prompt has {len(ids)} tokens and {cache} keeps as many: nothing would be dropped")
-    from headwise.caches.kept_cache import compress
+    from headwise.attention.plan import attached
+    from headwise.caches.kept_cache import KeptCache
+    from headwise.caches.kept_file import load_cache as saved
     from headwise.caches.kept_file import save_cache as save
     from headwise.evaluation.compression import continuation, size_of
-    from headwise.prompts.encoder import newline_ids
-    from headwise.runtime.answer import stop_ids
     from headwise.runtime.runner import token_tensor
 
-    limit = min(max_new_tokens, (loaded.positions or 2**62) - len(ids) + 1)
-    with compress(loaded.hf, compressor) as kept:
-        logits = kept.prefill(token_tensor(loaded.hf, ids), chunk=prefill_chunk)
-        facts = {"cache": cache, "tokens": len(ids), **size_of(kept)._asdict(), "skipped_layers": kept.skipped}
+    with attached(loaded):
+        if load_cache is None:
+            ids = _ids(loaded, text, chat)
+            _check_budget(compressor, len(ids), method)
+            kept = KeptCache(loaded, compressor)
+            logits = kept.prefill(token_tensor(loaded.hf, ids), chunk=prefill_chunk)
+        else:
+            kept = saved(load_cache, loaded)
+            logits = _behind(loaded, kept, text)
+            method = f"from {load_cache.name}"
+        read = kept.get_seq_length()
+        facts = {"cache": method, "tokens": read, **size_of(kept)._asdict(), "skipped_layers": kept.skipped}
         if save_cache is not None:
             save(kept, save_cache)
-        said = continuation(loaded.hf, kept, logits, stop_ids(loaded) - newline_ids(loaded.tokenizer), limit)
+        limit = min(max_new_tokens, (loaded.positions or 2**62) - read + 1)
+        said = continuation(loaded.hf, kept, logits, loaded.stop_ids, limit)
     words = str(loaded.tokenizer.decode(said, skip_special_tokens=True))
     if json:
         o.print_json({"text": words, "new_tokens": len(said), **facts})
@@ -70,26 +91,54 @@ def generate(
     print_all(words, held_line(facts))
 
 
+def _check_budget(compressor: Any, tokens: int, method: str) -> None:
+    """Refuse a budget that drops nothing."""
+    keeps = getattr(compressor, "positions_for", None)
+    if keeps is not None and keeps(tokens) >= tokens:
+        raise HeadwiseError(f"the prompt has {tokens} tokens and {method} keeps as many: nothing would be dropped")
+
+
+def _behind(loaded: Model, kept: KeptCache, text: str) -> Tensor:
+    """Logits [1, vocabulary] of the prompt's last token, read behind what a cache holds."""
+    import torch
+
+    from headwise.models.forward import forward
+    from headwise.prompts.encoder import PieceEncoder
+    from headwise.runtime.runner import token_tensor
+
+    ids, before = PieceEncoder(loaded.tokenizer).encode(text), kept.get_seq_length()
+    if loaded.positions is not None and before + len(ids) > loaded.positions:
+        raise HeadwiseError(
+            f"the cache holds {before} tokens and the prompt has {len(ids)}, but {loaded.name} has {loaded.positions} positions; shorten it"
+        )
+    if kept.batch_size != 1:
+        raise HeadwiseError(f"the cache holds {kept.batch_size} texts; --load-cache goes on with one")
+    with torch.no_grad():
+        logits: Tensor = forward(loaded.hf, token_tensor(loaded.hf, ids), kept, logits_to_keep=1).logits[:, -1]
+    return logits
+
+
 def _text(prompt: str | None, file: Path | None) -> str:
     if (prompt is None) == (file is None):
         raise HeadwiseError("give either --prompt or --prompt-file")
-    try:
-        text = file.read_text("utf-8") if file is not None else prompt or ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise HeadwiseError(f"cannot read the prompt from {file}: {error}") from error
+    from headwise.heads.files import read_text
+
+    text = read_text(file, "the prompt") if file is not None else prompt or ""
     if not text.strip():
         raise HeadwiseError("the prompt is empty")
     return text
 
 
 def _ids(loaded: Model, text: str, chat: bool) -> tuple[int, ...]:
-    """The prompt as the tokenizer has it, or as the user's turn of the chat template."""
+    """The user's turn of the chat template; without `chat` the prompt as it is, behind what the tokenizer puts in front of a text."""
     from headwise.prompts.encoder import PieceEncoder
-    from headwise.prompts.frame import frame
+    from headwise.prompts.prompt import Piece, PromptBuilder, Turn
 
     encoder = PieceEncoder(loaded.tokenizer)
-    head, tail = frame(encoder, chat)
-    ids = (*head, *encoder.encode(text), *tail) if chat else tuple(loaded.tokenizer.encode(text))
+    if chat:
+        ids = PromptBuilder(encoder, chat).build([Turn("user", (Piece(text),))]).ids
+    else:  # a raw prompt may spell control tokens on purpose
+        ids = (*encoder.bos, *loaded.tokenizer.encode(text, add_special_tokens=False))
     most = loaded.positions
     if most is not None and len(ids) > most:
         raise HeadwiseError(f"the prompt has {len(ids)} tokens, but {loaded.name} has {most} positions; shorten it")

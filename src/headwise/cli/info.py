@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headwise.cli import options as o
+
+if TYPE_CHECKING:
+    from headwise.models.model import Model
 
 
 def info(
@@ -15,7 +18,7 @@ def info(
     revision: o.Revision = None,
     json: o.Json = False,
 ) -> None:
-    """Show the heads of a model: family, layers, windows, positions."""
+    """Show what headwise knows of a model: heads, layers, windows, positions, and what its family does to logits."""
     from headwise.report.console import facts_table, print_all
 
     if families:
@@ -28,19 +31,32 @@ def info(
         else:
             print_all(facts_table("model type", "note", rows | refused))
         return
-    loaded = o.load(model, "cpu", "auto", revision)
-    from headwise.models.provenance import describe_model
-
-    layout = loaded
-    facts = describe_model(loaded) | {
-        "parameters": sum(p.numel() for p in loaded.hf.parameters()),
-        "positions": layout.positions,
-        "note": layout.family.note,
-    }
+    facts = _facts(o.load(model, "cpu", "saved", revision))
     if json:
         o.print_json(facts)
         return
     print_all(facts_table("fact", "value", {key: _text(value) for key, value in facts.items()}))
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    from headwise.models.families import PARTS
+    from headwise.models.provenance import describe_model
+
+    family, readout = model.family, model.readout
+    return describe_model(model) | {
+        "fingerprint": model.fingerprint,
+        "parameters": sum(p.numel() for p in model.hf.parameters()),
+        "positions": model.positions,
+        "stop_ids": sorted(model.stop_ids),
+        "query_layout": family.query,
+        "parts": {name: getattr(family, name) for name in PARTS if getattr(family, name)},
+        "attention_cap": model.attention_cap,
+        "embedding_scale": model.embedding_scale,
+        "residual_scale": model.residual_scale,
+        "logit_scale": readout.scale,
+        "logit_cap": readout.cap,
+        "note": family.note,
+    }
 
 
 def _text(value: object) -> str:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import entry_points
+from types import FrameType
 from typing import Any, NoReturn
 
 import typer
 
 from headwise.cli import ablate, bench, convert, demo, detect, doctor, export, generate, info, needle, rank, select, serve, show
+from headwise.cli.remote_code import Root
 from headwise.heads.errors import HeadwiseError, MissingExtraError
+from headwise.heads.progress import can_continue
+from headwise.heads.text import one_line
 
 NEXT = "Start with: headwise demo (about two minutes, nothing is downloaded). What is installed: headwise doctor"
-STOPPED = 130  # by Ctrl-C
+STOPPED, TERMINATED = 130, 143  # by Ctrl-C, by SIGTERM
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of it inside typer
 
 app = typer.Typer(
     name="headwise",
+    cls=Root,
     help="Find, test and use retrieval heads: the attention heads that carry information from a long context into the answer.",
     epilog=NEXT,
     no_args_is_help=True,
@@ -41,8 +47,13 @@ for entry in entry_points(group="headwise.commands"):  # of other installed pack
     app.add_typer(entry.load())
 
 
+class Terminated(SystemExit):
+    """SIGTERM: the command ends as after Ctrl-C, with what it has finished so far on disk."""
+
+
 def run() -> None:
     """Entry point: errors that a user can cause become one line on stderr and exit status 2."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = app(prog_name="headwise", standalone_mode=False)
     except UsageError as error:
@@ -56,11 +67,17 @@ def run() -> None:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):
         status = STOPPED
-    if status == STOPPED:
-        sys.stderr.write("headwise: stopped; run the same command again to continue\n")
+    except Terminated:
+        status = TERMINATED
+    if status in (STOPPED, TERMINATED):
+        sys.stderr.write("headwise: stopped" + ("; run the same command again to continue\n" if can_continue() else "\n"))
     sys.exit(status)
 
 
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
 def _fail(message: str) -> NoReturn:
-    sys.stderr.write("headwise: error: " + " ".join(message.split()) + "\n")
+    sys.stderr.write("headwise: error: " + one_line(message) + "\n")
     sys.exit(2)

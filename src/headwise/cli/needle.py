@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -31,6 +32,7 @@ def needle(
     """Measure how well a model answers needle questions, over context lengths and depths."""
     path = o.output_path(output, model, "needle", overwrite)
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
+    from headwise.cli.pictures import draw, picture_line
     from headwise.evaluation.needle import measure_needle_grid
     from headwise.heads.headfile import write_json
     from headwise.prompts.grid import describe_task, even_depths
@@ -49,16 +51,15 @@ def needle(
     )
     with progress("needle grid", hidden=json) as report:
         result = measure_needle_grid(loaded, task, max_new_tokens, directory, report)
-    write_json(result, path, overwrite)
+    picture = draw(partial(needle_grid, result["cells"]), path.with_suffix(".png"))
+    write_json(result, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     directory.remove()
-    picture = path.with_suffix(".png")
-    needle_grid(result["cells"], picture)
     if json:
-        o.print_json({"result": str(path), "picture": str(picture), **{k: result[k] for k in ("recall", "exact", "runs")}})
+        o.print_json({"result": str(path), "picture": picture, **{k: result[k] for k in ("recall", "exact", "runs")}})
         return
     print_all(
         grid_table(result["cells"]),
         f"recall {result['recall']:.3f}   exact {result['exact']:.3f}   runs {result['runs']}",
         f"result     {path}",
-        f"picture    {picture}",
+        *picture_line(picture),
     )

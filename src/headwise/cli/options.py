@@ -57,12 +57,14 @@ def load(model: str | None, device: str, dtype: str, revision: str | None = None
     """Load the model, quietly; a bundled one by its name, and without a name the default. name: what results call it."""
     from transformers.utils import logging
 
+    from headwise.cli import remote_code
     from headwise.models.load import load as load_model
     from headwise.models.registry import DEFAULT
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    loaded = load_model(DEFAULT if model is None else model, device, dtype, revision)
+    given = DEFAULT if model is None else model
+    loaded = load_model(given, device, dtype, revision, trust_remote_code=remote_code.allowed())
     if name is None and Path(loaded.name).is_absolute():
         name = Path(loaded.name).name  # where a folder lies on this machine is nobody's business
     return loaded if name is None else dataclasses.replace(loaded, name=name)

@@ -34,7 +34,7 @@ def rank(
     ] = None,
     evaluate: Annotated[Path | None, typer.Option(help="Judgements (BEIR or TREC form).", show_default="those of --beir")] = None,
     official: Annotated[bool, typer.Option("--official", help="The released QRHead procedure, step by step.")] = False,
-    span: Annotated[str, typer.Option(help="official (all rows from the instruction behind the passages on) or query (its words only).")] = "official",
+    span: Annotated[str, typer.Option(help="official (all rows from the instruction on) or query (its words only).")] = "official",
     normalize: Annotated[str, typer.Option(help="sum, mean or sqrt over a passage's tokens.")] = "sum",
     order: Annotated[str, typer.Option(help="given, or reversed (the first candidate next to the query; QRHead's choice for BEIR only).")] = "given",
     overflow: Annotated[str, typer.Option(help="More than fits: tournament, anchored or refuse.")] = "tournament",
@@ -57,7 +57,7 @@ def rank(
     """Rank passages for queries without generating; one pass reads all passages, each query is a short pass behind them."""
     path = o.output_path(output, model, "run", overwrite, ".trec")
     from headwise.heads.headfile import write_atomically
-    from headwise.methods.query.ranker import Ranker, is_empty, rank_collection
+    from headwise.methods.query.ranker import Ranker, rank_collection
     from headwise.prompts.collections import trec_lines
 
     texts, asked, judged = _collection(queries, passages, beir, evaluate)
@@ -77,7 +77,7 @@ def rank(
         from headwise.cli.rank_page import write_ranking
 
         write_ranking(html, ranker, texts, asked, run, chosen, judged)
-    empty = len({key for keys in chosen.values() for key in keys if is_empty(texts[key])})
+    empty = len({key for keys in chosen.values() for key in keys if texts[key].is_empty})
     _tell(run, chosen, judged, candidates, cut, empty, path, html, json)
 
 

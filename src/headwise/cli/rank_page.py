@@ -55,10 +55,9 @@ def _query(
     before: list[str],
     grades: Mapping[str, int] | None,
 ) -> dict[str, Any]:
-    from headwise.methods.query.ranker import is_empty
     from headwise.runtime.head_trace import text_pieces
 
-    best = [key for key in sorted(scores, key=lambda key: -scores[key])[:SHOWN] if not is_empty(passages[key])]
+    best = [key for key in sorted(scores, key=lambda key: -scores[key])[:SHOWN] if not passages[key].is_empty]
     if not best:
         return {"query": query, "candidates": len(scores), "passages": []}
     values = ranker.index([passages[key] for key in best]).token_values(query)

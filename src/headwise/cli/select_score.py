@@ -1,4 +1,4 @@
-"""What `headwise select score` runs: the heads of a file, the scorer they make, the runner, the estimate."""
+"""`headwise select score`: the heads of a file, the scorer they make, the runner, the estimate."""
 
 from __future__ import annotations
 
@@ -6,31 +6,110 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from headwise.cli import options as o
 from headwise.cli.progress import progress
+from headwise.corpus.options import SAMPLE_ROWS, RayOptions, ScoreOptions, parse_shard
 from headwise.heads.errors import HeadwiseError
+from headwise.methods.influence import defaults
 
 if TYPE_CHECKING:
     from headwise.corpus.documents import DocumentScorer
     from headwise.corpus.estimate import Machine
-    from headwise.corpus.options import ScoreOptions, Summary
-    from headwise.corpus.ray_runner import RayOptions
+    from headwise.corpus.options import Summary
     from headwise.heads.types import HeadSet
 
+Inputs = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders, globs or URLs: .parquet, .jsonl, .ndjson, .txt (one document), .gz or .zst of them."),
+]
+Scores = Annotated[
+    str | None,
+    typer.Option("--output", "-o", help="Folder or URL for scores; the same command continues there.", show_default=False),
+]
+HeadFile = Annotated[Path | None, typer.Option(help="Head file, best of `headwise detect proxy`.", show_default=False)]
+ModelName = Annotated[str | None, typer.Option("--model", "-m", help="As for other commands.", show_default="the lab model")]
+Machines = Annotated[
+    list[str] | None, typer.Option(help="--estimate: NAME=TOKENS/S, or NAME=FLOPS:FLOP_PER_TOKEN.", show_default=False)
+]
+BATCH = f"{defaults.CPU_TOKENS} on a CPU, {defaults.MANY_TOKENS} elsewhere"
+LENGTH = f"the model's, at most {defaults.MAX_LEN}"
 
-def read_heads(path: Path, top: int | None, share: float) -> HeadSet:
+
+def score(
+    inputs: Inputs,
+    output: Scores = None,
+    heads: HeadFile = None,
+    model: ModelName = None,
+    top: Annotated[int | None, typer.Option(help="How many of the strongest heads.", show_default="--share of all")] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Share of all heads, strongest first.", show_default="the paper's 5 %")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="What the heads get: uniform attention (the paper's), or zero output.")
+    ] = defaults.MODE,
+    text: Annotated[str, typer.Option(help="Column with the texts; a.b is the field b inside a.")] = ScoreOptions.text_column,
+    domain: Annotated[str | None, typer.Option(help="Column with the domains.", show_default="see --domain-from")] = None,
+    domain_from: Annotated[str, typer.Option(help="Domain without a column: none, folder or file.")] = ScoreOptions.domain_from,
+    id: Annotated[str | None, typer.Option("--id", help="Column to copy into the score files.", show_default="none")] = None,
+    max_len: Annotated[int | None, typer.Option(help="Longest pass in tokens.", show_default=LENGTH)] = None,
+    max_windows: Annotated[int | None, typer.Option(help="Read so many windows of a document.", show_default="all")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a batch, padding included.", show_default=BATCH)] = None,
+    least_tokens: Annotated[int, typer.Option(help="Documents with fewer scored tokens are flagged.")] = defaults.LEAST_TOKENS,
+    floor: Annotated[float, typer.Option(help="Documents with a loss below (nats) are flagged.")] = defaults.FLOOR,
+    runner: Annotated[str, typer.Option(help="local (this process) or ray (a cluster).")] = "local",
+    shard: Annotated[str, typer.Option(help="i/n: take the i-th of n parts of the files, i from 0.")] = "0/1",
+    workers: Annotated[int | None, typer.Option(help="Threads that tokenise.", show_default="cores, at most 4")] = None,
+    actors: Annotated[str, typer.Option(help="ray: models at a time, N or least:most.")] = ":".join(map(str, RayOptions.actors)),
+    cpus: Annotated[float, typer.Option(help="ray: cores per model.")] = RayOptions.cpus,
+    gpus: Annotated[float, typer.Option(help="ray: GPUs per model.")] = RayOptions.gpus,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Measure a sample, tell hours and GPUs, write nothing.")] = False,
+    sample: Annotated[int, typer.Option(help="--estimate: rows of the sample.")] = SAMPLE_ROWS,
+    machine: Machines = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+    json: o.Json = False,
+) -> None:
+    """Score every document: its loss, its loss without the heads, and how much larger that is. Stop and start again as you like."""
+    if heads is None:
+        raise HeadwiseError("name the heads with --heads FILE; find them first: headwise detect proxy MODEL")
+    if output is None and not estimate:
+        raise HeadwiseError("say where the scores go with --output FOLDER; the same command continues there")
+    if runner not in ("local", "ray"):
+        raise HeadwiseError(f"unknown runner {runner!r}; use local or ray")
+    if mode not in ("uniform", "zero"):
+        raise HeadwiseError(f"unknown --mode {mode!r}; use uniform or zero")
+    threads: dict[str, Any] = {} if workers is None else {"workers": workers}
+    options = ScoreOptions(
+        text_column=text, domain_column=domain, domain_from=domain_from, id_column=id, shard=parse_shard(shard), **threads
+    )  # fmt: skip
+    limits: dict[str, Any] = {"max_len": max_len, "max_windows": max_windows, "tokens_per_batch": batch_tokens}
+    limits |= {"least_tokens": least_tokens, "floor": floor}
+    job = Job(model, device, dtype, revision, read_heads(heads, top, share), mode, tuple(limits.items()))
+    if estimate or output is None:
+        run_estimate(inputs, job, options, sample, machine or [], json)
+        return
+    cluster = ask_ray(actors, cpus, gpus) if runner == "ray" else None
+    summary = run_score(inputs, output, job, options, cluster, json)
+    if not summary.complete:
+        raise typer.Exit(1)
+
+
+def read_heads(path: Path, top: int | None, share: float | None) -> HeadSet:
     """The `top` strongest heads of a head file, or a share of all (rounded up; the paper takes 5 %).
 
     Refused if one of them scored 0: what is left of a choice then is the order of heads (card, section 4).
     """
     from headwise.heads.headfile import load_heads
-    from headwise.methods.influence.proxy import top_share
+    from headwise.methods.influence.proxy import SHARE, top_share
 
     scores = load_heads(path)
     if top is None:
-        return top_share(scores, share)
+        return top_share(scores, SHARE if share is None else share)
     chosen = scores.top(top)
     if not scores.values[chosen.heads[-1]] > 0:
         positive = int((scores.values > 0).sum())
@@ -66,8 +145,6 @@ def make_scorer(job: Job) -> DocumentScorer:
 
 def ask_ray(actors: str, cpus: float, gpus: float) -> RayOptions:
     """`N` or `least:most` actors of so many cores and GPUs."""
-    from headwise.corpus.ray_runner import RayOptions
-
     least, _, most = actors.partition(":")
     if not (least.isdecimal() and (most or least).isdecimal()):
         raise HeadwiseError(f"--actors is a number or least:most, like 4 or 1:8; got {actors!r}")
@@ -83,7 +160,7 @@ def run_score(
     make = partial(make_scorer, job)
     with progress("scoring", hidden=json) as report:
         if cluster is None:
-            from headwise.corpus.score_files import score_files
+            from headwise.corpus.local_runner import score_files
 
             summary = score_files(inputs, output, make, options, report)
         else:

@@ -11,6 +11,7 @@ import typer
 
 from headwise.cli import options as o
 from headwise.heads.errors import HeadwiseError, MissingExtraError
+from headwise.heads.text import printable
 
 if TYPE_CHECKING:
     from headwise.heads import HeadSet
@@ -40,6 +41,7 @@ def serve(
     max_passages: Annotated[int, typer.Option(help="Most passages per request.")] = 1000,
     queue: Annotated[int, typer.Option(help="Most requests that wait; those beyond are refused (429).")] = 128,
     cache_tokens: Annotated[int, typer.Option(help="Tokens of passages kept computed for further queries.")] = 32_768,
+    max_connections: Annotated[int, typer.Option(help="Most open connections; idle ones give way to new ones.")] = 512,
     timeout: Annotated[float, typer.Option(help="Longest wait for an answer, in seconds.")] = 60.0,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Serve beyond this machine without a key.")] = False,
     device: o.Device = "auto",
@@ -55,14 +57,13 @@ def serve(
         raise HeadwiseError("--official has a wording of its own; drop --wording")
     key = limits.key_from(os.environ, no_auth)
     limits.check_exposure(host, key, no_auth)
-    settings = limits.Settings(
-        api_key=key, max_body=max_body, max_passages=max_passages, queue=queue, cache_tokens=cache_tokens, timeout=timeout
-    )
+    bounds = {"max_body": max_body, "max_passages": max_passages, "queue": queue, "cache_tokens": cache_tokens}
+    settings = limits.Settings(api_key=key, timeout=timeout, max_connections=max_connections, **bounds)
     chosen = _heads(heads, top, all_heads)
 
     def make() -> Ranker:
         ranker = _ranker(o.load(model, device, dtype, revision), chosen, official, wording or "plain", chat)
-        typer.echo(f"ready      {ranker.model.name}, {len(ranker.heads)} heads ({ranker.heads.chosen_by})")
+        typer.echo(printable(f"ready      {ranker.model.name}, {len(ranker.heads)} heads ({ranker.heads.chosen_by})"))
         return ranker
 
     listening = run.bind(host, port)

@@ -12,6 +12,7 @@ from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
     from headwise.heads import HeadScores
+    from headwise.report.show import Shown
 
 Result = tuple[Path, str, Any]
 
@@ -24,27 +25,32 @@ def show(
             help="Head files (headwise, Wu-style or HeadKV JSON, DuoAttention .tsv), ablation or needle results.",
         ),
     ],
-    top: Annotated[int, typer.Option(help="How many heads to list, and to trace for a page.")] = 10,
+    top: Annotated[int, typer.Option(help="How many heads to list; with --model, how many to trace.")] = 10,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the pictures.", show_default="beside FILE")
     ] = None,
-    format: Annotated[str, typer.Option(help="png or svg.")] = "png",
+    format: Annotated[str | None, typer.Option(help="Format of the pictures: png or svg.", show_default="png")] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write one page about all files instead; works offline.", show_default=False)
+        Path | None, typer.Option("--html", help="Write one page about all files instead; it works offline.", show_default=False)
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="For a page: the model of the first head file, to record what its heads look at.", show_default=False),
+        typer.Option(
+            help="With --html: the model of the first head file; the page then shows what its heads attend to.",
+            show_default=False,
+        ),
     ] = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     json: o.Json = False,
 ) -> None:
     """Print results as tables and draw their pictures, or write a page to explore them."""
-    if format not in ("png", "svg"):
+    if format not in (None, "png", "svg"):
         raise HeadwiseError(f"unknown picture format {format!r}; use png or svg")
     if model is not None and html is None:
-        raise HeadwiseError("--model records what heads look at, for a page only; give --html PAGE, too")
+        raise HeadwiseError("--model is for pages only; give --html PAGE as well")
+    if html is not None and (output is not None or format is not None):
+        raise HeadwiseError("--output and --format are for pictures, --html is for a page; run headwise show once for each")
     from headwise.heads.headfile import load_result
 
     results: list[Result] = [(file, *load_result(file)) for file in files]
@@ -54,19 +60,37 @@ def show(
         _pictures(results, output, format, top, json)
 
 
-def _pictures(results: list[Result], output: Path | None, format: str, top: int, json: bool) -> None:
+def _pictures(results: list[Result], output: Path | None, format: str | None, top: int, json: bool) -> None:
+    from headwise.cli.pictures import can_draw, picture_line
+    from headwise.report.canvas import require_matplotlib
     from headwise.report.console import print_all
-    from headwise.report.show import show_heads, show_result
 
-    told = []
+    if output is not None or format is not None:
+        require_matplotlib()  # pictures were asked for: refused before anything is printed
+    drawn, told = can_draw(), []
     for file, kind, data in results:
-        stem = (output or file.parent) / file.name.removesuffix(".gz").removesuffix(file.suffix).removesuffix(".json")
-        lines, pictures, facts = show_heads(data, stem, format, top) if kind == "heads" else show_result(data, stem, format)
-        told.append({"file": str(file), "pictures": [str(p) for p in pictures], **facts})
+        shown = _shown(file, kind, data, top)
+        stem = file.name.removesuffix(".gz").removesuffix(file.suffix).removesuffix(".json")
+        pictures = []
+        for name, write in shown.pictures.items() if drawn else ():
+            path = (output or file.parent) / ".".join(filter(None, (stem, name, format or "png")))
+            write(path)
+            pictures.append(str(path))
+        told.append({"file": str(file), "pictures": pictures, **shown.facts})
         if not json:
-            print_all(*lines, *(f"picture    {path}" for path in pictures))
+            print_all(*shown.parts, *(line for path in pictures for line in picture_line(path)))
     if json:
         o.print_json(told[0] if len(told) == 1 else {"files": told})
+
+
+def _shown(file: Path, kind: str, data: Any, top: int) -> Shown:
+    """Errors name the file."""
+    from headwise.report.show import show_heads, show_result
+
+    try:
+        return show_heads(data, top) if kind == "heads" else show_result(data)
+    except HeadwiseError as error:
+        raise HeadwiseError(f"{file}: {error}") from error
 
 
 def _page(results: list[Result], html: Path, model: str | None, top: int, device: str, dtype: str, json: bool) -> None:
@@ -79,7 +103,9 @@ def _page(results: list[Result], html: Path, model: str | None, top: int, device
     if model is not None:
         scores = next((data for _, kind, data in results if kind == "heads"), None)
         if scores is None:
-            raise HeadwiseError("--model records what heads look at, but no head file was given")
+            raise HeadwiseError(
+                "--model shows what the heads of a head file attend to, but none of the files is one; give a head file too"
+            )
         traces = _traces(scores, model, top, device, dtype)
     write_explorer(results, html, traces)
     if json:

@@ -1,4 +1,4 @@
-"""What heads look at, for the explorer: a few needle questions, answered while chosen heads are watched."""
+"""What heads attend to, for the explorer: recorded while the model answers a few needle questions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def needle_traces(loaded: Model, scores: HeadScores, heads: HeadSet) -> list[dic
         trace = trace_heads(loaded, group.prompts[place], heads, stop)
         said = str(loaded.tokenizer.decode(list(trace.ids), skip_special_tokens=True)).strip()
         right, wanted = bool(judged(said, group.needle.answer)["exact"]), group.needle.answer
-        about = f"{spec.length} tokens, needle at depth {DEPTHS[place]:g}. Wanted: “{wanted}”. The model says: “{said}”."
+        about = f"Context of {spec.length} tokens, needle at depth {DEPTHS[place]:.0%}. Expected answer: “{wanted}”. Model's answer: “{said}”."
         found.append((right, trace.plain() | {"info": {"about": about, "right": right}}))
         if sum(solved for solved, _ in found) == WANTED:
             break

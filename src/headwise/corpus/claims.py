@@ -18,7 +18,12 @@ class Claims:
     """Claims of this process in `folder`. Use as a context manager: leaving it gives back what is still held."""
 
     def __init__(self, folder: Path, stale_seconds: float) -> None:
-        """stale_seconds: a claim not touched for so long is taken over; a dead process on the same machine is noticed at once."""
+        """Nothing is claimed yet.
+
+        Args:
+            folder: Of the claims; local or mounted.
+            stale_seconds: A claim not touched for so long is taken over; a dead process on the same machine is noticed at once.
+        """
         self._folder, self._stale_seconds = folder, stale_seconds
         self._text = json.dumps(
             {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex}

@@ -1,4 +1,7 @@
-"""Arrow columns as Python values, one by one where a column holds something unusable."""
+"""Arrow columns as Python values, one by one where a column holds something unusable.
+
+`a.b` names the column with that very name, or the field `b` of the column `a`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,12 @@ Parts = tuple[str | None, str | None, str | None, Problem | None, int]
 def rows_of(batch: Any, text: str, domain: str | None, id: str | None, whole: str | None = None) -> Iterator[Parts]:
     """Each row of a RecordBatch as (text or None, domain, id, problem or None, bytes of the text).
 
-    text, domain, id: names of columns. whole: the domain of all rows where no column is named.
+    Args:
+        batch: A pyarrow RecordBatch.
+        text: Name of the column with the texts.
+        domain: Name of the column with the domains.
+        id: Name of the column with the ids.
+        whole: The domain of all rows where no column is named.
     """
     texts, problems, sizes = _texts(batch, text)
     domains = [whole] * batch.num_rows if domain is None else _names(batch, domain)
@@ -37,9 +45,9 @@ def plain_name(value: object) -> str | None:
 
 def _texts(batch: Any, name: str) -> tuple[list[str | None], list[Problem | None], list[int]]:
     count = batch.num_rows
-    if name not in batch.schema.names:
+    column = _column(batch, name)
+    if column is None:
         return [None] * count, [("no such column", name)] * count, [0] * count
-    column = _decoded(batch.column(batch.schema.names.index(name)))
     if not _is_text(column.type):
         valid = column.is_valid().to_pylist()
         wrong: Problem = ("not a text", str(column.type))
@@ -59,9 +67,9 @@ def _texts(batch: Any, name: str) -> tuple[list[str | None], list[Problem | None
 
 
 def _names(batch: Any, name: str) -> list[str | None]:
-    if name not in batch.schema.names:
+    column = _column(batch, name)
+    if column is None:
         return [None] * batch.num_rows
-    column = _decoded(batch.column(batch.schema.names.index(name)))
     if not _is_text(column.type) and not pa.types.is_integer(column.type):
         return [None] * batch.num_rows
     try:
@@ -69,6 +77,21 @@ def _names(batch: Any, name: str) -> list[str | None]:
     except UnicodeDecodeError:
         values = [_one(value) for value in column]
     return [plain_name(value) for value in values]
+
+
+def _column(batch: Any, name: str) -> Any:
+    """A column, or a field of a struct column (null where the struct is); None if there is none."""
+    if name in batch.schema.names:
+        return _decoded(batch.column(batch.schema.names.index(name)))
+    top, *fields = name.split(".")
+    if top not in batch.schema.names:
+        return None
+    column = batch.column(batch.schema.names.index(top))
+    for field in fields:
+        if not pa.types.is_struct(column.type) or column.type.get_field_index(field) < 0:
+            return None
+        column = pc.struct_field(column, [column.type.get_field_index(field)])
+    return _decoded(column)
 
 
 def _decoded(column: Any) -> Any:

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from headwise.corpus.documents import DocumentScorer, Encoded
 from headwise.corpus.inputs import InputFile, Inputs, find_inputs
-from headwise.corpus.options import ScoreOptions
-from headwise.corpus.readers import Reader, UnreadableError
-from headwise.corpus.score_files import check_columns
+from headwise.corpus.options import SAMPLE_ROWS, ScoreOptions
+from headwise.corpus.readers import Reader, UnreadableError, check_columns
 from headwise.heads.errors import HeadwiseError
 
 FILES = 16  # files in the sample, at most
@@ -31,10 +30,14 @@ DRAWS = 1000  # of the bootstrap
 
 @dataclass(frozen=True)
 class Machine:
-    """A device to estimate for. tokens_per_second: of text scored (both passes together), as measured there.
+    """A device to estimate for: its speed as measured there, or from arithmetic.
 
-    Or from arithmetic: flop_per_second: what it really does (not its data sheet), flop_per_token: of a scored token, both passes together (about
-    7.6e9 for 1.3B parameters and 4096 tokens: Hua et al. 2025 as worked out in docs/scale.md).
+    Attributes:
+        name: For the reader.
+        tokens_per_second: Of text scored (both passes together).
+        flop_per_second: What it really does (not its data sheet).
+        flop_per_token: Of a scored token, both passes together (about 7.6e9 for 1.3B parameters and 4096 tokens: Hua et al. 2025 as worked
+            out in docs/scale.md).
     """
 
     name: str
@@ -59,11 +62,27 @@ class Machine:
 
 @dataclass(frozen=True)
 class Estimate:
-    """files, bytes: of the whole input (stored bytes). tokens, documents: estimated; tokens_low, tokens_high: 95 % interval of the sample.
+    """What a job will cost.
 
-    speed: tokens/s of the scorer here, alone on ready tokens; speed_low, speed_high: of the slowest and fastest part of the sample. encode_speed:
-    tokens/s of one tokenising thread. hours: here, at the slower of scoring and tokenising; hours_low, hours_high: from both intervals. table: name,
-    tokens/s, hours on one, and how many finish within a day, for each `Machine`. assumed: what these numbers rest on, one sentence each.
+    Attributes:
+        files: Of the whole input.
+        bytes: Stored bytes of the whole input.
+        sampled_files: Files that were looked at.
+        sampled_rows: Rows that were tokenised and scored.
+        sampled_tokens: Their tokens.
+        documents: Of the whole input, estimated.
+        tokens: Of the whole input, estimated.
+        tokens_low: Lower end of the 95 % interval of the sample.
+        tokens_high: Its upper end.
+        speed: Tokens/s of the scorer here, alone on ready tokens.
+        speed_low: Of the slowest part of the sample.
+        speed_high: Of the fastest part.
+        encode_speed: Tokens/s of one tokenising thread.
+        hours: Here, at the slower of scoring and tokenising.
+        hours_low: From the favourable ends of both intervals.
+        hours_high: From the unfavourable ends.
+        table: Name, tokens/s, hours on one, and how many finish within a day, for each `Machine`.
+        assumed: What these numbers rest on, one sentence each.
     """
 
     files: int
@@ -120,14 +139,24 @@ def estimate_cost(
     inputs: Sequence[str],
     scorer: DocumentScorer,
     options: ScoreOptions | None = None,
-    rows: int = 256,
+    rows: int = SAMPLE_ROWS,
     seed: int = 0,
     machines: Sequence[Machine] = (),
 ) -> Estimate:
-    """Count, measure, compute. rows: about how many are in the sample; seed: which files and rows.
+    """Count, measure, compute; nothing is written.
 
-    Up to `FILES` files are all looked at; of more, as many are drawn, with chances in proportion to their size. Rows are drawn from the first
-    `LOOK` of a file. Writes nothing. Raises `HeadwiseError` if there is no input, or if no sampled row can be scored.
+    Rows are drawn from the first `LOOK` rows of at most `FILES` files, which are drawn with chances in proportion to their size.
+
+    Args:
+        inputs: Files, folders, globs or URLs.
+        scorer: Is measured.
+        options: How files are read.
+        rows: About how many are in the sample.
+        seed: Which files and rows.
+        machines: Other machines to estimate for.
+
+    Raises:
+        HeadwiseError: If there is no input, or if no sampled row can be scored.
     """
     if rows < 2:
         raise HeadwiseError(f"a sample needs at least 2 rows; got {rows}")
@@ -136,17 +165,8 @@ def estimate_cost(
     check_columns(found, found.files, options)
     draw, size = np.random.default_rng(seed), sum(file.size for file in found.files)
     places, shares = _chosen(found.files, draw)
-    samples, encoded, seconds = dict[int, _Sample](), list[Encoded](), 0.0
-    for place in sorted(set(places)):
-        texts, rows_per_byte = _some_rows(found, found.files[place], options, -(-rows // len(set(places))), draw)
-        started = time.perf_counter()
-        documents = scorer.encode(texts)
-        seconds += time.perf_counter() - started
-        counts = [len(document.ids) for document in documents]
-        samples[place] = _Sample(np.array(counts or [0], np.int64), rows_per_byte)
-        encoded += documents
-    count = sum(len(document.ids) for document in encoded)
-    if not count:
+    samples, encoded, seconds = _look_at(found, options, scorer, places, rows, draw)
+    if not (count := sum(len(document.ids) for document in encoded)):
         raise HeadwiseError(f"none of the {len(encoded)} sampled rows has a text that can be scored")
     drawn = [samples[place] for place in places]
     low, high = (size * float(q) for q in np.quantile(_bootstrap(drawn, shares, len(found.files) > FILES, draw), (0.025, 0.975)))
@@ -174,6 +194,22 @@ def estimate_cost(
         table=tuple(_row(machine, tokens) for machine in machines),
         assumed=_assumed(len(samples), len(found.files), options, machines),
     )
+
+
+def _look_at(
+    found: Inputs, options: ScoreOptions, scorer: DocumentScorer, places: Sequence[int], rows: int, draw: np.random.Generator
+) -> tuple[dict[int, _Sample], list[Encoded], float]:
+    """(number of a file -> its sample, all sampled documents, seconds of tokenising them)."""
+    samples, encoded, seconds = dict[int, _Sample](), list[Encoded](), 0.0
+    for place in sorted(set(places)):
+        texts, rows_per_byte = _some_rows(found, found.files[place], options, -(-rows // len(set(places))), draw)
+        started = time.perf_counter()
+        documents = scorer.encode(texts)
+        seconds += time.perf_counter() - started
+        counts = [len(document.ids) for document in documents]
+        samples[place] = _Sample(np.array(counts or [0], np.int64), rows_per_byte)
+        encoded += documents
+    return samples, encoded, seconds
 
 
 def _chosen(files: Sequence[InputFile], draw: np.random.Generator) -> tuple[list[int], list[float]]:

@@ -10,21 +10,30 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from headwise.corpus.arrow import fs, pa
 from headwise.heads.errors import HeadwiseError
 
-FORMATS = ".parquet, .jsonl, .ndjson, and .jsonl, .ndjson or .json with .gz or .zst"
+FORMATS = ".parquet, .jsonl, .ndjson and .txt, and .jsonl, .ndjson, .json or .txt with .gz or .zst"
+LONGEST_NAME = 200  # bytes of a file's name: score files and temporary files have longer names than their inputs
+LONGEST_PATH = 4096
 _PARQUET = re.compile(r"\.parquet$", re.IGNORECASE)
 _LINES = re.compile(r"\.(?:(?:jsonl|ndjson)(?:\.(gz|zst))?|json\.(gz|zst))$", re.IGNORECASE)
+_TEXT = re.compile(r"\.txt(?:\.(gz|zst))?$", re.IGNORECASE)
 _WILD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file. name: its path relative to the deepest folder that holds all inputs, with "/". path: inside its file system. size: bytes.
+    """One file.
 
-    mtime_ns: last change, or None where the file system tells none. tag: what tells versions apart there (etag), or None.
+    Attributes:
+        name: Its path relative to the deepest folder that holds all inputs, with "/".
+        path: Its path inside its file system.
+        size: Stored bytes.
+        mtime_ns: Last change, or None where the file system tells none.
+        tag: What tells versions apart there (etag), or None.
     """
 
     name: str
@@ -39,10 +48,15 @@ class InputFile:
         return _PARQUET.search(self.name) is not None
 
     @property
+    def is_text(self) -> bool:
+        """Whether the whole file is one document. Told by the name."""
+        return _TEXT.search(self.name) is not None
+
+    @property
     def compression(self) -> str | None:
         """`gzip`, `zstd` or None: of the whole file, not of what is inside Parquet."""
-        found = _LINES.search(self.name)
-        return {"gz": "gzip", "zst": "zstd"}.get((found[1] or found[2] or "").lower()) if found else None
+        found = _LINES.search(self.name) or _TEXT.search(self.name)
+        return {"gz": "gzip", "zst": "zstd"}.get(next(filter(None, found.groups()), "").lower()) if found else None
 
     @property
     def sidecar(self) -> str:
@@ -57,7 +71,13 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All files, sorted by name, and the file system they lie in. folder: name of the folder that their names are relative to."""
+    """All files of a job.
+
+    Attributes:
+        filesystem: The pyarrow file system that they lie in.
+        files: Sorted by name.
+        folder: Name of the folder that their names are relative to.
+    """
 
     filesystem: Any
     files: tuple[InputFile, ...]
@@ -68,14 +88,20 @@ class Inputs:
         if domain_from == "none":
             return None
         above, base = posixpath.split(file.name)
-        return _LINES.sub("", _PARQUET.sub("", base)) if domain_from == "file" else above or self.folder
+        return _TEXT.sub("", _LINES.sub("", _PARQUET.sub("", base))) if domain_from == "file" else above or self.folder
 
 
 def find_inputs(inputs: Sequence[str], output: str | None = None) -> Inputs:
-    """All files named by `inputs`: files, folders (searched to the bottom), globs (`*`, `?`, `[...]`, `**`), or URLs of these.
+    """All files named by `inputs`.
 
-    In folders, files of other kinds and names starting with "." or "_" are left out, and so is everything in `output`.
-    Raises `HeadwiseError` if an input names nothing, if inputs lie in different file systems, or if two files would share a score file.
+    Args:
+        inputs: Files, folders (searched to the bottom), globs (`*`, `?`, `[...]`, `**`), or URLs of these. In folders, files of other
+            kinds and names starting with "." or "_" are left out. Text files too (also of a glob), if it names Parquet or JSON lines as well.
+        output: Everything in this folder is left out.
+
+    Raises:
+        HeadwiseError: If an input names nothing, inputs lie in different file systems, a name cannot be used for a score file, or two
+            files would share one.
     """
     if not inputs:
         raise HeadwiseError("no input given; name files, folders, globs or URLs")
@@ -98,6 +124,7 @@ def find_inputs(inputs: Sequence[str], output: str | None = None) -> Inputs:
     files = sorted((_file(info, common, filesystem) for info in found.values()), key=lambda file: file.name)
     seen: dict[str, str] = {}
     for file in files:
+        safe_name(file.name, "an input")
         if (other := seen.setdefault(file.sidecar, file.name)) != file.name:
             raise HeadwiseError(f"{other} and {file.name} would share the score file {file.sidecar}; rename one")
     return Inputs(filesystem, tuple(files), posixpath.basename(common) or "all")
@@ -115,8 +142,36 @@ def shard_of(files: Sequence[InputFile], index: int, count: int) -> list[InputFi
     return sorted(mine, key=lambda file: file.name)
 
 
+def safe_name(name: object, of: str) -> str:
+    """The name of a file below a folder, checked: nothing that is read or written under it lies outside of that folder.
+
+    Args:
+        name: From a listing, a record or a manifest.
+        of: What it names, for the message.
+
+    Raises:
+        HeadwiseError: If it is no text, empty, absolute, has a part that is empty, `.` or `..`, a control character, no valid Unicode, or a
+            part of more than `LONGEST_NAME` bytes.
+    """
+    shown = ascii(name if not isinstance(name, str) or len(name) <= 100 else name[:100] + "...")
+    if not isinstance(name, str) or any(part in ("", ".", "..") for part in name.split("/")):
+        raise HeadwiseError(
+            f"{shown} cannot be the name of {of}: a name lies below its folder, without empty parts, '.' and '..'"
+        )
+    if "\\" in name or any(category(character) in ("Cc", "Cs") for character in name):  # control characters, lone surrogates
+        raise HeadwiseError(
+            f"{shown} cannot be the name of {of}: it holds a character that names of results cannot have; rename it"
+        )
+    if max(len(part.encode()) for part in name.split("/")) > LONGEST_NAME:
+        raise HeadwiseError(
+            f"{shown} is too long for the name of {of}: a file or folder may have {LONGEST_NAME} bytes; rename it"
+        )
+    return name
+
+
 def resolve(text: str) -> tuple[Any, str]:
     """A path or URL -> (pyarrow file system, path inside it). Kinds of URLs that pyarrow does not know are opened with fsspec."""
+    _check_path(text)
     scheme, mark, rest = text.partition("://")
     if not mark or scheme == "file":
         return fs.LocalFileSystem(), posixpath.normpath(Path(rest if mark else text).expanduser().absolute().as_posix())
@@ -141,8 +196,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def _check_path(text: str) -> None:
+    if len(text) > LONGEST_PATH:
+        raise HeadwiseError(f"{text[:60]!a}... cannot be opened: a path of {len(text)} characters is too long")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise HeadwiseError(f"{text!a} is no valid Unicode, so it cannot be opened; rename it") from error
+
+
 def _expand(text: str) -> tuple[Any, str, list[Any]]:
     """(file system, folder that names are relative to, infos of the files found)."""
+    _check_path(text)
     url, mark, query = text.partition("?") if "://" in text else (text, "", "")
     wild = _WILD.search(url)
     if wild and not ("://" not in text and Path(url).expanduser().exists()):
@@ -151,7 +216,7 @@ def _expand(text: str) -> tuple[Any, str, list[Any]]:
         place, root = resolve(base + mark + query)
         accept = _matcher(f"{root.rstrip('/')}/{pattern}")
         infos = _listed(place, root, text, recursive="/" in pattern)
-        return place, root, [info for info in infos if accept(info.path) and _known(info.path)]
+        return place, root, _chosen(info for info in infos if accept(info.path))
     place, path = resolve(text)
     try:
         info = place.get_file_info(path)
@@ -164,19 +229,25 @@ def _expand(text: str) -> tuple[Any, str, list[Any]]:
     if info.type == fs.FileType.NotFound:
         raise HeadwiseError(f"no such file or folder: {text}")
     infos = _listed(place, path, text, recursive=True)
-    return place, path, [info for info in infos if _known(info.path) and not _hidden(posixpath.relpath(info.path, path))]
+    return place, path, _chosen(info for info in infos if not _hidden(posixpath.relpath(info.path, path)))
+
+
+def _chosen(infos: Iterable[Any]) -> list[Any]:
+    """Files of known kinds, and of these the tables, if there are any: text files beside them are notes and licences."""
+    known = [info for info in infos if _known(info.path)]
+    return [info for info in known if not _TEXT.search(info.path)] or known
 
 
 def _listed(place: Any, folder: str, text: str, recursive: bool) -> Iterable[Any]:
     try:
         infos = place.get_file_info(fs.FileSelector(folder, recursive=recursive))
-    except OSError as error:
+        return [info for info in infos if info.path and info.type == fs.FileType.File]  # a path is decoded when it is looked at
+    except (OSError, UnicodeError) as error:
         raise HeadwiseError(f"{text} cannot be listed: {one_line(error)}") from error
-    return [info for info in infos if info.type == fs.FileType.File]
 
 
 def _known(path: str) -> bool:
-    return bool(_PARQUET.search(path) or _LINES.search(path))
+    return bool(_PARQUET.search(path) or _LINES.search(path) or _TEXT.search(path))
 
 
 def _hidden(relative: str) -> bool:

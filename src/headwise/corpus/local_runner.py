@@ -1,4 +1,6 @@
-"""Scoring files one after another: a thread reads, a pool tokenises, and the calling thread scores and writes.
+"""Scoring a corpus: files in, one row-aligned score file each out.
+
+Files are scored one after another: a thread reads, a pool tokenises, and the calling thread scores and writes.
 
 Between them stands a queue of bounded length, which is all the back-pressure there is: when scoring is slower, reading waits. Chunks keep their
 order, so what is written depends on the file alone.
@@ -16,15 +18,47 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from headwise.corpus.claims import Claims
-from headwise.corpus.documents import DocumentScorer, Encoded
-from headwise.corpus.inputs import InputFile, Inputs
-from headwise.corpus.options import ScoreOptions, Summary
+from headwise.corpus.documents import DocumentScorer, Encoded, Rows, schema_of, score_rows
+from headwise.corpus.inputs import InputFile, Inputs, find_inputs, one_line, shard_of
+from headwise.corpus.options import Config, ScoreOptions, ScorerFactory, Summary
 from headwise.corpus.output import LostFileError, Output, Sidecar
-from headwise.corpus.readers import Reader, Rows, UnreadableError
-from headwise.corpus.sidecar import schema_of, score_rows
-from headwise.heads.progress import Report, silent
+from headwise.corpus.readers import Reader, UnreadableError, check_columns
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.progress import Report, silent, work_is_done, work_is_kept
 
 T = TypeVar("T")
+
+
+def score_files(
+    inputs: Sequence[str], output: str, make_scorer: ScorerFactory, options: ScoreOptions | None = None, report: Report = silent
+) -> Summary:
+    """Score all documents of `inputs` in this process; the same call continues where an earlier one was stopped.
+
+    Args:
+        inputs: Files, folders, globs or URLs (`inputs.find_inputs`).
+        output: A folder or URL (`output.Output`).
+        make_scorer: Makes the scorer, here.
+        options: How files are read and shared out.
+        report: Told the progress in bytes of input.
+
+    Returns:
+        What was done. Damaged files and rows are counted in it and never stop the job.
+
+    Raises:
+        HeadwiseError: For inputs that name nothing, columns that are nowhere, an output of another configuration, or one that cannot be
+            written.
+        MissingExtraError: Without pyarrow (when this module is imported).
+    """
+    options = options or ScoreOptions()
+    found = find_inputs(inputs, output)
+    files = shard_of(found.files, *options.shard)
+    check_columns(found, files, options)
+    scorer = make_scorer()
+    place = Output(output, Config.of(scorer.description, options))
+    work_is_kept(output)
+    done = Job(found, place, scorer, options, report).run(files)
+    work_is_done(output)
+    return done
 
 
 @dataclass(frozen=True)
@@ -40,7 +74,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Job:
-    """Where files come from, where their scores go, and who scores them. All runners share it: what differs is who hands out the files."""
+    """Where files come from, where their scores go, and who scores them. All runners share it: what differs is who hands out the files.
+
+    Attributes:
+        inputs: The file system of the files.
+        output: Their score files.
+        scorer: Scores them.
+        options: How files are read.
+        report: Told the progress in bytes of input.
+    """
 
     inputs: Inputs
     output: Output
@@ -49,7 +91,11 @@ class Job:
     report: Report = silent
 
     def run(self, files: Sequence[InputFile]) -> Summary:
-        """Score all files that are not done and that no running process has claimed. Results are on disk; the counts are returned."""
+        """Score all files that are not done and that no running process has claimed. Results are on disk; the counts are returned.
+
+        Raises:
+            HeadwiseError: If a result cannot be written.
+        """
         started, todo = time.perf_counter(), [file for file in files if not self.output.is_done(file)]
         with ExitStack() as stack:
             claims = None
@@ -63,7 +109,10 @@ class Job:
             waited = time.perf_counter()
             for piece in pieces:
                 work.summary.waiting_seconds += time.perf_counter() - waited
-                work.take(piece)
+                try:
+                    work.take(piece)
+                except OSError as error:
+                    raise HeadwiseError(f"the scores of {piece.file.name} could not be written: {one_line(error)}") from error
                 waited = time.perf_counter()
         work.summary.files_done_before = len(files) - len(todo)
         work.summary.files_elsewhere = work.elsewhere + work.lost

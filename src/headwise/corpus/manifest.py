@@ -16,9 +16,9 @@ Arrays = Mapping[str, NDArray[np.int64]]
 
 
 def tables(cuts: Thresholds, counts: Arrays) -> dict[str, Any]:
-    """Shares of the whole corpus, of each domain, and the cut of each domain's length strata, domains in the order of their names.
+    """Shares of the whole corpus and of each domain, and the cut of each domain's length strata, domains in the order of their names.
 
-    document_share and token_share are shares of the ranked documents and of their tokens; null if there are none.
+    `document_share` and `token_share` are shares of the ranked documents and of their tokens; null if there are none.
     """
     strata, names = cuts.options.strata, cuts.domains.names
     rows: list[dict[str, Any]] = []
@@ -34,8 +34,15 @@ def tables(cuts: Thresholds, counts: Arrays) -> dict[str, Any]:
     return {"options": cuts.options.to_json(), "all": shares_of(counts, range(len(names) * strata)), "domains": rows}
 
 
-def manifest(files: ScoreFiles, cuts: Thresholds, counts: Arrays, chosen: Mapping[str, int]) -> dict[str, Any]:
-    """What was chosen from what, without a time stamp: the same scores and options give the same bytes."""
+def manifest(files: ScoreFiles, cuts: Thresholds, counts: Arrays, chosen: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """What was chosen from what, without a time stamp: the same scores and options give the same bytes.
+
+    Args:
+        files: The scores.
+        cuts: Where each domain was cut.
+        counts: Documents and tokens per group.
+        chosen: Score file -> what was written of it.
+    """
     return {
         "headwise_selection": VERSION,
         "config": files.config,
@@ -43,7 +50,7 @@ def manifest(files: ScoreFiles, cuts: Thresholds, counts: Arrays, chosen: Mappin
         "readings": cuts.readings,
         "unfinished": files.unfinished,
         "all": shares_of(counts, range(len(cuts.domains.names) * cuts.options.strata)),
-        "files": [{"name": name, "rows": files.rows[name], "selected": chosen[name]} for name in files.names],
+        "files": [{"name": name, "rows": files.rows[name], **chosen[name]} for name in files.names],
     }
 
 

@@ -1,6 +1,6 @@
 """The output folder: score files, done records and rejected rows; each file appears whole or not at all.
 
-OUT/run.json                 the configuration that all results share
+OUT/run.json                 the configuration that all results share; marks the folder as ours
 OUT/scores/<name>.parquet    one row per input row (`sidecar.schema_of`)
 OUT/done/<name>.json         written last: version of the input, rows, counts, config hash
 OUT/rejected/<name>.jsonl    rows without a score: row, reason, detail; a damaged file ends it with row null
@@ -13,39 +13,108 @@ import contextlib
 import json
 import os
 import posixpath
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from headwise.corpus.arrow import fs, pa, pq
-from headwise.corpus.inputs import InputFile, resolve
+from headwise.corpus.inputs import InputFile, one_line, resolve, safe_name
 from headwise.corpus.options import Config
 from headwise.corpus.readers import BROKEN
 from headwise.heads.errors import HeadwiseError
 
 GROUP_ROWS = 1 << 16  # rows of a row group of a score file
+COUNTS = ("rows", "scored", "flagged", "tokens")
 
 
 class LostFileError(Exception):
     """The temporary file is gone: another process has taken this file over."""
 
 
+class Record(NamedTuple):
+    """A finished file, as its done record tells it.
+
+    Attributes:
+        name: Of the input, below the folder of all inputs.
+        path: Where the input was.
+        version: Of the input, see `InputFile.version`.
+        config_hash: Of the configuration that it was scored with.
+    """
+
+    name: str
+    path: str
+    version: dict[str, Any]
+    config_hash: str
+
+    def is_of(self, file: InputFile) -> bool:
+        """Whether the file is the one that was scored, unchanged since."""
+        return self.name == file.name and self.version == file.version
+
+
+def write_record(file: InputFile, config_hash: str, counts: Mapping[str, Any]) -> bytes:
+    """The content of a done record."""
+    source = {"path": file.path, "version": file.version}
+    full = {"name": file.name, "input": source, "config_hash": config_hash, **counts}
+    return json.dumps(full, sort_keys=True, indent=1).encode()
+
+
+def read_record(text: str | bytes, name: str) -> Record:
+    """A done record that stands under `name`.
+
+    Raises:
+        HeadwiseError: If it is none: broken, of wrong types or ranges, of another name, or of an input whose path does not end in its name.
+    """
+    try:
+        data = json.loads(text)
+        source = data["input"]
+        record = Record(safe_name(data["name"], "an input"), source["path"], source["version"], data["config_hash"])
+        counts, rejected = [data[key] for key in COUNTS], data["rejected"]
+        whole = all(_is_count(value) for value in (*counts, *rejected.values(), record.version["size"]))
+        whole = whole and counts[0] == counts[1] + sum(rejected.values()) and counts[2] <= counts[1]
+        texts = all(isinstance(value, str) for value in (record.path, record.config_hash, *rejected, data["damaged"] or ""))
+        known = set(record.version) == {"size", "mtime_ns", "tag"} and isinstance(record.version["mtime_ns"], int | None)
+        if not (whole and texts and known and isinstance(record.version["tag"], str | None)):
+            raise HeadwiseError("wrong types or ranges")
+        if record.name != name or f"/{record.path}".rpartition(f"/{name}")[1:] != (f"/{name}", ""):
+            raise HeadwiseError(f"it is of {record.name!r} at {record.path!r}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise HeadwiseError(f"the done record of {name} is broken ({error!r}); score it again") from error
+    return record
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 class Output:
     """An output folder, local or in any file system of pyarrow or fsspec."""
 
     def __init__(self, location: str, config: Config) -> None:
-        """Open or make it. Raises `HeadwiseError` if it holds results of another configuration."""
+        """Open or make it.
+
+        Raises:
+            HeadwiseError: If it holds other things than scores, or results of another configuration.
+        """
         self.config = config
         self._location = location
         self._place, self._root = resolve(location)
         text = json.dumps({"config_hash": config.hash, "config": config.data}, sort_keys=True, indent=1)
         if (old := self._read("run.json")) is None:
-            if self.local and any(self.local.iterdir() if self.local.is_dir() else ()) and not (self.local / "tmp").is_dir():
-                raise HeadwiseError(f"{location} holds other things than scores; choose an empty or a new folder")
-            self._write("run.json", text.encode())
-            old = self._read("run.json")
-        self._check(json.loads(old or "{}"), "run.json")
+            empty = self._is_empty()
+            if (old := self._read("run.json")) is None:  # no other process has begun meanwhile
+                if not empty:
+                    raise HeadwiseError(f"{location} holds other things than scores; choose an empty or a new folder")
+                self._write("run.json", text.encode())
+                old = self._read("run.json")
+        try:
+            marker = json.loads(old or "{}")
+            if not {"config_hash", "config"} <= set(marker):
+                raise KeyError("config")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise HeadwiseError(f"{location}/run.json is not of a scoring job; choose an empty or a new folder") from error
+        self._check(marker["config_hash"], "run.json")
         self._finished = set(self._names("done", ".json"))
 
     @property
@@ -54,24 +123,27 @@ class Output:
         return Path(self._root) if isinstance(self._place, fs.LocalFileSystem) else None
 
     def is_done(self, file: InputFile, look_again: bool = False) -> bool:
-        """Whether a result of this version of the file is there. look_again: also if none was there when the folder was opened.
+        """Whether a result of this version of the file is there. A broken or changed record counts as none.
 
-        Raises `HeadwiseError` for a result of another configuration, or of another file with this name.
+        Args:
+            file: An input.
+            look_again: Also if none was there when the folder was opened.
+
+        Raises:
+            HeadwiseError: For a result of another configuration, or of another file with this name.
         """
         if not look_again and file.name not in self._finished:
             return False
         try:
-            record = json.loads(self._read(f"done/{file.name}.json") or "null")
-        except ValueError:
+            record = read_record(self._read(f"done/{file.name}.json") or "", file.name)
+        except HeadwiseError:
             return False
-        if record is None:
-            return False
-        self._check(record, f"done/{file.name}.json")
-        if record["input"]["version"] == file.version:
+        self._check(record.config_hash, f"done/{file.name}.json")
+        if record.is_of(file):
             return True
-        if record["input"]["path"] != file.path:
+        if record.path != file.path:
             raise HeadwiseError(
-                f"{self._location} holds scores of {record['input']['path']} under the name {file.name}; choose another output for {file.path}"
+                f"{self._location} holds scores of {record.path} under the name {file.name}; choose another output for {file.path}"
             )
         return False
 
@@ -85,7 +157,7 @@ class Output:
         return Sidecar(self, file, schema)
 
     def open(self, path: str) -> Any:
-        """A stream that writes `path`, below the folder."""
+        """A stream that writes `path`, below the folder. Raises `OSError`."""
         self._place.create_dir(posixpath.dirname(self._full(path)), recursive=True)
         return self._place.open_output_stream(self._full(path), compression=None)
 
@@ -115,12 +187,18 @@ class Output:
 
     def finish(self, file: InputFile, record: dict[str, Any]) -> None:
         """Write the done record: from now on the file is skipped."""
-        source = {"path": file.path, "version": file.version}
-        full = {"name": file.name, "input": source, "config_hash": self.config.hash, **record}
-        self._write(f"done/{file.name}.json", json.dumps(full, sort_keys=True, indent=1).encode())
+        self._write(f"done/{file.name}.json", write_record(file, self.config.hash, record))
 
-    def _check(self, record: dict[str, Any], where: str) -> None:
-        if (other := record.get("config_hash")) != self.config.hash:
+    def _is_empty(self) -> bool:
+        """Whether nothing is in the folder, but what a process left that was killed when it began."""
+        infos = self._place.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        if any(info.type != fs.FileType.Directory or posixpath.basename(info.path) != "tmp" for info in infos):
+            return False
+        below = self._place.get_file_info(fs.FileSelector(self._full("tmp"), recursive=True, allow_not_found=True))
+        return all(re.fullmatch(r"run\.json\.[0-9a-f]{32}\.tmp", posixpath.basename(info.path)) for info in below)
+
+    def _check(self, other: object, where: str) -> None:
+        if other != self.config.hash:
             raise HeadwiseError(
                 f"{self._location} holds scores of another configuration ({where}: {other}, now {self.config.hash}); choose another output"
             )
@@ -132,13 +210,16 @@ class Output:
         if self._place.get_file_info(self._full(path)).type != fs.FileType.File:
             return None
         with self._place.open_input_stream(self._full(path), compression=None) as stream:
-            return bytes(stream.read()).decode()
+            return bytes(stream.read()).decode(errors="replace")
 
     def _write(self, path: str, data: bytes) -> None:
         temporary = f"tmp/{path}.{uuid.uuid4().hex}.tmp"
-        with self.open(temporary) as stream:
-            stream.write(data)
-        self.rename(temporary, path)
+        try:
+            with self.open(temporary) as stream:
+                stream.write(data)
+            self.rename(temporary, path)
+        except OSError as error:
+            raise HeadwiseError(f"could not write {self._location}/{path}: {one_line(error)}") from error
 
     def _names(self, folder: str, suffix: str, recursive: bool = True) -> list[str]:
         """Names of the files in or below a folder that end in `suffix`, without it."""
@@ -182,7 +263,14 @@ class Sidecar:
             self._write_group(GROUP_ROWS)
 
     def commit(self, damaged: str | None) -> dict[str, Any]:
-        """Finish: rejected rows, then scores, then the done record, which is returned. Raises `LostFileError`."""
+        """Finish: rejected rows, then scores, then the done record, which is returned.
+
+        Args:
+            damaged: Why the input could not be read to its end, or None.
+
+        Raises:
+            LostFileError: If another process has taken the file over.
+        """
         if damaged is not None:
             self._reject([{"row": None, "reason": "damaged file", "detail": damaged}])
         if self._held_rows:

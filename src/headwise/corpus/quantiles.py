@@ -25,7 +25,17 @@ Counts = NDArray[np.int64]
 
 
 def images_of(values: NDArray[np.floating]) -> Images:
-    """[n] uint32 in the order of float32 `values` [n]: a < b exactly where image(a) < image(b); -0.0 is 0.0. `HeadwiseError` for NaN."""
+    """Unsigned integers in the order of floating-point numbers: a < b exactly where image(a) < image(b); -0.0 is 0.0.
+
+    Args:
+        values: [n], taken as float32.
+
+    Returns:
+        [n] uint32.
+
+    Raises:
+        HeadwiseError: For NaN.
+    """
     numbers = np.asarray(values, dtype=np.float32) + np.float32(0)  # -0.0 + 0.0 is 0.0
     if np.isnan(numbers).any():
         raise HeadwiseError(f"{int(np.isnan(numbers).sum())} of {len(numbers)} values are NaN; leave them out first")
@@ -75,16 +85,29 @@ class TopCuts:
         return np.zeros((2, len(self._open), BINS), dtype=np.int64)
 
     def count(self, into: Counts, groups: NDArray[np.integer], images: Images, ties: Ties, weights: NDArray[np.integer]) -> None:
-        """Add keys [n] of their groups to a histogram of this round's digit; keys outside the known digits are left out."""
+        """Add keys to a histogram of this round's digit; keys outside the known digits are left out.
+
+        Args:
+            into: Of `histogram`.
+            groups: [n] group of each key.
+            images: [n].
+            ties: [n].
+            weights: [n].
+        """
         where = self._open[groups] & self._inside(groups, images, ties)
         chosen = groups[where], self._digit(images[where], ties[where])
         np.add.at(into[0], chosen, weights[where].astype(np.int64))
         np.add.at(into[1], chosen, 1)
 
     def narrow(self, histogram: Counts, wanted: Counts | None = None) -> None:
-        """Take the next digit from the histogram of all keys. wanted [group]: summed weights to take; given in the first round only.
+        """Take the next digit from the histogram of all keys.
 
-        Raises `HeadwiseError` if more is wanted than there is.
+        Args:
+            histogram: Of all keys.
+            wanted: [group] summed weights to take; given in the first round only.
+
+        Raises:
+            HeadwiseError: If more is wanted than there is.
         """
         if wanted is not None:
             self._start(histogram, wanted)

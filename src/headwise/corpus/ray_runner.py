@@ -15,31 +15,11 @@ from typing import Any
 
 from headwise.corpus.inputs import InputFile, Inputs, find_inputs, shard_of
 from headwise.corpus.local_runner import Job
-from headwise.corpus.options import Config, ScoreOptions, ScorerFactory, Summary
+from headwise.corpus.options import Config, RayOptions, ScoreOptions, ScorerFactory, Summary
 from headwise.corpus.output import Output
-from headwise.corpus.score_files import check_columns
+from headwise.corpus.readers import check_columns
 from headwise.heads.errors import HeadwiseError, MissingExtraError
-from headwise.heads.progress import Report, silent
-
-
-@dataclass(frozen=True)
-class RayOptions:
-    """What each actor gets. actors: (least, most) at a time. cpus: cores per actor, for its model and `ScoreOptions.workers` threads.
-
-    gpus: GPUs per actor, may be a fraction. retries: how often a file is tried again after its worker died (killed, preempted, out of memory).
-    """
-
-    actors: tuple[int, int] = (1, 1)
-    cpus: float = 1.0
-    gpus: float = 0.0
-    retries: int = 3
-
-    def __post_init__(self) -> None:
-        least, most = self.actors
-        if not 1 <= least <= most:
-            raise HeadwiseError(f"the numbers of actors must be at least 1 and in order; got {least} to {most}")
-        if self.cpus < 0 or self.gpus < 0 or self.retries < 0:
-            raise HeadwiseError(f"cpus, gpus and retries must be 0 or more; got {self.cpus:g}, {self.gpus:g} and {self.retries}")
+from headwise.heads.progress import Report, silent, work_is_done, work_is_kept
 
 
 def score_files_with_ray(
@@ -50,10 +30,21 @@ def score_files_with_ray(
     report: Report = silent,
     cluster: RayOptions | None = None,
 ) -> Summary:
-    """As `score_files`; make_scorer is pickled and called once in each actor. Claims are not used: Ray hands out each file once.
+    """As `score_files`, on Ray. Claims are not used: Ray hands out each file once.
 
     Takes the Ray that is already connected, else the one that RAY_ADDRESS names, else starts one on this machine and stops it afterwards.
-    `inputs` and `output` must be reachable under the same names from all nodes. Raises also `MissingExtraError` without Ray.
+
+    Args:
+        inputs: As for `score_files`; reachable under the same names from all nodes.
+        output: As for `score_files`; reachable under the same name from all nodes.
+        make_scorer: Is pickled and called once in each actor.
+        options: How files are read and shared out.
+        report: Told the progress in bytes of input.
+        cluster: What each actor gets.
+
+    Raises:
+        HeadwiseError: As `score_files`.
+        MissingExtraError: Without Ray.
     """
     options, cluster = replace(options or ScoreOptions(), claim=False), cluster or RayOptions()
     found = find_inputs(inputs, output)
@@ -61,6 +52,7 @@ def score_files_with_ray(
     check_columns(found, files, options)
     started, summary = time.perf_counter(), Summary()
     past, total = 0, max(sum(file.size for file in files), 1)
+    work_is_kept(output)
     with _connected() as ray:
         setup = _Setup(replace(found, files=()), output, make_scorer, options)
         for result in _results(ray, files, setup, cluster):
@@ -69,6 +61,7 @@ def score_files_with_ray(
             summary.merge(result["summary"])
             past += result["size"]
             report(past, total, f"{summary.rows:,} documents, {sum(summary.rejected.values()):,} rejected")
+    work_is_done(output)
     summary.seconds = time.perf_counter() - started
     return summary
 
@@ -94,7 +87,7 @@ class FileActor:
             self._refused = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """file: JSON of `InputFile`s -> result: JSON of {summary, size} or {refused}."""
+        """Score one batch of files: `file`, JSON of `InputFile`s -> `result`, JSON of {summary, size} or {refused}."""
         return {"result": [json.dumps(self._score(InputFile(**json.loads(text)))) for text in batch["file"]]}
 
     def _score(self, file: InputFile) -> dict[str, Any]:

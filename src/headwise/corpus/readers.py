@@ -1,25 +1,37 @@
 """Files as rows, and rows as chunks: bounded memory, one row for every row or line of the file, whatever is wrong with it.
 
-A line is a row, blank or broken lines too. What makes a row unusable is told by a reason and a detail; what makes a file unreadable from some point
+A line is a row, blank or broken lines too; a line ends at a line feed and nowhere else.
+A text file is one row. What makes a row unusable is told by a reason and a detail; what makes a file unreadable from some point
 on ends it (lines) or its row group (Parquet), and is kept in `Reader.damaged`. Reading always takes place in the same steps, so a damaged file
 gives the same rows each time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import json
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from headwise.corpus.arrow import pa, pq
 from headwise.corpus.columns import plain_name, rows_of
-from headwise.corpus.inputs import InputFile, one_line
+from headwise.corpus.documents import Rows
+from headwise.corpus.inputs import InputFile, Inputs, one_line
 from headwise.corpus.options import ScoreOptions
+from headwise.heads.errors import HeadwiseError
 
 STEP = 1 << 16  # bytes of lines read at once: so many in front of a damaged place may be lost with it
-LONGEST_LINE = 256 << 20  # bytes; longer lines are rejected, so that a file without line ends cannot fill the memory
+LONGEST_LINE = 256 << 20  # bytes; longer lines and text files are rejected, so that one without line ends cannot fill the memory
+MOST_UNPACKED, MOST_TIMES = (
+    256 << 20,
+    200,
+)  # a file that unpacks to more bytes than this, and to so many times its size, is a bomb
+DEEPEST = 8  # fields inside fields whose names are looked at
+LOOK_BYTES, LOOK_LINES = 1 << 20, 100  # of each file, in search of columns
+LOOKED_AT = 3  # files whose columns are looked at before the work begins
+BOM = b"\xef\xbb\xbf"
 PARQUET_ROWS = 64  # rows decoded at once
 BROKEN = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises for damaged data
 
@@ -29,25 +41,21 @@ class UnreadableError(Exception):
 
 
 class Row(NamedTuple):
-    """One row of a file. text: None if `problem` (reason, detail) says why there is none. size: bytes it takes."""
+    """One row of a file.
+
+    Attributes:
+        text: None if there is a problem.
+        domain: Its domain, or None.
+        id: Its id, or None.
+        problem: (reason, detail) why there is no text, or None.
+        size: Bytes that it takes.
+    """
 
     text: str | None
     domain: str | None
     id: str | None
     problem: tuple[str, str] | None
     size: int
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A chunk of a file: rows `first`, `first + 1`, ... problems: index in the chunk -> (reason, detail). position: share of the file read so far."""
-
-    first: int
-    texts: list[str | None]
-    domains: list[str | None]
-    ids: list[str | None]
-    problems: dict[int, tuple[str, str]]
-    position: float = 0.0
 
 
 class Source(io.RawIOBase):
@@ -62,7 +70,7 @@ class Source(io.RawIOBase):
         self.count = 0
 
     def readable(self) -> bool:
-        """As of all sources."""
+        """Always."""
         return True
 
     def seekable(self) -> bool:
@@ -79,11 +87,11 @@ class Source(io.RawIOBase):
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As of any file."""
+        """Go to a byte; see `io.IOBase.seek`."""
         return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
-        """As of any file."""
+        """The number of the next byte."""
         return int(self._file.tell())
 
     def size(self) -> int:
@@ -97,8 +105,30 @@ class Source(io.RawIOBase):
         super().close()
 
 
+def unpacked(source: Source, compression: str | None) -> Generator[bytes]:
+    """The bytes of a file in steps, unpacked, without a byte order mark at its start.
+
+    Raises:
+        ValueError: At a damaged place, or for a file that unpacks to far more than it holds; `BROKEN` has all kinds of it.
+        UnreadableError: If the bytes cannot be had.
+    """
+    stream = pa.PythonFile(source, mode="r")
+    stream = pa.CompressedInputStream(stream, compression) if compression else stream
+    total = 0
+    while block := stream.read(STEP):
+        total += len(block)
+        if compression and total > max(MOST_UNPACKED, MOST_TIMES * source.count):
+            raise ValueError(f"unpacks to more than {MOST_TIMES} times its size; the rest is not read")
+        yield block.removeprefix(BOM) if total == len(block) else block
+
+
 class Reader:
-    """The rows of one file. After the last row, `damaged` says what could not be read, or None."""
+    """The rows of one file.
+
+    Attributes:
+        damaged: After the last row: what could not be read, or None.
+        position: Share of the file read so far, in [0, 1].
+    """
 
     def __init__(self, filesystem: Any, file: InputFile, options: ScoreOptions, domain: str | None = None) -> None:
         """domain: of all rows, where no column gives it."""
@@ -122,7 +152,12 @@ class Reader:
         """All rows. Raises `UnreadableError` if the bytes cannot be had."""
         source = Source(self._filesystem, self._file.path, self._file.is_parquet)
         try:
-            yield from self._parquet(source) if self._file.is_parquet else self._lines(source)
+            if self._file.is_parquet:
+                yield from self._parquet(source)
+            elif self._file.is_text:
+                yield self._text(source)
+            else:
+                yield from self._lines(source)
         finally:
             source.close()
 
@@ -133,8 +168,10 @@ class Reader:
         except BROKEN as error:
             self.damaged = one_line(error)
             return
-        wanted = [self._options.text_column, self._options.domain_column, self._options.id_column]
-        columns = [name for name in table.schema_arrow.names if name in wanted]
+        wanted = {self._options.text_column, self._options.domain_column, self._options.id_column} - {None}
+        there = names_of(table.schema_arrow)
+        columns = [name for name in [*table.schema_arrow.names, *there] if name in wanted]
+        columns = list(dict.fromkeys(columns))
         total, done = table.metadata.num_rows, 0
         for group in range(table.num_row_groups):
             left = table.metadata.row_group(group).num_rows
@@ -159,30 +196,34 @@ class Reader:
             yield from (Row(None, self._domain, None, ("row group cannot be read", error), 0) for _ in range(left))
 
     def _lines(self, source: Source) -> Iterator[Row]:
-        stream = pa.PythonFile(source, mode="r")
-        if self._file.compression:
-            stream = pa.CompressedInputStream(stream, self._file.compression)
-        rest, lost, start = bytearray(), False, True
-        while True:
-            try:
-                block = stream.read(STEP)
-            except BROKEN as error:
-                self.damaged = one_line(error)  # the line it happened in is incomplete, so it is no row
-                return
-            self.position = source.count / max(self._file.size, 1)
-            if not block:
-                break
-            if start:
-                block, start = block.removeprefix(b"\xef\xbb\xbf"), False
-            *lines, tail = block.split(b"\n")
-            for line in lines:
-                yield _too_long(self._domain) if lost else self._parse(bytes(rest) + line)
-                rest, lost = bytearray(), False
-            rest += tail
-            if len(rest) > LONGEST_LINE:
-                rest, lost = bytearray(), True
-        if rest or lost:
-            yield _too_long(self._domain) if lost else self._parse(bytes(rest))
+        for line in raw_lines(self._blocks(source)):
+            yield _too_long(self._domain) if line is None else self._parse(line)
+
+    def _blocks(self, source: Source) -> Iterator[bytes | None]:
+        """Blocks of the file; the last one is None if the file breaks off in the middle."""
+        try:
+            for block in unpacked(source, self._file.compression):
+                self.position = source.count / max(self._file.size, 1)
+                yield block
+        except BROKEN as error:
+            self.damaged = one_line(error)
+            yield None
+
+    def _text(self, source: Source) -> Row:
+        """A text file as one document: what could be read of it, as it is."""
+        content = bytearray()
+        for block in self._blocks(source):
+            content += block or b""
+            if len(content) > LONGEST_LINE:
+                return _too_long(self._domain)
+        if self.damaged is not None:
+            return Row(None, self._domain, None, ("damaged file", self.damaged), len(content))
+        self.position = 1.0
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            return Row(None, self._domain, None, ("not UTF-8", one_line(error)), len(content))
+        return Row(text or None, self._domain, None, None if text else ("no text", ""), len(content))
 
     def _parse(self, line: bytes) -> Row:
         """A line of JSON as a row; never raises."""
@@ -196,12 +237,12 @@ class Reader:
             return Row(None, self._domain, None, problem, size)
         if not isinstance(data, dict):
             return Row(None, self._domain, None, ("not a JSON object", type(data).__name__), size)
-        domain = self._domain if options.domain_column is None else plain_name(data.get(options.domain_column))
-        key = None if options.id_column is None else plain_name(data.get(options.id_column))
-        text = data.get(options.text_column)
+        domain = self._domain if options.domain_column is None else plain_name(field_of(data, options.domain_column)[1])
+        key = None if options.id_column is None else plain_name(field_of(data, options.id_column)[1])
+        there, text = field_of(data, options.text_column)
         found: tuple[str, str] | None = None
         if text is None:
-            found = ("no text", "") if options.text_column in data else ("no such column", options.text_column)
+            found = ("no text", "") if there else ("no such column", options.text_column)
         elif not isinstance(text, str):
             found = ("not a text", type(text).__name__)
         else:
@@ -212,27 +253,99 @@ class Reader:
         return Row(None if found else text, domain, key, found, size)
 
 
-def columns_of(filesystem: Any, file: InputFile) -> list[str] | None:
-    """Names of the columns of a Parquet file, or of the first JSON object among the first lines; None if there are none to be seen."""
+def raw_lines(blocks: Iterable[bytes | None]) -> Iterator[bytes | None]:
+    """Lines without their line feeds; None for one of more than `LONGEST_LINE` bytes.
+
+    A block that is None ends them, and what has no line feed in front of it is no line then: it is incomplete.
+    """
+    rest, lost = bytearray(), False
+    for block in blocks:
+        if block is None:
+            return
+        *lines, tail = block.split(b"\n")
+        for line in lines:
+            lost = lost or len(rest) + len(line) > LONGEST_LINE
+            yield None if lost else bytes(rest) + line
+            rest, lost = bytearray(), False
+        rest += tail
+        if len(rest) > LONGEST_LINE:
+            rest, lost = bytearray(), True
+    if rest or lost:
+        yield None if lost else bytes(rest)
+
+
+def check_columns(inputs: Inputs, files: Sequence[InputFile], options: ScoreOptions) -> None:
+    """Refuse a column that none of the first files has: a misspelt name would give a corpus without scores.
+
+    Raises:
+        HeadwiseError: For such a column, naming those that there are.
+    """
+    seen = [(file, columns) for file in files[:LOOKED_AT] if (columns := _columns_of(inputs.filesystem, file, options))]
+    for name in (options.text_column, options.domain_column, options.id_column):
+        if name is not None and seen and not any(name in columns for _, columns in seen):
+            file, columns = seen[0]
+            shown = [column for column in columns if not any(other.startswith(f"{column}.") for other in columns)]
+            raise HeadwiseError(f"no column {name!r} in {file.name}; it has {', '.join(shown[:40])}")
+
+
+def field_of(data: Mapping[str, Any], name: str) -> tuple[bool, Any]:
+    """(whether it is there, its value) of a field of a JSON object, or of an object inside it."""
+    if name in data:
+        return True, data[name]
+    found: Any = data
+    for part in name.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return False, None
+        found = found[part]
+    return True, found
+
+
+def names_in(
+    fields: Iterable[tuple[str, Any]], inner: Callable[[Any], Iterable[tuple[str, Any]]], depth: int = DEEPEST
+) -> list[str]:
+    """Names of all fields and of fields inside them, dotted. inner: the fields of a value, none if it has none."""
+    found = []
+    for name, value in fields:
+        below = names_in(inner(value), inner, depth - 1) if depth else []
+        found += [f"{name}.{one}" for one in below] if below else [name]
+    return found
+
+
+def names_of(schema: Any) -> list[str]:
+    """Names of the columns of an Arrow schema, those inside structs with dots."""
+    return names_in(
+        ((field.name, field.type) for field in schema),
+        lambda kind: (
+            [(kind.field(i).name, kind.field(i).type) for i in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+        ),
+    )
+
+
+def _columns_of(filesystem: Any, file: InputFile, options: ScoreOptions) -> list[str]:
+    """Names of the columns of a Parquet file, or of the JSON objects among the first lines; nothing if there are none to be seen."""
+    if file.is_text:
+        return [options.text_column]
     try:
         source = Source(filesystem, file.path, file.is_parquet)
         try:
             if file.is_parquet:
-                return list(pq.ParquetFile(pa.PythonFile(source, mode="r")).schema_arrow.names)
-            stream = pa.PythonFile(source, mode="r")
-            stream = pa.CompressedInputStream(stream, file.compression) if file.compression else stream
-            for line in stream.read(1 << 20).split(b"\n")[:100]:
-                try:
-                    data = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(data, dict):
-                    return list(data)
+                schema = pq.ParquetFile(pa.PythonFile(source, mode="r")).schema_arrow
+                return [*schema.names, *(name for name in names_of(schema) if name not in schema.names)]
+            with contextlib.closing(unpacked(source, file.compression)) as blocks:
+                start = b"".join(itertools.islice(blocks, LOOK_BYTES // STEP))
         finally:
             source.close()
     except (UnreadableError, *BROKEN):
-        return None
-    return None
+        return []
+    found: dict[str, None] = {}
+    for line in start.split(b"\n")[:LOOK_LINES]:
+        with contextlib.suppress(ValueError, RecursionError):
+            data = json.loads(line)
+            if isinstance(data, dict):
+                found |= dict.fromkeys(
+                    [*data, *names_in(data.items(), lambda value: value.items() if isinstance(value, dict) else ())]
+                )
+    return list(found)
 
 
 def _chunk(first: int, rows: list[Row], position: float) -> Rows:

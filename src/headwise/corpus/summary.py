@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.corpus.manifest import shares_of, tables
+from headwise.corpus.options import NAMED, ChoiceOptions
 from headwise.corpus.tables import ScoreFiles
-from headwise.corpus.thresholds import COLUMNS, ChoiceOptions, Counts, Thresholds, find_thresholds, floats, keys_of, length_codes
+from headwise.corpus.thresholds import COLUMNS, Counts, Thresholds, find_thresholds, floats, keys_of, length_codes
 from headwise.heads.progress import Report, silent
 from headwise.stats.ranks import ranks_within, spearman
 
@@ -26,13 +27,20 @@ CONTROLS = ("perplexity", "longest", "random")
 Columns = dict[str, NDArray[Any]]
 
 
-def summarise(files: ScoreFiles, options: ChoiceOptions, named: int = 5, report: Report = silent) -> dict[str, Any]:
-    """Plain data about a corpus, chosen from by `options`.
+def summarise(files: ScoreFiles, options: ChoiceOptions, named: int = NAMED, report: Report = silent) -> dict[str, Any]:
+    """Plain data about a corpus and a choice.
 
-    thresholds: as in thresholds.json. reasons: why documents were flagged or have no score -> how many. overlap: per control and domain, the
-    documents that both would choose. samples: domain -> columns of sampled ranked documents, `chosen` and `file` among them. correlations: domain
-    -> Spearman of score and length, before and after ranking within strata of length, with the number of documents. named: domain -> `most`,
-    `least` influenced and `boundary` documents (`named` each), as (name, row, fields).
+    Args:
+        files: The scores.
+        options: What is chosen.
+        named: Documents to name per domain and kind.
+        report: Told the rows of each reading.
+
+    Returns:
+        `thresholds`: as in thresholds.json. `reasons`: why documents were flagged or have no score -> how many. `overlap`: per control and
+        domain, the documents that both would choose. `samples`: domain -> columns of sampled ranked documents, `chosen` and `file` among
+        them. `correlations`: domain -> Spearman of score and length, before and after ranking within strata of length, with the number of
+        documents. `named`: domain -> `most`, `least` influenced and `boundary` documents, as (name, row, fields). And what they rest on.
     """
     cuts = find_thresholds(files, options, report)
     others = {rank: find_thresholds(files, _with_rank(options, rank), report) for rank in CONTROLS if rank != options.rank}

@@ -6,65 +6,33 @@ Nothing is sorted and nothing grows with the corpus: a reading adds to one histo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headwise.corpus.arrow import pc
+from headwise.corpus.options import MOST_GROUPS, ChoiceOptions
 from headwise.corpus.quantiles import BINS, TopCuts, images_of, tie_numbers, value_of
 from headwise.corpus.tables import ScoreFiles
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 
-RANKS = ("score", "random", "longest", "perplexity")
-UNITS = ("docs", "tokens")
 COLUMNS = ["row", "domain", "loss_base", "score", "n_tokens", "flagged"]
-MOST_GROUPS = 256  # a group's histogram takes 1 MiB
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class ChoiceOptions:
-    """What is chosen.
-
-    share: of each domain, in (0, 1]. by: `docs` (Hua et al. 2025, sec. 3) or `tokens`: documents from the top until their tokens reach the share.
-    rank: what is taken first: `score` (the highest), and three controls: `random`, `longest`, `perplexity` (the lowest loss_base).
-    strata: within each domain so many strata of n_tokens with a cut of their own, about equally many documents in each. least_loss: documents
-    with a lower loss_base (nats) are not ranked; flagged: flagged documents with a score are. seed: of the random order and of ties.
-    """
-
-    share: float = 0.2
-    by: str = "docs"
-    rank: str = "score"
-    strata: int = 1
-    least_loss: float = 0.0
-    flagged: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise HeadwiseError(f"the share must lie in (0, 1]; got {self.share:g}")
-        if self.by not in UNITS:
-            raise HeadwiseError(f"unknown unit {self.by!r}; a share is of {' or '.join(UNITS)}")
-        if self.rank not in RANKS:
-            raise HeadwiseError(f"unknown ranking {self.rank!r}; choose one of {', '.join(RANKS)}")
-        if not 1 <= self.strata <= MOST_GROUPS:
-            raise HeadwiseError(f"the number of length strata must lie in 1 to {MOST_GROUPS}; got {self.strata}")
-        if not self.least_loss >= 0:
-            raise HeadwiseError(f"the least loss must be 0 or more nats; got {self.least_loss:g}")
-
-    def to_json(self) -> dict[str, Any]:
-        """All options as plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Keys:
     """A piece of a score file, ready to be counted; all arrays are [n].
 
-    domains: numbers of the domains. ranked: whether the document takes part. images, ties: its key, largest first. tokens: of the document.
+    Attributes:
+        domains: Numbers of the domains.
+        ranked: Whether the document takes part.
+        images: First part of its key; the largest comes first.
+        ties: Second part of its key.
+        tokens: Of the document.
     """
 
     domains: Ints
@@ -81,7 +49,15 @@ class Domains:
         self.names: dict[str, int] = {}
 
     def numbers(self, column: Any, new: bool) -> Ints:
-        """[n] numbers of an arrow column of names. new: unknown names get a number (else they are a `KeyError`)."""
+        """Numbers [n] of an arrow column of names.
+
+        Args:
+            column: Of n names.
+            new: Unknown names get a number (else they are a `KeyError`).
+
+        Raises:
+            HeadwiseError: For more than `MOST_GROUPS` domains.
+        """
         coded = pc.dictionary_encode(pc.fill_null(column.cast("string"), ""))
         found = [self._number(name, new) for name in coded.dictionary.to_pylist()]
         codes: Ints = np.asarray(found, dtype=np.int64)[coded.indices.to_numpy(zero_copy_only=False)]
@@ -145,7 +121,15 @@ class Counts:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The cuts of a choice. edges: [domain, strata - 1] length codes, ascending: the largest of each stratum but the last."""
+    """The cuts of a choice.
+
+    Attributes:
+        options: What is chosen.
+        domains: Names and numbers of the domains.
+        edges: [domain, strata - 1] length codes, ascending: the largest of each stratum but the last.
+        cuts: The lowest key that is taken, per group.
+        readings: How often the score files were read.
+    """
 
     options: ChoiceOptions
     domains: Domains
@@ -180,7 +164,13 @@ class Thresholds:
 def find_thresholds(files: ScoreFiles, options: ChoiceOptions, report: Report = silent) -> Thresholds:
     """Read the score files three times (domains and lengths, then two digits of the scores), more often only to break ties.
 
-    report(done, total, reading) is told the rows of each reading. Raises `HeadwiseError` if no document can be ranked, or for too many domains.
+    Args:
+        files: The scores.
+        options: What is chosen.
+        report: Told the rows of each reading.
+
+    Raises:
+        HeadwiseError: If no document can be ranked, or for too many domains.
     """
     domains, lengths, ranked = Domains(), dict[int, Ints](), 0
     for keys in _pieces(files, domains, options, "domains", report, new=True):

@@ -9,11 +9,10 @@ import numpy as np
 
 from headwise.heads import HeadScores, HeadSet, HeadwiseError
 from headwise.models.model import Model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, default_lengths, even_depths
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import bundled_needles
+from headwise.prompts.needles import NeedleComposer, bundled_needles
 
 PROMPT_PART = (0.0, 0.9)  # of the haystack; the rest is left for perplexity and calibration
 DEPTHS = 5

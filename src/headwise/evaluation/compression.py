@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached
+from headwise.attention.plan import attached
 from headwise.caches.kept_cache import KeptCache
 from headwise.caches.kept_layer import Compressor, Keep, View
 from headwise.evaluation.contexts import Context, Question
@@ -247,10 +247,8 @@ class _Reading:
             return cache, cache.prefill(self._ids, chunk=CHUNK if compressor.prefill == "chunked" else None)
         others = self._full.fork().layers
         for i, view in self._views.items():
-            keys, values = (view.keys,), (view.values,)
-            call = Call(i, view.query, keys, values, None, view.scaling, view.softcap, view.sinks, view.query.new_empty(0))
             cache.layers[i].update(view.keys, view.values)
-            cache.kept_layers[i].cut(compressor, call, cache.model)
+            cache.kept_layers[i].keep(compressor, view)
         for i in cache.skipped:
             cache.layers[i] = others[i]
         return cache, self._logits

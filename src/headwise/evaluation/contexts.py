@@ -11,9 +11,8 @@ import numpy as np
 
 from headwise.heads.errors import HeadwiseError
 from headwise.models.model import Model
-from headwise.prompts.encoder import PieceEncoder, newline_ids
-from headwise.prompts.frame import Frame, frame
-from headwise.prompts.prompt import Span
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.prompt import Piece, PromptBuilder, Span
 from headwise.prompts.questions import OwnQuestion
 from headwise.prompts.ruler import RulerRow, string_match
 from headwise.runtime.answer import stop_ids
@@ -144,15 +143,14 @@ def ruler_contexts(model: Model, rows: Sequence[RulerRow], chat: bool = False) -
         HeadwiseError: A row that the model has no positions for.
     """
     encoder = PieceEncoder(model.tokenizer)
-    outer = frame(encoder, chat)
-    stop = stop_ids(model) - newline_ids(model.tokenizer)
+    builder = PromptBuilder(encoder, chat)
     found = []
     for number, row in enumerate(rows, 1):
-        rest = (*encoder.encode(row.question), *outer.tail, *encoder.encode(row.answer_prefix))
-        ids, place = _placed(encoder, outer, row.context, row.answers)
+        rest = (*builder.closing([Piece(row.question)]).ids, *encoder.encode(row.answer_prefix))
+        ids, place = _placed(builder, row.context, row.answers)
         judge = _RulerJudge(row)
         question = Question(rest, row.limit, judge, place, ", ".join(row.answers), str(number))
-        found.append(_checked(Context(row.task, None, ids, (question,), stop), model, f"row {number} of {row.task}"))
+        found.append(_checked(Context(row.task, None, ids, (question,), model.stop_ids), model, f"row {number} of {row.task}"))
     return found
 
 
@@ -172,8 +170,8 @@ def data_contexts(model: Model, asked: Sequence[OwnQuestion], name: str, limit: 
         HeadwiseError: A question that the model has no positions for.
     """
     encoder = PieceEncoder(model.tokenizer)
-    outer = frame(encoder, chat)
-    stop = stop_ids(model) - (newline_ids(model.tokenizer) if chat else frozenset())
+    builder = PromptBuilder(encoder, chat)
+    stop = model.stop_ids if chat else stop_ids(model)
     texts: dict[str, list[OwnQuestion]] = {}
     for one in asked:
         texts.setdefault(one.context, []).append(one)
@@ -183,8 +181,8 @@ def data_contexts(model: Model, asked: Sequence[OwnQuestion], name: str, limit: 
         for one in own:
             wording = (CHAT if chat else PLAIN).format(question=one.question.strip())
             prefix = f" {one.answer_prefix.strip()}" if one.answer_prefix.strip() and not chat else one.answer_prefix.strip()
-            rest = (*encoder.encode(wording), *outer.tail, *(encoder.encode(prefix) if prefix else ()))
-            ids, place = _placed(encoder, outer, text, one.answers)
+            rest = (*builder.closing([Piece(wording)]).ids, *(encoder.encode(prefix) if prefix else ()))
+            ids, place = _placed(builder, text, one.answers)
             questions.append(Question(rest, limit, _Contained(one.answers), place, " / ".join(one.answers), one.id))
         context = Context(name, None, ids, tuple(questions), stop)
         found.append(_checked(context, model, f"question {own[0].id!r} of {name}"))
@@ -230,12 +228,11 @@ def contained(answer: str) -> Callable[[str], float]:
     return _Contained((answer,))
 
 
-def _placed(encoder: PieceEncoder, outer: Frame, text: str, answers: Sequence[str]) -> tuple[tuple[int, ...], Span | None]:
-    """Ids of a framed text, and where the answer stands in them if there is one answer and one place."""
-    ids = encoder.encode(text)
-    span = place_of(encoder, ids, text, answers[0]) if len(answers) == 1 else None
-    start = len(outer.head)
-    return (*outer.head, *ids), None if span is None else Span(span.start + start, span.stop + start)
+def _placed(builder: PromptBuilder, text: str, answers: Sequence[str]) -> tuple[tuple[int, ...], Span | None]:
+    """Ids of a text as the beginning of a prompt, and where the answer stands in them if there is one answer and one place."""
+    ids, start = builder.opening([Piece(text)]).ids, len(builder.head)
+    span = place_of(builder.encoder, ids[start:], text, answers[0]) if len(answers) == 1 else None
+    return ids, None if span is None else Span(span.start + start, span.stop + start)
 
 
 def _checked(context: Context, model: Model, what: str) -> Context:

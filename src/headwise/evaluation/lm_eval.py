@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.heads import HeadSet, HeadwiseError, MissingExtraError
+from headwise.heads.types import Heads
 from headwise.models.provenance import describe_model
 
 # Harness's name -> ours. Its `versions` are those of task definitions; ours are those of packages.
@@ -28,7 +29,7 @@ def run_lm_eval(
     tasks: Sequence[str],
     limit: int | None = None,
     include_path: Path | None = None,
-    heads: HeadSet | None = None,
+    heads: Heads | None = None,
     mode: str | None = None,
     batch_size: int = 8,
 ) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def run_lm_eval(
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise MissingExtraError("lm-eval", "lm-eval") from error
-    ablation = _described(model.hf, heads, mode)
+    ablation = _described(model.hf, None if heads is None else model.check(heads), mode)
     manager = _task_manager(None if include_path is None else str(include_path.resolve()))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown or not tasks:

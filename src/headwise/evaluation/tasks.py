@@ -11,10 +11,9 @@ import numpy as np
 from headwise.evaluation.contexts import Context, Question, check_drawing, contained, fitted_contexts
 from headwise.heads.errors import HeadwiseError
 from headwise.models.model import Model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import Haystack, Window, bundled_texts
-from headwise.prompts.needles import Needle, bundled_needles
+from headwise.prompts.needles import Needle, NeedleComposer, bundled_needles
 from headwise.prompts.prompt import Span
 from headwise.prompts.words import check_split, random_key
 from headwise.runtime.answer import stop_ids

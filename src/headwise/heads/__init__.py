@@ -1,4 +1,4 @@
-"""Head types, the head file, foreign formats, errors, progress. Needs neither torch nor transformers."""
+"""Head types, the head file, foreign formats, errors, texts for terminals, progress. Needs neither torch nor transformers."""
 
 from __future__ import annotations
 

@@ -32,7 +32,12 @@ class NoSuccessfulRunError(HeadwiseError):
 
 
 class MissingExtraError(ImportError):
-    """An optional dependency is needed."""
+    """An optional dependency is needed.
+
+    Args:
+        package: What is missing.
+        extra: The extra of headwise that brings it.
+    """
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install it with: pip install 'headwise[{extra}]'")

@@ -1,4 +1,4 @@
-"""Results as JSON can hold them."""
+"""Results as JSON can hold them, and seeds that every generator takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.text import shorten
+
+LARGEST_SEED = 2**63 - 1
 
 
 def plain(data: Any) -> Any:
@@ -18,3 +23,14 @@ def plain(data: Any) -> Any:
     if isinstance(data, np.ndarray | np.generic):
         return plain(data.tolist())
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def checked_seed(seed: Any, name: str = "seed") -> int:
+    """The seed as a whole number.
+
+    Raises:
+        HeadwiseError: It is no whole number, or not from 0 to 2^63 - 1; numpy and torch would fail in ways of their own.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
+        raise HeadwiseError(f"the {name} must be a whole number from 0 to {LARGEST_SEED}; got {shorten(repr(seed))}")
+    return int(seed)

@@ -27,12 +27,23 @@ def attend(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention. Returns [B, T, H, d].
+    """Softmax attention. Gradients pass.
 
-    query [B, H, T, d], key and value [B, G, S, d], H % G == 0. The T queries are the last T positions.
-    past: keys and values [1, G, P, d] in front of `key`, shared by all batch rows.
-    mask: bool (True = visible) or float (added) [B or 1, 1 or H, T, P + S]; None means causal.
-    softcap, sinks [H]: see `row_statistics`.
+    Args:
+        query: [B, H, T, d]; the T queries are the last T positions.
+        key: [B, G, S, d], H % G == 0.
+        value: [B, G, S, width of values].
+        scaling: Factor of query times key.
+        mask: Bool (True = visible) or float (added) [B or 1, 1 or H, T, P + S]; None means causal.
+        past: Keys and values [1, G, P, d] in front of `key`, shared by all batch rows.
+        softcap: cap * tanh(logit / cap) before the softmax.
+        sinks: [H], one extra logit per head that takes mass but is no key.
+
+    Returns:
+        [B, T, H, width of values].
+
+    Raises:
+        HeadwiseError: More queries than keys.
     """
     if past is not None and past[0].shape[2] == 0:
         past = None

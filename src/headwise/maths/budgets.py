@@ -15,9 +15,18 @@ from headwise.heads.errors import HeadwiseError
 
 
 def fitted(wanted: Sequence[float], total: int, least: int, most: int) -> list[int]:
-    """Whole numbers near `wanted` in [least, most] whose sum is `total`, or as near to it as the limits allow.
+    """Whole numbers near `wanted` whose sum is `total`, or as near to it as the limits allow.
 
     What limits take away from one goes to the others in proportion to what they wanted; equal wishes differ by at most 1, earlier ones larger.
+
+    Args:
+        wanted: Weights; negative ones count as 0.
+        total: Sum of the counts.
+        least: Lower limit of every count.
+        most: Upper limit of every count.
+
+    Raises:
+        HeadwiseError: A weight that is no finite number.
     """
     weights = np.maximum(np.asarray(wanted, dtype=np.float64), 0)
     if not np.isfinite(weights).all():
@@ -47,6 +56,14 @@ def pyramid(layers: int, budget: int, beta: float) -> list[float]:
     """Shares that fall linearly from the first layer to the last, with `budget` as their mean (PyramidKV, Cai et al. 2024, section 3.2).
 
     The last layer gets budget / beta, the first what is left of 2 budget.
+
+    Args:
+        layers: How many.
+        budget: Mean positions per layer.
+        beta: At least 1.
+
+    Raises:
+        HeadwiseError: A beta below 1.
     """
     if beta < 1:
         raise HeadwiseError(f"the pyramid's beta must be at least 1; got {beta:g}")
@@ -55,7 +72,16 @@ def pyramid(layers: int, budget: int, beta: float) -> list[float]:
 
 
 def error_shares(errors: Sequence[float], budget: int, least: int) -> list[float]:
-    """`least` for every layer, and the rest of layers x budget in proportion to the layers' errors (CompressKV, algorithm 1)."""
+    """`least` for every layer, and the rest of layers x budget in proportion to the layers' errors (CompressKV, algorithm 1).
+
+    Args:
+        errors: One per layer, finite and not negative, not all 0.
+        budget: Mean positions per layer.
+        least: Floor of every share.
+
+    Raises:
+        HeadwiseError: Errors that are no such numbers.
+    """
     found = np.asarray(errors, dtype=np.float64)
     if found.size == 0 or not np.isfinite(found).all() or (found < 0).any() or found.sum() == 0:
         raise HeadwiseError("layer errors must be finite, not negative, and not all zero")
@@ -66,7 +92,13 @@ def error_shares(errors: Sequence[float], budget: int, least: int) -> list[float
 def head_shares(scores: Sequence[Sequence[float]], budget: int, beta: float) -> list[list[float]]:
     """[layer][head] shares: a base for all, and a pool of 1 / beta of everything in proportion to the scores (HeadKV, Fu et al. 2024, sec. 3.2).
 
-    scores: not negative, of KV heads; heads without a score (NaN) count as 0.
+    Args:
+        scores: [layer][KV head], not negative, not all 0; heads without a score (NaN) count as 0.
+        budget: Mean positions per KV head.
+        beta: At least 1.
+
+    Raises:
+        HeadwiseError: A beta below 1, or scores that are no such numbers.
     """
     found = np.nan_to_num(np.asarray(scores, dtype=np.float64))
     if beta < 1:
@@ -80,7 +112,13 @@ def head_shares(scores: Sequence[Sequence[float]], budget: int, beta: float) -> 
 def adaptive_counts(scores: Tensor, budget: int, floor: float) -> list[int]:
     """How many of the heads x budget highest scores of a layer belong to each head (AdaKV, Feng et al. 2024, algorithm 1).
 
-    scores [n, S]. floor in [0, 1]: share of the budget that every head keeps in any case (the paper's safeguard).
+    Args:
+        scores: [n, S], of n heads.
+        budget: Mean positions per head.
+        floor: Share of the budget in [0, 1] that every head keeps in any case (the paper's safeguard).
+
+    Raises:
+        HeadwiseError: A floor outside of [0, 1].
     """
     if not 0 <= floor <= 1:
         raise HeadwiseError(f"the floor must lie in [0, 1]; got {floor:g}")

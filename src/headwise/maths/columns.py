@@ -27,10 +27,21 @@ def attention_columns(
     sinks: Tensor | None = None,
     block: int = BLOCK,
 ) -> Tensor:
-    """Sum over query rows of row weight x attention weight, for the keys before position `stop`. Returns [B, H, stop] float32.
+    """Sum over query rows of row weight x attention weight, for the keys before position `stop`.
 
-    weights [B, R]: how much each query row counts (1 / n on n rows gives their mean attention; 0 leaves a row out).
-    The other arguments are those of `row_statistics`.
+    Args:
+        query: [B, H, R, d].
+        keys: Segments [B or 1, G, S_i, d].
+        scaling: Factor of query times key.
+        weights: [B, R], how much each query row counts (1 / n on n rows gives their mean attention; 0 leaves a row out).
+        stop: Columns are the keys 0 to `stop` - 1.
+        mask: As in `row_statistics`.
+        softcap: As in `row_statistics`.
+        sinks: As in `row_statistics`.
+        block: Keys per step.
+
+    Returns:
+        [B, H, stop] float32.
     """
     segments = Keys(tuple(keys))
     logits = list(visible_logits(query, segments, scaling, mask, softcap, block)) if segments.length <= block else None

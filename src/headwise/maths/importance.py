@@ -19,10 +19,19 @@ def window_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention from the last `rows` queries to every key, summed over the queries. Returns [B, H, S] float32.
+    """Attention from the last `rows` queries to every key, summed over the queries. Memory O(H x rows x block of keys).
 
-    query [B, H, T, d] with T >= rows, the last positions of keys [B, G, S, d]. positions [B, S]: -1 where a row has padding. Memory
-    O(H x rows x block of keys).
+    Args:
+        query: [B, H, T, d] with T >= rows, the last positions of the keys.
+        keys: [B, G, S, d].
+        rows: How many queries look back.
+        scaling: Factor of query times key.
+        positions: [B, S], -1 where a row has padding.
+        softcap: As in `row_statistics`.
+        sinks: As in `row_statistics`.
+
+    Returns:
+        [B, H, S] float32.
     """
     mask = None
     if positions is not None:

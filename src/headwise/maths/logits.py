@@ -32,9 +32,18 @@ class Keys:
 def visible_logits(
     query: Tensor, keys: Keys, scaling: float, mask: Tensor | None, softcap: float | None, block: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first key position, logits [B, H, R, block] float32) with -inf where a row may not look.
+    """Attention logits of some rows, one block of keys after another.
 
-    query [B, H, R, d] holds the last R positions if `mask` is None (causal); else mask [B or 1, 1 or H, R, S] bool decides.
+    Args:
+        query: [B, H, R, d], the last R positions if `mask` is None.
+        keys: S positions in all.
+        scaling: Factor of query times key.
+        mask: [B or 1, 1 or H, R, S] bool, True = visible; None: causal.
+        softcap: cap * tanh(logit / cap).
+        block: Keys per step.
+
+    Yields:
+        (Index of the first key, logits [B, H, R, block] float32 with -inf where a row may not look).
     """
     rows, length = query.shape[2], keys.length
     position = torch.arange(length - rows, length, device=query.device)

@@ -14,8 +14,15 @@ from headwise.heads.errors import HeadwiseError
 def cache_bytes(counts: Sequence[Sequence[int]], *, key_width: int, value_width: int, item_size: int, batch: int = 1) -> int:
     """Bytes of keys and values of all layers.
 
-    counts [layer][KV head]: positions held. key_width, value_width: numbers per position. item_size: bytes per number (4 for float32, 2 for
-    bfloat16). batch: rows.
+    Args:
+        counts: [layer][KV head], positions held.
+        key_width: Numbers per key.
+        value_width: Numbers per value.
+        item_size: Bytes per number (4 for float32, 2 for bfloat16).
+        batch: Rows.
+
+    Raises:
+        HeadwiseError: A width, size or batch below 1, or a negative count.
     """
     if min(key_width, value_width, item_size, batch) < 1:
         raise HeadwiseError(

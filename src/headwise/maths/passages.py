@@ -16,11 +16,18 @@ NORMALIZE = ("sum", "mean", "sqrt")
 def pool_passages(
     columns: Tensor, spans: Sequence[tuple[int, int]], trim: float | None = None, normalize: str = "sum", strict: bool = False
 ) -> Tensor:
-    """Sum the values of each passage's tokens. columns [..., T]; spans: P ranges [start, stop). Returns [..., P] float32.
+    """Sum the values of each passage's tokens.
 
-    trim: leave out tokens whose value is more than `trim` standard deviations (unbiased, over the passage's own tokens) below the
-    passage's mean. normalize: `sum`, `mean` (divided by the passage's tokens) or `sqrt` (by their square root).
-    strict: as the released code has it, a token exactly at the bound is left out too, so that passages of one token count 0.
+    Args:
+        columns: [..., T], one value per token.
+        spans: P ranges [start, stop).
+        trim: Leave out tokens whose value is more than `trim` standard deviations (unbiased, over the passage's own tokens) below the
+            passage's mean.
+        normalize: `sum`, `mean` (divided by the passage's tokens) or `sqrt` (by their square root).
+        strict: As the released code has it, a token exactly at the bound is left out too, so that passages of one token count 0.
+
+    Returns:
+        [..., P] float32.
     """
     if normalize not in NORMALIZE:
         raise HeadwiseError(f"unknown normalize {normalize!r}; use {', '.join(NORMALIZE)}")

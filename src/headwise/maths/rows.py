@@ -22,11 +22,12 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class RowStats:
-    """Statistics of R query rows. H = query heads, N = spans.
+    """Statistics of R query rows.
 
-    argmax [B, H, R] int64: key position of the largest logit; the lowest position wins a tie; -1 if nothing is visible.
-    lse    [B, H, R] float32: log-sum-exp of the visible logits, sink logit included if the model has one.
-    mass   [B, H, R, N] float32: attention weight on each span, in [0, 1].
+    Attributes:
+        argmax: [B, H, R] int64, position of the key with the largest logit; the lowest position wins a tie; -1 if nothing is visible.
+        lse: [B, H, R] float32, log-sum-exp of the visible logits, sink logit included if the model has one.
+        mass: [B, H, R, N] float32 in [0, 1], attention weight on each of N spans.
 
     lse and mass are NaN if only the argmax was asked for.
     """
@@ -46,15 +47,22 @@ def row_statistics(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     argmax_only: bool = False,
+    positions: Tensor | None = None,
     block: int = BLOCK,
 ) -> RowStats:
     """Statistics of the given query rows over all keys they may see.
 
-    query [B, H, R, d]: the rows, after position encoding. They are the *last* R positions unless `mask` says otherwise.
-    keys: [B or 1, G, S_i, d] each, one after another along the sequence (batch 1 = shared by all batch rows); H % G == 0.
-    mask [B or 1, 1, R, S] bool, True = visible, or None for causal. spans: N ranges [start, stop) of key positions.
-    softcap: cap * tanh(logit / cap) before the softmax. sinks [H]: one extra logit per head that takes mass but is no key.
-    argmax_only: leave the sums out, which cost more than the comparison.
+    Args:
+        query: [B, H, R, d], the rows after position encoding. They are the *last* R keys unless `mask` says otherwise.
+        keys: [B or 1, G, S_i, d] each, one after another along the sequence (batch 1 = shared by all batch rows); H % G == 0.
+        scaling: Factor of query times key.
+        mask: [B or 1, 1 or H, R, S] bool, True = visible, or None for causal.
+        spans: N ranges [start, stop) of key positions.
+        softcap: cap * tanh(logit / cap) before the softmax.
+        sinks: [H], one extra logit per head that takes mass but is no key.
+        argmax_only: Leave the sums out, which cost more than the comparison.
+        positions: [B or 1, 1 or H, S] integers: where each key stands in the text; None: key i stands at i.
+        block: Keys per step.
     """
     batch, heads, rows, _ = query.shape
     device = query.device
@@ -65,9 +73,12 @@ def row_statistics(
     if sinks is not None:
         sink = sinks.float().view(1, heads, 1).expand(batch, heads, rows)
     for start, logits in visible_logits(query, Keys(tuple(keys)), scaling, mask, softcap, block):
+        width = logits.shape[-1]
+        places = torch.arange(start, start + width, device=device) if positions is None else positions[..., start : start + width]
         top = logits.argmax(dim=-1, keepdim=True)
         peak = logits.gather(-1, top).squeeze(-1)
-        where = torch.where(peak > best, top.squeeze(-1) + start, where)
+        first = top.squeeze(-1) + start  # where keys are in order, the lowest of equal ones
+        where = torch.where(peak > best, first, where) if positions is None else _lowest(where, best, peak, logits, places)
         highest = torch.maximum(best, peak)
         if argmax_only:
             best = highest
@@ -78,7 +89,7 @@ def row_statistics(
         weights = torch.exp(logits - anchor.unsqueeze(-1))
         total = total * rescale + weights.sum(dim=-1)
         if spans:
-            mass = mass * rescale.unsqueeze(-1) + weights @ _membership(spans, start, logits.shape[-1], device)
+            mass = mass * rescale.unsqueeze(-1) + weights @ _membership(spans, places)
         best = highest
     if argmax_only:
         return RowStats(where, torch.full_like(best, torch.nan), torch.full_like(mass, torch.nan))
@@ -89,8 +100,16 @@ def row_statistics(
     return RowStats(where, lse, mass * torch.nan_to_num(share, posinf=0.0).unsqueeze(-1))
 
 
-def _membership(spans: Sequence[tuple[int, int]], start: int, width: int, device: torch.device) -> Tensor:
-    """[width, N] float: 1 where key `start + i` lies in span n."""
-    position = torch.arange(start, start + width, device=device).unsqueeze(-1)
-    bounds = torch.tensor(spans, device=device)
-    return ((position >= bounds[:, 0]) & (position < bounds[:, 1])).float()
+def _lowest(where: Tensor, best: Tensor, peak: Tensor, logits: Tensor, places: Tensor) -> Tensor:
+    """The lowest position among the largest logits so far, where keys are in no order."""
+    tied = (logits == peak.unsqueeze(-1)) & ~logits.isneginf()
+    here = places.long().unsqueeze(-2).masked_fill(~tied, torch.iinfo(torch.int64).max).amin(dim=-1)
+    here = torch.where(peak == best, torch.minimum(here, where), here)
+    return torch.where((peak < best) | peak.isneginf(), where, here)
+
+
+def _membership(spans: Sequence[tuple[int, int]], places: Tensor) -> Tensor:
+    """[..., width, N] float: 1 where a key at `places` [..., width] lies in span n."""
+    bounds = torch.tensor(spans, device=places.device)
+    places = places.unsqueeze(-1)
+    return ((places >= bounds[:, 0]) & (places < bounds[:, 1])).float()

@@ -7,15 +7,31 @@ from torch import Tensor
 
 
 def protected(positions: Tensor, sinks: int, window: int) -> Tensor:
-    """[B, S] bool: the first `sinks` and the last `window` tokens of each row. positions [B, S] int, -1 for padding."""
+    """The first and the last tokens of each row.
+
+    Args:
+        positions: [B, S] integers, -1 for padding.
+        sinks: How many first ones.
+        window: How many last ones.
+
+    Returns:
+        [B, S] bool.
+    """
     last = positions.amax(dim=1, keepdim=True)
     return (positions >= 0) & ((positions < sinks) | (positions > last - window))
 
 
 def best_places(scores: Tensor, kept: Tensor, real: Tensor, count: int) -> Tensor:
-    """Indices [B, n, count] into the S positions, ascending; -1 in front where a row has fewer real positions.
+    """The best positions of each row and head.
 
-    scores [B, n, S] float; kept, real [B, S] bool: positions that are taken first, and those that are no padding.
+    Args:
+        scores: [B, n, S] float, higher is better.
+        kept: [B, S] bool, positions that are taken first.
+        real: [B, S] bool, positions that are no padding.
+        count: How many.
+
+    Returns:
+        Indices [B, n, count] into the S positions, ascending; -1 in front where a row has fewer real positions.
     """
     marked = scores.masked_fill(kept[:, None], torch.inf).masked_fill(~real[:, None], -torch.inf)
     values, places = marked.topk(count, dim=-1)

@@ -27,9 +27,20 @@ def sink_window_attention(
     softcap: float | None = None,
     sink_logits: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention over a whole text. Returns [B, T, H, d].
+    """Softmax attention over a whole text.
 
-    query [B, H, T, d], key and value [B, G, T, d], H % G == 0. sinks >= 0, recent >= 1: tokens. softcap, sink_logits [H]: see `attend`.
+    Args:
+        query: [B, H, T, d].
+        key: [B, G, T, d], H % G == 0.
+        value: [B, G, T, d].
+        sinks: First tokens that all see, at least 0.
+        recent: Last tokens that each sees, itself included, at least 1.
+        scaling: Factor of query times key.
+        softcap: As in `attend`.
+        sink_logits: [H], as `sinks` of `attend`.
+
+    Returns:
+        [B, T, H, d].
     """
     batch, length = query.shape[0], query.shape[2]
     block = max(recent, LEAST_BLOCK)

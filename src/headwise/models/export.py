@@ -9,42 +9,91 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from headwise.heads import HeadSet, HeadwiseError
 from headwise.heads.headfile import write_json
+from headwise.heads.types import Heads
+from headwise.models.adapters import adapted_parts, merged
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.models.weights import silence_in_weights
 
 NOTE = "headwise_ablation.json"
+SPARE = 32 << 20  # bytes beside the weights: tokenizer, configuration
 
 
-def export_ablated(model: Model, heads: HeadSet, mode: str, folder: Path) -> None:
+def export_ablated(model: Model, heads: Heads, mode: str, folder: Path | str) -> None:
     """Write weights, tokenizer and `headwise_ablation.json` to `folder`; the loaded model is the same afterwards, bit for bit.
 
-    The heads are silenced in the loaded model's own weights, which are put back at the end: no second copy of the model is held.
-    mode: `zero` or `uniform`; the scope is `all`. The folder appears under its name only when it is complete.
-    Raises `HeadwiseError` for mode `mean`, heads of another model, a folder that holds something, or a full disk.
+    The heads are silenced in the loaded model's own weights, which are put back at the end: no second copy of the model is held. An adapter
+    (of a `PeftModel`) is merged into a copy first, so that the checkpoint is a plain one. The folder appears under its name only when it is
+    complete.
+
+    Args:
+        model: The model; its weights are written in the dtype they are held in (`load(..., dtype="saved")` keeps the checkpoint's).
+        heads: The heads to silence.
+        mode: `zero` or `uniform`; the scope is `all`.
+        folder: A new or empty folder.
+
+    Raises:
+        HeadwiseError: Mode `mean`, heads of another model, weights that cannot be edited, a folder that holds something, or a full disk.
     """
+    folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HeadwiseError(f"{folder} exists and is not an empty folder; give a new one")
-    if not len(heads):
+    chosen = model.check(heads)
+    if not len(chosen):
         raise HeadwiseError("no head to silence; choose at least one")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        with _silenced(model, heads, mode):
-            temporary.mkdir(parents=True)
+    source = describe_model(model)
+    if model.adapter is not None:
+        source |= {"adapter": "merged into the weights"}
+        model = Model(merged(model.adapter), model.tokenizer, model.name)
+    elif parts := adapted_parts(model.hf):
+        raise HeadwiseError(
+            f"{parts[0]} has an adapter, and the PeftModel around the model is needed to merge it; wrap that in headwise.Model, "
+            "or call its merge_and_unload() first"
+        )
+    note = {
+        "mode": mode,
+        "scope": "all",
+        "heads": [str(head) for head in chosen],
+        "chosen_by": chosen.chosen_by,
+        "source": source,
+    }
+    with _appearing(folder, model.hf.get_memory_footprint()) as temporary:
+        with _silenced(model, chosen, mode):
             model.hf.save_pretrained(temporary)
-        model.tokenizer.save_pretrained(temporary)
-        note = {"mode": mode, "scope": "all", "heads": [str(head) for head in heads], "chosen_by": heads.chosen_by}
-        write_json(note | {"source": describe_model(model)}, temporary / NOTE)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(temporary)
+        write_json(note, temporary / NOTE)
+
+
+@contextmanager
+def _appearing(folder: Path, size: int) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name at the end; nothing is left if the block fails. size: bytes to come."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    made = [parent for parent in folder.absolute().parents if not parent.exists()]
+    try:
+        temporary.mkdir(parents=True)
+        free = shutil.disk_usage(temporary).free
+        if free < size + SPARE:
+            raise HeadwiseError(
+                f"{folder} needs {size / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free there; nothing was written"
+            )
+        yield temporary
         if folder.exists():
             folder.rmdir()
         os.replace(temporary, folder)
-    except OSError as error:
-        raise HeadwiseError(f"could not write {folder}: {error.strerror or error}; nothing was left behind") from error
+        made = []
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise HeadwiseError(f"could not write {folder}: {reason}; nothing was left behind") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
 
 
 @contextmanager

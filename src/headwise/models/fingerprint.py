@@ -1,21 +1,81 @@
-"""A fingerprint of a model's weights: results of a checkpoint that was trained on, or swapped, under the same name must not mix."""
+"""A fingerprint of a model: results of a checkpoint that was trained on, or swapped, under the same name must not mix."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from headwise.heads.errors import HeadwiseError
 
 SAMPLES = 64  # values read per parameter
+# Text that tokenizers of equal vocabularies, but other rules, cut in other places.
+PROBE = "The keys, 12345 of them: Ärger, naïve, 你好世界, שלום!  Two  spaces\n\n\tand CamelCase_words; don't we'll."
+
+
+def model_digest(model: nn.Module, tokenizer: Any) -> str:
+    """16 hexadecimal digits of weights and tokenizer (None: none)."""
+    parts = (weights_digest(model), "" if tokenizer is None else tokenizer_digest(tokenizer))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
 def weights_digest(model: nn.Module) -> str:
-    """16 hexadecimal digits, from names, shapes, types and evenly spread values of all parameters; the same on every device."""
+    """16 hexadecimal digits, from names, shapes, types, evenly spread values and sums of all parameters; the same on every device.
+
+    Raises:
+        HeadwiseError: A parameter has no values (it is on torch's `meta` device and no library keeps its values).
+    """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in _parameters(model):
         values = parameter.detach().flatten()
         some = values[:: max(1, len(values) // SAMPLES)].cpu().contiguous()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {_sum(values)}".encode())
         digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """16 hexadecimal digits, from vocabulary, special tokens, chat template, and how a text of many scripts is cut."""
+    facts = [
+        sorted(tokenizer.get_vocab().items()),
+        [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")],
+        getattr(tokenizer, "chat_template", None),
+        list(tokenizer.encode(PROBE)),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _sum(values: Tensor) -> str:
+    """A sum of all bits, read as whole numbers of 8 bytes, which no order of adding changes; then the bytes that remain.
+
+    The samples alone would miss a single silenced head.
+    """
+    flat = values.contiguous().view(torch.uint8)
+    whole = len(flat) // 8 * 8
+    eights = flat[:whole].clone() if flat.storage_offset() % 8 else flat[:whole]
+    return f"{int(eights.view(torch.int64).sum())} {bytes(flat[whole:].cpu().numpy()).hex()}"
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and saved buffers with their values, also those that accelerate keeps elsewhere between passes."""
+    saved = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)  # where GPTQ and AWQ keep their weights
+    for name, parameter in (*model.named_parameters(), *buffers):
+        if parameter.is_meta:
+            owner, _, own = name.rpartition(".")
+            parameter = _offloaded(model.get_submodule(owner), own, name)
+        yield name, parameter
+
+
+def _offloaded(module: Any, name: str, full_name: str) -> Tensor:
+    hook = getattr(module, "_hf_hook", None)
+    for one in (hook, *getattr(hook, "hooks", ())):
+        values = getattr(one, "weights_map", None)
+        if values is not None and name in values:
+            found: Tensor = values[name]
+            return found
+    raise HeadwiseError(f"{full_name} has no values (it is on the meta device); load the weights first")

@@ -8,15 +8,27 @@ from typing import Any
 
 from torch import Tensor
 
+from headwise.models.rope import one_table
+
 
 def forward(hf: Any, input_ids: Tensor, cache: Any, **options: Any) -> Any:
-    """One pass of a transformers model over `input_ids` [B, T], appended to `cache`; returns the model's output.
+    """One pass of a transformers model over a cache. The argument is `past_key_values` up to transformers 5.23 and `cache` from 5.24 on.
 
-    `options` go to the model as they are. The argument is `past_key_values` up to transformers 5.23 and `cache` from 5.24 on.
+    Where the rotary table depends on the text's length, see `headwise.models.rope`.
+
+    Args:
+        hf: The model.
+        input_ids: [B, T], appended to the cache.
+        cache: A cache of transformers.
+        options: Go to the model as they are.
+
+    Returns:
+        What the model returns.
     """
     kind: Any = type(hf)
     name = cache_argument(kind)
-    return hf(input_ids=input_ids, use_cache=True, **{name: cache}, **options)
+    with one_table(hf, cache, input_ids.shape[1], options.get("position_ids")):
+        return hf(input_ids=input_ids, use_cache=True, **{name: cache}, **options)
 
 
 @cache

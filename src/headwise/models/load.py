@@ -1,52 +1,128 @@
-"""Loading a model and its tokenizer from a hub id or a folder."""
+"""Loading a model and its tokenizer by name: a bundled model, a folder, a model of the hub, or an adapter of one."""
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from headwise.heads.errors import HeadwiseError
+from headwise.models import adapters
+from headwise.models.checkpoint import check_tensors, check_tokenizer, fault_of
 from headwise.models.families import family_of
-from headwise.models.model import Model
+from headwise.models.model import Model, label, use_the_cap
+from headwise.models.names import folder_of
 from headwise.models.registry import bundled_models
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 
 
-def load(name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None) -> Model:
+def load(
+    name_or_path: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    *,
+    name: str | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
     """Load a causal language model in evaluation mode.
 
-    name: name of a bundled model, folder or hub id.
-    device: "auto" (CUDA if there is one), "cpu", "cuda", ... dtype: "auto" (as saved; float32 on a CPU),
-    "float32", "bfloat16", "float16". Raises `HeadwiseError` for a model that does not exist or cannot be used.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    Args:
+        name_or_path: Name of a bundled model, folder, or hub id; also of an adapter of peft, which is put on its base model.
+        device: `auto` (CUDA if there is one), `cpu`, `cuda`, ...
+        dtype: `auto` (as saved; float32 on a CPU), `saved`, `float32`, `bfloat16`, `float16`.
+        revision: Revision of a hub model.
+        name: What results call the model, in place of the hub id or the folder's name.
+        trust_remote_code: Run Python code that comes with the model. Without it such a model is refused, and nothing is asked.
 
-    place = resolve_device(device)
-    kind = resolve_dtype(dtype, place)
-    bundled = bundled_models().get(name)
-    label, name = (name, str(bundled)) if bundled else ("", name)
-    folder = Path(name)
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1 or not name.strip()):
-        raise HeadwiseError(f"no such model folder: {name!r}; give a folder with config.json or a hub id like 'owner/name'")
-    if not folder.is_dir() and "/" not in name and (near := get_close_matches(name, bundled_models())):
-        # A typing error, not a hub id: do not wait for the network.
-        raise HeadwiseError(f"unknown model {name!r}; did you mean {', '.join(near)}? Or give a folder or a hub id like 'owner/name'")
+    Returns:
+        The model with its tokenizer.
+
+    Raises:
+        HeadwiseError: There is no such model, its files are broken or incomplete, or it cannot be used.
+        MissingExtraError: It is an adapter, and peft is not installed.
+    """
+    place, kind = resolve_device(device), resolve_dtype(dtype, resolve_device(device))
+    folder = folder_of(name_or_path, revision)
+    if folder is not None and (folder / adapters.CONFIG).is_file() and not (folder / "config.json").is_file():
+        adapters.require_peft()
+        base = load(adapters.base_of(folder), device, dtype, trust_remote_code=trust_remote_code)
+        tokenizer = _tokenizer(folder, {}, name_or_path, folder) if _has_tokenizer(folder) else base.tokenizer
+        wrapped = adapters.with_adapter(base.hf, folder)
+        return Model(wrapped.to(place), tokenizer, name or label(name_or_path))
+    bundled = name_or_path in bundled_models()
+    source: str | Path = folder if bundled and folder is not None else name_or_path
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _quiet():
+        hf = _weights(source, kind, options, name_or_path, folder)
+        tokenizer = _tokenizer(source, options, name_or_path, folder)
+    use_the_cap(hf)
+    check_tokenizer(tokenizer, hf.get_input_embeddings().weight.shape[0], name_or_path)
+    return Model(hf.to(place).eval(), tokenizer, name or (name_or_path if bundled else label(name_or_path)))
+
+
+def _weights(source: str | Path, dtype: Any, options: dict[str, Any], name: str, folder: Path | None) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise HeadwiseError(f"cannot load model {name!r}: {_first_line(error)}; give a folder or a hub id") from error
+        config = AutoConfig.from_pretrained(source, **options)
+    except Exception as error:  # of many kinds, for files that are not what they should be
+        raise _refused(name, error, fault_of(folder, weights=False), "give a folder with config.json, or a hub id") from error
     family_of(config.model_type)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=kind)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise HeadwiseError(f"cannot load model {name!r}: {_first_line(error)}") from error
-    model = model.to(place).eval()
-    return Model(model, tokenizer, label)
+        # Tensors of another shape are let through here, so that they can be named below.
+        hf, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except Exception as error:
+        raise _refused(name, error, fault_of(folder)) from error
+    check_tensors(info, name)
+    return hf
+
+
+def _tokenizer(source: str | Path, options: dict[str, Any], name: str, folder: Path | None) -> Any:
+    from transformers import AutoTokenizer
+
+    if folder is not None and Path(source).is_dir() and not _has_tokenizer(folder):
+        raise HeadwiseError(
+            f"{name!r} holds no tokenizer (tokenizer.json); copy the files of the model's tokenizer into the folder"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:
+        raise _refused(name, error, fault_of(folder, weights=False), "its tokenizer is broken or incomplete") from error
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in TOKENIZER_FILES)
+
+
+def _refused(name: str, error: Exception, fault: str | None, hint: str = "") -> HeadwiseError:
+    """One line for whatever the libraries raised. fault: what is wrong with the files, if it was seen."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        hint = "look at the code, then allow it with trust_remote_code=True (--trust-remote-code)"
+        return HeadwiseError(f"model {name!r} brings Python code of its own, which is not run unasked; {hint}")
+    seen = fault or text.strip().split("\n")[0].rstrip(".:") or type(error).__name__
+    return HeadwiseError(f"cannot load model {name!r}: {seen}" + (f"; {hint}" if hint and not fault else ""))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' tables of what did not fit: that is refused in one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def resolve_device(device: str) -> str:
@@ -61,13 +137,11 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> Any:
-    """The dtype to load in."""
+    """The dtype to load in, as transformers takes it."""
     if dtype == "auto":
         return torch.float32 if device == "cpu" else "auto"
+    if dtype == "saved":
+        return "auto"
     if dtype not in DTYPES:
-        raise HeadwiseError(f"unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}")
+        raise HeadwiseError(f"unknown dtype {dtype!r}; use auto, saved, {', '.join(DTYPES)}")
     return DTYPES[dtype]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from headwise.heads import HeadSet, UnsupportedModelError
+from headwise.heads import HeadSet, HeadwiseError, UnsupportedModelError
+from headwise.heads.text import shorten
+from headwise.heads.types import Heads
+from headwise.models.adapters import without_adapter
 from headwise.models.families import Family, family_of
+from headwise.models.forward import cache_argument
+from headwise.models.readout import Readout
 
 
 @dataclass(frozen=True)
@@ -39,34 +47,41 @@ class HeadGrid:
 class Model:
     """A causal language model ready to be attached to.
 
-    `headwise.load(NAME)` makes one from a name, `Model(hf, tokenizer)` wraps a model that is already loaded.
+    `headwise.load(NAME)` makes one from a name, `Model(hf, tokenizer)` wraps a model that is already loaded. Where that is a `PeftModel`,
+    `hf` is the transformers model inside, whose layers run with the adapter.
 
     Attributes:
         hf: The transformers model.
         tokenizer: Its tokenizer, or None where only token ids are used.
-        name: What results call it; by default the hub id or folder it was loaded from, else its model type.
+        name: What results call it; by default the hub id, or the last part of the folder's path, it was loaded from, else its model type.
+        adapter: The `PeftModel` around `hf`, or None.
         family: The declaration of its model family.
         heads: Its heads: layers, query heads, KV heads, sliding windows.
         positions: Longest context in tokens, or None without a limit.
         modules: Layer -> attention module, for layers with softmax attention.
+
+    Raises:
+        UnsupportedModelError: The family is not known, or the model is not built as its family is declared.
+        HeadwiseError: `hf` is no transformers model.
     """
 
     hf: Any
     tokenizer: Any = None
     name: str = ""
+    adapter: Any = field(init=False)
     family: Family = field(init=False)
     heads: HeadGrid = field(init=False)
     positions: int | None = field(init=False)
     modules: Mapping[int, nn.Module] = field(init=False)
 
     def __post_init__(self) -> None:
-        config: Any = self.hf.config
-        family = family_of(config.model_type)
-        text = config.get_text_config(decoder=True)
-        layers = follow(self.hf, family.layers)
+        inner = transformers_model(self.hf)
+        config: Any = inner.config
+        family, text = family_of(config.model_type), config.get_text_config(decoder=True)
+        layers = _decoder_layers(inner, family)
         modules = {i: follow(layer, family.attention) for i, layer in enumerate(layers) if hasattr(layer, family.attention)}
         if not modules:
-            raise UnsupportedModelError(f"no attention found at {family.layers}.*.{family.attention} of {type(self.hf).__name__}")
+            raise UnsupportedModelError(f"no attention found at {family.layers}.*.{family.attention} of {type(inner).__name__}")
         heads = int(text.num_attention_heads)
         grid = HeadGrid(
             shape=(len(layers), heads),
@@ -75,8 +90,10 @@ class Model:
             windows={i: _window(text, i) for i in modules},
         )
         facts = {
+            "adapter": None if inner is self.hf else self.hf,
+            "hf": inner,
             "family": family,
-            "name": self.name or str(getattr(config, "_name_or_path", "") or config.model_type),
+            "name": self.name or label(str(getattr(config, "_name_or_path", "") or "")) or config.model_type,
             "heads": grid,
             "positions": getattr(text, "max_position_embeddings", None),
             "modules": modules,
@@ -90,25 +107,129 @@ class Model:
         """True if some layers keep a recurrent state, which cannot be cut back."""
         return len(self.modules) < self.heads.shape[0]
 
-    def by_layer(self, heads: HeadSet | None) -> dict[int, list[int]]:
+    @property
+    def layers(self) -> Any:
+        """The decoder layers, as transformers holds them."""
+        return follow(self.hf, self.family.layers)
+
+    def part(self, name: str, layer: int) -> Any:
+        """A part of a layer by its name in `Family`, such as `mlp`, `output` or `key_norm`; None where the family has none.
+
+        Parts of attention exist only in layers that have heads.
+        """
+        path = getattr(self.family, name)
+        root = self.modules[layer] if name in ATTENTION_PARTS else self.layers[layer]
+        return follow(root, path) if path else None
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm behind the last layer."""
+        return follow(self.hf, self.family.final_norm)  # type: ignore[no-any-return]
+
+    @property
+    def readout(self) -> Readout:
+        """How logits come from hidden states behind the final norm."""
+        scale = (self._number("logit_scale") or 1.0) / (self._number("logit_divisor") or 1.0)
+        return Readout(self.hf.get_output_embeddings(), scale, self._number("logit_cap"))
+
+    @property
+    def attention_cap(self) -> float | None:
+        """Attention logits are capped: cap * tanh(logits / cap); None where they are not."""
+        return self._number("attention_cap")
+
+    @property
+    def residual_scale(self) -> float:
+        """What attention and MLP add to the residual stream is multiplied by it."""
+        scale = self._number("residual_scale")
+        return 1.0 if scale is None else scale
+
+    @property
+    def embedding_scale(self) -> float:
+        """What the embedding gives is multiplied by it before the first layer."""
+        scale = self._number("embedding_scale")
+        return 1.0 if scale is None else scale
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a text: those of the generation configuration and the tokenizer's end-of-text token."""
+        configured = getattr(getattr(self.hf, "generation_config", None), "eos_token_id", None)
+        ends = {
+            *(configured if isinstance(configured, list | tuple) else [configured]),
+            getattr(self.tokenizer, "eos_token_id", None),
+        }
+        return frozenset(end for end in ends if end is not None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of weights and tokenizer as they are when first asked for; see `headwise.models.fingerprint`."""
+        from headwise.models.fingerprint import model_digest
+
+        return model_digest(self.hf, self.tokenizer)
+
+    def by_layer(self, heads: Heads | None) -> dict[int, list[int]]:
         """Layer -> its chosen heads in ascending order (None: all heads of all attention layers). Raises like `check`."""
         if heads is None:
             return {layer: list(range(self.heads.shape[1])) for layer in self.modules}
-        self.check(heads)
-        return {layer: sorted(h.head for h in heads if h.layer == layer) for layer in {h.layer for h in heads}}
+        chosen = self.check(heads)
+        return {layer: sorted(h.head for h in chosen if h.layer == layer) for layer in {h.layer for h in chosen}}
 
-    def check(self, heads: HeadSet) -> None:
-        """Raise unless `heads` belong to a model of this shape and lie in attention layers."""
-        heads.check_fits(self.heads.shape, self.name)
-        missing = sorted({head.layer for head in heads} - set(self.modules))
+    def check(self, heads: Heads) -> HeadSet:
+        """Heads of this model from whatever `HeadSet.of` takes.
+
+        Raises:
+            HeadwiseError: They are no heads, or belong to a model of another shape.
+            UnsupportedModelError: One lies in a layer without attention heads.
+        """
+        chosen = HeadSet.of(heads, self.heads.shape, "given one by one", self.name)
+        missing = sorted({head.layer for head in chosen} - set(self.modules))
         if missing:
             raise UnsupportedModelError(f"layer {missing[0]} of {self.name} has no attention heads (a linear-attention layer)")
+        return chosen
+
+    def generate(self, text: str, max_new_tokens: int = 64, cache: Any = None) -> str:
+        """The model's greedy continuation of a text, as the tokenizer encodes it (no chat template).
+
+        Args:
+            text: The prompt.
+            max_new_tokens: At most so many tokens; an end-of-text token ends it earlier.
+            cache: The empty cache of an open `compress` block, to answer from a compressed text.
+
+        Returns:
+            The new text only, without special tokens.
+
+        Raises:
+            HeadwiseError: No tokenizer, an empty prompt, one that does not fit, or `max_new_tokens` below 1.
+        """
+        need_tokenizer(self, "generating text")
+        if not isinstance(text, str) or not text:
+            raise HeadwiseError(f"the prompt must be a text that is not empty; got {shorten(repr(text))}")
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise HeadwiseError(f"max_new_tokens must be at least 1; got {shorten(repr(max_new_tokens))}")
+        ids = torch.tensor([self.tokenizer.encode(text)], device=self.hf.device)
+        room = max_new_tokens if self.positions is None else self.positions - ids.shape[1]
+        if room < 1:
+            raise HeadwiseError(f"the prompt has {ids.shape[1]} tokens, but {self.name} has {self.positions} positions; shorten it")
+        kind: Any = type(self.hf)
+        given = {} if cache is None else {cache_argument(kind): cache}
+        with torch.no_grad():
+            said = self.hf.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=_greedy(self.hf.generation_config, min(max_new_tokens, room)),
+                **given,
+            )
+        return str(self.tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def _number(self, name: str) -> float | None:
+        """The configuration's value of a declared field; None where the family has no such field, or it is not set."""
+        declared = getattr(self.family, name)
+        value = getattr(self.hf.config.get_text_config(decoder=True), declared) if declared else None
+        return None if value is None else float(value)
 
     def _check_projections(self) -> None:
         """The output projection must take heads x head_dim inputs; otherwise heads would be cut at the wrong places."""
-        for layer, module in self.modules.items():
-            projection = follow(module, self.family.output)
-            width = projection.weight.shape[0] if self.family.query == "conv" else projection.weight.shape[1]
+        for layer in self.modules:
+            width = inputs_of(self.part("output", layer), transposed=self.family.query == "conv")
             if width != self.heads.shape[1] * self.heads.head_dim:
                 raise UnsupportedModelError(
                     f"layer {layer}: the output projection takes {width} inputs, "
@@ -116,9 +237,83 @@ class Model:
                 )
 
 
+# Fields of `Family` whose paths start at the attention module; the other parts of a layer start at the layer.
+ATTENTION_PARTS = ("output", "query_norm", "key_norm", "sinks")
+
+
 def as_model(model: Any) -> Model:
-    """The model itself if it is a `Model`, else a transformers model wrapped without a tokenizer."""
+    """The model itself if it is a `Model`, else a transformers model (or a `PeftModel`) wrapped without a tokenizer.
+
+    Raises:
+        HeadwiseError: Something else was given.
+    """
     return model if isinstance(model, Model) else Model(model)
+
+
+def transformers_model(model: Any) -> Any:
+    """The transformers model inside a `Model` or a `PeftModel`, or the given one.
+
+    Raises:
+        HeadwiseError: Something else was given.
+    """
+    if isinstance(model, Model):
+        return model.hf
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        hint = f"; headwise.load({model[:60]!r}) loads one" if isinstance(model, str) else ""
+        raise HeadwiseError(f"a headwise.Model or a model of transformers is needed; got {shorten(repr(model))}{hint}")
+    return without_adapter(model)
+
+
+def need_tokenizer(model: Any, purpose: str) -> Model:
+    """The `Model`, which must have a tokenizer.
+
+    Raises:
+        HeadwiseError: A plain transformers model, a `Model` without a tokenizer, or no model at all.
+    """
+    found = as_model(model)
+    if found.tokenizer is None:
+        raise HeadwiseError(f"{purpose} needs a tokenizer; give headwise.load(NAME), or headwise.Model(model, tokenizer)")
+    return found
+
+
+def _greedy(config: Any, limit: int) -> Any:
+    """The model's own settings of `generate`, but greedy and for `limit` new tokens, without those that only sampling reads (they raise warnings)."""
+    found = copy.copy(config)
+    found.do_sample, found.num_beams, found.max_new_tokens, found.max_length = False, 1, limit, None
+    found.temperature = found.top_p = found.top_k = None
+    return found
+
+
+def use_the_cap(hf: Any) -> None:
+    """Old releases of transformers run SDPA, which knows no cap, for models with capped attention logits (Gemma 2): a plain pass is then wrong."""
+    if as_model(hf).attention_cap is not None and hf.config._attn_implementation == "sdpa":
+        hf.set_attn_implementation("eager")
+
+
+def label(source: str) -> str:
+    """What a result calls a model that was loaded from a hub id or a folder: never the folder's whole path."""
+    path = Path(source)
+    for part, below in zip(path.parts, path.parts[1:], strict=False):
+        if part.startswith("models--") and below == "snapshots":  # a folder of the hub cache, named by a commit
+            return part.removeprefix("models--").replace("--", "/")
+    is_folder = path.is_absolute() or source.startswith(".") or len(path.parts) > 2 or path.is_dir()
+    return path.resolve().name if source and is_folder else source
+
+
+def inputs_of(projection: Any, transposed: bool = False) -> int:
+    """Inputs of a linear layer, also where its weight is packed (4 bits) and so has another shape. transposed: GPT-2's layers."""
+    if transposed:
+        return int(projection.weight.shape[0])
+    return int(projection.in_features if hasattr(projection, "in_features") else projection.weight.shape[1])
+
+
+def _decoder_layers(hf: Any, family: Family) -> Any:
+    try:
+        return follow(hf, family.layers)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"{type(hf).__name__} has no {family.layers}; load the model with AutoModelForCausalLM or headwise.load"
+        ) from error
 
 
 def _head_dim(text: Any) -> int:

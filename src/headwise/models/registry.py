@@ -8,7 +8,11 @@ DEFAULT = "lab-6m"
 
 
 def bundled_model(name: str = DEFAULT) -> Path:
-    """Folder of a bundled model; plain transformers can load it."""
+    """Folder of a bundled model; plain transformers can load it.
+
+    Raises:
+        KeyError: No bundled model has this name.
+    """
     return bundled_models()[name]
 
 
@@ -18,9 +22,12 @@ def bundled_names() -> list[str]:
 
 
 def bundled_models() -> dict[str, Path]:
-    """Name -> folder of every bundled model: our own, and those of installed packages (entry points `headwise.models`).
+    """All bundled models: our own, and those of installed packages.
 
-    Such an entry point names a module or package with a folder `models` beside it.
+    An entry point of the group `headwise.models` names a module or package with a folder `models` beside it.
+
+    Returns:
+        Name -> folder.
     """
     from importlib.metadata import entry_points
     from importlib.util import find_spec

@@ -7,33 +7,61 @@ bias), so that all its logits are 0. Both are exact, so an ablated model can be 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import reduce
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadId, HeadSet
+from headwise.heads.types import HeadId, Heads
+from headwise.models.adapters import adapted_parts
 from headwise.models.model import Model, as_model
 
 WEIGHT_MODES = ("zero", "uniform")
 
 
 @torch.no_grad()
-def silence_in_weights(hf: nn.Module, heads: HeadSet, mode: Literal["zero", "uniform"] | str) -> None:
-    """Overwrite the weights of `heads` so that the plain model behaves as the ablated one (scope `all`)."""
+def silence_in_weights(hf: nn.Module, heads: Heads, mode: Literal["zero", "uniform"] | str) -> None:
+    """Overwrite the weights of `heads` so that the plain model behaves as the ablated one (scope `all`).
+
+    Args:
+        hf: A transformers model; changed in place.
+        heads: The heads to silence.
+        mode: `zero` (no output) or `uniform` (no query).
+
+    Raises:
+        HeadwiseError: Another mode, heads of another model, or weights that cannot be edited: packed, offloaded, under an adapter.
+    """
     if mode not in WEIGHT_MODES:
         raise HeadwiseError(f"only {' and '.join(WEIGHT_MODES)} can be written into weights; got {mode!r}")
     model = as_model(hf)
-    model.check(heads)
-    for head in heads:
+    chosen = model.check(heads)
+    _check_editable(model)
+    for head in chosen:
         for part in _output_columns(model, head) if mode == "zero" else _query_rows(model, head):
             part.zero_()
 
 
+def _check_editable(model: Model) -> None:
+    adapted = adapted_parts(model.hf)
+    if adapted:
+        raise HeadwiseError(
+            f"{adapted[0]} has an adapter, which would go on acting; merge it into the weights first (merge_and_unload)"
+        )
+    for layer, module in model.modules.items():
+        for name, parameter in module.named_parameters():
+            if parameter.is_meta:
+                raise HeadwiseError(
+                    f"layer {layer}: {name} is not in memory (offloaded); load the model without offloading to edit weights"
+                )
+            if not parameter.is_floating_point():
+                raise HeadwiseError(
+                    f"layer {layer}: {name} is packed ({parameter.dtype}); load the model without quantization to edit weights"
+                )
+
+
 def _output_columns(model: Model, head: HeadId) -> Iterator[Tensor]:
-    projection: Any = reduce(getattr, model.family.output.split("."), model.modules[head.layer])
+    projection: Any = model.part("output", head.layer)
     span = slice(head.head * model.heads.head_dim, (head.head + 1) * model.heads.head_dim)
     yield projection.weight[span] if model.family.query == "conv" else projection.weight[:, span]
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from headwise.heads.errors import PromptError
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.haystack import Haystack, Window
-from headwise.prompts.needles import Needle
+from headwise.prompts.needles import Needle, NeedleComposer
 from headwise.prompts.prompt import Prompt
 
 
@@ -19,8 +18,15 @@ from headwise.prompts.prompt import Prompt
 class GridOptions:
     """What a grid consists of.
 
-    lengths: context lengths in tokens (needle included). depths: fractions in [0, 1]. windows: haystack windows per needle and
-    length. part: share of the haystack to draw from. seed: of windows and of the order of groups.
+    Attributes:
+        lengths: context lengths in tokens (needle included).
+        depths: where needles stand, fractions in [0, 1].
+        windows: haystack windows per needle and length.
+        part: share of the haystack to draw from, as (from, to) fractions.
+        seed: of windows and of the order of groups; at least 0.
+
+    Raises:
+        PromptError: a value is out of its range.
     """
 
     lengths: tuple[int, ...]
@@ -39,11 +45,20 @@ class GridOptions:
             raise PromptError("at least one depth is needed")
         if self.windows < 1:
             raise PromptError(f"windows must be at least 1; got {self.windows}")
+        if self.seed < 0:
+            raise PromptError(f"the seed must be at least 0; got {self.seed}")
 
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that decides the prompts of a run."""
+    """Everything that decides the prompts of a run.
+
+    Attributes:
+        needles: what is hidden and asked for.
+        haystack: what it is hidden in.
+        composer: the wording around it.
+        grid: lengths, depths and windows.
+    """
 
     needles: Sequence[Needle]
     haystack: Haystack
@@ -57,7 +72,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Group:
-    """Prompts over one haystack window: one needle, one length, all depths."""
+    """Prompts over one haystack window: one needle, one length, all depths.
+
+    Attributes:
+        key: name of its cell in a run directory.
+        needle: what is hidden.
+        prompts: one per depth.
+        info: what is known of each prompt: length, depth, needle, window, realised_depth.
+    """
 
     key: str
     needle: Needle
@@ -89,8 +111,12 @@ def group_specs(options: GridOptions, needles: int) -> list[GroupSpec]:
 def plan_groups(task: Task, positions: int | None) -> list[GroupSpec]:
     """All groups of a task in their order, every needle checked at every length before any work is done.
 
-    positions: what the model can hold, or None. Raises `PromptError` if a prompt and its answer do not fit into the model, or a needle
-    not into a length.
+    Args:
+        task: what to run.
+        positions: what the model can hold, or None.
+
+    Raises:
+        PromptError: a prompt and its answer do not fit into the model, or a needle not into a length.
     """
     specs = group_specs(task.grid, len(task.needles))
     for spec in specs:
@@ -99,10 +125,15 @@ def plan_groups(task: Task, positions: int | None) -> list[GroupSpec]:
 
 
 def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
-    """Compose the prompts of a group. Raises as `plan_groups`, or `PromptError` for a haystack that is too short."""
+    """Compose the prompts of a group.
+
+    Raises:
+        PromptError: as `plan_groups`, or the haystack is too short, or a needle would stand far from its depth (see `Window.checked_place`).
+    """
     needle, options = task.needles[spec.needle], task.grid
     room = _haystack_tokens(spec, task, positions)
     window = task.haystack.window(room, (options.seed, 2, spec.length, spec.needle, spec.window), options.part)
+    places = [window.checked_place(depth) for depth in options.depths]
     prompts = tuple(task.composer.compose(window, needle, depth) for depth in options.depths)
     info = tuple(
         {
@@ -112,7 +143,7 @@ def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
             "window": spec.window,
             "realised_depth": round(at, 6),
         }
-        for depth, at in zip(options.depths, (window.place(d) / room for d in options.depths), strict=True)
+        for depth, at in zip(options.depths, (place / room for place in places), strict=True)
     )
     return Group(spec.key, needle, prompts, info)
 
@@ -161,8 +192,7 @@ def describe_task(task: Task) -> dict[str, Any]:
     """All that decides a task's prompts, as plain data."""
     return {
         "grid": asdict(task.grid),
-        "template": task.composer.template,
-        "chat": task.composer.chat,
+        **task.composer.describe(),
         "needles": [asdict(needle) for needle in task.needles],
         "haystack_tokens": len(task.haystack),
         "haystack_digest": task.haystack.digest,

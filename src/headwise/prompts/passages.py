@@ -5,14 +5,13 @@ The query stands behind the passages, so that what the model computes for the pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from headwise.heads.errors import PromptError
 from headwise.prompts.encoder import PieceEncoder
-from headwise.prompts.frame import frame
-from headwise.prompts.prompt import Prompt, Span
+from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Span
 
 NULL_QUERY = "N/A"  # a query without content (Chen et al. 2024, arXiv:2410.02642)
 
@@ -23,10 +22,25 @@ class Passage(NamedTuple):
     text: str
     title: str = ""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is neither text nor title to read."""
+        return not self.text.strip() and not self.title.strip()
+
 
 @dataclass(frozen=True)
 class RankingExample:
-    """A query, its candidate passages, and the indices of those that answer it."""
+    """A query with passages.
+
+    Attributes:
+        query: what is asked.
+        passages: the candidates.
+        gold: indices of those that answer the query, from 0.
+        name: how messages and tables call it.
+
+    Raises:
+        PromptError: a gold passage does not exist.
+    """
 
     query: str
     passages: tuple[Passage, ...]
@@ -43,9 +57,13 @@ class RankingExample:
 
 @dataclass(frozen=True)
 class PassageLayout:
-    """Wording around passages and query. `{number}` counts from 1; a title and a full stop stand before the text if there is one.
+    """Wording around passages and query. A title and a full stop stand before a passage's text if it has one.
 
-    intro: in front of the first passage. before_query: between the passages and the query. after_query: what opens the answer.
+    Attributes:
+        intro: in front of the first passage.
+        passage: in front of each passage; `{number}` counts from 1.
+        before_query: between the passages and the query.
+        after_query: what opens the answer.
     """
 
     intro: str = ""
@@ -66,64 +84,86 @@ LAYOUTS = {
 
 
 class PassageComposer:
-    """Builds the shared part (spans `passage/1`, `passage/2`, ...) and the part of a query (spans `query`, `official`)."""
+    """Builds the shared part (spans `passage/1`, `passage/2`, ...) and the part of a query (spans `query`, `official`).
 
-    def __init__(self, encoder: PieceEncoder, layout: PassageLayout | str = "plain", chat: bool = False) -> None:
+    Attributes:
+        builder: makes the prompts.
+        layout: the wording.
+        chat: whether it stands in the model's chat template.
+    """
+
+    def __init__(
+        self,
+        encoder: PieceEncoder,
+        layout: PassageLayout | str = "plain",
+        chat: bool = False,
+        chat_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Check the layout (a name of `LAYOUTS`, or one of your own) and the chat template. Raises `PromptError` for either."""
         if isinstance(layout, str):
             if layout not in LAYOUTS:
                 raise PromptError(f"unknown passage layout {layout!r}; use {' or '.join(LAYOUTS)}")
             layout = LAYOUTS[layout]
-        self._encode, self._frame, self.layout, self.chat = encoder.encode, frame(encoder, chat), layout, chat
+        self.builder, self.layout, self.chat = PromptBuilder(encoder, chat, chat_args), layout, chat
 
     def passages(self, passages: Sequence[Passage]) -> Prompt:
-        """The shared part. A passage's span holds its tag, title and text. Raises `PromptError` for an empty passage or none at all."""
+        """The shared part. A passage's span holds its tag, title and text.
+
+        Raises:
+            PromptError: a passage is empty, or there is none.
+        """
         self.check(passages)
-        ids, spans = [*self._frame.head, *self._encode_some(self.layout.intro)], {}
+        pieces = [Piece(self.layout.intro, wording=True)] if self.layout.intro else []
         for number, passage in enumerate(passages, 1):
-            if number > 1 or self.layout.intro:
-                ids += self._encode("\n")
-            start = len(ids)
-            ids += self.passage(passage, number)
-            spans[f"passage/{number}"] = Span(start, len(ids))
-        return Prompt(tuple(ids), spans)
+            if pieces:
+                pieces.append(Piece("\n"))
+            pieces += self._pieces(passage, number)
+        return self.builder.opening(pieces)
 
     def check(self, passages: Sequence[Passage]) -> None:
         """Raise `PromptError` for an empty passage, by its place in this list, or none at all."""
         if not passages:
             raise PromptError("no passages were given")
         for number, passage in enumerate(passages, 1):
-            if not passage.text.strip():
+            if passage.is_empty:
                 raise PromptError(f"passage {number} is empty; leave it out")
 
     def passage(self, passage: Passage, number: int) -> tuple[int, ...]:
-        """Ids of one passage: tag, title and text."""
-        text, title = passage.text.strip(), passage.title.strip()
-        words = f"{title.rstrip('.')}. {text}" if title else text
-        return (*self._encode(self.layout.passage.format(number=number)), *self._encode(" " + words))
+        """Ids of one passage inside others: tag, title and text."""
+        encode = self.builder.encoder.encode
+        return tuple(i for piece in self._pieces(passage, number) for i in encode(piece.text, piece.wording))
 
     def query(self, query: str) -> Prompt:
         """The part behind the passages.
 
-        Spans: `query`, the words of the query alone; `official`, all from the instruction to the end of the prompt, without the separator in
-        front of it, as QRHead's released code averages.
+        Returns:
+            A prompt with the spans `query` (the words of the query alone) and `official` (all from the instruction to the end of the prompt,
+            without the separator in front of it, as QRHead's released code averages).
+
+        Raises:
+            PromptError: the query is empty.
         """
         words = " ".join(query.split())
         if not words:
             raise PromptError("the query is empty")
-        separator = self._encode("\n")
-        ids = [*separator, *self._encode(self.layout.before_query)]
-        asked = self._encode(" " + words)
-        span = Span(len(ids), len(ids) + len(asked))
-        ids += asked
+        pieces = [Piece("\n"), Piece(self.layout.before_query, wording=True), Piece(" " + words, ("query",))]
         if self.layout.after_query:
-            ids += (*self._encode("\n"), *self._encode(self.layout.after_query))
-        ids += self._frame.tail
-        return Prompt(tuple(ids), {"query": span, "official": Span(len(separator), len(ids))})
+            pieces += [Piece("\n"), Piece(self.layout.after_query, wording=True)]
+        made = self.builder.closing(pieces)
+        return Prompt(made.ids, {**made.spans, "official": Span(len(self.builder.encoder.encode("\n")), len(made.ids))})
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides the wording around passages, as plain data."""
+        return {"layout": asdict(self.layout), "chat": self.chat} | self.builder.describe()
 
     @property
     def overhead(self) -> int:
-        """Tokens in front of the first passage."""
-        return len(self._frame.head) + len(self._encode_some(self.layout.intro)) + 1
+        """Tokens in front of the first passage, its line break included."""
+        encoder = self.builder.encoder
+        return len(self.builder.head) + (len(encoder.encode(self.layout.intro, wording=True)) if self.layout.intro else 0) + 1
 
-    def _encode_some(self, text: str) -> tuple[int, ...]:
-        return self._encode(text) if text else ()
+    def _pieces(self, passage: Passage, number: int) -> list[Piece]:
+        text, title = passage.text.strip(), passage.title.strip()
+        words = f"{title.rstrip('.')}. {text}" if title and text else title or text
+        name = (f"passage/{number}",)
+        return [Piece(self.layout.passage.format(number=number), name, wording=True), Piece(" " + words, name)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from headwise.heads.errors import PromptError
+from headwise.heads.files import read_json_lines
 from headwise.prompts.haystack import bundled_texts
 from headwise.prompts.needles import bundled_needles
 from headwise.prompts.passages import Passage, RankingExample
@@ -19,28 +18,25 @@ PASSAGE_WORDS = 50
 WANTED = '{"query": "...", "passages": ["...", {"title": "...", "text": "..."}], "gold": [0]}'
 
 
-def read_lines(path: Path, what: str) -> list[Any]:
-    """Objects of a JSON-lines file (.gz too). Raises `PromptError` with the line that is no JSON."""
-    try:
-        raw = path.read_bytes()
-        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise PromptError(f"cannot read {what} from {path}: {error}") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                found.append(json.loads(line))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise PromptError(f"{path}, line {number}: no valid JSON ({error})") from error
+def read_rows(path: Path, what: str) -> list[tuple[str, Any]]:
+    """(place, value) of the lines of a JSON-lines file; place names file and line, for messages.
+
+    Raises:
+        PromptError: the file cannot be read or holds nothing, or a line is no JSON.
+    """
+    found = list(read_json_lines(path, what, PromptError))
     if not found:
         raise PromptError(f"{path} holds no {what}")
     return found
 
 
 def read_ranking_examples(path: str | Path) -> list[RankingExample]:
-    """One query per line: `query`, `passages` (texts, or objects with text and title), `gold` (indices from 0), `id` if wanted."""
-    return [_example(row, f"{path}, entry {number}") for number, row in enumerate(read_lines(Path(path), "queries"), 1)]
+    """One query per line: `query`, `passages` (texts, or objects with text and title), `gold` (indices from 0), `id` if wanted.
+
+    Raises:
+        PromptError: the file cannot be read, or a line is no example; file and line are named.
+    """
+    return [_example(row, place) for place, row in read_rows(Path(path), "queries")]
 
 
 def passage_of(row: Any, place: str) -> Passage:
@@ -56,7 +52,14 @@ def needle_examples(count: int, passages: int, seed: int = 0) -> list[RankingExa
     """`count` queries over `passages` passages of the bundled novels; one of them holds the sentence that answers the query.
 
     Queries are the questions of the bundled needles of the detection split, in turn. A passage has about `PASSAGE_WORDS` words.
+
+    Args:
+        count: number of queries.
+        passages: number of passages of each query.
+        seed: of passages and of the gold passage's place; at least 0.
     """
+    if seed < 0:
+        raise PromptError(f"the seed must be at least 0; got {seed}")
     words = [word for text in bundled_texts() for word in text.split()]
     needles = bundled_needles("detect")
     made = []

@@ -11,7 +11,16 @@ COLUMNS = ("context", "question", "answer_prefix", "answer", "max_new_tokens")
 
 
 class RulerRow(NamedTuple):
-    """One question. answers: all that are expected (of a `qa` task: any of them will do). limit: longest answer in tokens."""
+    """One question.
+
+    Attributes:
+        context: what is read.
+        question: what is asked about it.
+        answer_prefix: what opens the answer.
+        answers: all that are expected (of a `qa` task: any of them will do).
+        limit: longest answer in tokens.
+        task: name of its task.
+    """
 
     context: str
     question: str
@@ -24,7 +33,9 @@ class RulerRow(NamedTuple):
 def read_ruler(path: Path) -> list[RulerRow]:
     """All rows of a parquet file; without a column `task` the file's name is the task.
 
-    Raises `PromptError` for a file that is missing, broken or has other columns, `MissingExtraError` without pyarrow.
+    Raises:
+        PromptError: the file is missing, broken or has other columns.
+        MissingExtraError: pyarrow is not installed.
     """
     try:
         import pyarrow

@@ -38,9 +38,14 @@ def secret_words(split: str) -> tuple[str, ...]:
 
 
 def random_key(rng: np.random.Generator, split: str, length: int) -> str:
-    """A random key of small letters and digits that belongs to `split`.
+    """A random key of small letters and digits that belongs to a split.
 
     It starts and ends with a letter: tokenizers that set digits apart then keep the quotation marks around it apart as well.
+
+    Args:
+        rng: source of chance.
+        split: train, selection or test.
+        length: number of characters.
     """
     while True:
         places = (rng.random(length) * len(_LETTERS)).astype(int)

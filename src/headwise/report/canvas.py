@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.heads.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError, MissingExtraError
 from headwise.heads.headfile import write_atomically
+from headwise.report.numbers import public_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +27,25 @@ RED, BLUE, GREY, INK = "#D55E00", "#0072B2", "#767676", "#222222"
 UNSCORED, HATCH = "#E6E6E6", "////"
 
 
+def require_matplotlib() -> None:
+    """Raise `MissingExtraError`, which names the extra `report`, unless pictures can be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "report") from error
+
+
 def new_figure(width: float, height: float) -> Figure:
-    """An empty white Agg figure of this size in inches that lays itself out."""
+    """An empty white Agg figure that lays itself out.
+
+    Args:
+        width: inches.
+        height: inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -46,8 +64,17 @@ def write_figure(draw: Callable[[], Figure], path: Path) -> None:
     """Draw and write, replacing an older file whole or not at all.
 
     The same data give the same bytes whatever the user's matplotlib settings, which are left as they are.
+
+    Args:
+        draw: makes the figure.
+        path: ends in one of `SUFFIXES`.
+
+    Raises:
+        HeadwiseError: another suffix, or the file cannot be written.
+        MissingExtraError: matplotlib is not installed.
     """
     check_suffix(path)
+    require_matplotlib()
     import matplotlib
 
     kind, buffer = path.suffix.lower().removeprefix("."), io.BytesIO()
@@ -76,12 +103,12 @@ def shortened(text: str, width: float, size: float = LABEL) -> str:
 
 
 def subject(provenance: Mapping[str, Any]) -> str:
-    """The model, or the file, that scores come from; empty if nothing is known."""
-    return str(provenance.get("model") or provenance.get("imported_from") or "")
+    """The name of the model, or of the file, that scores come from; empty if nothing is known."""
+    return public_name(provenance.get("model") or provenance.get("imported_from") or "")
 
 
 def thinned(count: int, cell: float, label: float = 0.24) -> NDArray[np.int64]:
-    """Positions 0, step, 2 step ... below `count`, so that labels of `label` inches fit beside cells of `cell` inches."""
+    """Positions 0, step, 2 step ... below `count`, so that labels of `label` inches fit beside cells of `cell` inches; [position]."""
     step = 1
     while step * cell < label:
         step *= 2
@@ -98,7 +125,12 @@ def spaced(places: Sequence[float], sizes: Sequence[float]) -> list[int]:
 
 
 def add_legend(figure: Figure, keys: Mapping[str, Any]) -> None:
-    """A legend below all axes, where it covers no data. keys: label -> handle."""
+    """A legend below all axes, where it covers no data.
+
+    Args:
+        figure: the figure.
+        keys: label -> handle of matplotlib.
+    """
     widest = SWATCH + max(map(len, keys)) * SMALL * WIDE / 72
     columns = max(1, min(len(keys), int(figure.get_figwidth() / widest)))
     columns = -(-len(keys) // -(-len(keys) // columns))  # rows as equally long as they can be

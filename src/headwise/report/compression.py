@@ -11,6 +11,7 @@ from rich.text import Text
 
 from headwise.heads.errors import HeadwiseError
 from headwise.report.canvas import BLUE, GREY, INK, RED, SMALL, add_legend, new_figure, set_title, style, write_figure
+from headwise.report.numbers import public_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 PANEL = (3.4, 2.6)
 NOTE = (
-    "Exact: share of right answers. To full: paired difference to the full cache, p by sign flips. "
-    "Survival: share of the answer's tokens held, mean over KV heads. Held: right after the prefill."
+    "Exact: share of correct answers. Vs. full: paired difference from the full cache, with p of a sign-flip test. "
+    "Survival: share of the answer's tokens that are kept, mean over KV heads. Held: bytes right after the prefill."
 )
 # Okabe and Ito's palette beyond the four of the canvas; the first method is the full cache and grey.
 COLOURS = (RED, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
@@ -56,7 +57,7 @@ def _table(label: str, rows: Sequence[Row], note: str | None) -> Table:
         title.append(f"\n{note}", style="bold red")
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("Method")
-    for name in ("Budget", "Exact", "95 % CI", "To full", "p", "Survival", "Held", "Of full"):
+    for name in ("Budget", "Exact", "95 % CI", "Vs. full", "p", "Survival", "Held", "Of full"):
         table.add_column(name, justify="right")
     for row in rows:
         budget = UNKNOWN if row["budget"] is None else f"{row['budget']:g}"
@@ -88,7 +89,7 @@ def draw_recall(result: Mapping[str, Any]) -> Figure:
         _draw_panel(axes, [row for row in rows if label_of(row) == label], methods)
         axes.set_title(f"{label}\n(not measurable)" if label in notes else label, fontsize=SMALL, color=INK)
     add_legend(figure, {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)})
-    set_title(figure, str(result.get("model", "")), "Compressed caches: exact answers against bytes")
+    set_title(figure, public_name(result.get("model", "")), "Compressed caches: exact answers against bytes")
     return figure
 
 
@@ -107,7 +108,11 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], methods: Sequence[str]) -> None
 
 
 def checked_rows(result: Mapping[str, Any]) -> list[Row]:
-    """The rows of a benchmark. Raises `HeadwiseError` for another result."""
+    """The rows of a benchmark.
+
+    Raises:
+        HeadwiseError: the result is not one of a cache benchmark.
+    """
     needed = {"task", "length", "question", "method", "budget", "n", "exact", "low", "high", "difference", "bytes", "bytes_full"}
     rows = result.get("rows")
     if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, Mapping) and needed <= set(row) for row in rows):

@@ -8,34 +8,43 @@ from pathlib import Path
 from typing import Any
 
 from headwise.report.compression import NOTE, UNKNOWN, Row, bytes_text, checked_rows, gate_notes, label_of
+from headwise.report.numbers import public_name
 from headwise.report.page.charts import lines
 from headwise.report.page.parts import Marked, details, figure, figures, header, marked_text, note, section, table, text_key
 from headwise.report.page.shell import Html, document, join, slug, tag, write_document
 
 Data = Mapping[str, Any]
-SHOWN = 1500  # tokens of a text at most
-COLUMNS = ("Method", "Budget", "Exact", "95 % CI", "To full", "p", "Survival", "Held", "Of full")
+SHOWN = 1500  # tokens of a context at most
+PLACES = {"inside": "inside of what is compressed", "outside": "asked after the compression"}
+COLUMNS = ("Method", "Budget", "Exact", "95 % CI", "Vs. full", "p", "Survival", "Held", "Of full")
 STYLE = ".kept{border-top:1px solid var(--line);padding:.8rem 0 .2rem}.kept h3{margin:0}"
 
 
 def write_page(result: Data, example: Data, path: Path) -> Path:
-    """Write the page. result: of the benchmark. example: one text, and per method the share of layers and heads that hold each token."""
+    """Write the page.
+
+    Args:
+        result: of the benchmark.
+        example: one context, and per method the share of KV heads (of all layers) that keep each token.
+        path: of the page.
+    """
     return write_document(path, page(result, example))
 
 
 def page(result: Data, example: Data) -> str:
     """The whole document."""
-    rows = checked_rows(result)
+    rows, model = checked_rows(result), public_name(result["model"])
     labels = list(dict.fromkeys(map(label_of, rows)))
     drawn = [_recall([row for row in rows if label_of(row) == label], label) for label in labels]
     facts = {"Contexts per task": result["items"], "Methods": len({row["method"] for row in rows}), "Seed": result["seed"]}
     body = join(
-        header(f"Compressed caches of {result['model']}", facts=facts),
+        header(f"Compressed caches of {model}", facts=facts),
         section(
             "Recall against bytes",
             figures(*drawn),
             *(note(f"{label}: {text}") for label, text in gate_notes(result).items()),
-            lead="Share of right answers against the bytes that are held. Bands: 95 % intervals over contexts. Dashed: the full cache.",
+            lead="Share of correct answers against the bytes that the cache holds. Bands: 95 % confidence intervals over contexts. "
+            "Dashed line: the full cache.",
         ),
         _kept(example),
         section(
@@ -44,7 +53,7 @@ def page(result: Data, example: Data) -> str:
             note(NOTE),
         ),
     )
-    return document(f"headwise: compressed caches of {result['model']}", body, styles=[STYLE])
+    return document(f"headwise: compressed caches of {model}", body, styles=[STYLE])
 
 
 def _recall(rows: Sequence[Row], label: str) -> Html:
@@ -56,10 +65,10 @@ def _recall(rows: Sequence[Row], label: str) -> Html:
         "method": "Method",
         "budget": "Budget",
         "share": "Bytes held, share of the full cache",
-        "exact": "Right answers",
+        "exact": "Correct answers",
         "low": "95 % CI from",
         "high": "to",
-        "survival": "Answer tokens held",
+        "survival": "Answer tokens kept",
     }
     chart = lines(
         data,
@@ -72,7 +81,7 @@ def _recall(rows: Sequence[Row], label: str) -> Html:
         x_domain=(0, max([*share, 0.0]) * 1.05 or 1.0),
         y_domain=(0, 1),
         limits=[round(float(full["exact"]), 3)],
-        label=f"Right answers against bytes held, {label}",
+        label=f"Correct answers against bytes held, {label}",
         name=f"recall-{slug(label)}",
     )
     return figure(chart, title=label)
@@ -109,17 +118,17 @@ def _kept(example: Data) -> Html:
             tag(
                 "div",
                 tag("h3", one["method"]),
-                note(f"{held:.1%} of the positions held, mean over layers and KV heads{budget}"),
+                note(f"{held:.1%} of the positions kept, mean over layers and KV heads{budget}"),
                 marked_text(merged(marked), scale=1.0),
                 class_="kept",
             )
         )
     cut = f" Tokens {start} to {stop} of {len(pieces)} are shown." if stop - start < len(pieces) else ""
     return section(
-        "What is kept",
-        text_key(weights="share of layers and KV heads that hold a token", marks={"answer": "of the question"}),
+        "Tokens that are kept",
+        text_key(weights="share of KV heads (of all layers) that keep a token", marks={"answer": "of the question"}),
         *texts,
-        lead=f"The first text of {example['task']}, question {example['question']} of what is compressed.{cut}",
+        lead=f"The first context of the task {example['task']}, with the question {PLACES.get(example['question'], example['question'])}.{cut}",
     )
 
 

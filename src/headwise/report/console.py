@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from headwise.heads.text import printable
+
+
+class _Printable(Console):
+    """Names in results come from files: their escape sequences must not reach the terminal. Those of rich are added later."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Pieces of text and style."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def print_all(*parts: RenderableType) -> None:
     """Print tables and lines to standard output; paths are never wrapped or coloured."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = _Printable(file=sys.stdout, highlight=False, soft_wrap=True)
     for part in parts:
         console.print(part, markup=False)
 

@@ -20,11 +20,20 @@ from headwise.stats.agreement import gini, split_half_reliability
 
 Trace = Mapping[str, Any]
 LISTED = 12
-LONG = ("cells", "samples", "needles", "lift")  # of a provenance: shown elsewhere or far too long to read
+LONG = ("cells", "samples", "needles")  # of a provenance: shown elsewhere or far too long to read
 
 
 def write_explorer(results: Sequence[tuple[Path, str, Any]], path: Path, traces: Sequence[Trace] = ()) -> Path:
-    """Write the page. results: (file, kind, data) as `load_result` gives them. traces: of the first head file, see `HeadTrace.plain`."""
+    """Write the page.
+
+    Args:
+        results: (file, kind, data) as `load_result` gives them.
+        path: of the page.
+        traces: of the first head file, see `HeadTrace.plain`.
+
+    Raises:
+        HeadwiseError: there is nothing to show.
+    """
     return write_document(path, explorer(results, traces))
 
 
@@ -34,10 +43,10 @@ def explorer(results: Sequence[tuple[Path, str, Any]], traces: Sequence[Trace] =
         raise HeadwiseError("nothing to show: give at least one result file")
     heads = [(file, data) for file, kind, data in results if kind == "heads"]
     for file, scores in heads:
-        if not np.isfinite(scores.values).any():
-            raise HeadwiseError(
-                f"{file}: no head has a {scores.score} score, so there is nothing to show; detect the heads first"
-            )
+        try:
+            scored(scores)
+        except HeadwiseError as error:
+            raise HeadwiseError(f"{file}: {error}") from error
     entries = labelled(heads)
     body = join(
         _header(results, entries),
@@ -76,7 +85,7 @@ def _facts(scores: HeadScores) -> dict[str, object]:
     for limit in thresholds(scores):
         above = int((known > limit).sum())
         facts[f"Above {limit:g}"] = f"{above} ({above / known.size:.1%})"
-    facts["Strongest"] = f"{known.max():.2f}"
+    facts["Highest score"] = f"{known.max():.2f}"
     if known.min() >= 0 and known.max() > 0:
         facts["Gini"] = f"{gini(known):.2f}"
     if scores.runs is not None and len(scores.runs) > 1:
@@ -100,15 +109,15 @@ def _file(entry: Entry, traces: Sequence[Trace]) -> Html:
 
 def _map_section(entry: Entry, traces: Sequence[Trace]) -> Html:
     scores = entry.scores
-    marks = ["Darker is stronger, in dark colours brighter."]
+    marks = ["Darker cells score higher (in the dark theme: brighter cells)."]
     if (group := group_size(scores)) > 1:
-        marks.append(f"Lines part the KV groups ({group} query heads share one KV head).")
+        marks.append(f"Lines separate KV groups ({group} query heads share one KV head).")
     if missing := int(np.isnan(scores.values).sum()):
         marks.append(f"Crossed out: {count(missing, noun(scores))} not scored.")
     if sliding := scores.provenance.get("sliding_layers"):
         marks.append(f"Layers with a sliding window: {written(sliding)}.")
     drawing = tag("div", figure(map_chart(entry), " ".join(marks)), class_="map")
-    keys = "Click a head, or focus the map and move with the arrow keys; Enter opens, Esc closes."
+    keys = "Click a head for its details. With the keyboard: focus the map, move with the arrow keys, open with Enter, close with Esc."
     return section(entry.label, tag("div", drawing, _panel(entry, traces), class_="split"), lead=keys, id=f"heads-{entry.number}")
 
 
@@ -132,9 +141,9 @@ def _panel(entry: Entry, traces: Sequence[Trace]) -> Html:
     key = text_key(weights="attention", marks={"needle": "in the prompt", "answer": "in the prompt"})
     traced = tag("div", key, tag("div", class_="trace"), class_="traces", hidden=True)
     missing = (
-        note("What a head looks at is shown if the page is written with --model.")
+        note("To see what a head attends to, write this page with --model.")
         if not traces
-        else note(f"What a head looks at was recorded for the {len(traces[0]['heads'])} strongest heads.")
+        else note(f"Attention was recorded for the {len(traces[0]['heads'])} strongest heads only.")
     )
     chosen = tag(
         "div",
@@ -152,7 +161,7 @@ def _provenance(entry: Entry) -> Html:
     facts = {"score": f"{entry.scores.score}, version {entry.scores.score_version}", **entry.scores.provenance}
     rows = [(key.replace("_", " "), written(value)) for key, value in facts.items() if key not in LONG]
     needles = entry.scores.provenance.get("needles")
-    parts = [table(("What", "Value"), rows)]
+    parts = [table(("Setting", "Value"), rows)]
     if isinstance(needles, list | tuple) and needles and all(isinstance(needle, Mapping) for needle in needles):
         shown = [tuple(written(needle.get(field, "")) for field in ("needle", "question", "answer")) for needle in needles]
         parts.append(details(count(len(shown), "needle"), table(("Needle", "Question", "Answer"), shown)))

@@ -33,8 +33,10 @@ def comparable(entries: Sequence[Entry]) -> list[list[Entry]]:
 def comparison(entries: Sequence[Entry]) -> Data:
     """Numbers about all pairs of files of one shape.
 
-    bound: the correlation that two maps of these reliabilities reach if they differ by noise alone (Spearman 1904); None where a file has no
-    runs. overlap: share of the K strongest heads in common, for every K in `ks`; retest: the same between two halves of a file's runs.
+    Returns:
+        `pairs`, each with `bound`, the correlation that two maps of these reliabilities reach if they differ by noise alone (Spearman 1904; None
+        where a file has no runs), and `overlap`, the share of the K strongest heads in common for every K in `ks`. `retest` is that share
+        between two halves of the runs of one file.
     """
     steady = {entry.number: reliability(entry) for entry in entries}
     most = min(int(np.isfinite(entry.scores.values).sum()) for entry in entries)
@@ -90,17 +92,19 @@ def comparison_section(entries: Sequence[Entry]) -> Html:
     )
     left = "Each point is a head; click one to open it in the first file."
     halves = (
-        "Halves: two random halves of one file's runs, so with half as many runs each. " if any(held["retest"].values()) else ""
+        "Halves: two random halves of the runs of one file, so each has half as many runs. "
+        if any(held["retest"].values())
+        else ""
     )
-    right = f"{halves}Chance: two random choices of K heads."
+    right = f"{halves}Chance: two random sets of K heads."
     return section(
         "Comparison",
         _matrix(held, entries) if len(entries) > 2 else "",
         _choice(entries) if len(entries) > 2 else note(f"First file: {a.label}. Second file: {b.label}."),
-        figures(figure(every, left, title="Every head in both"), figure(common, right, title="Heads in common")),
+        figures(figure(every, left, title="Scores in both files"), figure(common, right, title="Overlap of the strongest heads")),
         _pair_table(held),
         data_tag(held, class_="comparison"),
-        lead=f"{len(entries)} files with {a.scores.shape[0]} × {a.scores.shape[1]} heads.",
+        lead=f"{len(entries)} files with {a.scores.shape[0]} × {a.scores.shape[1]} heads (layers × heads per layer).",
         id=f"compare-{a.number}",
     )
 
@@ -180,7 +184,7 @@ def _matrix(held: Data, entries: Sequence[Entry]) -> Html:
     )
     return figure(
         chart,
-        "Pearson correlation over the heads that both files score. Numbers count the files.",
+        "Pearson correlation over the heads that both files score. Files are numbered in the order in which they were given.",
         title="Correlation of all pairs",
     )
 
@@ -202,7 +206,7 @@ def _pair_table(held: Data) -> Html:
         numbers = (_number(pair["pearson"]), _number(pair["bound"]), _number(pair["spearman"]), shared)
         rows.append((join(held["labels"][pair["a"]], " / ", held["labels"][pair["b"]]), *numbers))
     columns = ("Files", "Pearson", "Test-retest bound", "Spearman", f"Top {NAMED} shared")
-    text = "Test-retest bound: the correlation that the noise of both files leaves of 1, from random halves of their runs."
+    text = "Test-retest bound: the highest correlation that the noise of both files allows, estimated from random halves of their runs."
     return join(table(columns, rows, numbers=(1, 2, 3, 4)), note(text))
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headwise.heads.types import HeadScores
 from headwise.report.canvas import subject
-from headwise.report.numbers import RESAMPLES, capital, layer_kind, noun
+from headwise.report.numbers import RESAMPLES, capital, layer_kind, noun, public_name
 
 LEVELS = 254  # steps of a packed value; 255 means "not scored"
 AXES = ("length", "depth")
@@ -22,7 +22,13 @@ AXES = ("length", "depth")
 
 @dataclass(frozen=True)
 class Entry:
-    """One head file on the page. key: of its table in the page's data. number: from 1, as in the address of its heads."""
+    """One head file on the page.
+
+    Attributes:
+        label: what the page calls it.
+        scores: its content.
+        number: from 1, as in the address of its heads.
+    """
 
     label: str
     scores: HeadScores
@@ -41,7 +47,10 @@ class Entry:
 def labelled(files: Sequence[tuple[Path, HeadScores]]) -> list[Entry]:
     """Entries named by model and score, or by file or folder where that does not tell them apart."""
     ways: list[list[str]] = [
-        [f"{s.provenance['model']}, {s.score} score" if s.provenance.get("model") else _stem(path) for path, s in files],
+        [
+            f"{public_name(s.provenance['model'])}, {s.score} score" if s.provenance.get("model") else _stem(path)
+            for path, s in files
+        ],
         [_stem(path) for path, _ in files],
         [path.resolve().parent.name or _stem(path) for path, _ in files],
         [f"{path.resolve().parent.name}/{_stem(path)}" for path, _ in files],
@@ -78,7 +87,16 @@ def head_table(scores: HeadScores) -> dict[str, list[Any]]:
 
 
 def intervals(runs: NDArray[np.floating], level: float = 0.95, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bootstrap intervals of the means of runs [run, layer, head], for all heads at once; NaN below 2 runs. As `numbers.interval`."""
+    """Bootstrap intervals of the means of all heads at once, as `numbers.interval` of each.
+
+    Args:
+        runs: values [run, layer, head].
+        level: of confidence, in (0, 1).
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper ends, both [layer, head]; NaN below 2 runs.
+    """
     count = len(runs)
     if count < 2:
         empty = np.full(runs.shape[1:], np.nan)
@@ -153,7 +171,7 @@ def written(value: Any) -> str:
     if isinstance(value, list | tuple):
         shown = ", ".join(map(written, value[:12]))
         return f"{shown}, … ({len(value)} in all)" if len(value) > 12 else shown
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else public_name(value) if isinstance(value, str) else str(value)
     return text if len(text) <= 300 else f"{text[:300]}… ({len(text)} characters)"
 
 

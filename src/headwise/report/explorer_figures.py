@@ -11,14 +11,14 @@ import numpy as np
 from headwise.heads.errors import HeadwiseError
 from headwise.report.explorer_data import Entry, group_size, head_columns, run_axes
 from headwise.report.needle_grid import tabulate
-from headwise.report.numbers import capital, noun, scored, shares, thresholds
+from headwise.report.numbers import capital, count, noun, scored, shares, thresholds
 from headwise.report.page.charts import GRID, Chart, heat_map, lines, scatter
 from headwise.report.page.parts import details, figure, figures, section, table
 from headwise.report.page.shell import Html, tag
 from headwise.report.sweep import Sweep, read_sweep
 
 CELL, LEAST, MOST = 560, 11, 44  # height of a map in pixels, and of one layer
-REMOVED = {"top": ("strongest K", "$red"), "random": ("random K", "$grey"), "bottom": ("weakest K", "$blue")}
+ABLATED = {"top": ("strongest K", "$red"), "random": ("random K", "$grey"), "bottom": ("weakest K", "$blue")}
 
 
 def map_chart(entry: Entry, small: bool = False) -> Chart:
@@ -120,15 +120,19 @@ def distribution_section(entry: Entry) -> Html:
     if not np.isfinite(scores.values).any():
         return Html()
     limits = thresholds(scores)
-    above = ", ".join(f"{int((scores.values > limit).sum())} above {limit:g}" for limit in limits)
+    above = " and ".join(f"{int((scores.values > limit).sum())} are above {limit:g}" for limit in limits)
     drawn.append(
-        figure(rank_chart(entry), f"Of {scored(scores).size} scored: {above}." if above else "", title="From the strongest down")
+        figure(
+            rank_chart(entry),
+            f"Of {count(scored(scores).size, noun(scores))} with a score, {above}." if above else "",
+            title="Scores by rank",
+        )
     )
     if scores.runs is not None and len(scores.runs):
-        caption = "Frequency: share of the counted runs in which a head scores above 0. A head may be active often and weakly."
+        caption = "Activation frequency: share of the successful runs in which a head scores above 0. A head can be active often and still score low."
         drawn.append(figure(frequency_chart(entry), caption, title="Score against activation frequency"))
     lead = (
-        "Few heads score high; the dashed lines are the published thresholds."
+        "Each point is a head; click one to open it. Dashed lines: the thresholds of Wu et al. (2024)."
         if limits
         else "Each point is a head; click one to open it."
     )
@@ -160,32 +164,32 @@ def grid_section(cells: Iterable[Mapping[str, Any]], key: str, title: str = "Nee
         height=max(120, 26 * len(depths)),
     )
     mean = float(np.nansum(recall * runs) / runs.sum())
-    caption = f"Mean recall {mean:.2f} over {int(runs.sum())} runs. Depth 0 is the start of the text. Crossed out: not run."
+    caption = f"Mean recall {mean:.2f} over {int(runs.sum())} runs. Depth 0 % is the start of the context. Crossed out: not run."
     return section(
         title,
         figure(chart, caption, width=100 * len(lengths) + 120),
-        lead="Where in a text the model still finds what it is asked for.",
+        lead="How much of the answer the model recalls, by context length and by depth of the needle.",
         id=f"grid-{key}",
     )
 
 
 def ablation_section(result: Mapping[str, Any], label: str, key: str) -> Html:
-    """One panel per metric: what removing the strongest, random and weakest heads costs."""
+    """One panel per metric, with the strongest, random and the weakest heads ablated."""
     sweep = read_sweep(result)
     drawn = [
         figure(_ablation_chart(sweep, metric, key), title=f"{sweep.name_of(metric)} ({sweep.unit_of(metric)})")
         for metric in sweep.metrics
     ]
     lead = (
-        f"{sweep.model}: heads are removed (mode {sweep.mode}, scope {sweep.scope}), {sweep.items} items. Bands: 95 % intervals of the "
-        f"strongest and the weakest heads; of random heads the range of {sweep.random_draws} draws. Dashed: the whole model."
+        f"{sweep.model} with K heads ablated (mode {sweep.mode}, scope {sweep.scope}), {count(sweep.items, 'item')}. Bands: 95 % confidence "
+        f"intervals; for random heads the range of {count(sweep.random_draws, 'draw')}. Dashed line: no ablation."
     )
     return section(f"Ablation: {label}", figures(*drawn), lead=lead, id=f"ablation-{key}")
 
 
 def _ablation_chart(sweep: Sweep, metric: str, key: str) -> Chart:
     rows: list[dict[str, Any]] = []
-    for kind, (name, _) in REMOVED.items():
+    for kind, (name, _) in ABLATED.items():
         for row in sweep.of(metric, kind):
             drawn = kind == "random" and row.draws
             low, high = (min(row.draws), max(row.draws)) if drawn else (row.low, row.high)
@@ -193,8 +197,8 @@ def _ablation_chart(sweep: Sweep, metric: str, key: str) -> Chart:
     data = {field: [row[field] for row in rows] for field in ("k", "mean", "low", "high", "heads", "p")}
     ks = sorted({row["k"] for row in rows if row["k"] > 0})
     if not ks:
-        raise HeadwiseError(f"the ablation result has no row with removed heads for {metric}, so there is nothing to draw")
-    columns = {"heads": "Heads", "k": "Heads removed, K", "mean": "Mean", "low": "From", "high": "To", "p": "p, paired"}
+        raise HeadwiseError(f"the ablation result has no row with ablated heads for {metric}, so there is nothing to draw")
+    columns = {"heads": "Heads", "k": "Heads ablated, K", "mean": "Mean", "low": "From", "high": "To", "p": "p, paired"}
     whole = [row.mean for row in sweep.of(metric, "none")[:1]]
     share = metric in ("recall", "exact")
     known = [row["mean"] for row in rows]
@@ -211,8 +215,8 @@ def _ablation_chart(sweep: Sweep, metric: str, key: str) -> Chart:
         x_values=ks,
         y_domain=(0, 1) if share else None,
         limits=[float(f"{value:.3g}") for value in whole if math.isfinite(value)],
-        colours=dict(REMOVED.values()),
-        label=f"{sweep.name_of(metric)} after removing heads",
+        colours=dict(ABLATED.values()),
+        label=f"{sweep.name_of(metric)} with heads ablated",
         name=f"ablation-{key}-{metric}",
         height=230,
     )

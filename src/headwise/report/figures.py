@@ -1,7 +1,7 @@
 """Figures of head scores, needle grids and ablations, written as .png or .svg by the name of the path.
 
-Every function refuses another suffix, and data that cannot be drawn, with a `HeadwiseError`; an existing file is replaced.
-The `draw_...` functions of this package return the same figures without writing them.
+Every function refuses another suffix, and data that cannot be drawn, with a `HeadwiseError`; without matplotlib (extra `report`) it raises
+`MissingExtraError`. An existing file is replaced. The `draw_...` functions of this package return the same figures without writing them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,20 @@ def distribution(scores: HeadScores, path: Path) -> None:
 
 
 def needle_grid(cells: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write mean recall by length and depth. cells: rows with length, depth and recall, as in provenance["cells"]."""
+    """Write mean recall by length and depth.
+
+    Args:
+        cells: rows with length (tokens), depth and recall (both in [0, 1]), as in provenance["cells"].
+        path: of the picture.
+    """
     write_figure(lambda: draw_needle_grid(cells), path)
 
 
 def ablation_curves(result: Mapping[str, Any], path: Path) -> None:
-    """Write an ablation sweep, metric against number of heads. result: the JSON data of the ablation."""
+    """Write an ablation sweep, metric against number of heads.
+
+    Args:
+        result: the JSON data of the ablation.
+        path: of the picture.
+    """
     write_figure(lambda: draw_ablation_curves(result), path)

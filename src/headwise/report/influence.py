@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from headwise.report.influence_numbers import QUANTILES, densities, excerpt, mean_tokens, named, number, points, quantile_rows
-from headwise.report.numbers import count
+from headwise.report.numbers import count, public_name
 from headwise.report.page import charts, parts
 from headwise.report.page.shell import Html, document, join, tag, write_document
 
-KINDS = {"most": "Most influenced", "boundary": "Next to the cut", "least": "Least influenced"}
+KINDS = {"most": "Highest scores", "boundary": "Next to the cut", "least": "Lowest scores"}
 FILTERS = {"score": "score", "perplexity": "lowest loss", "longest": "longest", "random": "random"}
 Data = Mapping[str, Any]
 
 
 def influence_page(data: Data, path: Path) -> Path:
-    """Write the page. data: what `scale.summary.summarise` gives; its named documents may have a `text`."""
+    """Write the page.
+
+    Args:
+        data: what `corpus.summary.summarise` gives; its named documents may have a `text`.
+        path: of the page.
+    """
     return write_document(path, document("Influence of retrieval heads", influence_body(data)))
 
 
@@ -26,9 +31,9 @@ def influence_body(data: Data) -> Html:
     return join(
         _top(data),
         parts.section("Scores", _scores(data), lead=SCORES),
-        parts.section("What is chosen", _cuts(data), lead=_choice_line(data["options"])),
+        parts.section("Chosen documents", _cuts(data), lead=_choice_line(data["options"])),
         parts.section("Length", _length(data), lead=LENGTH),
-        parts.section("Beside other filters", _overlap(data), lead=OVERLAP),
+        parts.section("Compared with other filters", _overlap(data), lead=OVERLAP),
         parts.section("Documents to read", *_documents(data), lead=DOCUMENTS),
         parts.section("Not ranked", _not_ranked(data), lead=NOT_RANKED),
         parts.section("How it was scored", _settings(data)),
@@ -36,22 +41,24 @@ def influence_body(data: Data) -> Html:
 
 
 SCORES = (
-    "How much worse the model predicts a document without its retrieval heads, relative to its loss with them. Compare scores inside one domain "
-    "only: losses of domains differ."
+    "Relative loss increase per document when the retrieval heads are ablated. Compare scores within one domain only, because losses differ "
+    "between domains."
 )
 LENGTH = (
-    "Long documents have more to refer back to, so scores rise with length. The second correlation is that of a document's rank among documents of "
-    "about its own length (ten strata): what strata would leave of the confound."
+    "Long documents have more earlier text to draw on, so scores tend to rise with length. Within strata of length: the correlation that is left "
+    "when every document is ranked among documents of about its own length (ten strata)."
 )
 OVERLAP = (
-    "The share of the chosen documents that another rule with the same share would also choose. A rule that has nothing to do with the "
-    "choice agrees by chance in the share itself."
+    "Share of the chosen documents that another rule would choose as well, if it chose as many. An unrelated rule agrees by chance on the same "
+    "share that was chosen of all documents."
 )
 DOCUMENTS = (
-    "Read these before trusting a cut. Repeated text scores high as well: tables, logs, copied licences, near-duplicates inside a document. "
-    "Remove duplicates first."
+    "Read some documents before you trust a cut. Repetitive text scores high as well: tables, logs, copied licences, near-duplicates within a "
+    "document. Remove duplicates first."
 )
-NOT_RANKED = "Flagged documents have a score, but one that says little (too short, a loss near zero); the others have none."
+NOT_RANKED = (
+    "Flagged documents have a score that says little (they are too short, or their loss is near zero); the others have no score."
+)
 
 
 def _top(data: Data) -> Html:
@@ -59,12 +66,12 @@ def _top(data: Data) -> Html:
     scorer = data["description"].get("scorer", {})
     heads = scorer.get("heads", ())
     model = scorer.get("model", "a model without a name")
-    line = f"{model.get('model') if isinstance(model, Mapping) else model} without {count(len(heads), 'head')}"
+    line = f"{public_name(model.get('model') if isinstance(model, Mapping) else model)} with {count(len(heads), 'head')} ablated"
     facts = {
         "documents": f"{every['documents']:,}",
         "ranked": f"{every['ranked']:,}",
         "chosen": f"{every['chosen']:,}",
-        "of the tokens": _percent(every["token_share"]),
+        "of all tokens": _percent(every["token_share"]),
         "domains": len(data["thresholds"]["domains"]),
     }
     return parts.header("Influence of retrieval heads", line, f"Configuration {data['config']}", facts=facts)
@@ -79,7 +86,7 @@ def _scores(data: Data) -> Html:
     heads = ["Domain", "Documents", *(f"{q:.0%}" for q in QUANTILES)]
     rows = quantile_rows(data["samples"])
     listed = parts.table(heads, rows, numbers=range(1, len(heads)), caption="Quantiles of the score, of a random sample")
-    caption = "The outermost points hold everything beyond." + _some(data)
+    caption = "The outermost points include all scores beyond them." + _some(data)
     return join(parts.figure(chart, caption), listed)
 
 
@@ -150,7 +157,7 @@ def _documents(data: Data) -> list[Html]:
                 join(_document_line(row), tag("blockquote", tag("p", excerpt(row.get("text")), class_="marked"))) for row in rows
             ]
             found.append(parts.details(f"{named(domain)}: {KINDS[kind].lower()}", *listed, open=not found))
-    return [*found, parts.note(_some(data).strip())] if found else [parts.note("No documents were asked for.")]
+    return [*found, parts.note(_some(data).strip())] if found else [parts.note("No documents were requested.")]
 
 
 def _largest(data: Data) -> dict[str, Any]:
@@ -167,14 +174,14 @@ def _some(data: Data) -> str:
 
 def _document_line(row: Data) -> Html:
     told = f"score {row['score']:.4f}, loss {row['loss_base']:.3f} → {row['loss_ref']:.3f}, {row['n_tokens']:,.0f} tokens"
-    return tag("p", tag("strong", told), f" · {row['file']}, row {row['row']}")
+    return tag("p", tag("strong", told), f" · {public_name(row['file'])}, row {row['row']}")
 
 
 def _not_ranked(data: Data) -> Html:
     rows = [[kind, reason, f"{count:,}"] for kind, reasons in data["reasons"].items() for reason, count in reasons.items()]
     if not rows:
         rows = [["–", "every document is ranked", "0"]]
-    note = parts.note(f"{data['truncated']:,} documents were scored in part: windows beyond the limit were left out.")
+    note = parts.note(f"{data['truncated']:,} documents were scored in part, because they have more windows than the limit.")
     return join(parts.table(["", "Reason", "Documents"], rows, numbers=(2,)), note)
 
 
@@ -189,7 +196,12 @@ def _flat(held: object, name: str = "") -> list[tuple[str, str]]:
     """Settings inside settings, one line each."""
     if isinstance(held, Mapping):
         return [line for key in sorted(held) for line in _flat(held[key], f"{name} {key}".strip().replace("_", " "))]
-    return [(name, ", ".join(map(str, held)) if isinstance(held, list | tuple) else "–" if held is None else str(held))]
+    return [
+        (
+            name,
+            ", ".join(map(public_name, held)) if isinstance(held, list | tuple) else "–" if held is None else public_name(held),
+        )
+    ]
 
 
 def _percent(share: float | None) -> str:

@@ -16,7 +16,7 @@ Samples = Mapping[str, Mapping[str, Any]]
 
 
 def densities(samples: Samples) -> dict[str, list[Any]]:
-    """Columns domain, score, share: the share of each domain's sampled documents per bin of score.
+    """The share of each domain's sampled documents per bin of score, as columns `domain`, `score` and `share`.
 
     Bins are equally wide over the range that holds 99 % of each domain (half a per cent at each end); what lies outside is in the outermost bins.
     """
@@ -48,7 +48,7 @@ def quantile_rows(samples: Samples) -> list[list[object]]:
 
 
 def points(samples: Samples, most: int = POINTS) -> dict[str, list[Any]]:
-    """Columns domain, tokens, score, loss, chosen, of at most `most` documents: the first ones of each domain's sample, equally many."""
+    """Columns `domain`, `tokens`, `score`, `loss` and `chosen` of at most `most` documents, equally many of each domain."""
     each = max(1, most // max(1, len(samples)))
     columns: dict[str, list[Any]] = {"domain": [], "tokens": [], "score": [], "loss": [], "chosen": []}
     for name, sample in samples.items():
@@ -57,7 +57,7 @@ def points(samples: Samples, most: int = POINTS) -> dict[str, list[Any]]:
         columns["tokens"] += [int(n) for n in np.asarray(sample["n_tokens"])[order]]
         columns["score"] += [round(float(s), 5) for s in np.asarray(sample["score"])[order]]
         columns["loss"] += [round(float(s), 4) for s in np.asarray(sample["loss_base"])[order]]
-        columns["chosen"] += ["chosen" if c else "left" for c in np.asarray(sample["chosen"])[order]]
+        columns["chosen"] += ["chosen" if c else "not chosen" for c in np.asarray(sample["chosen"])[order]]
     return columns
 
 
@@ -82,7 +82,7 @@ def number(value: float | None, form: str = ".4f") -> str:
 def excerpt(text: str | None, most: int = EXCERPT) -> str:
     """The beginning and the end of a text in at most about `most` characters, white space as it is."""
     if text is None:
-        return "(the text was not read back)"
+        return "(the text could not be read)"
     if len(text) <= most:
         return text
     half = most // 2

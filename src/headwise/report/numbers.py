@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +14,17 @@ from headwise.heads.types import HeadScores
 RETRIEVAL, STRONG = 0.1, 0.5
 """Copy scores above 0.1 make a retrieval head (Wu et al. 2024); 0.5 is the strong end of their table."""
 RESAMPLES = 1000
+MOST_LAYERS, MOST_HEADS = 1024, 1024  # of a table that is shown; models have at most a few hundred of either
 
 
 class Share(NamedTuple):
-    """Heads with a score in one range. share: of the scored heads, in [0, 1]."""
+    """Heads with a score in one range.
+
+    Attributes:
+        label: the range.
+        heads: how many.
+        share: of the scored heads, in [0, 1].
+    """
 
     label: str
     heads: int
@@ -29,7 +37,19 @@ def thresholds(scores: HeadScores) -> tuple[float, ...]:
 
 
 def scored(scores: HeadScores) -> NDArray[np.float64]:
-    """The scores of all scored heads, flat. Raises `HeadwiseError` if there are none."""
+    """The scores of all scored heads.
+
+    Returns:
+        Flat, layer after layer.
+
+    Raises:
+        HeadwiseError: there are none, or the table is larger than that of any model, so that it cannot be drawn.
+    """
+    layers, heads = scores.shape
+    if layers > MOST_LAYERS or heads > MOST_HEADS:
+        raise HeadwiseError(
+            f"a table of {layers} layers × {heads} {noun(scores)}s is larger than that of any model; at most {MOST_LAYERS} × {MOST_HEADS} are shown"
+        )
     known = scores.values[~np.isnan(scores.values)]
     if known.size == 0:
         raise HeadwiseError(f"no head has a {scores.score} score, so there is nothing to show; detect the heads first")
@@ -49,7 +69,16 @@ def shares(scores: HeadScores) -> list[Share]:
 
 
 def interval(runs: NDArray[np.floating], level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
-    """Bootstrap interval of the mean of `runs` [run]; it never leaves the range of the data. None below 2 runs."""
+    """Bootstrap interval of the mean; it never leaves the range of the data.
+
+    Args:
+        runs: values [run]; NaN is left out.
+        level: of confidence, in (0, 1).
+        seed: of the resampling.
+
+    Returns:
+        Its two ends; None below 2 runs.
+    """
     known = runs[~np.isnan(runs)].astype(np.float64)
     if known.size < 2:
         return None
@@ -64,6 +93,20 @@ def layer_kind(scores: HeadScores, layer: int) -> str:
     if sliding is None:
         return "–"
     return "sliding" if layer in sliding else "full"
+
+
+def public_name(name: object) -> str:
+    """The name of a model or file as pages and pictures show it: no absolute path, which tells where its author works.
+
+    Of a path the last part is left; of a folder in the hub's cache the id of its model. Characters that cannot be seen are left out.
+    """
+    text = "".join(c for c in str(name) if c.isprintable())
+    windows = re.match(r"[A-Za-z]:[/\\]|\\\\", text)
+    if not windows and not re.match(r"~?/", text):
+        return text
+    parts = [part for part in re.split(r"[/\\]+" if windows else "/+", text) if part]
+    hub = [part.removeprefix("models--").replace("--", "/") for part in parts if part.startswith("models--")]
+    return hub[-1] if hub else parts[-1] if parts else ""
 
 
 def capital(text: str) -> str:

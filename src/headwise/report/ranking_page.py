@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headwise.report.numbers import count
+from headwise.report.numbers import count, public_name
 from headwise.report.page.parts import header, marked_text, note, section, table, text_key
 from headwise.report.page.shell import Html, document, join, tag, write_document
 
@@ -22,31 +22,34 @@ details.query>summary{font-size:1.1rem;overflow-wrap:anywhere}
 
 
 def write_page(result: Data, path: Path) -> Path:
-    """Write the page. result: model, heads, total number of queries, the queries to show, and measures (or None)."""
+    """Write the page.
+
+    Args:
+        result: model, heads, total number of queries, the queries to show, and measures (or None).
+        path: of the page.
+    """
     return write_document(path, page(result))
 
 
 def page(result: Data) -> str:
     """The whole document."""
-    heads, shown = result["heads"], result["queries"]
+    heads, shown, model = result["heads"], result["queries"], public_name(result["model"])
     named = ", ".join(heads[:NAMED]) + (f" and {len(heads) - NAMED} more" if len(heads) > NAMED else "")
     facts: dict[str, object] = {"Queries": result["total"], "Heads": len(heads)}
     facts |= {row["measure"]: f"{row['value']:.3f}" for row in result["measures"] or ()}
     some = f"The first {len(shown)} of {result['total']} queries. " if len(shown) < result["total"] else ""
     body = join(
-        header(
-            f"Passages ranked by {result['model']}", f"By the attention of {count(len(heads), 'head')}: {named}.", facts=facts
-        ),
+        header(f"Passages ranked by {model}", f"Ranked by the attention of {count(len(heads), 'head')}: {named}.", facts=facts),
         _measures(result["measures"]),
         section(
             "Queries",
-            text_key(weights="attention from the query, above what a query without content gets"),
+            text_key(weights="attention from the query, minus the attention from a query without content"),
             *(_query(query, i < OPEN) for i, query in enumerate(shown)),
-            note("Colours come from one more pass over the passages that are shown; scores and ranks from all candidates."),
-            lead=f"{some}Darker words drew more attention; each query has its own scale.",
+            note("Colours come from a separate pass over the passages shown here; scores and ranks come from all candidates."),
+            lead=f"{some}Darker words received more attention; every query has its own scale.",
         ),
     )
-    return document(f"headwise: passages ranked by {result['model']}", body, data={}, styles=[STYLE])
+    return document(f"headwise: passages ranked by {model}", body, data={}, styles=[STYLE])
 
 
 def _measures(rows: Any) -> Html:
@@ -71,7 +74,7 @@ def _passage(passage: Data, most: float) -> Html:
         if grade is None
         else tag("span", "✓ relevant" if grade > 0 else "not judged relevant", class_="relevant" if grade > 0 else "soft")
     )
-    moved = "" if passage["before"] == passage["rank"] else f", was {passage['before']}"
+    moved = "" if passage["before"] == passage["rank"] else f", rank {passage['before']} before"
     top = tag(
         "header",
         tag("h3", f"{passage['rank']}. {passage['id']}"),

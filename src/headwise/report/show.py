@@ -1,7 +1,10 @@
-"""What `headwise show` shows of each kind of result: lines to print, pictures drawn, and facts as plain data."""
+"""What `headwise show` shows of each kind of result: parts to print, facts as plain data, and how its pictures are written."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,20 @@ from headwise.heads import HeadScores
 from headwise.heads.plain import plain
 from headwise.stats.agreement import gini, split_half_reliability
 
-Shown = tuple[list[RenderableType], list[Path], dict[str, Any]]
+
+@dataclass(frozen=True)
+class Shown:
+    """One result.
+
+    Attributes:
+        parts: tables and lines to print.
+        facts: numbers that a script may want.
+        pictures: what a picture shows ("" for the only one) -> a function that writes it to a path.
+    """
+
+    parts: list[RenderableType]
+    facts: dict[str, Any]
+    pictures: Mapping[str, Callable[[Path], None]]
 
 
 def facts_of(scores: HeadScores, top: int = 10) -> dict[str, Any]:
@@ -33,30 +49,25 @@ def facts_of(scores: HeadScores, top: int = 10) -> dict[str, Any]:
     }
 
 
-def show_heads(scores: HeadScores, stem: Path, format: str, top: int) -> Shown:
-    """Head table, heat map, distribution, and the needle grid if the file holds one."""
+def show_heads(scores: HeadScores, top: int) -> Shown:
+    """The strongest heads, the map of all heads, and numbers about the whole table; the needle grid too if the file holds one."""
     from headwise.report.figures import distribution, heat_map, needle_grid
     from headwise.report.tables import head_table, summary_lines
+    from headwise.report.terminal_map import TerminalMap
 
-    pictures = [stem.with_name(f"{stem.name}.{name}.{format}") for name in ("heatmap", "distribution")]
-    heat_map(scores, pictures[0])
-    distribution(scores, pictures[1])
-    cells = scores.provenance.get("cells")
-    if cells:
-        pictures.append(stem.with_name(f"{stem.name}.grid.{format}"))
-        needle_grid(cells, pictures[-1])
-    return [head_table(scores, top), *summary_lines(scores)], pictures, facts_of(scores, top)
+    pictures = {"heatmap": partial(heat_map, scores), "distribution": partial(distribution, scores)}
+    if cells := scores.provenance.get("cells"):
+        pictures["grid"] = partial(needle_grid, cells)
+    return Shown([head_table(scores, top), TerminalMap(scores), *summary_lines(scores)], facts_of(scores, top), pictures)
 
 
-def show_result(data: dict[str, Any], stem: Path, format: str) -> Shown:
+def show_result(data: dict[str, Any]) -> Shown:
     """An ablation or a needle grid."""
     from headwise.report.console import grid_table
     from headwise.report.figures import ablation_curves, needle_grid
     from headwise.report.tables import ablation_table
 
-    picture = stem.with_name(f"{stem.name}.{format}")
     if "summary" in data:
-        ablation_curves(data, picture)
-        return [ablation_table(data)], [picture], {"summary": data["summary"]}
-    needle_grid(data["cells"], picture)
-    return [grid_table(data["cells"])], [picture], {"recall": data["recall"], "exact": data["exact"]}
+        return Shown([ablation_table(data)], {"summary": data["summary"]}, {"": partial(ablation_curves, data)})
+    facts = {"recall": data["recall"], "exact": data["exact"]}
+    return Shown([grid_table(data["cells"])], facts, {"": partial(needle_grid, data["cells"])})

@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import Any
 
 from headwise.heads.errors import HeadwiseError
-from headwise.report.numbers import count
+from headwise.report.numbers import count, public_name
 
 METRICS = {
     "recall": "Unigram recall",
@@ -23,9 +23,19 @@ KINDS = ("none", "top", "bottom", "random")
 
 @dataclass(frozen=True)
 class Row:
-    """One metric under one ablation. mean: NaN if not defined. low, high: confidence interval. draws: one mean per draw.
+    """One metric under one ablation.
 
-    Draws without a value are left out.
+    Attributes:
+        metric: one of `METRICS`.
+        kind: one of `KINDS`.
+        k: number of ablated heads.
+        mean: over items; NaN if not defined.
+        low: lower end of the 95 % confidence interval.
+        high: upper end.
+        sd_draws: standard deviation over the draws of random heads.
+        draws: one mean per draw of random heads; draws without a value are left out.
+        p_paired: of the strongest heads against the mean random draw, over items.
+        p_rank: rank of the strongest heads among the draws.
     """
 
     metric: str
@@ -42,7 +52,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A whole ablation result. perplexity_scope: where heads were ablated for perplexity, if that was noted."""
+    """A whole ablation result.
+
+    Attributes:
+        mode: zero, uniform or mean.
+        scope: answer or all.
+        model: its name.
+        items: questions that every row is a mean of.
+        rows: metric by metric.
+        perplexity_scope: where heads were ablated for perplexity, if that was noted.
+    """
 
     mode: str
     scope: str
@@ -78,11 +97,18 @@ class Sweep:
 
 
 def read_sweep(result: Mapping[str, Any]) -> Sweep:
-    """Check an ablation result. Raises `HeadwiseError` for one that cannot be shown."""
+    """Check an ablation result.
+
+    Args:
+        result: its JSON data.
+
+    Raises:
+        HeadwiseError: it cannot be shown.
+    """
     try:
         rows = tuple(_row(row) for row in result["summary"])
         scope = (result.get("perplexity") or {}).get("scope")
-        sweep = Sweep(str(result["mode"]), str(result["scope"]), str(result["model"]), int(result["items"]), rows, scope)
+        sweep = Sweep(str(result["mode"]), str(result["scope"]), public_name(result["model"]), int(result["items"]), rows, scope)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HeadwiseError(f"this is no ablation result ({error!r}); give the JSON that the ablation wrote") from error
     if not any(math.isfinite(row.mean) for row in sweep.rows):

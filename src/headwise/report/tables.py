@@ -54,11 +54,11 @@ def summary_lines(scores: HeadScores) -> list[str]:
         above = int((known > limit).sum())
         lines.append(f"above {limit:g}: {count(above, noun(scores))} ({above / known.size:.1%})")
     if known.min() >= 0 and known.max() > 0:
-        lines.append(f"Gini {gini(known):.3f} (0 = all {noun(scores)}s score the same, 1 = one has everything)")
+        lines.append(f"Gini {gini(known):.3f} (0: all {noun(scores)}s score the same; 1: one {noun(scores)} has the whole score)")
     else:
         lines.append(f"Gini not defined: {'some scores are below' if known.min() < 0 else 'all scores are'} 0")
     if scores.runs is None or len(scores.runs) == 0:
-        return [*lines, "no per-run values, so no reliability and no activation frequency"]
+        return [*lines, "no per-run values: reliability and activation frequency are unknown"]
     reliability = split_half_reliability(scores.runs)
     halves = f"mean correlation of random halves of {count(len(scores.runs), 'run')}"
     lines.append(f"split-half reliability {_number(reliability)} ({halves})")
@@ -122,7 +122,7 @@ def _runs_of(scores: HeadScores, head: HeadId) -> NDArray[np.floating]:
 def _always_on(scores: HeadScores) -> str:
     heads = [str(HeadId(int(layer), int(head))) for layer, head in np.argwhere(scores.frequency == 1)]
     named = ", ".join(heads[:NAMED]) + (f" and {len(heads) - NAMED} more" if len(heads) > NAMED else "")
-    return f"always on (active in every counted run): {count(len(heads), noun(scores))}" + (f": {named}" if heads else "")
+    return f"always on (active in every successful run): {count(len(heads), noun(scores))}" + (f": {named}" if heads else "")
 
 
 def _number(value: float) -> str:

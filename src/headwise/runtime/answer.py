@@ -36,12 +36,8 @@ Variant = TypeVar("Variant")
 
 
 def stop_ids(model: Model) -> frozenset[int]:
-    """Tokens that end an answer: everything with a line break, and the model's end-of-text tokens."""
-    ends = {model.tokenizer.eos_token_id}
-    generation = getattr(model.hf, "generation_config", None)
-    configured = getattr(generation, "eos_token_id", None)
-    ends |= set(configured) if isinstance(configured, list | tuple) else {configured}
-    return newline_ids(model.tokenizer) | {end for end in ends if end is not None}
+    """Tokens that end an answer of one line: everything with a line break, and those that end a text (`model.stop_ids`)."""
+    return newline_ids(model.tokenizer) | model.stop_ids
 
 
 @dataclass(frozen=True)
@@ -221,5 +217,5 @@ def guess(text: Sequence[int], width: int) -> list[int]:
 
 
 def _within_positions(model: Any, start: int, limit: int) -> int:
-    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    positions = as_model(model).positions
     return limit if positions is None else min(limit, positions - start + 1)

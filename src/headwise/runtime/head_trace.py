@@ -13,7 +13,7 @@ from headwise.attention.columns import column_sums
 from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadId, HeadSet
+from headwise.heads.types import HeadId, Heads, HeadSet
 from headwise.models.forward import forward
 from headwise.models.model import Model
 from headwise.prompts.prompt import Prompt, Span
@@ -52,7 +52,7 @@ class HeadTrace:
 def trace_heads(
     model: Model,
     prompt: Prompt,
-    heads: HeadSet,
+    heads: Heads,
     stop: Collection[int],
     limit: int = 32,
     keep: int = KEPT,
@@ -63,11 +63,11 @@ def trace_heads(
     limit: longest answer in tokens. The answer is decoded first; then its tokens are given one by one, so that each step has one row.
     Raises `HeadwiseError` for heads of another model, of layers without attention, or none at all.
     """
+    heads = model.check(heads)
     if not len(heads):
         raise HeadwiseError("no heads to trace; choose at least one")
     if keep < 1:
         raise HeadwiseError(f"at least 1 position per step must be kept; got {keep}")
-    model.check(heads)
     hf, ids = model.hf, prompt.ids
     with attached(hf), torch.no_grad():
         answer = decode_one(hf, full_cache(hf), ids, stop, limit)

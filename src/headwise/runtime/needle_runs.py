@@ -129,11 +129,10 @@ def needle_task(
         chat: Whether to use the chat template.
         seed: Of the haystack windows and of the order of the runs.
     """
-    from headwise.prompts.compose import NeedleComposer
     from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.grid import GridOptions, Task, default_lengths
     from headwise.prompts.haystack import Haystack
-    from headwise.prompts.needles import bundled_needles, read_needles
+    from headwise.prompts.needles import NeedleComposer, bundled_needles, read_needles
 
     if needles is None:
         chosen: Sequence[Needle] = bundled_needles(split)

@@ -97,8 +97,9 @@ class PassageIndex:
         if not self._calibrate:
             return self._columns(queries)
         if self._null is None:
-            self._null, columns = self._columns([self._scoring.null_query, *queries]).split([1, len(queries)])
-            return columns - self._null
+            columns = self._columns([self._scoring.null_query, *queries])
+            self._null = columns[:1]
+            return columns[1:] - self._null
         return self._columns(queries) - self._null
 
     def _columns(self, queries: Sequence[str]) -> Tensor:

@@ -21,6 +21,7 @@ from headwise.heads.errors import HeadwiseError, PromptError
 from headwise.heads.types import HeadId, HeadSet
 from headwise.maths.passages import NORMALIZE
 from headwise.models.model import Model, as_model
+from headwise.models.rope import set_length, table_of
 from headwise.prompts.passages import NULL_QUERY, PassageComposer
 from headwise.prompts.prompt import Span
 from headwise.runtime.runner import token_tensor
@@ -79,10 +80,20 @@ class PassageCache:
         self.deepest = deepest_layer(hf, heads)
         self._positions = model.positions
         check_positions(self._positions, self.length + 1)
-        self._cache = full_cache(hf)
-        for start in range(0, len(ids), CHUNK):
-            new = token_tensor(hf, ids[start : start + CHUNK])
-            run_to_layer(hf, self.deepest, new, self._cache)
+        self._ids = tuple(ids)
+        self._caches: dict[int | None, Any] = {}
+        self._past(self.length + 1)
+
+    def _past(self, tokens: int) -> Any:
+        """The text's cache, for a whole text of `tokens` tokens; made anew where that length asks for another rotary table."""
+        table = table_of(self.model, tokens)
+        if table not in self._caches:
+            cache = full_cache(self.model)
+            set_length(cache, tokens)
+            for start in range(0, self.length, CHUNK):
+                run_to_layer(self.model, self.deepest, token_tensor(self.model, self._ids[start : start + CHUNK]), cache)
+            self._caches = {table: cache}
+        return self._caches[table]
 
     def columns(self, suffixes: Sequence[Suffix], reduce: Reduce = lambda x: x) -> dict[int, Tensor]:
         """Mean attention of each suffix's rows to every position of the text: layer -> [suffixes, wanted heads of the layer, length].
@@ -93,9 +104,28 @@ class PassageCache:
         longest = max(len(suffix.ids) for suffix in suffixes)
         check_positions(self._positions, self.length + longest)
         size = max(2, BATCH_TOKENS // longest)
-        batches = [suffixes[i : i + size] for i in range(0, len(suffixes), size)]
-        parts = [suffix_columns(self.model, self._cache, self.length, self.heads, batch, reduce) for batch in batches]
-        return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+        by_table: dict[int | None, list[int]] = {}
+        for i, suffix in enumerate(suffixes):
+            by_table.setdefault(table_of(self.model, self.length + len(suffix.ids)), []).append(i)
+        parts = []
+        for places in by_table.values():
+            past = self._past(self.length + max(len(suffixes[i].ids) for i in places))
+            for start in range(0, len(places), size):
+                batch = [suffixes[i] for i in places[start : start + size]]
+                own = reduce if len(by_table) == 1 else _whole
+                parts.append(suffix_columns(self.model, past, self.length, self.heads, batch, own))
+        found = {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+        if len(by_table) == 1:
+            return found
+        back = [[i for places in by_table.values() for i in places].index(i) for i in range(len(suffixes))]
+        found = {layer: columns[back] for layer, columns in found.items()}
+        return {
+            layer: torch.cat([reduce(columns[i : i + size]) for i in range(0, len(back), size)]) for layer, columns in found.items()
+        }
+
+
+def _whole(columns: Tensor) -> Tensor:
+    return columns
 
 
 def suffix_columns(

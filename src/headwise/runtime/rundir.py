@@ -1,16 +1,23 @@
 """Run directories: results are written cell by cell, so an interrupted run continues where it stopped.
 
-A directory belongs to one run description. Each finished cell is one `.npz` file, written atomically; the same command finds it and
+A directory belongs to one run description. Each finished cell is one file, written atomically; the same command finds it and
 skips the work, which gives the same result as an uninterrupted run because every cell is a function of its key alone.
+
+    DIR/run.json      marks the folder as ours: {"headwise_run": 1, "description": ...}
+    DIR/<key>.npz     a cell: an `.npz` archive, and behind it a seal over description, key and archive
+
+A folder without that mark is never touched, and of a marked one only these files are ever removed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
-import shutil
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -20,47 +27,130 @@ from numpy.typing import NDArray
 
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.headfile import write_atomically
+from headwise.heads.progress import work_is_done, work_is_kept
 
 Cell = tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]
 
+SCHEMA = 1
+MARKER = "run.json"
+_SEAL = re.compile(rb"headwise cell 1 [0-9a-f]{64}\n")
+_SEAL_BYTES = 81
+_UNFINISHED = re.compile(r"\..+\.(?:json|npz)\.\d+\.tmp")  # what `write_atomically` leaves behind when it is killed
+
 
 class RunDirectory:
-    """Cells of one run: `key -> (arrays, list of descriptions)`."""
+    """Cells of one run: `key -> (arrays, list of descriptions)`.
+
+    Attributes:
+        path: The folder. It appears with the first saved cell.
+    """
 
     def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
-        """Open or create. Raises `HeadwiseError` if the directory belongs to a run with another description."""
+        """Open a run; nothing is written yet.
+
+        Args:
+            path: A folder that does not exist, is empty, or was made by a run.
+            description: Everything that decides the result, as JSON data.
+
+        Raises:
+            HeadwiseError: If the folder holds files of somebody else, or of a run with another description.
+        """
         self.path = path
         self._description = json.dumps(description, sort_keys=True, indent=1, default=str)
-        marker = path / "run.json"
         if path.exists() and not path.is_dir():
             raise HeadwiseError(f"{path} is a file, not a run directory; move it away")
-        if marker.exists() and marker.read_text() != self._description:
+        if not path.is_dir():
+            return
+        marker = _read_marker(path)
+        if marker is None and any(not _UNFINISHED.fullmatch(entry.name) for entry in path.iterdir()):
+            raise HeadwiseError(f"{path} holds files, but no run of headwise; move it away or choose another --output")
+        if marker is not None and marker != json.loads(self._description):
             raise HeadwiseError(f"{path} belongs to a run with other options; delete it or choose another --output")
 
     def load(self, key: str) -> Cell | None:
-        """The finished cell, or None. A file that cannot be read counts as unfinished."""
+        """The finished cell `key`, or None.
+
+        A file that cannot be read, was changed, or belongs to another key or run counts as unfinished.
+        """
         path = self._file(key)
         try:
-            with np.load(path, allow_pickle=False) as data:
+            archive, seal = _parts(path.read_bytes())
+            if seal != self._seal(key, archive):
+                return None
+            with np.load(io.BytesIO(archive), allow_pickle=False) as data:
                 arrays = {name: data[name] for name in data.files if name != "info"}
-                return arrays, json.loads(str(data["info"]))
-        except (ValueError, KeyError, OSError, EOFError, BadZipFile, zlib.error):
+                info: list[dict[str, Any]] = json.loads(str(data["info"]))
+        except (ValueError, KeyError, OSError, EOFError, BadZipFile, RecursionError, zlib.error):
             return None
+        work_is_kept(self.path)
+        return arrays, info
 
     def save(self, key: str, arrays: Mapping[str, NDArray[Any]], info: list[dict[str, Any]]) -> None:
-        """Write a finished cell; the first one makes the directory."""
-        if not (self.path / "run.json").exists():
-            write_atomically(self.path / "run.json", self._description.encode())
+        """Write a finished cell; the first one makes the folder."""
+        path = self._file(key)
+        if not (self.path / MARKER).exists():
+            text = json.dumps({"headwise_run": SCHEMA, "description": json.loads(self._description)}, sort_keys=True, indent=1)
+            write_atomically(self.path / MARKER, text.encode())
         buffer = io.BytesIO()
         content: dict[str, Any] = {"info": np.asarray(json.dumps(info)), **arrays}
         np.savez_compressed(buffer, **content)
-        write_atomically(self._file(key), buffer.getvalue())
+        archive = buffer.getvalue()
+        write_atomically(path, archive + self._seal(key, archive))
+        work_is_kept(self.path)
 
     def remove(self) -> None:
-        """Delete the directory once its result is safe elsewhere."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """See `remove_run`."""
+        work_is_done(self.path)
+        remove_run(self.path)
+
+    def _seal(self, key: str, archive: bytes) -> bytes:
+        whole = hashlib.sha256(b"\0".join((self._description.encode(), key.encode(), archive)))
+        return f"headwise cell 1 {whole.hexdigest()}\n".encode()
 
     def _file(self, key: str) -> Path:
         if not key or not all(c.isalnum() or c in "-_." for c in key):
             raise HeadwiseError(f"{key!r} is no cell name; use letters, digits, '-', '_' and '.'")
         return self.path / f"{key}.npz"
+
+
+def remove_run(folder: Path) -> None:
+    """Delete the cells of a run, its mark, and then the folder, once the result is safe elsewhere.
+
+    What else lies in the folder stays, and so does the folder then; one that no run made is left alone.
+    """
+    with contextlib.suppress(OSError):
+        if _read_marker(folder) is None:
+            return
+        for path in _own_files(folder):
+            path.unlink()
+        (folder / MARKER).unlink()  # last: until then the folder is known as ours
+        folder.rmdir()
+
+
+def _read_marker(path: Path) -> Any:
+    """The description of the run that a folder belongs to; None if no run made it."""
+    try:
+        data = json.loads((path / MARKER).read_text("utf-8"))
+        return data["description"] if data["headwise_run"] == SCHEMA else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _own_files(folder: Path) -> Iterator[Path]:
+    """Cells, and what is left of files that were being written."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not path.is_file():
+            continue
+        if _UNFINISHED.fullmatch(path.name) or (path.suffix == ".npz" and _is_cell(path)):
+            yield path
+
+
+def _is_cell(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(0, io.SEEK_END)
+        file.seek(max(file.tell() - _SEAL_BYTES, 0))
+        return _SEAL.fullmatch(file.read()) is not None
+
+
+def _parts(data: bytes) -> tuple[bytes, bytes]:
+    return data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]

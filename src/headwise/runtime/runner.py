@@ -17,6 +17,7 @@ from headwise.attention.plan import attached, device_of
 from headwise.attention.tail import last_rows
 from headwise.caches.shared import cut_back, fork, full_cache
 from headwise.models.forward import forward
+from headwise.models.rope import set_length, table_of
 
 LEAST_SHARED = 16  # a shorter stretch costs more as a pass of its own than it saves
 
@@ -43,6 +44,9 @@ def leaves(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Leaf]:
     """Yield every prompt once, in the order that shares most text. Run inside `attached` (or any attach block)."""
     with attached(model) as plan:
         hybrid = plan.model.is_hybrid
+    if len({table_of(model, len(prompt)) for prompt in prompts}) > 1:  # rotated by their lengths: nothing can be shared
+        yield from (Leaf(i, tuple(prompt), full_cache(model)) for i, prompt in enumerate(prompts))
+        return
     yield from (_from_snapshots if hybrid else _by_cutting_back)(model, prompts)
 
 
@@ -61,6 +65,7 @@ def token_tensor(model: Any, ids: Sequence[int], rows: int = 1) -> Tensor:
 def _by_cutting_back(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Leaf]:
     """One cache serves all: it is cut back to what the next prompt shares with the one that has just filled it."""
     cache, before = full_cache(model), 0
+    set_length(cache, max(map(len, prompts), default=None))
     for index, shared in sharing_order(prompts):
         usable = min(shared, before, cache.get_seq_length())
         cut_back(cache, cache.get_seq_length() - usable)
@@ -72,6 +77,7 @@ def _from_snapshots(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Le
     """Recurrent states cannot be cut back, so a copy is kept wherever a later prompt will branch off."""
     order = sharing_order(prompts)
     snapshots = [full_cache(model)]
+    set_length(snapshots[0], max(map(len, prompts), default=None))
     for place, (index, shared) in enumerate(order):
         while snapshots[-1].get_seq_length() > shared:
             snapshots.pop()

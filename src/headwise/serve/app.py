@@ -31,8 +31,10 @@ KINDS = {404: "not_found", 405: "method_not_allowed"}
 def make_app(ranker: Ranker | MakeRanker, settings: Settings | None = None) -> FastAPI:
     """A service over one ranker. Serve it with one process and one event loop: the model belongs to one thread.
 
-    ranker: or what makes it; that is called in the service's thread, so that `/health` answers while a model loads. If it cannot be made
-    the reason is in `app.state.work.failure`, and every request is refused.
+    Args:
+        ranker: The ranker, or what makes it; that is called in the service's thread, so that `/health` answers while a model loads. If it
+            cannot be made the reason is in `app.state.work.failure`, and every request is refused.
+        settings: Limits of the service.
     """
     settings = settings or Settings()
     make = (lambda: ranker) if isinstance(ranker, Ranker) else ranker
@@ -105,10 +107,10 @@ async def models(request: Request) -> Response:
     check_key(request, request.app.state.settings.api_key)
     ranker = request.app.state.work.ranker
     if ranker is None:
-        raise RefusalError(503, request.app.state.work.state, "the model is not model", {"Retry-After": "5"})
-    layout, heads = ranker.model, ranker.heads
-    entry = {"id": layout.name, "object": "model", "owned_by": "headwise", "heads": len(heads), "chosen_by": heads.chosen_by}
-    return JSONResponse({"object": "list", "data": [entry | {"max_context": layout.positions}]})
+        raise RefusalError(503, request.app.state.work.state, "the model is not loaded", {"Retry-After": "5"})
+    model, heads = ranker.model, ranker.heads
+    entry = {"id": model.name, "object": "model", "owned_by": "headwise", "heads": len(heads), "chosen_by": heads.chosen_by}
+    return JSONResponse({"object": "list", "data": [entry | {"max_context": model.positions}]})
 
 
 async def _read(body: Body, request: Request) -> bytes:

@@ -20,7 +20,12 @@ def passage_key(passages: Sequence[Text]) -> bytes:
 
 
 class IndexCache:
-    """The most recently used indexes, at most `limit` tokens together; of one thread only."""
+    """The most recently used indexes; of one thread only.
+
+    Attributes:
+        limit: Most tokens of all of them together.
+        tokens: Those that are kept.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.tokens = limit, 0

@@ -13,19 +13,41 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.text import shorten
 
 KEY_VARIABLE = "HEADWISE_API_KEY"
+MOST = {
+    "max_body": 2**30,
+    "max_passages": 10**6,
+    "max_passage_chars": 10**9,
+    "max_query_chars": 10**9,
+    "queue": 10**5,
+    "batch": 10**4,
+    "cache_tokens": 10**9,
+    "max_connections": 10**5,
+}
+DAY = 86_400
 DRAIN_BYTES, DRAIN_SECONDS = 16 * 2**20, 2.0  # of a refused body, see `Body.discard`
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits of one service, all at least 1.
+    """Limits of one service; `MOST` has the largest value of each, the smallest is 1.
 
-    api_key: what clients send as `Authorization: Bearer KEY`; None: open to all. max_body: bytes of a request. max_passages: of a request.
-    max_passage_chars, max_query_chars: characters of one passage (with its title) and of a query. queue: requests that wait for the model; those
-    beyond get 429. batch: at most so many waiting requests over the same passages run together. cache_tokens: tokens of passages kept computed.
-    timeout: seconds for a body to arrive, and again for its answer.
+    Attributes:
+        api_key: What clients send as `Authorization: Bearer KEY`; None: open to all.
+        max_body: Bytes of a request.
+        max_passages: Passages of a request.
+        max_passage_chars: Characters of one passage, with its title.
+        max_query_chars: Characters of a query.
+        queue: Requests that wait for the model; those beyond get 429.
+        batch: At most so many waiting requests over the same passages run together.
+        cache_tokens: Tokens of passages kept computed.
+        max_connections: Open connections; less if the process may not open so many files. Idle ones give way to new ones.
+        timeout: Seconds for a body to arrive, and again for its answer; above 0, at most a day.
+
+    Raises:
+        HeadwiseError: A value out of range.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -36,18 +58,29 @@ class Settings:
     queue: int = 128
     batch: int = 32
     cache_tokens: int = 32_768
+    max_connections: int = 512
     timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("max_body", "max_passages", "max_passage_chars", "max_query_chars", "queue", "batch", "cache_tokens"):
-            if getattr(self, name) < 1:
-                raise HeadwiseError(f"{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
-        if not 0 < self.timeout < float("inf"):
-            raise HeadwiseError(f"timeout must be a number of seconds above 0; got {self.timeout:g}")
+        for name, most in MOST.items():
+            given = getattr(self, name)
+            if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= most:
+                raise HeadwiseError(f"{name.replace('_', '-')} must be at least 1 and at most {most}; got {shorten(repr(given))}")
+        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float) or not 0 < self.timeout <= DAY:
+            raise HeadwiseError(
+                f"timeout must be a number of seconds above 0 and at most {DAY}; got {shorten(repr(self.timeout))}"
+            )
 
 
 class RefusalError(Exception):
-    """An answer other than 200. kind: a stable word for programs; message: one line for people."""
+    """An answer other than 200.
+
+    Attributes:
+        status: HTTP status.
+        kind: A stable word for programs.
+        message: One line for people.
+        headers: More headers of the answer, or None.
+    """
 
     def __init__(self, status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -55,7 +88,11 @@ class RefusalError(Exception):
 
 
 def key_from(environment: Mapping[str, str], no_auth: bool = False) -> str | None:
-    """The key in HEADWISE_API_KEY, None if there is none. Raises `HeadwiseError` for one that no client could send."""
+    """The key in HEADWISE_API_KEY, None if there is none.
+
+    Raises:
+        HeadwiseError: A key that no client could send, or one beside `no_auth`.
+    """
     key = environment.get(KEY_VARIABLE)
     if key is None:
         return None
@@ -68,7 +105,11 @@ def key_from(environment: Mapping[str, str], no_auth: bool = False) -> str | Non
 
 
 def check_exposure(host: str, key: str | None, no_auth: bool) -> None:
-    """Raises `HeadwiseError` if a service without a key would listen beyond this machine, unless that is wanted (`no_auth`)."""
+    """Refuse a service without a key that would listen beyond this machine, unless that is wanted (`no_auth`).
+
+    Raises:
+        HeadwiseError: It would, and that is not said to be wanted.
+    """
     if key is None and not no_auth and not is_loopback(host):
         raise HeadwiseError(
             f"without a key anybody who reaches {host or 'this machine'!r} could use the service; set {KEY_VARIABLE}, stay on 127.0.0.1, or "
@@ -85,7 +126,11 @@ def is_loopback(host: str) -> bool:
 
 
 def check_key(request: Request, key: str | None) -> None:
-    """Refuse with 401 unless the request carries the key. The comparison takes the same time wherever the keys differ."""
+    """Refuse a request without the key. The comparison takes the same time wherever the keys differ.
+
+    Raises:
+        RefusalError: With 401.
+    """
     if key is None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -107,7 +152,12 @@ class Body:
         self._declared = request.headers.get("content-length", "")
 
     async def read(self, limit: int) -> bytes:
-        """All of it. Refuses with 413 as soon as more than `limit` bytes are announced or have come."""
+        """All of it.
+
+        Raises:
+            RefusalError: With 413, as soon as more than `limit` bytes are announced or have come.
+            ClientDisconnect: The client is gone.
+        """
         if self._declared.isdecimal() and int(self._declared) > limit:
             raise _too_large(limit)
         parts, size = [], 0
@@ -146,9 +196,12 @@ def _too_large(limit: int) -> RefusalError:
 
 
 def parse_json(request: Request, raw: bytes) -> Any:
-    """The JSON value in a body. Refuses with 415 for another content type and with 400 for anything else that cannot be read.
+    """The JSON value in a body.
 
     The content type is insisted on because a browser sends plain text anywhere without asking first, but JSON only where it is allowed to.
+
+    Raises:
+        RefusalError: With 415 for another content type, with 400 for anything else that cannot be read.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":

@@ -44,9 +44,16 @@ class Metrics:
 
 
 class Measured:
-    """ASGI layer that counts and times every request. paths: those that get a label of their own."""
+    """ASGI layer that counts and times every request."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
+        """A layer around an app.
+
+        Args:
+            app: What answers.
+            metrics: Where requests are counted.
+            paths: Those that get a label of their own.
+        """
         self._app, self._metrics, self._paths = app, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from types import FrameType
@@ -10,6 +11,7 @@ import uvicorn
 
 from headwise.heads.errors import HeadwiseError
 from headwise.serve.app import make_app
+from headwise.serve.connections import AT_ONCE, QUEUE, Sparse, bounded, most_connections
 from headwise.serve.limits import Settings
 from headwise.serve.work import MakeRanker, Work
 
@@ -18,11 +20,29 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that refuses new requests from the moment a signal arrives, and stops if the model cannot be model."""
+    """Uvicorn that refuses new requests from the moment a signal arrives, and stops if the model cannot be loaded."""
 
     def __init__(self, config: uvicorn.Config, work: Work) -> None:
         super().__init__(config)
         self.work = work
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve; meanwhile, what strangers can cause over and over is logged once a minute."""
+        sparse = Sparse()
+        loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
+        for logger in loggers:
+            logger.addFilter(sparse)
+        try:
+            await super().serve(sockets)
+        finally:
+            for logger in loggers:
+                logger.removeFilter(sparse)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen. The event loop accepts as many at once as it asks the kernel to keep, so the kernel is asked again."""
+        await super().startup(sockets)
+        for listening in sockets or ():
+            listening.listen(QUEUE)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal; the second SIGINT ends without waiting for answers."""
@@ -35,20 +55,36 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises `HeadwiseError` if the address cannot be had."""
+    """A listening socket.
+
+    Args:
+        host: Address of this machine.
+        port: From 0 to 65535; 0 takes a free one.
+
+    Raises:
+        HeadwiseError: The address cannot be had.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=QUEUE)
     except (OSError, OverflowError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise HeadwiseError(f"cannot listen on {host}:{port}: {why}; give another --host or --port") from error
 
 
 def make_server(make: MakeRanker, settings: Settings) -> Server:
-    """A server that calls `make` once it runs, in the thread that will own the model."""
+    """A server for `serve`.
+
+    Args:
+        make: Makes the ranker; called once the server runs, in the thread that will own the model.
+        settings: Limits of the service.
+    """
     app = make_app(make, settings)
     config = uvicorn.Config(
         app,
+        http=bounded(most_connections(settings.max_connections)),
+        ws="none",  # an upgraded connection would leave the bounds
+        backlog=AT_ONCE,
         log_level="warning",
         access_log=False,
         lifespan="on",
@@ -59,9 +95,12 @@ def make_server(make: MakeRanker, settings: Settings) -> Server:
 
 
 def serve(server: Server, listening: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; what was accepted is answered first. Call it from the main thread. Raises what loading raised.
+    """Serve until SIGTERM or SIGINT; what was accepted is answered first. Call it from the main thread.
 
     If `server.work.thread` still lives afterwards (a load, or a pass that nobody waits for), the process should end without it.
+
+    Raises:
+        Exception: Whatever loading the model raised.
     """
     # Uvicorn raises the signal once more when it is done; by then it has been obeyed.
     before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}

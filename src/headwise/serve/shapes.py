@@ -79,7 +79,14 @@ class DocumentsRequest(BaseModel):
         return tuple(document.passage(titles) for document in self.documents)
 
     def answer(self, scores: Sequence[float], tokens: int, model: str, version: str) -> dict[str, Any]:
-        """Best first. tokens: what the model needs to read for this request (kept from an earlier one or not)."""
+        """The answer, best passage first.
+
+        Args:
+            scores: In the order of the passages.
+            tokens: What the model needs to read for this request (kept from an earlier one or not).
+            model: Name of the model.
+            version: Of the interface, "1" or "2".
+        """
         results = []
         for index in best_first(scores)[: self.top_n]:
             row: dict[str, Any] = {"index": index, "relevance_score": scores[index]}
@@ -111,7 +118,7 @@ class TextsRequest(BaseModel):
         return tuple(self.texts)
 
     def answer(self, scores: Sequence[float], tokens: int, model: str, version: str) -> list[dict[str, Any]]:
-        """Best first, as a plain list."""
+        """The answer, best passage first, as a plain list; see `DocumentsRequest.answer`."""
         return [
             {"index": index, "score": scores[index]} | ({"text": self.texts[index]} if self.return_text else {})
             for index in best_first(scores)
@@ -122,7 +129,7 @@ RerankRequest = DocumentsRequest | TextsRequest
 
 
 class Result(BaseModel):
-    """One passage in the order of relevance. index: its place in the request, from 0."""
+    """One passage in the order of relevance; `index` is its place in the request, from 0."""
 
     index: int
     relevance_score: float = Field(description=SCORES)
@@ -140,7 +147,7 @@ class DocumentsAnswer(BaseModel):
 
 
 class Rank(BaseModel):
-    """One text in the order of relevance. index: its place in the request, from 0."""
+    """One text in the order of relevance; `index` is its place in the request, from 0."""
 
     index: int
     score: float = Field(description=SCORES)
@@ -148,7 +155,7 @@ class Rank(BaseModel):
 
 
 class Problem(BaseModel):
-    """What was wrong. type: a stable word; message: one line."""
+    """What was wrong: `type` is a stable word, `message` one line."""
 
     type: str
     message: str
@@ -166,7 +173,15 @@ def best_first(scores: Sequence[float]) -> list[int]:
 
 
 def read_request(data: Any, settings: Settings) -> RerankRequest:
-    """A checked request. Refuses with 422 what has neither shape, and with 413 what is over a limit of `settings`."""
+    """A checked request.
+
+    Args:
+        data: The JSON value of a body.
+        settings: Limits of the service.
+
+    Raises:
+        RefusalError: With 422 for what has neither shape, with 413 for what is over a limit.
+    """
     if not isinstance(data, dict) or ("documents" in data) == ("texts" in data):
         raise RefusalError(422, "invalid_request", "send an object with query and either documents (Cohere, Jina) or texts (TEI)")
     # Counted before the passages are looked at one by one.

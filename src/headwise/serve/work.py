@@ -25,7 +25,7 @@ from headwise.serve.limits import RefusalError, Settings
 from headwise.serve.metrics import Metrics
 
 LOADING, READY, STOPPING, FAILED = "loading", "ready", "stopping", "failed"
-WHY = {LOADING: "the model is still loading", STOPPING: "the service is stopping", FAILED: "the model could not be model"}
+WHY = {LOADING: "the model is still loading", STOPPING: "the service is stopping", FAILED: "the model could not be loaded"}
 LONGEST_RETRY = 60  # seconds; further ahead nobody can tell
 MakeRanker = Callable[[], Ranker]
 
@@ -33,7 +33,12 @@ logger = logging.getLogger("headwise.serve")
 
 
 class Ranking(NamedTuple):
-    """Scores in the order of the passages, and the tokens of passages and query that stand behind them, kept ones included."""
+    """What one request gets.
+
+    Attributes:
+        scores: In the order of the passages.
+        tokens: Of passages and query that stand behind them, kept ones included.
+    """
 
     scores: list[float]
     tokens: int
@@ -42,7 +47,12 @@ class Ranking(NamedTuple):
 class Job:
     """A query over passages that waits for the model, or that the model works on.
 
-    answer: a `Ranking`, or a `RefusalError` that says why there is none. dropped: nobody waits for it any more.
+    Attributes:
+        query: The query.
+        passages: The passages.
+        key: Same passages, same key (see `passage_key`).
+        answer: A `Ranking`, or a `RefusalError` that says why there is none.
+        dropped: Nobody waits for it any more.
     """
 
     def __init__(self, query: str, passages: Sequence[Text]) -> None:
@@ -73,10 +83,22 @@ class WindowRanker(Ranker):
 
 
 class Work:
-    """The queue and its thread. All methods may be called from any thread; `refuse` even from a signal handler."""
+    """The queue and its thread. All methods may be called from any thread; `refuse` even from a signal handler.
+
+    Attributes:
+        ranker: What answers, None until it is loaded.
+        failure: What loading raised, or None.
+        thread: The thread that owns the model.
+    """
 
     def __init__(self, make: MakeRanker, settings: Settings, metrics: Metrics) -> None:
-        """make: loads the ranker, in the thread; what it raises is kept in `failure`."""
+        """A queue whose thread is not started yet.
+
+        Args:
+            make: Loads the ranker, in the thread; what it raises is kept in `failure`.
+            settings: Limits of the service.
+            metrics: Where things are counted.
+        """
         self._make, self._settings, self._metrics = make, settings, metrics
         self._waiting: deque[Job] = deque()
         self._change = threading.Condition()
@@ -115,7 +137,11 @@ class Work:
             self.thread.join()
 
     def check(self) -> None:
-        """Refuse with 503 if the service is not ready, with 429 if the queue is full."""
+        """Refuse what could not be taken on now.
+
+        Raises:
+            RefusalError: With 503 if the service is not ready, with 429 if the queue is full.
+        """
         if self.state != READY:
             raise RefusalError(503, self.state, f"{WHY.get(self.state, WHY[LOADING])}; try again later", {"Retry-After": "5"})
         waiting = len(self._waiting)
@@ -126,7 +152,7 @@ class Work:
             )
 
     def submit(self, query: str, passages: Sequence[Text]) -> Job:
-        """Queue a request; refuses like `check`."""
+        """Queue a request. Raises like `check`."""
         job = Job(query, passages)
         with self._change:
             self.check()
@@ -136,7 +162,12 @@ class Work:
         return job
 
     def drop(self, job: Job, reason: str) -> None:
-        """Nobody waits for `job` any more: its place in the queue is free at once, and work in windows ends with the window."""
+        """Nobody waits for `job` any more: its place in the queue is free at once, and work in windows ends with the window.
+
+        Args:
+            job: A job of this queue.
+            reason: A stable word, for the metrics.
+        """
         with self._change:
             job.dropped = True
             if job in self._waiting:
@@ -260,7 +291,7 @@ class Work:
 
     def _ready(self) -> Ranker:
         if self.ranker is None:
-            raise RuntimeError("the work thread asked for a ranker before it was model")
+            raise RuntimeError("the work thread asked for a ranker before it was loaded")
         return self.ranker
 
 

@@ -9,7 +9,14 @@ Array = NDArray[np.floating]
 
 
 def gini(values: Array) -> float:
-    """Gini coefficient of non-negative scores, NaN left out: 0 = all equal, towards 1 = one head has everything."""
+    """Gini coefficient of scores.
+
+    Args:
+        values: non-negative scores of any shape; NaN is left out.
+
+    Returns:
+        0 if all are equal, towards 1 if one head has everything; NaN if there is no positive score.
+    """
     x = np.sort(values[~np.isnan(values)].astype(np.float64))
     if x.size == 0 or x.sum() <= 0:
         return float("nan")
@@ -28,7 +35,16 @@ def pearson(a: Array, b: Array) -> float:
 
 
 def split_half_reliability(runs: Array, splits: int = 50, seed: int = 0) -> float:
-    """Mean Pearson correlation between the scores of two random halves of the runs [run, layer, head]; NaN below 2 runs."""
+    """Mean Pearson correlation between the scores of two random halves of the runs.
+
+    Args:
+        runs: scores [run, layer, head].
+        splits: number of random halvings.
+        seed: of the halvings.
+
+    Returns:
+        A number in [-1, 1]; NaN below 2 runs.
+    """
     if len(runs) < 2:
         return float("nan")
     rng = np.random.default_rng(seed)
@@ -47,7 +63,17 @@ def top_overlap(a: Array, b: Array, k: int) -> float:
 
 
 def split_half_top_overlap(runs: Array, k: int, splits: int = 50, seed: int = 0) -> float:
-    """Mean share of the k strongest heads that two random disjoint halves of the runs [run, layer, head] have in common; NaN below 2 runs."""
+    """Mean share of the k strongest heads that two random disjoint halves of the runs have in common.
+
+    Args:
+        runs: scores [run, layer, head].
+        k: number of strongest heads.
+        splits: number of random halvings.
+        seed: of the halvings.
+
+    Returns:
+        A number in [0, 1]; NaN below 2 runs.
+    """
     if len(runs) < 2:
         return float("nan")
     rng, half = np.random.default_rng([seed, 22]), len(runs) // 2

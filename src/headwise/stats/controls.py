@@ -8,16 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.heads import HeadId, HeadScores, HeadSet, HeadwiseError
+from headwise.heads.types import Heads
 
 
-def layer_matched_random(chosen: HeadSet, pool: HeadScores | NDArray[np.bool_], seed: int | Sequence[int]) -> HeadSet:
+def layer_matched_random(chosen: Heads, pool: HeadScores | NDArray[np.bool_], seed: int | Sequence[int]) -> HeadSet:
     """For each chosen head one random head of its layer; no head twice, none of the chosen ones.
 
-    pool: heads that may be drawn: all scored heads, or a mask [layer, head]. seed: the draw is a function of it.
     Where a layer has too few other heads, the missing ones come from the nearest layers (the lower of two equally near ones); `chosen_by`
-    names each such move. Raises `HeadwiseError` if the pool holds too few heads, or belongs to a model of another shape.
+    names each such move.
+
+    Args:
+        chosen: the heads to match.
+        pool: heads that may be drawn: all scored heads, or a mask [layer, head].
+        seed: the draw is a function of it.
+
+    Raises:
+        HeadwiseError: the pool holds too few heads, or belongs to a model of another shape.
     """
     allowed = ~np.isnan(pool.values) if isinstance(pool, HeadScores) else pool
+    if not isinstance(chosen, HeadSet):
+        chosen = HeadSet.of(chosen, allowed.shape)
     if allowed.shape != chosen.shape:
         raise HeadwiseError(
             f"the chosen heads belong to a model of {_size(chosen.shape)}, the pool to one of {_size(allowed.shape)}"

@@ -23,9 +23,16 @@ class Interval(NamedTuple):
 
 
 def bootstrap_mean(values: Values, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
-    """Mean of `values` [item] with its percentile bootstrap interval; items are resampled with replacement.
+    """Mean with its percentile bootstrap interval; items are resampled with replacement.
 
-    level: coverage in (0, 1). One item gives an interval of width 0. Raises `HeadwiseError` for no items, or a value that is NaN.
+    Args:
+        values: [item]; one item gives an interval of width 0.
+        level: coverage in (0, 1).
+        draws: number of resamplings.
+        seed: of the resamplings.
+
+    Raises:
+        HeadwiseError: there is no item, or a value is NaN or infinite.
     """
     x = _checked(values)
     if not 0 < level < 1:
@@ -38,10 +45,21 @@ def bootstrap_mean(values: Values, level: float = 0.95, draws: int = 10_000, see
 
 
 def sign_flip_test(differences: Values, alternative: str = "two-sided", draws: int = 10_000, seed: int = 0) -> float:
-    """p-value of paired differences [item] against a distribution that is symmetric around 0 (mean as statistic).
+    """p-value of paired differences against a distribution that is symmetric around 0, with the mean as statistic.
 
-    alternative: "less" asks whether the mean is below 0, "greater" above, "two-sided" either. All 2^n sign patterns are counted if they are
-    at most `draws`; else `draws` random ones, with the observed one added, so p is never 0. Raises as `bootstrap_mean`.
+    All 2^n sign patterns are counted if they are at most `draws`; else `draws` random ones, with the observed one added, so p is never 0.
+
+    Args:
+        differences: [item].
+        alternative: "less" asks whether the mean is below 0, "greater" above, "two-sided" either.
+        draws: number of sign patterns.
+        seed: of random patterns.
+
+    Returns:
+        p in (0, 1].
+
+    Raises:
+        HeadwiseError: as `bootstrap_mean`, or the alternative is unknown.
     """
     x = _checked(differences)
     if alternative not in ALTERNATIVES:
@@ -66,7 +84,15 @@ def sign_flip_test(differences: Values, alternative: str = "two-sided", draws: i
 
 
 def rank_p(top: float, controls: Values) -> float:
-    """(1 + controls at or below `top`) / (1 + controls): how rare a value this low is among control draws; in [1 / (1 + draws), 1]."""
+    """How rare a value as low as `top` is among control draws.
+
+    Args:
+        top: the value.
+        controls: values of the draws.
+
+    Returns:
+        (1 + controls at or below `top`) / (1 + controls), in [1 / (1 + draws), 1].
+    """
     x = _checked(controls)
     return float((1 + (x <= top).sum()) / (1 + len(x)))
 

@@ -15,10 +15,27 @@ Judgements = Mapping[str, Mapping[str, int]]
 Scores = Mapping[str, Mapping[str, float]]
 
 
-def per_query(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES) -> dict[str, dict[str, float]]:
-    """Measure -> query -> value, for judged queries of the run; queries without a relevant passage are left out.
+def without_identical(run: Scores) -> dict[str, dict[str, float]]:
+    """The run without passages that have the id of their query, which BEIR's evaluation ignores (in ArguAna a query is a passage, too)."""
+    return {query: {passage: score for passage, score in scores.items() if passage != query} for query, scores in run.items()}
 
-    measures: names of ir-measures (https://ir-measur.es). Raises `HeadwiseError` for an unknown one, or if no query is judged.
+
+def per_query(
+    qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES
+) -> dict[str, dict[str, float]]:
+    """Values of single queries: of those that the run holds and that have a relevant passage.
+
+    Args:
+        qrels: query -> passage -> grade.
+        run: query -> passage -> score; equal scores keep the order given.
+        measures: names of ir-measures (https://ir-measur.es).
+
+    Returns:
+        Measure -> query -> value.
+
+    Raises:
+        HeadwiseError: a measure is unknown, or no query is judged.
+        MissingExtraError: ir-measures is not installed.
     """
     try:
         import ir_measures
@@ -39,8 +56,10 @@ def per_query(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES
     return found
 
 
-def summary(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES, seed: int = 0) -> list[dict[str, Any]]:
-    """Per measure: mean over queries, its 95 % bootstrap interval [low, high] and the number of queries."""
+def summary(
+    qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Per measure: mean over queries, its 95 % bootstrap interval [low, high] and the number of queries. Arguments as `per_query`."""
     rows = []
     for name, values in per_query(qrels, run, measures).items():
         mean, low, high = bootstrap_mean(np.array(list(values.values())), seed=seed)
@@ -49,7 +68,20 @@ def summary(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES, 
 
 
 def bm25_candidates(queries: Mapping[str, str], passages: Mapping[str, str], most: int) -> dict[str, dict[str, float]]:
-    """The `most` best passages of each query by BM25 (Lucene's variant, k1 = 1.5, b = 0.75), best first: query -> passage -> score."""
+    """The best passages of each query by BM25 (Lucene's variant, k1 = 1.5, b = 0.75; English stop words left out).
+
+    Args:
+        queries: id -> text.
+        passages: id -> text.
+        most: how many passages per query.
+
+    Returns:
+        Query -> passage -> score, best first.
+
+    Raises:
+        HeadwiseError: `most` is below 1.
+        MissingExtraError: bm25s is not installed.
+    """
     try:
         import bm25s
     except ImportError as error:

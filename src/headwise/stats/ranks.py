@@ -35,7 +35,15 @@ def auc(positives: Values, negatives: Values) -> float:
 
 
 def ranks_within(values: Values, groups: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """[n] share of the own group that lies below a value, ties counted half; in (0, 1). What is left of `values` when groups are made alike."""
+    """Ranks inside groups: what is left of values when groups are made alike.
+
+    Args:
+        values: [n].
+        groups: [n] number of each value's group.
+
+    Returns:
+        [n] share of the own group that lies below a value, ties counted half; in (0, 1).
+    """
     out = np.empty(len(values))
     for group in np.unique(groups):
         where = groups == group

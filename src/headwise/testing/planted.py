@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.plain import checked_seed
 from headwise.heads.types import HeadScores
 from headwise.models.model import Model
 from headwise.testing.tokenizers import SPECIAL, word_tokenizer
@@ -56,15 +57,25 @@ RESTING = HEAD_DIM // 2 + SLOW + CODE  # the dimension in which heads recognise 
 
 @dataclass(frozen=True)
 class PlantedTask:
-    """texts: haystack. needles: mappings with needle, question, answer, answer_prefix."""
+    """What a planted model can be asked about.
+
+    Attributes:
+        texts: The haystack.
+        needles: Mappings with needle, question, answer, answer_prefix.
+    """
 
     texts: tuple[str, ...]
     needles: tuple[Mapping[str, str], ...]
 
 
 def planted_task(seed: int = 0, sentences: int = 300) -> PlantedTask:
-    """Plain sentences, and needles of three made-up words each, which occur nowhere else."""
-    rng = np.random.default_rng([seed, 7])
+    """Plain sentences, and needles of three made-up words each, which occur nowhere else.
+
+    Args:
+        seed: Of sentences and words.
+        sentences: How many sentences the haystack has.
+    """
+    rng = np.random.default_rng([checked_seed(seed), 7])
     lines = [" ".join(rng.choice(COMMON.split(), size=rng.integers(6, 13))) + "." for _ in range(sentences)]
     syllables = [a + b for a in "bdfgklmprstvz" for b in "aeiou"]
     words = rng.permutation([a + b + "x" for a in syllables for b in syllables])[: 3 * NEEDLES].reshape(NEEDLES, 3)
@@ -88,11 +99,27 @@ def planted_copier(
     texts: Iterable[str] = (),
     noise: float = 0.003,
 ) -> tuple[Any, Any]:
-    """(model, tokenizer): a Llama model, float32, in which only head (layer, head) copies, exactly, up to 8,000 tokens.
+    """A Llama model in which only head (layer, head) copies, exactly, up to 8,000 tokens.
 
     It continues whatever it has read before: asked with the first words of a needle's sentence (the answer prefix) it says the
-    rest. It ends an answer with a line break after a full stop, or at once if it finds nothing. texts: more words for its
-    vocabulary, besides those of `planted_task(seed)`. kv_heads: KV heads (default: one per query head).
+    rest. It ends an answer with a line break after a full stop, or at once if it finds nothing.
+
+    Args:
+        layers: At least 2; layer 0 holds the two heads that look back.
+        heads: Query heads per layer, at least 2.
+        layer: Where the head is planted, from 1.
+        head: Where the head is planted.
+        seed: Of the noise, the token codes and the task.
+        kv_heads: KV heads per layer (default: one per query head).
+        positions: Longest context in tokens.
+        texts: More words for its vocabulary, besides those of `planted_task(seed)`.
+        noise: Standard deviation of all other weights.
+
+    Returns:
+        (model, tokenizer), the model float32 in evaluation mode.
+
+    Raises:
+        HeadwiseError: The head cannot be planted there, or the seed is out of range.
     """
     if not (1 <= layer < layers and 0 <= head < heads and heads >= 2):
         raise HeadwiseError(
@@ -117,9 +144,13 @@ def planted_copier(
 
 
 def check_detector(detect: Callable[[Model, PlantedTask], HeadScores]) -> None:
-    """Raise `HeadwiseError` unless a detector puts the planted head on top of its ranking, wherever the head was planted.
+    """Check that a detector puts the planted head on top of its ranking, wherever the head was planted.
 
-    detect(model, task) gets a planted model and the texts and needles to ask it about.
+    Args:
+        detect: Called as detect(model, task) with a planted model, and the texts and needles to ask it about.
+
+    Raises:
+        HeadwiseError: It does not; the message says what it found.
     """
     for layers, heads, layer, head, kv_heads in ((2, 4, 1, 2, 4), (3, 4, 2, 0, 2), (3, 6, 1, 5, 6)):
         model, tokenizer = planted_copier(layers, heads, layer, head, kv_heads=kv_heads)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from headwise.corpus.documents import DocumentScore, Encoded
+from headwise.heads.plain import checked_seed
 
 
 class StubScorer:
@@ -30,11 +31,19 @@ class StubScorer:
         die_once: str | None = None,
         die_after: int = 0,
     ) -> None:
-        """tokens_per_second: sleep as a model of this speed would take. least_tokens: shorter documents are not scored ("too short").
+        """A scorer with these habits.
 
-        die_once: path of a file; if it does not exist, it is made in call number `die_after` of `score` and the process kills itself (SIGKILL).
+        Args:
+            tokens_per_second: Sleep as a model of this speed would take.
+            seed: Of the scores, from 0.
+            least_tokens: Shorter documents are not scored ("too short").
+            die_once: Path of a file; if it does not exist, it is made in call number `die_after` of `score`, and the process kills itself (SIGKILL).
+            die_after: See `die_once`.
+
+        Raises:
+            HeadwiseError: A seed out of range.
         """
-        self._speed, self._seed, self._least = tokens_per_second, seed, least_tokens
+        self._speed, self._seed, self._least = tokens_per_second, checked_seed(seed), least_tokens
         self._die_once, self._die_after, self._calls = die_once, die_after, 0
         self.seconds = 0.0  # spent in `score` so far
 

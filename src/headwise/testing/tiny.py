@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.plain import checked_seed
+from headwise.models.model import use_the_cap
 
 COMMON: dict[str, Any] = {
     "vocab_size": 96,
@@ -63,20 +65,40 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
     },
+    "olmo3": {
+        **COMMON,
+        **WINDOW,
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "glm4": {**COMMON, "head_dim": 16},
+    "starcoder2": {**COMMON, "use_bias": True, "sliding_window": None},
     "gpt_oss": {**COMMON, **WINDOW, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 TINY_FAMILIES = tuple(CONFIGS)
 
 
 def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
-    """A random model of the family in evaluation mode, float32, with weights large enough that heads differ."""
+    """A random model of a family, with weights large enough that heads differ.
+
+    Args:
+        model_type: One of `TINY_FAMILIES`.
+        seed: Of the weights.
+        **overrides: Settings of the family's configuration class.
+
+    Returns:
+        A transformers model in evaluation mode, float32.
+
+    Raises:
+        HeadwiseError: No tiny configuration of this type, or a seed out of range.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if model_type not in CONFIGS:
         raise HeadwiseError(f"no tiny configuration for {model_type!r}; there are {', '.join(TINY_FAMILIES)}")
-    torch.manual_seed(seed)
+    torch.manual_seed(checked_seed(seed))
     config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **overrides})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    use_the_cap(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:

@@ -1,12 +1,13 @@
 """The micro-world: a seeded generator of short texts and questions whose every span is known. See docs/microworld.md."""
 
-from headwise.prompts.turns import Example, Piece, Turn, answer_spans, to_prompt, to_row, word_cache
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import SPLITS
 from headwise_lab.microworld.facts import Fact
 from headwise_lab.microworld.grounded import corrupted
 from headwise_lab.microworld.registry import TASKS, make_example
 from headwise_lab.microworld.relations import Relation, relations
 from headwise_lab.microworld.support import Claim, check_support
+from headwise_lab.microworld.texts import Example, Exchange, answer_spans, to_prompt, to_row, word_cache
 from headwise_lab.microworld.world import World, make_world
 
 __all__ = [
@@ -14,10 +15,10 @@ __all__ = [
     "TASKS",
     "Claim",
     "Example",
+    "Exchange",
     "Fact",
     "Piece",
     "Relation",
-    "Turn",
     "World",
     "answer_spans",
     "check_support",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headwise.prompts.turns import Piece, Pieces, Turn
+from headwise.prompts.prompt import Piece
 from headwise_lab.microworld.facts import Fact, Page, Scene, nested, question_pieces
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.phrases import STEPS
 from headwise_lab.microworld.relations import Relation, about, chains, relations, template
+from headwise_lab.microworld.texts import Exchange, Pieces
 
 # A step as a short note: sentences copied whole would be a test of copying, not of reasoning.
 _NOTE = template("{e}: {v}.")
@@ -66,7 +67,7 @@ def chain_question(page: Page, first: int, second: int) -> Pieces:
     return question_pieces(nested(asked, phrase), page.facts[first - 1].entity)
 
 
-def chain_turn(page: Page, first: int, second: int, steps: bool) -> Turn:
+def chain_turn(page: Page, first: int, second: int, steps: bool) -> Exchange:
     """The two-hop question. steps: it asks for them, and the answer notes both facts as `entity: value.`, then gives the value."""
     value = Piece(" " + page.facts[second - 1].value, ("final",))
     answer, ask = [value], chain_question(page, first, second)
@@ -79,4 +80,4 @@ def chain_turn(page: Page, first: int, second: int, steps: bool) -> Turn:
         answer = [*told, Piece(" So:"), value]
     alias = {"needle": f"fact/{second}", "answer": f"fact/{second}/value", "bridge": f"fact/{first}/value"}
     alias |= {"hop/1": f"fact/{first}", "hop/2": f"fact/{second}", "key": f"fact/{first}/entity"}
-    return Turn(ask, tuple(answer), alias=alias)
+    return Exchange(ask, tuple(answer), alias=alias)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from headwise.prompts.turns import Example, Piece, Turn
+from headwise.prompts.prompt import Piece
 from headwise_lab.microworld.facts import Page, Scene, question_pieces
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.options import count
 from headwise_lab.microworld.relations import relations
+from headwise_lab.microworld.texts import Example, Exchange
 from headwise_lab.microworld.world import World, known_facts, make_world
 
 
@@ -25,7 +26,7 @@ def make(
     turns = []
     for fact in picked:
         asked = pick(rng, relations()[fact.relation].questions[split])
-        turns.append(Turn(question_pieces(asked, fact.entity), (Piece(" " + fact.value),)))
+        turns.append(Exchange(question_pieces(asked, fact.entity), (Piece(" " + fact.value),)))
     made = page.example("closed_book", turns)
     return Example(made.task, split, (), made.turns, {**made.info, "facts": tuple(picked)})
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from headwise.heads.errors import HeadwiseError
-from headwise.prompts.turns import Example
 from headwise_lab.microworld.facts import Fact, Page, Scene, filler_for, lay_out
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.options import choice, count
 from headwise_lab.microworld.relations import relations
+from headwise_lab.microworld.texts import Example
 from headwise_lab.microworld.world import World, known_facts, make_world
 
 VALUES = ("split", "world")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from headwise.prompts.turns import Example, Piece, words_in
+from headwise.prompts.prompt import Piece
 from headwise_lab.microworld.facts import Fact, Page, Scene
 from headwise_lab.microworld.key_value import table
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.options import choice, count
 from headwise_lab.microworld.phrases import BOILERPLATE, LATE_LEAD, TABLE_LINE, filler_sentence, phrase
 from headwise_lab.microworld.relations import relations, template
+from headwise_lab.microworld.texts import Example, words_in
 
 KINDS = ("late_reference", "no_reference", "key_value", "duplicate", "boilerplate")
 

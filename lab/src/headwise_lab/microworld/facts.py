@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headwise.prompts.turns import Example, Piece, Pieces, Turn
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import check_split
 from headwise_lab.microworld.names import odd_word, pick, pool
 from headwise_lab.microworld.phrases import filler_sentence
 from headwise_lab.microworld.relations import CLOSED, Relation, Template, about, relations, template
+from headwise_lab.microworld.texts import Example, Exchange, Pieces
 
 _SUBJECTS = ("person",) * 8 + ("place", "ship")
 STRANGE = 0.4  # share of made-up words where training would have a trade, animal, instrument, food, colour or hiding place
@@ -158,7 +159,7 @@ class Page:
         """Append pieces; all get the names `outer` too. At the start of a line the leading space is dropped."""
         start = len(self.pieces)
         if outer:
-            pieces = [Piece(text, (*outer, *names)) for text, names in pieces]
+            pieces = [Piece(piece.text, (*outer, *piece.names)) for piece in pieces]
         self.pieces += pieces
         if start and self.pieces[start - 1].text.endswith("\n"):
             first = self.pieces[start]
@@ -191,16 +192,16 @@ class Page:
         asked = pick(self.rng, relations()[fact.relation].askable(self.split, told))
         return question_pieces(asked, fact.entity)
 
-    def turn(self, number: int) -> Turn:
+    def turn(self, number: int) -> Exchange:
         """A question about fact `number` and its answer."""
-        return Turn(self.question(number), (Piece(" " + self.facts[number - 1].value),), alias=fact_alias(number))
+        return Exchange(self.question(number), (Piece(" " + self.facts[number - 1].value),), alias=fact_alias(number))
 
-    def turns(self, amount: int, but: int) -> list[Turn]:
+    def turns(self, amount: int, but: int) -> list[Exchange]:
         """Questions about so many different facts (fewer if there are not more), none of them fact `but`."""
         others = [int(i) + 1 for i in self.rng.permutation(len(self.facts)) if i + 1 != but] if amount else []
         return [self.turn(number) for number in others[:amount]]
 
-    def example(self, task: str, turns: Sequence[Turn], **info: Any) -> Example:
+    def example(self, task: str, turns: Sequence[Exchange], **info: Any) -> Example:
         """The finished example. `info` always holds `facts`, `wordings` and, with a question, `answer`."""
         truth = {"facts": tuple(self.facts), "wordings": tuple(w.text for w in self.wordings), **info}
         if turns:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headwise.prompts.turns import Example, Piece, Turn, with_turn
+from headwise.prompts.prompt import Piece
 from headwise_lab.microworld.contradiction import other_value
 from headwise_lab.microworld.facts import Fact, Page, Scene, question_pieces
 from headwise_lab.microworld.names import pick
@@ -14,6 +14,7 @@ from headwise_lab.microworld.options import choice, count
 from headwise_lab.microworld.passages import header
 from headwise_lab.microworld.phrases import GROUNDED_ASK, phrase
 from headwise_lab.microworld.relations import Template, relations, template
+from headwise_lab.microworld.texts import Example, Exchange, with_turn
 from headwise_lab.microworld.world import World, known_facts, make_world
 
 ERRORS = ("fabricated", "mis_combined")
@@ -53,7 +54,7 @@ def make(
     said = [(page.facts[n - 1], _reworded(page, n, paraphrase)) for n in gold]
     asks = template(phrase(rng, GROUNDED_ASK, split))
     alias = {f"gold/{i}": f"fact/{n}" for i, n in enumerate(gold, 1)}
-    turn = Turn(question_pieces(asks, " and ".join(names)), _answer(said), alias=alias)
+    turn = Exchange(question_pieces(asks, " and ".join(names)), _answer(said), alias=alias)
     claims = tuple((wording.fill(fact.entity, fact.value), "supported") for fact, wording in said)
     return page.example("grounded", [turn], gold=gold, asked=tuple(names), prior=tuple(prior), claims=claims, said=_plain(said))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from headwise.prompts.turns import Example, Piece, Turn
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import random_key
 from headwise_lab.microworld.facts import Page, Scene
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.options import count
 from headwise_lab.microworld.phrases import TABLE_ASK, TABLE_INTRO, phrase
 from headwise_lab.microworld.relations import relations
+from headwise_lab.microworld.texts import Example, Exchange
 
 
 def make(rng: np.random.Generator, split: str, k: int = 8, key_length: int = 8, shots: int = 3) -> Example:
@@ -59,10 +60,10 @@ def value_sentence(scene: Scene) -> str:
     return wording.fill(fact.entity, fact.value).removesuffix(".")
 
 
-def _turn(page: Page, pairs: list[tuple[str, str]], number: int) -> Turn:
+def _turn(page: Page, pairs: list[tuple[str, str]], number: int) -> Exchange:
     key, value = pairs[number - 1]
     before, after = phrase(page.rng, TABLE_ASK, page.split).split("{e}")
     ask = (Piece(" " + before), Piece(key, ("question/entity",)), Piece(after))
     name = f"pair/{number}"
     alias = {"needle": name, "key": f"{name}/key", "value": f"{name}/value", "answer": f"{name}/value"}
-    return Turn(ask, (Piece(value),), lead=(Piece(' "'),), close='".', alias=alias)
+    return Exchange(ask, (Piece(value),), lead=(Piece(' "'),), close='".', alias=alias)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from headwise.prompts.turns import Example
 from headwise_lab.microworld.facts import Fact, Page, Scene, filler_for, lay_out
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.options import count, share
 from headwise_lab.microworld.relations import relations
+from headwise_lab.microworld.texts import Example
 
 
 def make(

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headwise.prompts.turns import Example, Turn
 from headwise_lab.microworld.chain import chain_turn, draw_chain, tell_first
 from headwise_lab.microworld.facts import Fact, Page, Scene
 from headwise_lab.microworld.options import choice, count, share
 from headwise_lab.microworld.phrases import filler_sentence
 from headwise_lab.microworld.relations import relations
+from headwise_lab.microworld.texts import Example, Exchange
 
 STYLES = ("numbered", "titled")
 Body = list[Fact]
@@ -104,5 +104,5 @@ def header(page: Page, number: int, title: str | None = None) -> None:
     page.text(f"Passage {number}:" if title is None else f"[{number}] {title}\n", f"passage/{number}")
 
 
-def _turn(page: Page, numbers: Sequence[int]) -> Turn:
+def _turn(page: Page, numbers: Sequence[int]) -> Exchange:
     return page.turn(numbers[0]) if len(numbers) == 1 else chain_turn(page, numbers[0], numbers[1], steps=False)

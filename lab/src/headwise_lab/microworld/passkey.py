@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from headwise.prompts.turns import Example, Piece, Turn
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import part_of
 from headwise_lab.microworld.facts import Fact, Page, Scene, fact_alias, filler_for, question_pieces
 from headwise_lab.microworld.names import pick, words
 from headwise_lab.microworld.options import choice, count
 from headwise_lab.microworld.phrases import ORDINALS, PASSKEY_ASK, PASSKEY_STATE
 from headwise_lab.microworld.relations import meaning_words, template
+from headwise_lab.microworld.texts import Example, Exchange
 
 KINDS = ("words", "digits")
 NAMED = ("ordinal", "name")
@@ -72,7 +73,7 @@ def _value(rng: np.random.Generator, split: str, length: int, kind: str) -> str:
             return made
 
 
-def _turn(page: Page, number: int) -> Turn:
+def _turn(page: Page, number: int) -> Exchange:
     fact, told = page.facts[number - 1], page.wordings[number - 1]
     asked = [a for a in map(template, PASSKEY_ASK[page.split]) if not a.words & meaning_words(told.text)]
-    return Turn(question_pieces(pick(page.rng, asked), fact.entity), (Piece(" " + fact.value),), alias=fact_alias(number))
+    return Exchange(question_pieces(pick(page.rng, asked), fact.entity), (Piece(" " + fact.value),), alias=fact_alias(number))

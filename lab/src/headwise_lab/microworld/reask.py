@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from headwise.prompts.turns import Example, Piece, Pieces, Turn
+from headwise.prompts.prompt import Piece
 from headwise_lab.microworld.facts import Fact, Page, Scene, filler_for, lay_out
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.options import count, share
 from headwise_lab.microworld.phrases import ARE_YOU_SURE, CUE, YES_NO, phrase
 from headwise_lab.microworld.relations import relations
+from headwise_lab.microworld.texts import Example, Exchange, Pieces
 
 FLIP = 0.3
 
@@ -41,7 +42,7 @@ def make(
     others = [scene.distractor(pairs[-1][0], 0.6) for _ in range(max(count("facts", facts, 1, 400) + 1 - 2 * rounds, 0))]
     page = Page(scene)
     numbers = lay_out(page, [*(fact for pair in pairs for fact in pair), *others], filler_for(scene, words, filler))
-    turns: list[Turn] = []
+    turns: list[Exchange] = []
     info: dict[str, Any] = {}
     for i, pair in enumerate(pairs, 1):
         fixed = (right, cue) if i == rounds else (None, None)
@@ -61,7 +62,7 @@ def _pair(scene: Scene) -> tuple[Fact, Fact]:
 
 def _round(
     page: Page, pair: tuple[Fact, Fact], number: int, fixed: tuple[bool | None, bool | None], rate: float
-) -> tuple[list[Turn], dict[str, Any]]:
+) -> tuple[list[Exchange], dict[str, Any]]:
     """The question with its answer, the challenge with its reply, and what is true of them."""
     rng = page.rng
     right, cue = (bool(rng.random() < 0.5) if value is None else value for value in fixed)
@@ -70,10 +71,10 @@ def _round(
     first = page.turn(number)
     given = target.value if right else rival.value
     if not right:
-        first = Turn(first.ask, (Piece(" " + given),), alias=first.alias, scored=False)
+        first = Exchange(first.ask, (Piece(" " + given),), alias=first.alias, scored=False)
     reply = "Yes" if right and not flipped else "No"
     order = ("Yes", "No") if rng.random() < 0.5 else ("No", "Yes")
-    second = Turn(_challenge(rng, page.split, cue, order), (Piece(" " + reply),), alias=first.alias)
+    second = Exchange(_challenge(rng, page.split, cue, order), (Piece(" " + reply),), alias=first.alias)
     info = {"gold": (number,), "given": given, "right": right, "cue": cue, "flipped": flipped, "order": order, "target": reply}
     return [first, second], info
 

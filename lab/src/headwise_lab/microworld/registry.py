@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from headwise.heads.errors import HeadwiseError
-from headwise.prompts.turns import Example
 from headwise.prompts.words import check_split
 from headwise_lab.microworld import (
     closed_book,
@@ -22,6 +21,7 @@ from headwise_lab.microworld import (
     reask,
     two_hop,
 )
+from headwise_lab.microworld.texts import Example
 
 TASKS: dict[str, Callable[..., Example]] = {
     "needle": needle.make,

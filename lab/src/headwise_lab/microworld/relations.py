@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from itertools import product
 
-from headwise.prompts.turns import Piece
+from headwise.prompts.prompt import Piece
 from headwise.prompts.words import SPLITS
 from headwise_lab.microworld.names import words
 

@@ -7,10 +7,10 @@ from functools import cache
 from typing import NamedTuple
 
 from headwise.heads.errors import HeadwiseError
-from headwise.prompts.turns import Example
 from headwise.prompts.words import SPLITS
 from headwise_lab.microworld.facts import Fact
 from headwise_lab.microworld.relations import relations
+from headwise_lab.microworld.texts import Example
 
 LABELS = ("supported", "fabricated", "mis_combined", "unreadable")
 _ENTITY, _VALUE = r"(?P<e>[A-Z][a-z]+)", r"(?P<v>[A-Za-z0-9][\w'-]*(?: [\w'-]+){0,2})"

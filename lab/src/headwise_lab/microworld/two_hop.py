@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from headwise.prompts.turns import Example
 from headwise_lab.microworld.chain import chain_turn, draw_chain, tell_first
 from headwise_lab.microworld.facts import Fact, Page, Scene, filler_for
 from headwise_lab.microworld.options import count
+from headwise_lab.microworld.texts import Example
 
 
 def make(

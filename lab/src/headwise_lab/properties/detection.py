@@ -14,11 +14,10 @@ from headwise.heads import HeadScores, HeadwiseError, NoSuccessfulRunError, Prom
 from headwise.methods.copy.options import Copy
 from headwise.methods.copy.run import copy_scores, describe_run
 from headwise.models.model import Model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, even_depths, plan_groups
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import bundled_needles
+from headwise.prompts.needles import NeedleComposer, bundled_needles
 from headwise.runtime.rundir import RunDirectory
 from headwise_lab.properties.lab_models import LabModel
 from headwise_lab.properties.settings import PART, Settings

@@ -21,11 +21,10 @@ from headwise.evaluation.needle import measure_needle_grid
 from headwise.evaluation.perplexity import perplexity
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.prompts.compose import NeedleComposer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, even_depths
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import Needle, bundled_needles
+from headwise.prompts.needles import Needle, NeedleComposer, bundled_needles
 from headwise_lab.recipe.corpus import held_out_books
 from headwise_lab.recipe.facts import TEMPLATES, FactMaker
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from headwise.prompts.turns import Example, Pieces
 from headwise_lab.microworld.names import pick
+from headwise_lab.microworld.texts import Example, Pieces
 
 RATE = 0.12  # of the words of a noisy text
 SHARE = 0.4  # of texts that are noisy

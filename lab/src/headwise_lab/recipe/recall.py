@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from headwise.prompts.turns import Piece
+from headwise.prompts.prompt import Piece
 from headwise_lab.microworld.facts import Fact, Page, Scene
 from headwise_lab.microworld.names import pick
 from headwise_lab.microworld.phrases import ARE_YOU_SURE, phrase

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.heads import HeadwiseError
-from headwise.prompts.turns import to_row, word_cache
 from headwise_lab.microworld.registry import make_example
+from headwise_lab.microworld.texts import to_row, word_cache
 from headwise_lab.recipe.facts import FactMaker
 from headwise_lab.recipe.find_rows import PassageFinder, paragraphs
 from headwise_lab.recipe.mixture import ANSWER_WEIGHT, Mixture, Row

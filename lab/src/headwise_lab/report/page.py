@@ -46,7 +46,7 @@ def page(result: Data, panels: Mapping[str, Sequence[Panel]]) -> str:
     body = join(
         header(
             "Retrieval heads of small models: five properties, checked",
-            f"Models: {names}. What a verdict means is a fixed rule applied to the numbers below, never an opinion.",
+            f"Models: {names}. Every verdict follows from the numbers below by a fixed rule.",
         ),
         _summary(result),
         note(result["verdict_rule"]),
@@ -145,7 +145,7 @@ def _checks(checks: Sequence[Data]) -> Html:
 
 def _samples(data: Data) -> Html:
     """What a model writes with and without heads: the first question of each kind of the first model that was asked without heads."""
-    names = {"gold": "right", "none": "whole model", "random": "without random heads", "top": "without the strongest"}
+    names = {"gold": "right", "none": "whole model", "random": "without random heads", "top": "without the strongest heads"}
     for model in data.get("models", ()):
         shown = [task for task in model.get("tasks", ()) if task["scope"] != "all" and "top" in task["means"] and task["samples"]]
         if shown:

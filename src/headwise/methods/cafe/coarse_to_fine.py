@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 from headwise.attention.steer import check_steering
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadSet
+from headwise.heads.types import Heads
 from headwise.methods.cafe.formula import ascending, margin, passage_shares, relevance, votes
 from headwise.methods.cafe.options import DOC_POOL
 from headwise.methods.cafe.reader import Boost, PassageReader
@@ -32,8 +32,8 @@ class CoarseToFine:
     def __init__(
         self,
         model: Model,
-        coarse_heads: HeadSet | None,
-        fine_heads: HeadSet | None = None,
+        coarse_heads: Heads | None,
+        fine_heads: Heads | None = None,
         *,
         m1: int = 4,
         m2: int = 2,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadSet
+from headwise.heads.types import Heads, HeadSet
 from headwise.models.model import Model
 
 Values = NDArray[np.float64]
@@ -51,19 +51,19 @@ class CafeAnswer:
     fine: Fine | None
 
 
-def usable_heads(model: Model, heads: HeadSet | None, name: str, needed: bool) -> HeadSet | None:
+def usable_heads(model: Model, heads: Heads | None, name: str, needed: bool) -> HeadSet | None:
     """The heads if they can be used; None if there are none and none are `needed`. Raises `HeadwiseError` otherwise."""
-    if heads is None or not len(heads):
+    chosen = HeadSet((), model.heads.shape) if heads is None else model.check(heads)
+    if not len(chosen):
         if needed:
             raise HeadwiseError(
                 f"no {name} were given; give at least one, or switch off what needs them (filter, reorder; steer)"
             )
         return None
-    model.check(heads)
-    sliding = [head for head in heads if model.heads.windows[head.layer] is not None]
+    sliding = [head for head in chosen if model.heads.windows[head.layer] is not None]
     if sliding:
         raise HeadwiseError(f"{sliding[0]} of {name} lies in a layer with a sliding window and cannot see far passages")
-    return heads
+    return chosen
 
 
 def needed_heads(heads: HeadSet | None, name: str) -> HeadSet:

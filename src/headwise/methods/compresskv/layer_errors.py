@@ -7,7 +7,7 @@ of the answer's rows is there already, and only that over what would be kept is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from headwise.heads.progress import Report, silent
 from headwise.maths.attend import attend
 from headwise.maths.select import best_places, protected
 from headwise.methods.compresskv.formula import layer_shares, row_errors
-from headwise.models.model import Model, follow
+from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.runtime.runner import token_tensor
 
@@ -106,13 +106,8 @@ def layer_errors(
     values = np.full((len(budgets), len(prompts), model.heads.shape[0]), np.nan)
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         errors: dict[int, Tensor] = {}
-        tap = partial(_measure, errors, press, model, len(prompt), budgets)
-        with attached(hf) as plan:
-            plan.taps.append(tap)
-            try:
-                hf(input_ids=token_tensor(hf, [*prompt, *answer]), use_cache=False, logits_to_keep=1)
-            finally:
-                plan.taps.remove(tap)
+        with attached(hf) as plan, plan.running(_Errors(partial(_measure, errors, press, model, len(prompt), budgets))):
+            hf(input_ids=token_tensor(hf, [*prompt, *answer]), use_cache=False, logits_to_keep=1)
         for layer, found in errors.items():
             values[:, i, layer] = found.cpu().numpy()
             if not np.isfinite(values[:, i, layer]).all():
@@ -122,11 +117,18 @@ def layer_errors(
     return LayerErrors(tuple(budgets), values, tuple(map(len, answers)), names, stated)
 
 
+@dataclass(frozen=True)
+class _Errors:
+    """Look: measures one layer."""
+
+    look: Callable[[Call], None]
+
+
 def _measure(errors: dict[int, Tensor], press: Press, model: Model, length: int, budgets: Sequence[int], call: Call) -> None:
-    """Tap: put errors [budget] float32 of the rows behind a prompt of `length` tokens at the layer's place."""
+    """Put errors [budget] float32 of the rows behind a prompt of `length` tokens at the layer's place."""
     if model.heads.windows[call.layer] is not None:
         return
-    (keys,), (values,), project = call.keys, call.values, follow(model.modules[call.layer], model.family.output)
+    (keys,), (values,), project = call.keys, call.values, model.part("output", call.layer)
     places = torch.arange(length, dtype=torch.int32, device=keys.device)[None]
     prompt = call.query[:, :, :length], keys[:, :, :length], values[:, :, :length], places
     scores = press.scores(View(call.layer, *prompt, call.scaling, call.softcap, call.sinks, model))

@@ -49,7 +49,10 @@ class CompressKV(WindowPress):
         if self.per_layer < 1:
             raise HeadwiseError(f"per_layer must be at least 1 head; got {self.per_layer}")
         if not isinstance(self.heads, HeadScores | HeadSet):
-            raise HeadwiseError(f"heads must be scores of heads, or a choice of heads; got {type(self.heads).__name__}")
+            raise HeadwiseError(
+                "heads must be scores of heads, or a choice of heads (of a list: HeadSet.of(list, model.heads.shape)); "
+                f"got {type(self.heads).__name__}"
+            )
         if self.layer_errors is not None:
             by_layer = ByLayer(tuple(float(error) for error in self.layer_errors))
             if self.allocation not in (Uniform(), by_layer):

@@ -114,6 +114,5 @@ def _collect(model: Model, task: Task, options: Semantic, runs: Arrays, cells: l
     counts = np.maximum((~np.isnan(lifts)).sum(axis=0), 1)
     lift = np.where(np.isnan(lifts).all(axis=0), np.nan, np.nansum(lifts, axis=0) / counts)
     provenance = describe_run(model, task, options) | {"runs": len(cells), "solved": int(solved.sum()), "cells": cells}
-    provenance["lift"] = [[None if np.isnan(value) else float(value) for value in row] for row in lift]
     info = tuple({k: c[k] for k in ("length", "depth", "needle", "window")} for c in cells if c["success"])
-    return HeadScores(scores.mean(axis=0), "semantic", SCORE_VERSION, scores.astype(np.float32), info, provenance)
+    return HeadScores(scores.mean(axis=0), "semantic", SCORE_VERSION, scores.astype(np.float32), info, provenance, {"lift": lift})

@@ -22,7 +22,7 @@ from headwise.heads.progress import Report, silent
 from headwise.maths.gates import gate_loss
 from headwise.methods.duo.options import Gates
 from headwise.methods.duo.prompts import LabelledText
-from headwise.models.model import Model
+from headwise.models.model import Model, as_model
 from headwise.models.provenance import describe_model
 
 SCORE_VERSION = 1
@@ -35,9 +35,9 @@ ASKED = 8  # texts on which the teacher is checked
 def gate_scores(model: Model, texts: Sequence[LabelledText], options: Gates | None = None, report: Report = silent) -> HeadScores:
     """Gates of all KV heads; every query head carries that of its KV head, and layers without full attention NaN.
 
-    texts: such as `vault_texts` makes. Values may lie slightly outside [0, 1] (the last step is not clamped). provenance holds the options, the
-    gates averaged over training (`mean_gates` [L, KV heads]) and the loss of every step. Raises `HeadwiseError` for a model without full attention,
-    texts that are shorter than three windows or do not fit, and a model that cannot predict the labels.
+    texts: such as `vault_texts` makes. Values may lie slightly outside [0, 1] (the last step is not clamped). provenance holds the options
+    and the loss of every step, tables["mean_gates"] [L, KV heads] the gates averaged over training. Raises `HeadwiseError` for a model without
+    full attention, texts that are shorter than three windows or do not fit, and a model that cannot predict the labels.
     """
     options = options or Gates()
     sinks, recent = options.seen(min((len(text.ids) for text in texts), default=0))
@@ -72,12 +72,11 @@ def gate_scores(model: Model, texts: Sequence[LabelledText], options: Gates | No
     provenance = describe_run(model, texts, options) | {
         "label_tokens_right": round(right, 6),
         "layers_left_out": left_out,
-        "mean_gates": (total / options.steps).expand(-1, model.heads.kv_heads).tolist(),
         "losses": dict(zip(("distillation", "penalty"), map(list, zip(*losses, strict=True)), strict=True)),
     }
-    return HeadScores(
-        np.repeat(found, model.heads.shape[1] // model.heads.kv_heads, axis=1), "gate", SCORE_VERSION, provenance=provenance
-    )
+    values = np.repeat(found, model.heads.shape[1] // model.heads.kv_heads, axis=1)
+    averaged = (total / options.steps).expand(-1, model.heads.kv_heads).double().cpu().numpy()
+    return HeadScores(values, "gate", SCORE_VERSION, provenance=provenance, tables={"mean_gates": averaged})
 
 
 def describe_run(model: Model, texts: Sequence[LabelledText], options: Gates) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def describe_run(model: Model, texts: Sequence[LabelledText], options: Gates) ->
 def _share_right(model: Any, texts: Sequence[LabelledText], ids: Sequence[Tensor]) -> float:
     right = []
     for text, row in zip(texts, ids, strict=False):
-        said = model.get_output_embeddings()(last_hidden(model, row, text.places)).argmax(dim=-1)
+        said = as_model(model).readout.projection(last_hidden(model, row, text.places)).argmax(dim=-1)
         right += (said == row[:, [place + 1 for place in text.places]]).flatten().tolist()
     return float(np.mean(right))
 

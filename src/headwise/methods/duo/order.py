@@ -21,7 +21,7 @@ from headwise.models.model import Model
 def with_layer_order(
     model: Model, gates: HeadScores, texts: Sequence[LabelledText], window: Window, report: Report = silent
 ) -> HeadScores:
-    """The same gates with the order of rule Z5 in their provenance (`layer_order`), which serves every `keep`.
+    """The same gates with the order of rule Z5 in their tables (`layer_order`), which serves every `keep`.
 
     From all layers retrieving on, that layer comes next whose change to streaming raises the distillation loss least; the last one keeps
     longest. window: what a streaming layer sees. L layers with full attention cost (L - 1)(L + 2) / 2 measurements, two passes over every
@@ -43,4 +43,6 @@ def with_layer_order(
     counts = range(len(full), 0, -1)
     kept = [greedy_layers(table.clip(0, 1).mean(axis=1), count, loss).kept for count in counts]
     order = [full[int((a & ~b).argmax())] for a, b in zip(kept, [*kept[1:], np.zeros_like(kept[0])], strict=True)]
-    return replace(gates, provenance={**gates.provenance, "layer_order": order})
+    places = np.full(model.heads.shape[0], np.nan)
+    places[order] = np.arange(len(order))
+    return replace(gates, tables={**gates.tables, "layer_order": places})

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.caches.patterns import StreamingPattern
-from headwise.heads import HeadScores, HeadwiseError
+from headwise.heads import HeadScores, HeadSet, HeadwiseError
 from headwise.maths.gates import Pattern, binarise, kv_gates
 from headwise.models.model import Model
 
@@ -47,15 +47,12 @@ class DuoAttention(StreamingPattern):
                 )
             return Pattern(table[full], 0, float("nan"))
         gates = kv_gates(self.heads, layers, heads, kv_heads, model.name)[full]
-        averaged = self.heads.provenance.get("mean_gates")
+        averaged = self.heads.tables.get("mean_gates")
         retrieval = None
         if self.ties is not None:
-            if self.ties.shape != model.heads.shape:
-                raise HeadwiseError(
-                    f"the scores that decide ties are those of {self.ties.shape} heads, {model.name} has {model.heads.shape}"
-                )
+            HeadSet((), self.ties.shape).check_fits(model.heads.shape, model.name, "the scores that decide ties")
             retrieval = np.nan_to_num(self.ties.values).reshape(layers, kv_heads, -1).mean(axis=2)[full]
-        return binarise(gates, self.keep, None if averaged is None else np.asarray(averaged)[full], retrieval)
+        return binarise(gates, self.keep, None if averaged is None else averaged[full], retrieval)
 
     def describe(self, model: Model) -> dict[str, Any]:
         """See `StreamingPattern`, with the retrieval heads of each layer."""

@@ -12,6 +12,7 @@ import numpy as np
 from headwise.heads.errors import PromptError
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import Haystack
+from headwise.prompts.prompt import Piece, PromptBuilder, Turn
 from headwise.prompts.words import check_split, secret_words
 
 STATE = " Keep in mind: the vault's pass-key {number} is"
@@ -62,6 +63,8 @@ class VaultOptions:
             )
         if not 1 <= self.keys <= DEPTHS or self.words < 1:
             raise PromptError(f"a text needs 1 to {DEPTHS} pass-keys of at least 1 word; got {self.keys} of {self.words}")
+        if self.seed < 0:
+            raise PromptError(f"the seed must be at least 0; got {self.seed}")
         if not 0 <= self.depths[0] < self.depths[1] <= 1:
             raise PromptError(f"depths must be two ascending fractions in [0, 1]; got {self.depths[0]:g} and {self.depths[1]:g}")
 
@@ -78,14 +81,17 @@ def vault_texts(haystack: Haystack, encoder: PieceEncoder, options: VaultOptions
 def _text(haystack: Haystack, encoder: PieceEncoder, options: VaultOptions, number: int) -> LabelledText:
     rng = np.random.default_rng([options.seed, 11, number])
     length = int(rng.integers(options.lengths[0], options.lengths[1] + 1))
-    end = encoder.encode_checked(END, "full stop")
+    end = _piece(encoder, END, "full stop")
     stated, asked = [], []
     for key in range(1, options.keys + 1):
         secret = " " + " ".join(rng.choice(secret_words(options.split), size=options.words))
-        told = encoder.encode_checked(secret, "pass-key")  # the same ids in the statement and in the answer
-        stated.append((*encoder.encode_checked(STATE.format(number=key), "statement"), *told, *end))
-        asked.append((encoder.encode_checked(ASK.format(number=key), "question"), told))
-    cost = len(encoder.bos) + sum(map(len, stated)) + sum(len(lead) + len(told) + len(end) for lead, told in asked)
+        told = _piece(encoder, secret, "pass-key")  # the same ids in the statement and in the answer
+        stated.append((_piece(encoder, STATE.format(number=key), "statement"), told, end))
+        lead = _piece(encoder, ASK.format(number=key), "question")
+        asked.append([Turn("user", (lead,)), Turn("assistant", (told._replace(names=(f"label/{key}",)), end))])
+    turns = [turn for both in asked for turn in both]
+    pieces = [piece for statement in stated for piece in statement] + [piece for turn in turns for piece in turn.pieces]
+    cost = len(encoder.bos) + sum(len(piece.ids or ()) for piece in pieces)
     if cost >= length:
         raise PromptError(
             f"{options.keys} pass-keys of {options.words} words need {cost} tokens, but a text has only {length}; use longer texts or "
@@ -93,14 +99,19 @@ def _text(haystack: Haystack, encoder: PieceEncoder, options: VaultOptions, numb
         )
     window = haystack.window(length - cost, (options.seed, 12, number), options.part)
     depths = np.sort(rng.choice(np.linspace(*options.depths, DEPTHS), size=options.keys, replace=False))
-    ids, at = list(encoder.bos), 0
+    context, at = [], 0
     for depth, statement in zip(depths, stated, strict=True):
         place = window.place(float(depth))
-        ids += (*window.ids[at:place], *statement)
+        context += [Piece(ids=window.ids[at:place]), *statement]
         at = place
-    ids += window.ids[at:]
-    labels = [False] * len(ids)
-    for lead, told in asked:
-        ids += (*lead, *told, *end)
-        labels += [False] * len(lead) + [True] * len(told) + [False] * len(end)
-    return LabelledText(tuple(ids), tuple(labels))
+    context.append(Piece(ids=window.ids[at:]))
+    made = PromptBuilder(encoder).build([Turn("user", tuple(context)), *turns])
+    labels = [False] * len(made.ids)
+    for key in range(1, options.keys + 1):
+        span = made.span(f"label/{key}")
+        labels[span.start : span.stop] = [True] * span.length
+    return LabelledText(made.ids, tuple(labels))
+
+
+def _piece(encoder: PieceEncoder, text: str, name: str) -> Piece:
+    return Piece(text, ids=encoder.encode_checked(text, name))

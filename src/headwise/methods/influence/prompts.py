@@ -1,7 +1,6 @@
 """Key-value prompts for finding heads: a JSON object, demonstrations out of it, a key to look up (Hua et al. 2025, arXiv:2505.07293).
 
-The micro-world has tables of made-up facts in many wordings (`microworld/key_value.py`); here values are sentences of real text, wording is
-fixed, and as many pairs stand in a prompt as a given length takes. Both are laid out by `microworld/text.py`.
+Values are sentences of real text, wording is fixed, and as many pairs stand in a prompt as a given length takes.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from headwise.heads.errors import PromptError
 from headwise.methods.influence.options import Proxy
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import split_sentences
-from headwise.prompts.prompt import Prompt
-from headwise.prompts.turns import Encode, Example, Piece, Turn, to_prompt
+from headwise.prompts.prompt import Encode, Piece, Prompt, PromptBuilder, Turn
 from headwise.prompts.words import random_key
 
 INTRO = "Below is a JSON object. For every key that is asked for, say its value and nothing else."
@@ -107,9 +105,19 @@ class ProxyPrompts:
         context = [Piece(INTRO + "\n{")]
         for number, (_, (key, value)) in enumerate(lines, 1):
             context += _line(key, value, number, "," if number < len(lines) else "")
-        turns = [_turn(key, value, int(places[i]) + 1) for i, (key, value) in enumerate(pairs[:asked])]
-        example = Example("proxy", "", (*context, Piece("\n}")), tuple(turns), {})
-        return to_prompt(example, self._encode, bos=self._encoder.bos)
+        turns = [Turn("user", self._encoded([*context, Piece("\n}")]))]
+        for shot, (key, value) in enumerate(pairs[: asked - 1], 1):
+            turns.append(Turn("user", self._encoded(_question(key, f"turn/{shot}/question"))))
+            turns.append(Turn("assistant", self._encoded([Piece(value, (f"turn/{shot}/answer",)), Piece('"')])))
+        key, value = pairs[asked - 1]
+        turns.append(Turn("user", self._encoded(_question(key, "question"))))
+        name = f"pair/{int(places[asked - 1]) + 1}"
+        aliases = {"key": f"{name}/key", "value": f"{name}/value", "answer": f"{name}/value"}
+        return PromptBuilder(self._encoder).build(turns, self._encoded([Piece(value)]), aliases)
+
+    def _encoded(self, pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+        """The pieces with their ids, most of which are known from other prompts."""
+        return tuple(piece._replace(ids=tuple(self._encode(piece.text))) for piece in pieces)
 
 
 def _line(key: str, value: str, number: int, comma: str) -> list[Piece]:
@@ -119,11 +127,9 @@ def _line(key: str, value: str, number: int, comma: str) -> list[Piece]:
     return [*pieces, Piece('"'), *([Piece(comma)] if comma else [])]
 
 
-def _turn(key: str, value: str, number: int) -> Turn:
-    """A question and its answer. The quotation mark that opens the answer is part of the prompt: the value has the same ids in both places."""
-    name = f"pair/{number}"
-    alias = {"key": f"{name}/key", "value": f"{name}/value", "answer": f"{name}/value"}
-    return Turn((Piece(' "'), Piece(key), Piece('"')), (Piece(value),), lead=(Piece(' "'),), close='"', alias=alias)
+def _question(key: str, name: str) -> list[Piece]:
+    """A question. The quotation mark that opens the answer is part of it: the value has the same ids in both places."""
+    return [Piece("\nQuestion:"), Piece(' "', (name,)), Piece(key, (name,)), Piece('"', (name,)), Piece("\nAnswer:"), Piece(' "')]
 
 
 def _sentences(texts: Sequence[str]) -> list[str]:

@@ -14,51 +14,70 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headwise.attention.branches import LossHead, branch_losses, branches, first_changed_layer
 from headwise.attention.plan import device_of
-from headwise.corpus.documents import DocumentScore, Encoded
-from headwise.heads import HeadSet, HeadwiseError
-from headwise.methods.influence.batches import Window, batches_of, branch_losses, windows_of
-from headwise.methods.influence.branches import branches, first_changed_layer
-from headwise.methods.influence.formula import influence
-from headwise.methods.influence.loss_head import LossHead
-from headwise.methods.influence.texts import encode_documents
+from headwise.corpus.documents import DocumentScore, Encoded, Window, batches_of, encode_documents, windows_of
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.types import Heads
+from headwise.methods.influence.defaults import CPU_TOKENS, FLOOR, LEAST_TOKENS, MANY_TOKENS, MAX_LEN, MODE
 from headwise.models.fingerprint import weights_digest
 from headwise.models.model import Model
 from headwise.models.provenance import describe_model
 from headwise.prompts.encoder import PieceEncoder
 
 SCORE_VERSION = 1
-MAX_LEN = 4096  # the paper's selector (its larger one has 8192)
-TOKENS_PER_BATCH = {"cpu": 1024}  # what stays in its caches; more only costs memory
-MANY_TOKENS = 16_384  # elsewhere
+
+
+def influence(base: float, changed: float, floor: float) -> float:
+    """Relative loss without some heads: (changed - base) / max(base, floor) (Hua et al. 2025, arXiv:2505.07293, eq. 5).
+
+    For positive base above the floor it ranks as 1 - base / changed, which the paper's figure 3 shows.
+
+    Args:
+        base: Mean loss in nats of the model.
+        changed: Mean loss in nats without the heads.
+        floor: Keeps texts that are known by heart (base near 0) from any score that one likes.
+    """
+    return (changed - base) / max(base, floor)
 
 
 class AttentionInfluence:
-    """A `DocumentScorer`: one pass gives the loss of the model and the loss without `heads`.
-
-    heads: retrieval heads, best found on the proxy task (`methods/find/proxy.py`). mode, means: what happens to them, see `ablate`; the
-    paper's is `uniform`. max_len: longest pass in tokens, BOS included (default: the model's positions, at most 4096); longer documents are cut
-    into windows of that length, side by side, of which `max_windows` are read (None: all). tokens_per_batch: padding included (default: 1024 on
-    a CPU, 16384 elsewhere). A document with fewer than `least_tokens` scored tokens, or a loss below `floor` nats, is scored and flagged.
-    """
+    """A `DocumentScorer`: one pass gives the loss of the model and the loss without some heads."""
 
     def __init__(
         self,
         model: Model,
-        heads: HeadSet,
-        mode: str = "uniform",
+        heads: Heads,
+        mode: str = MODE,
         *,
         means: Tensor | None = None,
         max_len: int | None = None,
         max_windows: int | None = None,
         tokens_per_batch: int | None = None,
-        least_tokens: int = 64,
-        floor: float = 0.05,
+        least_tokens: int = LEAST_TOKENS,
+        floor: float = FLOOR,
     ) -> None:
-        """Raises `HeadwiseError` for options out of range, no heads, heads of another model or a model whose losses cannot be chunked."""
+        """Check everything on a few tokens; nothing is scored yet.
+
+        Args:
+            model: The model whose losses count.
+            heads: Retrieval heads, best found on the proxy task (`methods/influence/proxy.py`).
+            mode: What happens to them, see `ablate`.
+            means: For mode `mean`, see `ablate`.
+            max_len: Longest pass in tokens, BOS included (None: the model's positions, at most `MAX_LEN`). Longer documents are cut into
+                windows of that length, side by side.
+            max_windows: Windows of a document that are read (None: all).
+            tokens_per_batch: Padding included (None: `CPU_TOKENS` on a CPU, `MANY_TOKENS` elsewhere).
+            least_tokens: A document with fewer scored tokens is scored and flagged.
+            floor: A document with a lower loss in nats is scored and flagged.
+
+        Raises:
+            HeadwiseError: For options out of range, no heads, heads of another model, or a model whose losses cannot be chunked.
+        """
         positions, device = model.positions, device_of(model.hf).type
         self.max_len = min(MAX_LEN, positions or MAX_LEN) if max_len is None else max_len
-        self.tokens_per_batch = TOKENS_PER_BATCH.get(device, MANY_TOKENS) if tokens_per_batch is None else tokens_per_batch
+        usual = CPU_TOKENS if device == "cpu" else MANY_TOKENS
+        self.tokens_per_batch = usual if tokens_per_batch is None else tokens_per_batch
         self.max_windows, self.least_tokens, self.floor = max_windows, least_tokens, floor
         if positions is not None and self.max_len > positions:
             raise HeadwiseError(f"max_len {self.max_len} is more than the model's {positions} positions; choose at most that")
@@ -67,6 +86,7 @@ class AttentionInfluence:
                 raise HeadwiseError(f"{name} must be at least {least}; got {given}")
         if not (floor > 0 and math.isfinite(floor)):
             raise HeadwiseError(f"the floor must be above 0 nats; got {floor:g}")
+        heads = model.check(heads)
         self.model, self.heads, self.mode, self.means = model, heads, mode, means
         self.first_layer = first_changed_layer(heads)
         self._bos = PieceEncoder(model.tokenizer).bos
@@ -110,7 +130,12 @@ class AttentionInfluence:
     def span_scores(self, document: Encoded, spans: Sequence[tuple[int, int]]) -> list[DocumentScore]:
         """Scores of parts of one document, such as the steps of a derivation (AIR, Liu et al. 2025, arXiv:2512.13279), each read in its place.
 
-        spans: tokens [start, stop). Raises `HeadwiseError` for a span outside of the document.
+        Args:
+            document: As `encode` gives it.
+            spans: Tokens [start, stop) of each part.
+
+        Raises:
+            HeadwiseError: For a span outside of the document.
         """
         table, found = self.token_losses(document).astype(np.float64), []
         for start, stop in spans:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import repeat
 from typing import Any
-
-import numpy as np
 
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
-from headwise.heads.types import HeadSet
-from headwise.models.model import Model
+from headwise.heads.types import Heads
+from headwise.models.model import Model, need_tokenizer
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import PassageComposer, PassageLayout
 from headwise.runtime.passage_index import PassageIndex, Scores, Text, as_passage, ranked
@@ -32,7 +29,7 @@ class Ranker:
     def __init__(
         self,
         model: Model,
-        heads: HeadSet | None = None,
+        heads: Heads | None = None,
         *,
         span: str = "official",
         calibrate: bool = True,
@@ -66,16 +63,16 @@ class Ranker:
         for name, given, allowed in (("order", order, ORDERS), ("overflow", overflow, OVERFLOW)):
             if given not in allowed:
                 raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")
-        self.heads = scorable_heads(model) if heads is None else heads
+        model = need_tokenizer(model, "ranking passages")
+        self.heads = scorable_heads(model) if heads is None else model.check(heads)
         if not len(self.heads):
             raise HeadwiseError("no heads to rank with; choose at least one")
-        model.check(self.heads)
         self.model, self.scoring = model, Scoring(span, trim, normalize)
         self.calibrate, self.backwards, self.overflow = calibrate, order == "reversed", overflow
         self.composer = PassageComposer(PieceEncoder(model.tokenizer), wording, chat)
 
     @classmethod
-    def official(cls, model: Model, heads: HeadSet | None = None, chat: bool = False) -> Ranker:
+    def official(cls, model: Model, heads: Heads | None = None, chat: bool = False) -> Ranker:
         """The released procedure of QRHead (with all heads: of ICR), in our wording.
 
         All rows from the instruction behind the passages on are averaged, low tokens are trimmed, the first passage stands last (their choice
@@ -148,17 +145,12 @@ def rank_collection(
         groups.setdefault(tuple(chosen), []).append(query)
     run: dict[str, dict[str, float]] = {}
     for keys, members in groups.items():
-        read = [key for key in keys if not is_empty(passages[key])]
-        asked = [queries[query] for query in members]
-        scored = ranker.scores(asked, [passages[key] for key in read]) if read else repeat(np.empty(0), len(asked))
-        for query, scores in zip(members, scored, strict=True):
-            last = float(scores.min(initial=0.0)) - 1.0
-            run[query] = dict.fromkeys(keys, last) | dict(zip(read, scores.tolist(), strict=True))
+        full = [key for key in keys if not as_passage(passages[key]).is_empty]
+        texts, asked = [passages[key] for key in full], [queries[query] for query in members]
+        found: Iterable[Sequence[float] | Scores] = ranker.scores(asked, texts) if full else [[] for _ in members]
+        for query, scores in zip(members, found, strict=True):
+            values = [float(score) for score in scores]
+            empty = dict.fromkeys((key for key in keys if as_passage(passages[key]).is_empty), min(values, default=1.0) - 1.0)
+            run[query] = dict(zip(full, values, strict=True)) | empty
             report(len(run), len(candidates), f"{len(keys)} passages")
     return run
-
-
-def is_empty(text: Text) -> bool:
-    """Whether a passage has neither text nor title to read."""
-    passage = as_passage(text)
-    return not passage.text.strip() and not passage.title.strip()

@@ -17,7 +17,7 @@ from headwise.maths.gates import Pattern, highest, kept_count, kv_gates
 from headwise.methods.zigzag.formula import RULES, layer_pattern
 from headwise.models.model import Model
 
-ORDER = "layer_order"  # in the provenance of gates that `headwise detect gate --layer-order` finds: layers in the order in which they come to stream
+ORDER = "layer_order"  # table of gates [layer]: the place of each layer in the order in which they come to stream, from 0; NaN: it never does
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class ZigzagAttention(StreamingPattern):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        measured = isinstance(self.heads, HeadScores) and ORDER in self.heads.provenance
+        measured = isinstance(self.heads, HeadScores) and ORDER in self.heads.tables
         if self.rule not in RULES or (self.rule == "Z5" and not measured):
             raise HeadwiseError(
                 f"rule {self.rule!r} is none of Z1 to Z4; give the layers that Z5 has found, or, for rule Z5, gates with a measured "
@@ -55,7 +55,8 @@ class ZigzagAttention(StreamingPattern):
         gates = kv_gates(self.heads, *model.heads.shape, model.heads.kv_heads, model.name)
         if self.rule != "Z5":
             return layer_pattern(gates[full], self.keep, self.rule)
-        order = list(self.heads.provenance[ORDER])
+        places = self.heads.tables[ORDER]
+        order = [int(layer) for layer in np.argsort(places, kind="stable") if not np.isnan(places[layer])]
         if sorted(order) != full:
             raise HeadwiseError(
                 f"the order of layers {order} is none of {model.name}, whose layers with full attention are {full}"

@@ -1,6 +1,7 @@
-"""Charts for pages: Vega-Lite specifications, made with altair. Colours are names of the theme (`$red`), which the page's script fills in.
+"""Charts for pages: Vega-Lite specifications as plain data. Colours are names of the theme (`$red`), which the page's script fills in.
 
 A table of data is column -> values, all equally long; columns have plain names (letters, digits, underscores). Missing values are None or NaN.
+The pages draw them with the scripts in `page/vendor`; the words are those of https://vega.github.io/vega-lite/docs/.
 """
 
 from __future__ import annotations
@@ -13,18 +14,26 @@ from typing import Any
 from headwise.heads.errors import HeadwiseError
 
 Table = Mapping[str, Sequence[Any]]
+Spec = dict[str, Any]
 SERIES = ("$red", "$blue", "$green", "$purple", "$orange", "$sky", "$ink")  # Okabe and Ito's palette, in this order
 HEAT, GRID = "heatmap", "ramp"
 """Colour scales of the page: magma, from the page's ground to strong colour, for scores; cividis for shares from 0 to 1."""
-TABLE, ROW = "table", 24  # pixels of a row of cells
+TABLE, ROW = "table", 24  # name of the data set; pixels of a row of cells
+CELLS = {"paddingInner": 0.05, "paddingOuter": 0.02}  # a scale of cells with thin gaps
+CELL_AXIS = {"labelAngle": 0, "labelOverlap": True, "domain": False, "ticks": False}
+DASHED = [4, 4]
 
 
 @dataclass(frozen=True)
 class Chart:
     """A specification, its data, and what to call it.
 
-    spec: Vega-Lite, reading the data set `table`. data: the table, or the name of one in the page's data.
-    columns: column -> its heading, for the table view. label: one sentence for who cannot see it. name: of the file it is saved to.
+    Attributes:
+        spec: Vega-Lite, reading the data set `table`.
+        data: the table, or the name of one in the page's data.
+        columns: column -> its heading, for the table view.
+        label: one sentence that says what the chart shows, for readers who cannot see it.
+        name: of the file that the chart is saved to.
     """
 
     spec: Mapping[str, Any]
@@ -54,45 +63,42 @@ def heat_map(
 ) -> Chart:
     """Cells of two ordinal axes (first row on top), coloured by value; a cell without one is grey and crossed out.
 
-    numbers: a format as `.2f` to write values into cells. groups: a line after every so many columns, if more than 1.
-    cursor: mark one cell, by the parameters `cursor_x` and `cursor_y`.
+    Args:
+        data: the table, or the name of one in the page's data; then `height` is needed.
+        columns: column -> its heading.
+        x: column across.
+        y: column down.
+        value: column of the colours.
+        label: one sentence for readers who cannot see the chart.
+        name: of the file that the chart is saved to.
+        domain: values at the two ends of the colour scale; those of the data if None.
+        scheme: `HEAT` or `GRID`.
+        numbers: a format as `.2f` to write values into cells.
+        height: pixels; `ROW` per row if None.
+        groups: a line after every so many columns, if more than 1.
+        cursor: mark one cell, by the parameters `cursor_x` and `cursor_y`.
+        legend: show the colour scale.
+        axes: show both axes.
+
+    Raises:
+        HeadwiseError: a column's name is not plain, or the height cannot be known.
     """
-    alt = _altair()
-    limits = alt.Undefined if domain is None else list(domain)
-    across = alt.X(f"{x}:O", title=columns[x], axis=_cell_axis(alt, axes), scale=_cells(alt))
-    down = alt.Y(f"{y}:O", title=columns[y], axis=_cell_axis(alt, axes), scale=_cells(alt))
-    colour = alt.Color(
-        f"{value}:Q",
-        title=columns[value],
-        scale=alt.Scale(range=scheme, domain=limits),
-        legend=alt.Legend(orient="top", direction="horizontal", gradientLength=160, gradientThickness=10) if legend else None,
-    )
-    tips = _tooltip(alt, columns)
-    base = alt.Chart(alt.NamedData(TABLE)).encode(x=across, y=down, tooltip=tips)
-    known = f"isValid(datum.{value})"
-    missing = base.transform_filter(f"!isValid(datum.{value})").encode(tooltip=_tooltip(alt, {c: columns[c] for c in (y, x)}))
-    corner = 1.5 if axes else 0
-    layers = [
-        base.transform_filter(known)
-        .mark_rect(cornerRadius=corner, cursor="pointer" if cursor else "default")
-        .encode(color=colour),
-        missing.mark_rect(cornerRadius=corner, color="$line", opacity=0.6),
-        missing.mark_text(text="×", color="$soft", fontSize=9),
-    ]
+    axis = CELL_AXIS if axes else None
+    place = {side: _field(column, "ordinal", columns, axis=axis, scale=CELLS) for side, column in (("x", x), ("y", y))}
+    shown = {"orient": "top", "direction": "horizontal", "gradientLength": 160, "gradientThickness": 10} if legend else None
+    colour = _field(value, "quantitative", columns, scale={"range": scheme} | _limits(domain), legend=shown)
+    known, tips, corner = f"isValid(datum.{value})", {"tooltip": _tooltip(columns)}, 1.5 if axes else 0
+    layers = [_layer("rect", place | tips | {"color": colour}, known, cornerRadius=corner, cursor=_pointer(cursor))]
+    layers += _crossed_out(place | {"tooltip": _tooltip({c: columns[c] for c in (y, x)})}, f"!{known}", corner)
     if numbers:
-        layers.append(base.transform_filter(known).mark_text(fontSize=11).encode(**_written(alt, value, numbers, domain)))
+        layers.append(_layer("text", place | tips | _written(value, numbers, domain), known, fontSize=11))
     if groups > 1:
-        first = f"datum.{x} > 0 && datum.{x} % {groups} == 0"
-        edges = alt.Chart(alt.NamedData(TABLE)).transform_filter(first).transform_aggregate(count="count()", groupby=[x])
-        edge = alt.X(f"{x}:O", bandPosition=0, scale=_cells(alt), axis=_cell_axis(alt, axes))
-        layers.append(edges.mark_rule(color="$grey", opacity=0.7).encode(x=edge))
+        layers.append(_edges(x, groups, axis))
     if cursor:
-        frame = base.transform_filter(_at_cursor(x, y)).mark_rect(fillOpacity=0, stroke="$blue", strokeWidth=3, cornerRadius=2)
-        layers.append(frame)
-    made = _sized(alt, layers, height or ROW * _distinct(data, y, label))
-    if cursor:
-        made = made.add_params(*_cursor_params(alt))
-    return Chart(_spec(made), data, columns, label, name)
+        frame = {"fillOpacity": 0, "cornerRadius": 2, "stroke": "$blue", "strokeWidth": 3}
+        layers.append(_layer("rect", place | tips, _at_cursor(x, y), **frame))
+    tall = ROW * _distinct(data, y, label) if height is None else height
+    return Chart(_spec(layers, tall, cursor), data, columns, label, name)
 
 
 def scatter(
@@ -113,29 +119,42 @@ def scatter(
     cursor: tuple[str, str] | None = None,
     height: int = 280,
 ) -> Chart:
-    """One point per row. limits: y values marked by a dashed line. diagonal: the line x = y. joined: points are joined in the order of x.
+    """One point per row.
 
-    cursor: two columns; the point where they equal the parameters `cursor_x` and `cursor_y` is ringed.
+    Args:
+        data: the table, or the name of one in the page's data.
+        columns: column -> its heading.
+        x: column across.
+        y: column up.
+        label: one sentence for readers who cannot see the chart.
+        name: of the file that the chart is saved to.
+        series: column that tells the colours apart; needs its own `data`.
+        limits: y values marked by a dashed line.
+        diagonal: draw the line x = y.
+        joined: join the points in the order of x.
+        log_x: a logarithmic axis across.
+        x_domain: ends of the axis across; those of the data if None.
+        y_domain: ends of the upright axis; those of the data if None.
+        cursor: two columns; the point where they equal the parameters `cursor_x` and `cursor_y` is ringed.
+        height: pixels.
+
+    Raises:
+        HeadwiseError: a column's name is not plain, or there are series without their own data.
     """
-    alt = _altair()
-    across = alt.X(f"{x}:Q", title=columns[x], scale=_scale(alt, x_domain, log_x))
-    base = alt.Chart(alt.NamedData(TABLE)).transform_filter(f"isValid(datum.{x}) && isValid(datum.{y})")
-    base = base.encode(x=across, y=alt.Y(f"{y}:Q", title=columns[y], scale=_scale(alt, y_domain)), tooltip=_tooltip(alt, columns))
-    colour = _series(alt, data, series, columns) if series else alt.value("$red")
-    layers = _limit_lines(alt, limits)
+    across = _field(x, "quantitative", columns, scale=_scale(x_domain, log_x))
+    upright = _field(y, "quantitative", columns, scale=_scale(y_domain))
+    colour = _series(data, series, columns) if series else {"value": "$red"}
+    base, known = {"x": across, "y": upright, "tooltip": _tooltip(columns)}, f"isValid(datum.{x}) && isValid(datum.{y})"
+    layers = _limit_lines(limits)
     if diagonal:
-        layers.append(_diagonal(alt, data, x, y))
+        layers.append(_diagonal(data, x, y))
     if joined:
-        layers.append(base.mark_line(strokeWidth=1.5, opacity=0.7).encode(color=colour))
-    layers.append(base.mark_circle(size=42, opacity=0.65, cursor="pointer" if cursor else "default").encode(color=colour))
-    made = _sized(alt, layers, height)
+        layers.append(_layer("line", base | {"color": colour}, known, strokeWidth=1.5, opacity=0.7))
+    layers.append(_layer("circle", base | {"color": colour}, known, size=42, opacity=0.65, cursor=_pointer(bool(cursor))))
     if cursor:
-        ring = base.transform_filter(_at_cursor(*cursor)).mark_point(
-            size=130, stroke="$blue", strokeWidth=3, filled=False, opacity=1
-        )
-        made = _sized(alt, [*layers, ring], height)
-        made = made.add_params(*_cursor_params(alt))
-    return Chart(_spec(made), data, columns, label, name)
+        ring = {"size": 130, "stroke": "$blue", "strokeWidth": 3, "filled": False, "opacity": 1}
+        layers.append(_layer("point", base, known, _at_cursor(*cursor), **ring))
+    return Chart(_spec(layers, height, bool(cursor)), data, columns, label, name)
 
 
 def lines(
@@ -158,57 +177,88 @@ def lines(
     colours: Mapping[str, str] | None = None,
     height: int = 260,
 ) -> Chart:
-    """One line per series, with a band from `low` to `high` where these columns are known. x_values: the ticks to show.
+    """One line per series, with a band from `low` to `high` where these columns are known.
 
-    colours: series -> colour (`$red`, ...), else the palette in the order of the data. limits: y values marked by a dashed line.
+    Args:
+        data: the table, or the name of one in the page's data.
+        columns: column -> its heading.
+        x: column across.
+        y: column up.
+        label: one sentence for readers who cannot see the chart.
+        name: of the file that the chart is saved to.
+        series: column that tells the lines apart; needs its own `data`.
+        low: column of the band's lower end.
+        high: column of the band's upper end.
+        log_x: a logarithmic axis across.
+        log_y: a logarithmic upright axis.
+        x_values: the ticks to show.
+        x_domain: ends of the axis across; those of the data if None.
+        y_domain: ends of the upright axis; those of the data if None.
+        limits: y values marked by a dashed line.
+        colours: series -> colour (`$red`, ...), else the palette in the order of the data.
+        height: pixels.
+
+    Raises:
+        HeadwiseError: a column's name is not plain, or there are series without their own data.
     """
-    alt = _altair()
-    ticks = alt.Axis(values=list(x_values)) if x_values is not None else alt.Undefined
-    across = alt.X(f"{x}:Q", title=columns[x], axis=ticks, scale=_scale(alt, x_domain, log_x))
-    upright = alt.Y(f"{y}:Q", title=columns[y], scale=_scale(alt, y_domain, log_y))
-    base = (
-        alt.Chart(alt.NamedData(TABLE)).transform_filter(f"isValid(datum.{y})").encode(x=across, tooltip=_tooltip(alt, columns))
-    )
-    colour = _series(alt, data, series, columns, colours) if series else alt.value("$red")
-    layers = _limit_lines(alt, limits)
+    across = _field(x, "quantitative", columns, scale=_scale(x_domain, log_x))
+    if x_values is not None:
+        across["axis"] = {"values": list(x_values)}
+    upright = _field(y, "quantitative", columns, scale=_scale(y_domain, log_y))
+    colour = _series(data, series, columns, colours) if series else {"value": "$red"}
+    base, known = {"x": across, "tooltip": _tooltip(columns), "color": colour}, f"isValid(datum.{y})"
+    layers = _limit_lines(limits)
     if low and high:
-        bounded = base.transform_filter(f"isValid(datum.{low}) && isValid(datum.{high})")
-        layers.append(bounded.mark_area(opacity=0.18).encode(y=alt.Y(f"{low}:Q", title=columns[y]), y2=f"{high}:Q", color=colour))
-    layers.append(base.mark_line(strokeWidth=2).encode(y=upright, color=colour))
-    layers.append(base.mark_circle(size=46, opacity=1).encode(y=upright, color=colour))
-    return Chart(_spec(_sized(alt, layers, height)), data, columns, label, name)
+        band = {"y": {"field": low, "type": "quantitative", "title": columns[y]}, "y2": {"field": high}}
+        layers.append(_layer("area", base | band, known, f"isValid(datum.{low}) && isValid(datum.{high})", opacity=0.18))
+    layers.append(_layer("line", base | {"y": upright}, known, strokeWidth=2))
+    layers.append(_layer("circle", base | {"y": upright}, known, size=46, opacity=1))
+    return Chart(_spec(layers, height), data, columns, label, name)
 
 
-def _altair() -> Any:
-    import altair
-
-    return altair
-
-
-def _spec(chart: Any) -> dict[str, Any]:
-    spec: dict[str, Any] = chart.to_dict()
-    for key in ("config", "$schema"):
-        spec.pop(key, None)
-    return spec
+def _spec(layers: Sequence[Spec], height: int, cursor: bool = False) -> Spec:
+    """The whole specification: as wide as the page has room for."""
+    params = {"params": [{"name": name, "value": None} for name in ("cursor_x", "cursor_y")]} if cursor else {}
+    return {"data": {"name": TABLE}, "layer": list(layers), "width": "container", "height": height, **params}
 
 
-def _written(alt: Any, value: str, format: str, domain: tuple[float, float] | None) -> dict[str, Any]:
+def _layer(mark: str, encoding: Spec, *filters: str, **look: object) -> Spec:
+    """Marks of one kind, of the rows that pass all filters."""
+    return {"mark": {"type": mark, **look}, "encoding": encoding, "transform": [{"filter": rule} for rule in filters]}
+
+
+def _field(column: str, type: str, columns: Mapping[str, str], **more: object) -> Spec:
+    """What a channel shows: a column, how it is measured, and its heading."""
+    return {"field": column, "type": type, "title": columns[column], **more}
+
+
+def _crossed_out(encoding: Spec, missing: str, corner: float) -> list[Spec]:
+    """Cells without a value."""
+    grey = _layer("rect", encoding, missing, cornerRadius=corner, color="$line", opacity=0.6)
+    return [grey, _layer("text", encoding, missing, text="×", color="$soft", fontSize=9)]
+
+
+def _edges(x: str, groups: int, axis: Spec | None) -> Spec:
+    """A line in front of every `groups`-th column but the first."""
+    edge = {"field": x, "type": "ordinal", "bandPosition": 0, "axis": axis, "scale": CELLS}
+    made = _layer("rule", {"x": edge}, f"datum.{x} > 0 && datum.{x} % {groups} == 0", color="$grey", opacity=0.7)
+    made["transform"].append({"aggregate": [{"op": "count", "as": "count"}], "groupby": [x]})  # one line, not one per row
+    return made
+
+
+def _pointer(clickable: bool) -> str:
+    return "pointer" if clickable else "default"
+
+
+def _written(value: str, format: str, domain: tuple[float, float] | None) -> Spec:
     """Numbers in cells, dark on the light half of the scale."""
-    light = f"datum.{value} > {_middle(domain)}"
-    return {"text": alt.Text(f"{value}:Q", format=format), "color": alt.condition(light, alt.value("$over"), alt.value("$under"))}
-
-
-def _cells(alt: Any) -> Any:
-    """A scale of cells with thin gaps."""
-    return alt.Scale(paddingInner=0.05, paddingOuter=0.02)
+    low, high = domain or (0.0, 1.0)
+    light = {"test": f"datum.{value} > {(low + high) / 2}", "value": "$over"}
+    return {"text": {"field": value, "type": "quantitative", "format": format}, "color": {"condition": light, "value": "$under"}}
 
 
 def _at_cursor(x: str, y: str) -> str:
     return f"datum.{x} === cursor_x && datum.{y} === cursor_y"
-
-
-def _cursor_params(alt: Any) -> list[Any]:
-    return [alt.param(name=name, value=None) for name in ("cursor_x", "cursor_y")]
 
 
 def _distinct(data: Table | str, column: str, label: str) -> int:
@@ -217,56 +267,47 @@ def _distinct(data: Table | str, column: str, label: str) -> int:
     return len(set(data[column]))
 
 
-def _sized(alt: Any, layers: Sequence[Any], height: int) -> Any:
-    return alt.layer(*layers).properties(width="container", height=height)
-
-
-def _tooltip(alt: Any, columns: Mapping[str, str]) -> list[Any]:
+def _tooltip(columns: Mapping[str, str]) -> list[Spec]:
     for name in columns:
         if not re.fullmatch(r"\w+", name):
             raise HeadwiseError(f"a column of a chart has a plain name; got {name!r}")
-    return [alt.Tooltip(f"{name}:N", title=title) for name, title in columns.items()]
+    return [_field(name, "nominal", columns) for name in columns]
 
 
-def _scale(alt: Any, domain: tuple[float, float] | None, log: bool = False) -> Any:
-    limits = alt.Undefined if domain is None else list(domain)
-    return alt.Scale(type="log", domain=limits, nice=False) if log else alt.Scale(domain=limits, nice=domain is None)
+def _limits(domain: tuple[float, float] | None) -> Spec:
+    return {} if domain is None else {"domain": list(domain)}
 
 
-def _cell_axis(alt: Any, shown: bool) -> Any:
-    return alt.Axis(labelAngle=0, labelOverlap=True, domain=False, ticks=False) if shown else None
+def _scale(domain: tuple[float, float] | None, log: bool = False) -> Spec:
+    return ({"type": "log", "nice": False} if log else {"nice": domain is None}) | _limits(domain)
 
 
-def _series(
-    alt: Any, data: Table | str, series: str, columns: Mapping[str, str], colours: Mapping[str, str] | None = None
-) -> Any:
+def _series(data: Table | str, series: str, columns: Mapping[str, str], colours: Mapping[str, str] | None = None) -> Spec:
     """Colours in the order in which the series occur in the data."""
     if isinstance(data, str):
         raise HeadwiseError("a chart with series needs its own data, so that their order is known")
     names = list(dict.fromkeys(data[series]))
     shown = [(colours or {}).get(name, SERIES[i % len(SERIES)]) for i, name in enumerate(names)]
-    legend = alt.Legend(orient="top", title=None, columns=2 if len(names) > 3 else len(names), labelLimit=260)
-    return alt.Color(f"{series}:N", title=columns[series], scale=alt.Scale(domain=names, range=shown), legend=legend, sort=None)
+    legend = {"orient": "top", "title": None, "columns": 2 if len(names) > 3 else len(names), "labelLimit": 260}
+    scale = {"domain": names, "range": shown}
+    return _field(series, "nominal", columns, scale=scale, legend=legend, sort=None)
 
 
-def _limit_lines(alt: Any, limits: Sequence[float]) -> list[Any]:
-    """Dashed lines across the chart at these values of y."""
+def _limit_lines(limits: Sequence[float]) -> list[Spec]:
+    """Dashed lines across the chart at these values of y, each with its value."""
     if not limits:
         return []
-    place = alt.Y("limit:Q")
-    rows = alt.Data(values=[{"limit": limit} for limit in limits])
-    rule = alt.Chart(rows).mark_rule(color="$grey", strokeDash=[4, 4]).encode(y=place)
-    words = alt.Chart(rows).mark_text(color="$soft", align="right", dx=-2, dy=-6)
-    return [rule, words.encode(text="limit:Q", y=place, x=alt.value("width"))]
+    rows, place = {"data": {"values": [{"limit": limit} for limit in limits]}}, {"field": "limit", "type": "quantitative"}
+    words = {"y": place, "text": place, "x": {"value": "width"}}
+    return [
+        _layer("rule", {"y": place}, color="$grey", strokeDash=DASHED) | rows,
+        _layer("text", words, color="$soft", align="right", dx=-2, dy=-6) | rows,
+    ]
 
 
-def _diagonal(alt: Any, data: Table | str, x: str, y: str) -> Any:
+def _diagonal(data: Table | str, x: str, y: str) -> Spec:
     """The line x = y over the range that both columns have."""
     known = [] if isinstance(data, str) else [v for name in (x, y) for v in data[name] if v is not None and v == v]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    rows = alt.Data(values=[{x: low, y: low}, {x: high, y: high}])
-    return alt.Chart(rows).mark_line(color="$grey", strokeDash=[4, 4]).encode(x=f"{x}:Q", y=f"{y}:Q")
-
-
-def _middle(domain: tuple[float, float] | None) -> float:
-    return 0.5 if domain is None else (domain[0] + domain[1]) / 2
+    ends = {"x": {"field": x, "type": "quantitative"}, "y": {"field": y, "type": "quantitative"}}
+    return _layer("line", ends, color="$grey", strokeDash=DASHED) | {"data": {"values": [{x: low, y: low}, {x: high, y: high}]}}

@@ -204,7 +204,7 @@
     looked.delete(-1);
     const list = make("ol", {}, ...[...looked].filter(([, weight]) => weight >= 0.005).slice(0, 6).map(([position, weight]) =>
       make("li", {}, `${Math.round(100 * weight)} % `, make("b", {}, shown(trace.pieces[position])), where(trace, position))));
-    const stepsRow = make("div", { class: "steps", role: "group", "aria-label": "Tokens of the answer, one per step" }, ...steps);
+    const stepsRow = make("div", { class: "steps", role: "group", "aria-label": "Tokens of the answer" }, ...steps);
     stepsRow.addEventListener("keydown", (event) => {
       const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (by) { event.preventDefault(); again(() => { step = Math.min(positions.length - 1, Math.max(0, step + by)); }); }
@@ -212,7 +212,7 @@
     place.replaceChildren(
       ...(traces.length > 1 ? [make("div", { class: "prompts", role: "group", "aria-label": "Prompts" }, ...prompts)] : []),
       make("p", { class: "soft" }, trace.info.about || ""),
-      make("p", { class: "said" }, "Where it looks while the model says each token (underlined: copied from the needle):"),
+      make("p", { class: "said" }, "What the head attends to while the model generates each token; choose a token (underlined: copied from the needle)."),
       stepsRow, list, textOf(trace, looked, positions, place, at));
   }
   function choice(label, pressed, act, title) {
@@ -221,7 +221,7 @@
     return made;
   }
   const shown = (piece) => piece.replaceAll("\n", "⏎") || "·";
-  const where = (trace, i) => (inside(trace.spans.answer, i) ? " answer" : inside(trace.spans.needle, i) ? " needle" : inside(trace.spans.question, i) ? " question" : i >= trace.prompt ? " said" : i === 0 ? " start" : "");
+  const where = (trace, i) => (inside(trace.spans.answer, i) ? " answer" : inside(trace.spans.needle, i) ? " needle" : inside(trace.spans.question, i) ? " question" : i >= trace.prompt ? " generated" : i === 0 ? " start" : "");
   /* The text up to this step, without long stretches that the head never looks at. */
   function textOf(trace, looked, positions, place, at) {
     const end = trace.prompt + step;

@@ -20,7 +20,15 @@ def header(title: str, *lead: object, facts: Mapping[str, object] | None = None)
 
 
 def section(title: str, *children: object, lead: str | Html = "", id: str | None = None, aside: object = "") -> Html:
-    """A card with a heading. aside: a short thing beside the heading, as a verdict."""
+    """A card with a heading.
+
+    Args:
+        title: the heading.
+        *children: what is in it.
+        lead: a line under the heading.
+        id: of the element; made from the title if None.
+        aside: a short thing beside the heading, as a verdict.
+    """
     top = tag("header", tag("h2", title), aside)
     return tag("section", top, tag("p", lead, class_="lead") if lead else "", *children, id=id or slug(title.lower()))
 
@@ -49,9 +57,15 @@ def table(
     stacked: bool = True,
     caption: str = "",
 ) -> Html:
-    """A table. numbers: columns whose cells are numbers, set to the right.
+    """A table.
 
-    stacked: on a narrow screen each row becomes a small card. names: cards repeat the names of columns, from the second one on.
+    Args:
+        columns: headings.
+        rows: cells, as many as there are columns.
+        numbers: indices of columns whose cells are numbers, set to the right.
+        names: cards repeat the names of columns, from the second one on.
+        stacked: on a narrow screen each row becomes a small card.
+        caption: a line above the table.
     """
     kinds = ["number" if i in numbers else None for i in range(len(columns))]
     head = tag("tr", *(tag("th", name, scope="col", class_=kind) for name, kind in zip(columns, kinds, strict=True)))
@@ -79,8 +93,14 @@ def figures(*parts: object) -> Html:
 def figure(chart: Chart, caption: object = "", *, title: str = "", table: bool = True, width: int | None = None) -> Html:
     """A chart with its title, its caption, and a table of its data that opens on demand (unless `table` is False).
 
-    width: at most so many pixels, for charts of few cells; else as wide as there is room.
-    The chart can be saved as PNG or SVG by the menu in its corner. Its data may be empty if a script of the page fills them in.
+    The chart can be saved as PNG or SVG by the menu in its corner.
+
+    Args:
+        chart: its data may be empty if a script of the page fills them in.
+        caption: below the chart.
+        title: above the chart.
+        table: offer the table.
+        width: at most so many pixels, for charts of few cells; else as wide as there is room.
     """
     held = {"spec": chart.spec, "data": chart.data, "columns": chart.columns, "name": chart.name, "label": chart.label}
     drawing = tag("div", data_tag(held), class_="chart", data_name=chart.name, role="group", aria_label=chart.label)
@@ -97,7 +117,13 @@ def figure(chart: Chart, caption: object = "", *, title: str = "", table: bool =
 def marked_text(pieces: Iterable[Marked], *, scale: float | None = None, label: str = "") -> Html:
     """Running text whose pieces are as dark as they are heavy; needle and answer are underlined, dropped pieces are struck out.
 
-    scale: the weight that is drawn in full colour; the largest one if None.
+    Args:
+        pieces: text, weight and mark, in the order of reading.
+        scale: the weight that is drawn in full colour; the largest one if None.
+        label: what the text is, for readers who cannot see the colours.
+
+    Raises:
+        HeadwiseError: a mark that is not one of `MARKS`.
     """
     held = list(pieces)
     unknown = {mark for _, _, mark in held if mark is not None} - set(MARKS)
@@ -117,7 +143,12 @@ def marked_text(pieces: Iterable[Marked], *, scale: float | None = None, label: 
 
 
 def text_key(*, weights: str = "", marks: Mapping[str, str] | None = None) -> Html:
-    """What the colours and lines of a `marked_text` mean. marks: one of `MARKS` -> its meaning."""
+    """What the colours and lines of a `marked_text` mean.
+
+    Args:
+        weights: what a dark colour means; no colours are explained if empty.
+        marks: one of `MARKS` -> its meaning.
+    """
     items = []
     if weights:
         ramp = [tag("span", " ", class_="w", style=f"--w:{share}") for share in (0.1, 0.4, 0.7, 1.0)]

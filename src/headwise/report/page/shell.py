@@ -53,7 +53,13 @@ def join(*values: object) -> Html:
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Html:
-    """An element. Attributes: `class_` is class, `data_name` is data-name, None and False are left out, True has no value."""
+    """An element.
+
+    Args:
+        name: of the element.
+        *children: text, which is escaped, or markup.
+        **attributes: `class_` is class, `data_name` is data-name; None and False are left out, True has no value.
+    """
     named = ""
     for key, value in attributes.items():
         if value is None or value is False:
@@ -88,8 +94,12 @@ def document(
 ) -> str:
     """The whole page. It runs scripts only if it needs them: if it has charts, data or scripts of its own.
 
-    data: for charts (by name, see `charts.Chart`) and scripts, which read it as `headwise.data`.
-    styles, scripts: more CSS and JavaScript, as text; scripts run after the shared one.
+    Args:
+        title: of the window.
+        body: everything that can be seen.
+        data: for charts (by name, see `charts.Chart`) and scripts, which read it as `headwise.data`.
+        styles: more CSS, as text.
+        scripts: more JavaScript, as text; it runs after the shared one.
     """
     head = join(
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'),
@@ -132,8 +142,6 @@ def _script(code: str) -> Html:
 
 @cache
 def _vega() -> str:
-    """Vega, Vega-Lite and Vega-Embed in one text. It is written for a module; inside a function its names stay its own."""
-    from vl_convert import javascript_bundle
-
-    code = javascript_bundle()  # type: ignore[call-arg]  # its stub asks for the optional argument
-    return f"(()=>{{{code}}})();"
+    """Vega, Vega-Lite and Vega-Embed in this order, which they need; without the lines that would make a debugger ask for their sources."""
+    code = "\n".join(resource(f"vendor/{name}.min.js") for name in ("vega", "vega-lite", "vega-embed"))
+    return re.sub(r"^//# sourceMappingURL=.*$", "", code, flags=re.MULTILINE)

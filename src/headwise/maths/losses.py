@@ -1,4 +1,4 @@
-"""Losses of single tokens from final hidden states, one tile of the logits at a time; and what a text loses without some heads."""
+"""Losses of single tokens from final hidden states, one tile of the logits at a time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,23 @@ def token_losses(
     rows: int = 512,
     columns: int = 4096,
 ) -> Tensor:
-    """Cross-entropy [N] float32 in nats of each target under the logits of its hidden state.
+    """Cross-entropy of each target under the logits of its hidden state.
 
-    hidden [N, d]: final hidden states. targets [N] int64 in [0, V). weight [V, d], bias [V]: the output projection. The logits are
-    scale * (hidden @ weight.T + bias), then softcap * tanh(logits / softcap). They are multiplied in the dtype of `hidden`, as the model does it;
-    all else is float32. At most rows x columns of them are held at once: log-sum-exps of blocks of the vocabulary are merged.
+    The logits are scale * (hidden @ weight.T + bias), then softcap * tanh(logits / softcap). They are multiplied in the dtype of `hidden`, as
+    the model does it; all else is float32. Log-sum-exps of blocks of the vocabulary are merged, so the logits are never whole.
+
+    Args:
+        hidden: Final hidden states [N, d].
+        targets: Token ids [N] int64 in [0, V).
+        weight: Of the output projection [V, d].
+        bias: Of the output projection [V], if it has one.
+        scale: Factor of the logits (Granite, Cohere).
+        softcap: Cap of the logits (Gemma); None: they are not capped.
+        rows: Hidden states whose logits are held at once.
+        columns: Token ids whose logits are held at once.
+
+    Returns:
+        Losses [N] float32 in nats.
     """
     count, size = len(hidden), len(weight)
     buffer = torch.empty(min(rows, count) * min(columns, size), dtype=hidden.dtype, device=hidden.device)
@@ -48,12 +60,3 @@ def token_losses(
             total = torch.logaddexp(total, tile.sub_(highest.unsqueeze(1)).exp_().sum(dim=1).log_().add_(highest))
         losses[start : start + rows] = total - own
     return losses
-
-
-def influence(base: float, changed: float, floor: float) -> float:
-    """(changed - base) / max(base, floor): relative loss without some heads (Hua et al. 2025, arXiv:2505.07293, eq. 5).
-
-    base, changed: mean losses in nats. The floor keeps texts that are known by heart (base near 0) from any score that one likes. For positive
-    base above the floor it ranks as 1 - base / changed, which the paper's figure 3 shows.
-    """
-    return (changed - base) / max(base, floor)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from headwise.corpus import readers
 from headwise.corpus.inputs import find_inputs
 from headwise.corpus.options import ScoreOptions
-from headwise.corpus.readers import Reader, UnreadableError, columns_of
+from headwise.corpus.readers import Reader, UnreadableError, check_columns
+from headwise.heads.errors import HeadwiseError
 
 OPTIONS = ScoreOptions(id_column="id", domain_column="domain", chunk_rows=100)
 TEXTS = ["plain", "", "ünï", "x" * 3000, "a\nb"]
@@ -236,4 +237,11 @@ def test_columns_seen(tmp_path):
     (tmp_path / "b.jsonl").write_text("broken\n[1]\n" + json.dumps({"u": 1, "v": 2}))
     (tmp_path / "c.jsonl.gz").write_bytes(b"garbage")
     found = find_inputs([str(tmp_path)])
-    assert [columns_of(found.filesystem, file) for file in found.files] == [["text", "id", "domain"], ["u", "v"], None]
+    for file, there in zip(found.files, (["text", "id", "domain"], ["u", "v"], None), strict=True):
+        if there is None:
+            check_columns(found, [file], ScoreOptions(text_column="nowhere"))
+            continue
+        with pytest.raises(HeadwiseError, match=f"no column 'nowhere' in {file.name}; it has {', '.join(there)}$"):
+            check_columns(found, [file], ScoreOptions(text_column="nowhere"))
+        for name in there:
+            check_columns(found, [file], ScoreOptions(text_column=name))

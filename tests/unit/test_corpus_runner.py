@@ -13,12 +13,11 @@ import pytest
 
 from headwise.corpus import output as output_module
 from headwise.corpus import readers
-from headwise.corpus.documents import DocumentScore
-from headwise.corpus.local_runner import read_ahead
+from headwise.corpus.documents import CONFIG_KEY, HASH_KEY, DocumentScore, schema_of, score_batch
+from headwise.corpus.local_runner import read_ahead, score_files
 from headwise.corpus.options import Config, ScoreOptions
+from headwise.corpus.output import Output
 from headwise.corpus.readers import UnreadableError
-from headwise.corpus.score_files import score_files
-from headwise.corpus.sidecar import CONFIG_KEY, HASH_KEY, schema_of, score_batch
 from headwise.heads.errors import HeadwiseError
 from headwise.testing.stub_scorer import StubScorer
 
@@ -193,6 +192,7 @@ def test_leftovers_of_a_dead_process_are_removed(corpus, result, tmp_path, late)
     out = tmp_path / "out"
 
     def leave():
+        Output(str(out), Config.of(STUB.description, OPTIONS))  # marks the folder, as that process did
         for name in (
             "tmp/scores/a.parquet.abc.tmp",
             "tmp/rejected/sub/d.jsonl.gz.jsonl.def.tmp",

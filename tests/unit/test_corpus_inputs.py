@@ -1,10 +1,12 @@
 """Which files are found, under which names, and how they are shared out."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.corpus.inputs import InputFile, find_inputs, resolve, shard_of
+from headwise.corpus.inputs import InputFile, find_inputs, resolve, safe_name, shard_of
 from headwise.corpus.options import Config, ScoreOptions, parse_shard
 from headwise.heads.errors import HeadwiseError
 
@@ -62,6 +64,81 @@ def test_globs(corpus, pattern, expected):
     assert sorted(file.path for file in found.files) == sorted(str(corpus / name) for name in expected)
 
 
+def test_text_files_are_inputs_where_no_tables_are(tmp_path):
+    for name in ("a.txt", "deep/b.TXT.gz", "c.txt.zst", "d.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert names(tmp_path) == ["a.txt", "c.txt.zst", "deep/b.TXT.gz"]
+    assert names(f"{tmp_path}/*") == ["a.txt", "c.txt.zst"]
+    (tmp_path / "deep" / "e.jsonl").write_text("{}")
+    assert names(tmp_path) == ["deep/e.jsonl"]  # beside tables they are notes
+    assert names(tmp_path / "a.txt", tmp_path / "deep") == ["a.txt", "deep/e.jsonl"]
+    assert names(f"{tmp_path}/**/*.txt*") == ["a.txt", "c.txt.zst"]
+    assert [file.compression for file in find_inputs([f"{tmp_path}/*.txt*"]).files] == [None, "zstd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a\nb.jsonl", "holds a character that names of results cannot have; rename it"),
+        ("x" * 195 + ".jsonl", "is too long for the name of an input: a file or folder may have 200 bytes; rename it"),
+    ],
+)
+def test_names_that_no_score_file_can_have_are_refused(tmp_path, name, message):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(HeadwiseError, match=message) as caught:
+        find_inputs([str(tmp_path)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "/a",
+        "a/",
+        "a//b",
+        "../a",
+        "a/../b",
+        "a/..",
+        ".",
+        "./a",
+        "a\\b",
+        "a\0b",
+        "a\x1b[2Jb",
+        "\udc80",
+        "x" * 201,
+        None,
+        3,
+        ["a"],
+    ],
+)
+def test_unsafe_names(name):
+    with pytest.raises(HeadwiseError, match="name of a row") as caught:
+        safe_name(name, "a row")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["a", "a/b.c", "..a", "a b", "ü/\u3000中", "x" * 200])
+def test_safe_names(name):
+    assert safe_name(name, "a row") == name
+
+
+@pytest.mark.parametrize("text", ["\udcff.jsonl", "x" * 5000, "x/" * 3000 + "*.jsonl"])
+def test_paths_that_no_file_has(text):
+    with pytest.raises(HeadwiseError, match=r"cannot be opened|no such file|too long") as caught:
+        find_inputs([text])
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+def test_a_listing_with_a_name_that_is_no_unicode_is_one_line(tmp_path):
+    (tmp_path / "sub").mkdir()
+    os.close(os.open(os.fsencode(tmp_path) + b"/sub/\xff.jsonl", os.O_CREAT))
+    with pytest.raises(HeadwiseError, match="cannot be listed"):
+        find_inputs([str(tmp_path)])
+
+
 def test_a_file_with_a_star_in_its_name_is_itself(tmp_path):
     (tmp_path / "a*.jsonl").write_text("")
     (tmp_path / "ab.jsonl").write_text("")
@@ -96,8 +173,8 @@ def test_domains_of_files(corpus):
     [
         ([], "no input given"),
         (["{}/nothing"], "no such file or folder: .*nothing"),
-        (["{}/g.txt"], "is of no known kind; known are .parquet"),
-        (["{}/*.txt"], "no file to score"),
+        (["{}/i.json"], "is of no known kind; known are .parquet"),
+        (["{}/*.json"], "no file to score"),
         (["nosuch://bucket/x"], "nosuch://bucket/x cannot be opened"),
         (["{}/a.parquet", "memory://x"], "lies in another file system"),
     ],

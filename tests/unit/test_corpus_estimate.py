@@ -9,8 +9,8 @@ import pytest
 
 from headwise.corpus import estimate as module
 from headwise.corpus.estimate import Machine, estimate_cost
+from headwise.corpus.local_runner import score_files
 from headwise.corpus.options import ScoreOptions
-from headwise.corpus.score_files import score_files
 from headwise.heads.errors import HeadwiseError
 from headwise.testing.stub_scorer import StubScorer
 

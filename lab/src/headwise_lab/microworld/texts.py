@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from headwise.heads.errors import HeadwiseError
-from headwise.prompts.prompt import Prompt, Span
+from headwise.prompts.prompt import Encode, Piece, Prompt, Span, lay_out
 
-Encode = Callable[[str], Sequence[int]]
 _WORD = re.compile(r" ?\w+| ?[^\s\w]+|\s")
-
-
-class Piece(NamedTuple):
-    """A stretch of text, its leading space or line break included, and the names of the spans that it belongs to."""
-
-    text: str
-    names: tuple[str, ...] = ()
-
-
 Pieces = tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
-class Turn:
+class Exchange:
     """A question and its answer, laid out as: line break, `Question:` ask, line break, `Answer:` lead answer close.
 
     alias: further names for spans of the context that matter to this turn (needle -> fact/3, answer -> fact/3/value).
@@ -55,7 +45,7 @@ class Example:
     task: str
     split: str
     context: Pieces
-    turns: tuple[Turn, ...]
+    turns: tuple[Exchange, ...]
     info: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -84,28 +74,17 @@ def to_prompt(example: Example, encode: Encode, turn: int = -1, bos: Sequence[in
     if not example.turns:
         raise HeadwiseError(f"an example of the task {example.task!r} without questions makes no prompt; use to_row")
     place = range(len(example.turns))[turn]
-    ids: list[int] = list(bos)
-    spans: dict[str, Span] = {}
-    for piece, _ in _flat(example, place, ask=True):
-        start = len(ids)
-        ids += encode(piece.text)
-        for name in piece.names:
-            spans[name] = Span(spans[name].start if name in spans else start, len(ids))
+    pieces = [Piece(ids=tuple(bos)), *(piece for piece, _ in _flat(example, place, ask=True))]
+    ids, spans = lay_out(pieces, lambda piece: piece.ids if piece.ids is not None else encode(piece.text))
     asked = example.turns[place]
     spans |= {alias: spans[name] for alias, name in asked.alias.items()}
     said = [piece.text for piece in asked.answer] + [asked.close, "\n"] * closing
-    return Prompt(tuple(ids), spans, tuple(i for text in said for i in encode(text)))
+    return Prompt(ids, spans, tuple(i for text in said for i in encode(text)))
 
 
 def answer_spans(example: Example, encode: Encode, turn: int = -1) -> dict[str, Span]:
     """Spans inside the gold answer of a turn (step/1, claim/2, ...), counted from the first id of `Prompt.gold`."""
-    spans: dict[str, Span] = {}
-    end = 0
-    for piece in example.turns[turn].answer:
-        start, end = end, end + len(encode(piece.text))
-        for name in piece.names:
-            spans[name] = Span(spans[name].start if name in spans else start, end)
-    return spans
+    return lay_out(example.turns[turn].answer, lambda piece: encode(piece.text))[1]
 
 
 def to_row(example: Example, encode: Encode) -> tuple[list[int], npt.NDArray[np.bool_]]:

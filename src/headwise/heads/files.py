@@ -1,0 +1,115 @@
+"""How every text file of a user is read: one encoding, one line end, one limit, and one line that says what is wrong."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from headwise.heads.errors import HeadwiseError
+
+UNPACKED_LIMIT = 512 * 2**20  # bytes that a .gz file may unpack to
+_STEP = 2**20
+
+
+def read_text(path: str | Path, what: str = "text", error: type[HeadwiseError] = HeadwiseError) -> str:
+    """Text of a UTF-8 file, plain or .gz; a byte order mark in front is dropped.
+
+    Args:
+        path: the file; it is unpacked if its name ends in `.gz`.
+        what: what the file holds, for messages ("needles", "a head file").
+        error: class of the error to raise.
+
+    Raises:
+        HeadwiseError: the file is missing, unreadable, a broken or too large .gz (`UNPACKED_LIMIT`), or not UTF-8 (the line is named).
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+        raw = _unpacked(raw) if path.name.endswith(".gz") else raw
+    except (OSError, EOFError, zlib.error) as cause:
+        raise error(f"cannot read {what} from {path}: {cause}") from cause
+    except OverflowError as cause:
+        raise error(
+            f"cannot read {what} from {path}: it unpacks to more than {UNPACKED_LIMIT // 2**20} MiB, which is all that is unpacked; "
+            "if it is what you want, unpack it yourself and give the plain file"
+        ) from cause
+    return decode_text(raw, f"cannot read {what} from {path}", error)
+
+
+def decode_text(raw: bytes, place: str, error: type[HeadwiseError] = HeadwiseError) -> str:
+    """Bytes as UTF-8 without a byte order mark. place: what a message begins with. Raises `error` naming line and byte."""
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as cause:
+        known = "it looks like UTF-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "perhaps it is Windows-1252"
+        line = raw.count(b"\n", 0, cause.start) + 1
+        raise error(f"{place}, line {line}: byte 0x{raw[cause.start]:02x} is not UTF-8 ({known}); save it as UTF-8") from cause
+
+
+def split_lines(text: str) -> list[str]:
+    r"""Lines of a text. They end at `\n` or `\r\n` only: U+2028 and its kin are characters inside a line."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines[:-1] if not lines[-1] else lines
+
+
+def parse_json(text: str, place: str, error: type[HeadwiseError] = HeadwiseError) -> Any:
+    """The JSON value of a text. place: what a message begins with.
+
+    Raises:
+        HeadwiseError: no JSON, nested too deeply, a number too long, or a text with half of a surrogate pair.
+    """
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as cause:
+        raise error(f"{place}: no valid JSON ({cause})") from cause
+    except RecursionError as cause:
+        raise error(f"{place}: no valid JSON (it is nested too deeply)") from cause
+    except UnicodeEncodeError as cause:
+        found = f"\\u{ord(cause.object[cause.start]):04x}"
+        raise error(f"{place}: the text holds half of a surrogate pair ({found}), which is no character; leave it out") from cause
+    except ValueError as cause:  # an integer of more than 4,300 digits
+        raise error(f"{place}: no valid JSON ({cause})") from cause
+    return value
+
+
+def read_json(path: str | Path, what: str, error: type[HeadwiseError] = HeadwiseError) -> Any:
+    """The JSON value of a file. Raises as `read_text` and `parse_json`."""
+    return parse_json(read_text(path, what, error), str(path), error)
+
+
+def read_json_lines(path: str | Path, what: str, error: type[HeadwiseError] = HeadwiseError) -> Iterator[tuple[str, Any]]:
+    """(place, value) of every line of a JSON-lines file that is not blank; place is `FILE, line N`, for messages.
+
+    Raises as `read_text` and `parse_json`.
+    """
+    for number, line in enumerate(split_lines(read_text(path, what, error)), 1):
+        if line.strip():
+            place = f"{path}, line {number}"
+            yield place, parse_json(line, place, error)
+
+
+def _unpacked(raw: bytes) -> bytes:
+    """Contents of all gzip members. Raises `OverflowError` beyond the limit before more is unpacked, `EOFError` for half a file."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        while not stream.eof:
+            part = stream.decompress(raw, _STEP)
+            if not part and not stream.eof and not stream.unconsumed_tail:
+                raise EOFError("the compressed file ends too early")
+            size += len(part)
+            if size > UNPACKED_LIMIT:
+                raise OverflowError("too large")
+            parts.append(part)
+            raw = stream.unconsumed_tail
+        raw = stream.unused_data.lstrip(b"\0")
+        if not raw:
+            return b"".join(parts)

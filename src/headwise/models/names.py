@@ -1,0 +1,105 @@
+"""What the name of a model means: a bundled model, a folder, a model of the hub; and what was meant by a mistyped one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from headwise.heads.errors import HeadwiseError
+from headwise.models.registry import bundled_models
+
+PATIENCE = 5.0  # seconds the hub may take to say whether it has a model
+SLIP = 0.75  # names at least so alike (see difflib) differ by a slip; gpt2 and gpt2-xl do not
+
+
+def folder_of(name: str, revision: str | None = None) -> Path | None:
+    """The folder that a name means: a bundled model's, a folder's own, or a downloaded model's in the hub's cache.
+
+    None for a model that the hub has and that must be downloaded first.
+
+    Args:
+        name: Name of a bundled model, folder, or hub id.
+        revision: Revision of a hub model.
+
+    Raises:
+        HeadwiseError: It is none of these, or the hub cannot be asked. Names near to it are suggested.
+    """
+    bundled = bundled_models().get(name)
+    if bundled is not None:
+        return bundled
+    path = Path(name)
+    if path.is_dir() and name.strip():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip() or path.is_file():
+        kind = "is a file, not a model folder" if path.is_file() else "no such model folder"
+        raise HeadwiseError(f"{kind}: {name!r}; give a folder with config.json or a hub id like 'owner/name'")
+    cached = _cached(name, revision)
+    if cached is None:
+        _ask_hub(name, revision)
+    return cached
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [try_to_load_from_cache(name, file, revision=revision) for file in ("config.json", "adapter_config.json")]
+    except HFValidationError as error:
+        raise HeadwiseError(f"{name!r} is neither a folder nor the id of a hub model (like 'owner/name')") from error
+    return next((Path(path).parent for path in found if isinstance(path, str)), None)
+
+
+def _ask_hub(name: str, revision: str | None) -> None:
+    """Raise unless the hub says that it has the model; one short question in place of transformers' many patient ones."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    asked = name.split("/")[-1].lower()
+    near = get_close_matches(asked, known := _known())
+    hint = f"did you mean {', '.join(known[one] for one in near)}?" if near else "give a folder or a hub id like 'owner/name'"
+    told = f"unknown model {name!r}{f' at revision {revision!r}' if revision else ''}: no bundled model, no folder, not in the hub's cache"
+    if "/" not in name and get_close_matches(asked, known, cutoff=SLIP):  # not a hub id: do not wait for the network
+        raise HeadwiseError(f"{told}; {hint}")
+    if constants.HF_HUB_OFFLINE:
+        raise HeadwiseError(f"{told}, and HF_HUB_OFFLINE forbids to ask the hub; {hint}")
+    answer = _within(PATIENCE, lambda: HfApi().model_info(name, revision=revision, timeout=PATIENCE))
+    if isinstance(answer, GatedRepoError):
+        raise HeadwiseError(
+            f"the hub gives {name!r} only to users who accepted its terms; accept them there and run: hf auth login"
+        )
+    if isinstance(answer, RevisionNotFoundError):
+        raise HeadwiseError(f"the hub's model {name!r} has no revision {revision!r}")
+    if isinstance(answer, RepositoryNotFoundError):
+        raise HeadwiseError(f"{told}, and the hub has no such model (or keeps it private); {hint}")
+    if isinstance(answer, Exception) or answer is None:
+        raise HeadwiseError(f"{told}, and the hub cannot be reached; {hint}")
+
+
+def _known() -> dict[str, str]:
+    """Names that need no network, without owner and in small letters -> as they are given: bundled models and the hub's cache."""
+    from huggingface_hub import constants
+
+    cached = (path.name.removeprefix("models--").replace("--", "/") for path in Path(constants.HF_HUB_CACHE).glob("models--*"))
+    here = (entry.name for entry in os.scandir(".") if entry.is_dir() and os.path.exists(os.path.join(entry.path, "config.json")))
+    return {name.split("/")[-1].lower(): name for name in (*here, *cached, *bundled_models())}
+
+
+def _within(seconds: float, ask: Callable[[], Any]) -> Any:
+    """What `ask` returns or raises; None if it takes longer. Looking up an address can hang for minutes, whatever timeout is set."""
+    answers: list[Any] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:
+            answers.append(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None

@@ -1,0 +1,30 @@
+"""From the last hidden states to logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The output projection, and what a family does to its result: logits = capped(scale * projection(hidden)).
+
+    Attributes:
+        projection: The linear layer from hidden states to the vocabulary.
+        scale: Granite divides and Cohere multiplies the logits.
+        cap: Gemma 2 caps them: cap * tanh(logits / cap); None where they are not capped.
+    """
+
+    projection: nn.Module
+    scale: float
+    cap: float | None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of hidden states [..., width] behind the final norm, in their dtype."""
+        logits: Tensor = self.projection(hidden)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)

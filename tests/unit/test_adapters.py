@@ -1,0 +1,184 @@
+"""Adapters of peft: used inside their wrapper, merged for an export, loaded from their folder."""
+
+import builtins
+import json
+import sys
+import types
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from headwise.attention import ablate, observe
+from headwise.heads import HeadSet, HeadwiseError, MissingExtraError
+from headwise.models.export import export_ablated
+from headwise.models.load import load
+from headwise.models.model import Model, as_model
+from headwise.models.weights import silence_in_weights
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
+
+HEADS = [(1, 2), (3, 5)]
+IDS = torch.arange(3, 43)[None]
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=IDS).logits
+
+
+def test_without_peft_the_extra_is_named(tmp_path, monkeypatch):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "lab-6m"}))
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name.split(".")[0] == "peft":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match=r"headwise\[adapters\]"):
+        load(str(tmp_path / "adapter"), "cpu")
+
+
+def stand_in(inner, prompt=False):
+    """A class that is called as peft's wrapper is, for machines without peft."""
+
+    class PeftModel(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+            kind = types.SimpleNamespace(value="PREFIX_TUNING")
+            self.active_peft_config = types.SimpleNamespace(is_prompt_learning=prompt, peft_type=kind)
+
+        def get_base_model(self):
+            return self.inner
+
+        def forward(self, **options):
+            return self.inner(**options)
+
+    PeftModel.__module__ = "peft.peft_model"
+    return PeftModel()
+
+
+def test_a_wrapper_is_taken_off():
+    inner = tiny_model("llama")
+    wrapper = stand_in(inner)
+    model = Model(wrapper)
+    assert (model.hf, model.adapter) == (inner, wrapper)
+    assert as_model(inner).adapter is None
+    with ablate(inner, HeadSet.of(HEADS, (4, 8))):
+        expected = logits(inner)
+    with ablate(wrapper, HeadSet.of(HEADS, (4, 8))), observe(wrapper, rows=1) as seen:
+        assert torch.equal(logits(wrapper), expected)
+    assert seen.argmax.shape == (4, 1, 8, 1)
+
+
+def test_virtual_tokens_are_refused_by_name():
+    with pytest.raises(HeadwiseError, match=r"virtual tokens \(PREFIX_TUNING\) cannot be used"):
+        as_model(stand_in(tiny_model("llama"), prompt=True))
+
+
+# With peft itself
+
+
+@pytest.fixture
+def peft():
+    return pytest.importorskip("peft")
+
+
+def adapted(peft, **options):
+    """A tiny model with a LoRA that changes much."""
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj", "up_proj"], task_type="CAUSAL_LM", **options)
+    model = peft.get_peft_model(tiny_model("llama"), config).eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def test_observing_and_ablating_see_the_adapter(peft):
+    model = adapted(peft)
+    merged = adapted(peft).merge_and_unload()
+    assert (logits(model) - logits(tiny_model("llama"))).abs().max() > 0.1
+    for given in (model, Model(model).hf):
+        with ablate(given, HeadSet.of(HEADS, (4, 8))), observe(given, rows=1) as seen:
+            got = logits(given)
+        with ablate(merged, HeadSet.of(HEADS, (4, 8))), observe(merged, rows=1) as wanted:
+            torch.testing.assert_close(got, logits(merged), atol=1e-4, rtol=1e-4)
+        assert torch.equal(seen.argmax, wanted.argmax)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
+@pytest.mark.parametrize("mode", ["zero", "uniform"])
+def test_an_export_holds_the_adapter_in_plain_weights(peft, mode, options, tmp_path):
+    wrapper = adapted(peft, **options)
+    before = {name: tensor.clone() for name, tensor in wrapper.state_dict().items()}
+    export_ablated(Model(wrapper, character_tokenizer()), HEADS, mode, tmp_path / "plain")
+    assert not [name for name in load_file(tmp_path / "plain" / "model.safetensors") if "base_layer" in name or "lora" in name]
+    with ablate(wrapper, HeadSet.of(HEADS, (4, 8)), mode=mode):
+        expected = logits(wrapper)
+    for again in (load(str(tmp_path / "plain"), "cpu").hf, AutoModelForCausalLM.from_pretrained(tmp_path / "plain")):
+        torch.testing.assert_close(logits(again), expected, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in wrapper.state_dict().items())
+    assert json.loads((tmp_path / "plain" / "headwise_ablation.json").read_text())["source"]["adapter"] == "merged into the weights"
+
+
+def test_the_model_inside_a_wrapper_is_not_exported_without_it(peft, tmp_path):
+    inner = adapted(peft).base_model.model
+    with pytest.raises(HeadwiseError, match=r"self_attn\.q_proj has an adapter, and the PeftModel around the model is needed"):
+        export_ablated(Model(inner, character_tokenizer()), HEADS, "zero", tmp_path / "no")
+    with pytest.raises(HeadwiseError, match="has an adapter, which would go on acting"):
+        silence_in_weights(inner, HeadSet.of(HEADS, (4, 8)), "zero")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def folders(peft, tmp_path):
+    """Base model and adapter on disk."""
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    character_tokenizer().save_pretrained(tmp_path / "base")
+    adapted(peft).save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}))
+    return tmp_path
+
+
+def test_the_folder_of_an_adapter_loads_with_its_base(peft, folders):
+    model = load(str(folders / "adapter"), "cpu")
+    assert model.name == "adapter"
+    assert model.tokenizer.encode("a key") == character_tokenizer().encode("a key")
+    torch.testing.assert_close(logits(model.hf), logits(adapted(peft)))
+    export_ablated(model, HEADS, "zero", folders / "plain")
+    with ablate(model.hf, HeadSet.of(HEADS, (4, 8))):
+        torch.testing.assert_close(logits(load(str(folders / "plain"), "cpu").hf), logits(model.hf), atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_that_do_not_fit_or_are_broken_are_refused(folders):
+    file = folders / "adapter" / "adapter_model.safetensors"
+    whole = load_file(file)
+    save_file({name: tensor for name, tensor in whole.items() if "layers.2" not in name}, file)
+    with pytest.raises(HeadwiseError, match="lacks tensors"):
+        load(str(folders / "adapter"), "cpu")
+    save_file({name: torch.zeros(3, 3) for name in whole}, file)
+    with pytest.raises(HeadwiseError, match="cannot load the adapter in"):
+        load(str(folders / "adapter"), "cpu")
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(HeadwiseError, match="cannot load the adapter in"):
+        load(str(folders / "adapter"), "cpu")
+    file.unlink()
+    with pytest.raises(HeadwiseError, match="cannot load the adapter in"):
+        load(str(folders / "adapter"), "cpu")
+    (folders / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(HeadwiseError, match="does not name the model of the adapter"):
+        load(str(folders / "adapter"), "cpu")
+
+
+def test_peft_is_not_imported_for_a_plain_model():
+    before = set(sys.modules)
+    as_model(tiny_model("llama"))
+    assert "peft" not in set(sys.modules) - before

@@ -1,0 +1,135 @@
+"""Run directories: folders of others are never touched, changed cells never count, and only our own files are removed."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from headwise.heads import HeadwiseError
+from headwise.heads.progress import can_continue
+from headwise.runtime.rundir import RunDirectory
+
+CELL = {"scores": np.arange(6, dtype=np.float32).reshape(1, 2, 3)}, [{"depth": 0.5}]
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"notes.txt": b"mine"},
+        {"run.json": b"{}"},
+        {"run.json": b'{"seed": 0}'},  # as another program, or a headwise of before, wrote it
+        {"run.json": b"\xff\xfe"},
+        {"run.json": b"[" * 100_000},
+        {"a.npz": b"mine"},
+        {"deep/paper.tex": b"mine"},
+    ],
+    ids=str,
+)
+def test_a_folder_of_somebody_else_is_refused_and_stays(tmp_path, content):
+    folder = tmp_path / "exp.run"
+    for name, data in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    with pytest.raises(HeadwiseError, match=r"^[^\n]*exp\.run holds files, but no run of headwise; move it away or choose"):
+        RunDirectory(folder, {"seed": 0})
+    assert files(folder) == content
+
+
+def test_a_folder_that_appeared_during_the_run_is_not_removed(tmp_path):
+    directory = RunDirectory(tmp_path / "run", {})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    directory.remove()
+    assert files(tmp_path) == {"run/notes.txt": b"mine"}
+
+
+def test_only_our_own_files_are_removed(tmp_path):
+    folder = tmp_path / "run"
+    directory = RunDirectory(folder, {})
+    directory.save("a", *CELL)
+    np.savez(folder / "mine.npz", values=np.zeros(3))
+    (folder / "notes.txt").write_text("mine")
+    (folder / "deep").mkdir()
+    (folder / ".b.npz.123.tmp").write_bytes(b"cut")  # of a killed process
+    outside = tmp_path / "outside.npz"
+    shutil.copy(folder / "a.npz", outside)
+    (folder / "link.npz").symlink_to(outside)
+    directory.remove()
+    assert sorted(path.name for path in folder.iterdir()) == ["deep", "link.npz", "mine.npz", "notes.txt"]
+    assert outside.exists()
+
+
+def test_an_empty_folder_and_one_of_a_process_killed_at_once_are_taken(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / f".run.json.{os.getpid()}.tmp").write_text('{"headwi')
+    directory = RunDirectory(folder, {"seed": 1})
+    directory.save("a", *CELL)
+    directory.remove()
+    assert not folder.exists()
+
+
+def changed(path, **arrays):
+    """The cell with other content, written as anybody with numpy would."""
+    with np.load(path) as data:
+        held = {name: data[name] for name in data.files}
+    np.savez_compressed(path, **{**held, **arrays})
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda path: changed(path, scores=np.full((1, 2, 3), np.nan, np.float32)),
+        lambda path: changed(path, scores=np.full((1, 2, 3), 7.0, np.float32)),
+        lambda path: changed(path, scores=np.zeros((5, 5), np.float32)),
+        lambda path: changed(path, scores=np.asarray(["a"])),
+        lambda path: changed(path, info=np.asarray("[" * 100_000)),
+        lambda path: changed(path, info=np.asarray('{"depth": "x"}')),
+        lambda path: path.write_bytes(path.with_name("b.npz").read_bytes()),  # the cell of another key
+        lambda path: path.write_bytes(path.read_bytes() + b"x"),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    ],
+)
+def test_a_changed_cell_counts_as_unfinished(tmp_path, tamper):
+    directory = RunDirectory(tmp_path / "run", {})
+    directory.save("a", *CELL)
+    directory.save("b", {"scores": CELL[0]["scores"] + 1}, CELL[1])
+    tamper(tmp_path / "run" / "a.npz")
+    assert directory.load("a") is None
+    assert directory.load("b") is not None
+
+
+def test_a_cell_of_another_run_counts_as_unfinished(tmp_path):
+    for seed in (0, 1):
+        RunDirectory(tmp_path / f"run{seed}", {"seed": seed}).save("a", *CELL)
+    shutil.copy(tmp_path / "run0" / "a.npz", tmp_path / "run1" / "a.npz")
+    assert RunDirectory(tmp_path / "run1", {"seed": 1}).load("a") is None
+
+
+def test_the_marker_says_what_the_run_was(tmp_path):
+    RunDirectory(tmp_path / "run", {"seed": 3}).save("a", *CELL)
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"headwise_run": 1, "description": {"seed": 3}}
+    with pytest.raises(HeadwiseError, match="belongs to a run with other options"):
+        RunDirectory(tmp_path / "run", {"seed": 4})
+
+
+def test_a_run_can_be_continued_between_its_first_cell_and_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("headwise.heads.progress._kept", set())
+    assert not can_continue()
+    directory = RunDirectory(tmp_path / "run", {})
+    assert not can_continue()
+    directory.save("a", *CELL)
+    assert can_continue()
+    directory.remove()
+    assert not can_continue()
+    directory.save("a", *CELL)
+    again = RunDirectory(tmp_path / "run", {})
+    directory.remove()
+    assert again.load("a") is None
+    assert not can_continue()
