@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,37 +46,23 @@ def generate(
     from headwise.cli.cache_methods import parse_cache, with_heads
 
     text = _text(prompt, prompt_file)
-    if load_cache is not None and cache is not None:
-        raise HeadwiseError("--load-cache brings its own cache; leave --cache out")
-    if load_cache is not None and (chat or prefill_chunk is not None):
-        raise HeadwiseError("--load-cache goes on with a text that has been read; leave --chat and --prefill-chunk out")
-    method = with_heads(cache or "full", model)
-    compressor = parse_cache(method)
-    if max_new_tokens < 1:
-        raise HeadwiseError(f"--max-new-tokens must be at least 1; got {max_new_tokens}")
-    if save_cache is not None and save_cache.exists():
-        raise HeadwiseError(f"{save_cache} exists; give --save-cache another name (caches are never replaced)")
-    if load_cache is not None and not load_cache.is_file():
-        raise HeadwiseError(f"no such cache file: {load_cache}")
+    _check(max_new_tokens, save_cache)
+    if load_cache is not None:
+        _check_loading(load_cache, cache, chat, prefill_chunk)
+    cache = with_heads(cache or "full", model)
+    compressor = parse_cache(cache)
     loaded = o.load(model, device, dtype, revision)
     from headwise.attention.plan import attached
-    from headwise.caches.kept_cache import KeptCache
-    from headwise.caches.kept_file import load_cache as saved
     from headwise.caches.kept_file import save_cache as save
     from headwise.evaluation.compression import continuation, size_of
-    from headwise.runtime.runner import token_tensor
 
     with attached(loaded):
         if load_cache is None:
-            ids = _ids(loaded, text, chat)
-            _check_budget(compressor, len(ids), method)
-            kept = KeptCache(loaded, compressor)
-            logits = kept.prefill(token_tensor(loaded.hf, ids), chunk=prefill_chunk)
+            kept, logits = _read(loaded, compressor, cache, _ids(loaded, text, chat), prefill_chunk)
         else:
-            kept = saved(load_cache, loaded)
-            logits = _behind(loaded, kept, text)
-            method = f"from {load_cache.name}"
+            kept, logits = _behind(loaded, load_cache, text)
         read = kept.get_seq_length()
+        method = cache if load_cache is None else f"from {load_cache.name}"
         facts = {"cache": method, "tokens": read, **size_of(kept)._asdict(), "skipped_layers": kept.skipped}
         if save_cache is not None:
             save(kept, save_cache)
@@ -91,31 +78,54 @@ def generate(
     print_all(words, held_line(facts))
 
 
-def _check_budget(compressor: Any, tokens: int, method: str) -> None:
-    """Refuse a budget that drops nothing."""
+def _check(max_new_tokens: int, save_cache: Path | None) -> None:
+    if max_new_tokens < 1:
+        raise HeadwiseError(f"--max-new-tokens must be at least 1; got {max_new_tokens}")
+    if save_cache is not None and save_cache.exists():
+        raise HeadwiseError(f"{save_cache} exists; give --save-cache another name (caches are never replaced)")
+
+
+def _check_loading(file: Path, cache: str | None, chat: bool, chunk: int | None) -> None:
+    if cache is not None:
+        raise HeadwiseError("--load-cache brings its own cache; leave --cache out")
+    if chat or chunk is not None:
+        raise HeadwiseError("--load-cache goes on with a text that has been read; leave --chat and --prefill-chunk out")
+    if not file.is_file():
+        raise HeadwiseError(f"no such cache file: {file}")
+
+
+def _read(loaded: Model, compressor: Any, method: str, ids: Sequence[int], chunk: int | None) -> tuple[KeptCache, Tensor]:
+    """A cache of the prompt, and the logits [1, vocabulary] of its last token."""
+    from headwise.caches.kept_cache import KeptCache
+    from headwise.runtime.runner import token_tensor
+
     keeps = getattr(compressor, "positions_for", None)
-    if keeps is not None and keeps(tokens) >= tokens:
-        raise HeadwiseError(f"the prompt has {tokens} tokens and {method} keeps as many: nothing would be dropped")
+    if keeps is not None and keeps(len(ids)) >= len(ids):
+        raise HeadwiseError(f"the prompt has {len(ids)} tokens and {method} keeps as many: nothing would be dropped")
+    kept = KeptCache(loaded, compressor)
+    return kept, kept.prefill(token_tensor(loaded.hf, ids), chunk=chunk)
 
 
-def _behind(loaded: Model, kept: KeptCache, text: str) -> Tensor:
-    """Logits [1, vocabulary] of the prompt's last token, read behind what a cache holds."""
+def _behind(loaded: Model, file: Path, text: str) -> tuple[KeptCache, Tensor]:
+    """A saved cache with the prompt read behind what it holds, and the logits [1, vocabulary] of the last token."""
     import torch
 
+    from headwise.caches.kept_file import load_cache
     from headwise.models.forward import forward
     from headwise.prompts.encoder import PieceEncoder
     from headwise.runtime.runner import token_tensor
 
+    kept = load_cache(file, loaded)
     ids, before = PieceEncoder(loaded.tokenizer).encode(text), kept.get_seq_length()
     if loaded.positions is not None and before + len(ids) > loaded.positions:
         raise HeadwiseError(
             f"the cache holds {before} tokens and the prompt has {len(ids)}, but {loaded.name} has {loaded.positions} positions; shorten it"
         )
-    if kept.batch_size != 1:
-        raise HeadwiseError(f"the cache holds {kept.batch_size} texts; --load-cache goes on with one")
+    rows = next(iter(kept.kept_layers.values())).batch_size
+    if rows != 1:
+        raise HeadwiseError(f"the cache holds {rows} texts; --load-cache goes on with one")
     with torch.no_grad():
-        logits: Tensor = forward(loaded.hf, token_tensor(loaded.hf, ids), kept, logits_to_keep=1).logits[:, -1]
-    return logits
+        return kept, forward(loaded.hf, token_tensor(loaded.hf, ids), kept, logits_to_keep=1).logits[:, -1]
 
 
 def _text(prompt: str | None, file: Path | None) -> str:

@@ -70,8 +70,6 @@ def row_statistics(
     where = torch.full((batch, heads, rows), -1, dtype=torch.int64, device=device)
     total = torch.zeros((batch, heads, rows), device=device)
     mass = torch.zeros((batch, heads, rows, len(spans)), device=device)
-    if sinks is not None:
-        sink = sinks.float().view(1, heads, 1).expand(batch, heads, rows)
     for start, logits in visible_logits(query, Keys(tuple(keys)), scaling, mask, softcap, block):
         width = logits.shape[-1]
         places = torch.arange(start, start + width, device=device) if positions is None else positions[..., start : start + width]
@@ -95,7 +93,7 @@ def row_statistics(
         return RowStats(where, torch.full_like(best, torch.nan), torch.full_like(mass, torch.nan))
     lse = torch.log(total) + torch.where(best.isinf(), torch.zeros_like(best), best)
     if sinks is not None:
-        lse = torch.logaddexp(lse, sink)
+        lse = torch.logaddexp(lse, sinks.float().view(1, heads, 1))
     share = torch.exp(torch.where(best.isinf(), torch.zeros_like(best), best) - lse)
     return RowStats(where, lse, mass * torch.nan_to_num(share, posinf=0.0).unsqueeze(-1))
 
