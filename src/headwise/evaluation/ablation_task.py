@@ -11,7 +11,7 @@ from headwise.heads import HeadScores, HeadSet, HeadwiseError
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, default_lengths, even_depths
-from headwise.prompts.haystack import Haystack, bundled_texts
+from headwise.prompts.haystack import Haystack, Window, bundled_texts
 from headwise.prompts.needles import NeedleComposer, bundled_needles
 
 PROMPT_PART = (0.0, 0.9)  # of the haystack; the rest is left for perplexity and calibration
@@ -54,7 +54,7 @@ def sweep_tokens(task: Task, sets: int, scope: str) -> float:
         scope: With `answer` contexts are read once for all sets and share what stands in front of the needle; with `all` nothing is shared.
     """
     depths = sorted(task.grid.depths)
-    gold = float(np.mean([len(task.composer.gold(needle)) for needle in task.needles])) + 1
+    gold = float(np.mean([len(task.composer.compose(Window((), (0,)), needle, 0.0).gold) for needle in task.needles])) + 1
     contexts = len(task.needles) * task.grid.windows
     if scope == "all":
         return contexts * sum((length + gold) * len(depths) * sets for length in task.grid.lengths)

@@ -73,18 +73,18 @@ def _inserted(
     composer: NeedleComposer, window: Window, needles: list[Needle], depths: list[float]
 ) -> tuple[tuple[int, ...], tuple[Question, ...]]:
     """Ids of the window with all needles, and a question for each. depths: falling, so that what is inserted later stands further in front."""
-    placed: list[tuple[Needle, tuple[int, ...], Span]] = []
+    placed: list[tuple[Needle, tuple[int, ...], int, Span]] = []
     for needle, depth in zip(needles, depths, strict=True):
         prompt = composer.compose(window, needle, depth)
         context, at, cost = prompt.span("context"), prompt.span("needle"), composer.context_cost(needle)
-        placed = [(other, rest, Span(span.start + cost, span.stop + cost)) for other, rest, span in placed]
-        placed.append((needle, prompt.ids[context.stop :], prompt.span("answer")))
+        placed = [(other, rest, gold, Span(span.start + cost, span.stop + cost)) for other, rest, gold, span in placed]
+        placed.append((needle, prompt.ids[context.stop :], len(prompt.gold), prompt.span("answer")))
         head = prompt.ids[: context.start]
         places = tuple(place for place in window.places if place <= at.start - context.start)
         window = Window(prompt.ids[context.start : context.stop], places)
     questions = tuple(
-        Question(rest, len(composer.gold(needle)) + SPARE, contained(needle.answer), span, needle.answer, needle.question)
-        for needle, rest, span in placed
+        Question(rest, gold + SPARE, contained(needle.answer), span, needle.answer, needle.question)
+        for needle, rest, gold, span in placed
     )
     return (*head, *window.ids), questions
 
