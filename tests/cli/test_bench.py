@@ -74,13 +74,15 @@ def test_the_same_command_gives_the_same_bytes(lab, headwise, tmp_path):
 
 
 def test_rule_z5_takes_gates_with_a_measured_order(lab, headwise, tmp_path, monkeypatch):
-    from headwise.cli import detect_gate
     from headwise.heads import HeadScores, load_heads, save_heads
+    from headwise.methods.duo import options
 
-    monkeypatch.setattr(detect_gate, "TEXTS", 2)
-    monkeypatch.setattr(detect_gate, "ORDER_TEXTS", 1)
-    given = (lab, "cpu", "auto", None, "200,240", 2, "4,16", None, 0, True)
-    save_heads(detect_gate.gate_heads(*given, layer_order=True), tmp_path / "g.json")
+    monkeypatch.setattr(options, "TEXTS", 2)
+    monkeypatch.setattr(options, "ORDER_TEXTS", 1)
+    found = headwise(
+        "detect", "gate", lab, "--lengths", "200,240", "--steps", 2, "--sinks", 4, "--recent", 16, "--layer-order", "-o", "g.json", "--json"
+    )
+    assert found.code == 0, found.err
     gates = load_heads(tmp_path / "g.json")
     order = np.argsort(gates.tables["layer_order"]).tolist()
     assert sorted(order) == list(range(8))
