@@ -19,7 +19,7 @@ from headwise.attention.plan import attached
 from headwise.caches.allocation import Adaptive, ByHead, ByLayer, Pyramid
 from headwise.caches.controls import Full, Oracle, RandomTokens
 from headwise.caches.kept_layer import View
-from headwise.evaluation.ablation import AblationOptions, ablation_sweep
+from headwise.evaluation.ablation import ablation_curve
 from headwise.evaluation.compression import Candidate, _Reading, _survival, size_of  # one reading for all methods
 from headwise.evaluation.perplexity import text_windows
 from headwise.heads import HeadScores, HeadSet
@@ -95,8 +95,8 @@ def causal(lab: Lab) -> Result:
     means = text_windows(lab.haystack, *MEAN_TEXT, (0.0, 0.6))
     for mode in ("zero", "uniform", "mean"):
         for name, these in scores.items():
-            options = AblationOptions(TOP, mode, "answer", CONTROLS)
-            rows = ablation_sweep(lab.model, these, task, options, means if mode == "mean" else None).summary()
+            given = {"mode": mode, "controls": CONTROLS, "task": task, "texts": (means, means), "perplexity": False}
+            rows = ablation_curve(lab.model, these, TOP, **given).summary()
             for row in rows:
                 if row["metric"] == "exact":
                     key = f"{mode} {row['kind']} {row['k']} " + ("" if row["kind"] == "none" else name)

@@ -19,18 +19,18 @@ from scipy.stats import spearmanr
 
 from headwise.attention import ablate
 from headwise.attention.plan import Call, attached
+from headwise.caches.gated import gated, last_hidden, streaming_loss
 from headwise.caches.groups import Window
 from headwise.caches.kept_cache import compress
 from headwise.evaluation.compression import continuation
 from headwise.evaluation.perplexity import text_windows
 from headwise.heads import HeadScores, HeadSet
-from headwise.methods.duo.duoattention import DuoAttention
-from headwise.methods.duo.formula import binarise, gate_loss, kept_count, rate_factor, strongest
-from headwise.methods.duo.gated import gated, last_hidden, streaming_loss
-from headwise.methods.duo.gates import gate_scores
+from headwise.maths.gates import binarise, gate_loss, kept_count, strongest
+from headwise.methods.duo.gates import gate_scores, rate_factor
 from headwise.methods.duo.options import Gates
-from headwise.methods.duo.patterns import layer_pattern
+from headwise.methods.duo.press import DuoAttention
 from headwise.methods.duo.prompts import LabelledText, VaultOptions, vault_texts
+from headwise.methods.zigzag.formula import layer_pattern
 
 SEEN = Window(4, 16)  # what a streaming head sees, while gates are found and in tests
 FOUND_AT, TESTED_AT = (220, 280), 280  # tokens of a text

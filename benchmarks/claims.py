@@ -12,8 +12,7 @@ import torch
 from common import hardware, options, show
 
 from headwise.attention import observe
-from headwise.evaluation.ablation import AblationOptions, ablation_sweep
-from headwise.evaluation.perplexity import plain_windows
+from headwise.evaluation.ablation import ablation_curve
 from headwise.heads import HeadScores
 from headwise.maths.copy import copy_score
 from headwise.methods.copy.options import Copy
@@ -76,8 +75,7 @@ def sweep(
     model: Model, scores: HeadScores, mode: str, scope: str, depths: int, lengths: tuple[int, ...] = (512,)
 ) -> dict[str, Any]:
     task = make(model, "test", lengths, depths)
-    calibration, plain = plain_windows(task, model.positions)
-    result = ablation_sweep(model, scores, task, AblationOptions(TOP, mode, scope, 20), calibration, plain).to_json()
+    result = ablation_curve(model, scores, TOP, mode=mode, scope=scope, task=task).to_json()
     rows: dict[str, Any] = {"items": result["items"] if isinstance(result["items"], int) else len(result["items"])}
     for row in result["summary"]:
         key = f"{row['metric']} {row['kind']} {row['k']}"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from headwise.attention.observe import observe
     from headwise.attention.steer import steer
     from headwise.caches.kept_cache import compress
+    from headwise.evaluation.ablation import ablation_curve
     from headwise.heads.errors import HeadwiseError
     from headwise.heads.headfile import load_heads, save_heads
     from headwise.heads.types import HeadId, HeadScores, HeadSet
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from headwise.methods.compresskv.options import Semantic
     from headwise.methods.compresskv.press import CompressKV
     from headwise.methods.copy.options import Copy
-    from headwise.methods.duo.duoattention import DuoAttention
     from headwise.methods.duo.options import Gates
-    from headwise.methods.duo.zigzagattention import ZigzagAttention
+    from headwise.methods.duo.press import DuoAttention
     from headwise.methods.headkv.press import HeadKV
     from headwise.methods.influence.options import Proxy
     from headwise.methods.pyramidkv.press import PyramidKV
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from headwise.methods.query.ranker import Ranker
     from headwise.methods.snapkv.press import SnapKV
     from headwise.methods.streamingllm.press import StreamingLLM
+    from headwise.methods.zigzag.press import ZigzagAttention
     from headwise.models.load import load
     from headwise.models.model import Model
     from headwise.prompts.prompt import Prompt, Span
@@ -59,6 +60,7 @@ __all__ = [
     "ZigzagAttention",
     "__version__",
     "ablate",
+    "ablation_curve",
     "compress",
     "find",
     "head_means",
@@ -78,7 +80,7 @@ _HOMES = {
     "Copy": "headwise.methods.copy.options",
     "AdaKV": "headwise.methods.adakv.press",
     "CompressKV": "headwise.methods.compresskv.press",
-    "DuoAttention": "headwise.methods.duo.duoattention",
+    "DuoAttention": "headwise.methods.duo.press",
     "HeadId": "headwise.heads.types",
     "HeadKV": "headwise.methods.headkv.press",
     "HeadScores": "headwise.heads.types",
@@ -91,8 +93,9 @@ _HOMES = {
     "SnapKV": "headwise.methods.snapkv.press",
     "Span": "headwise.prompts.prompt",
     "StreamingLLM": "headwise.methods.streamingllm.press",
-    "ZigzagAttention": "headwise.methods.duo.zigzagattention",
+    "ZigzagAttention": "headwise.methods.zigzag.press",
     "ablate": "headwise.attention.ablate",
+    "ablation_curve": "headwise.evaluation.ablation",
     "compress": "headwise.caches.kept_cache",
     "head_means": "headwise.attention.means",
     "load": "headwise.models.load",

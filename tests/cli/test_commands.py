@@ -91,6 +91,19 @@ def test_ablation_of_the_planted_head_ends_recall(planted, heads, headwise, tmp_
     assert headwise("show", "a.json").code == 0
 
 
+def test_perplexity_can_be_left_out(planted, heads, headwise, tmp_path, monkeypatch):
+    from headwise.evaluation import perplexity
+
+    monkeypatch.setattr(perplexity, "window_losses", None)  # nothing may call it
+    done = headwise(
+        "ablate", planted.model, *planted.own, "--heads", heads, "--top", "1", "--lengths", "90", "--depths", "1",
+        "--controls", "1", "--no-perplexity", "-o", "a.json", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert {row["metric"] for row in json.loads(done.out)["summary"]} == {"recall", "exact", "logprob"}
+    assert headwise("show", "a.json").code == 0
+
+
 def test_export_writes_a_plain_checkpoint(planted, heads, headwise, tmp_path):
     done = headwise("export", planted.model, "--heads", heads, "--top", "1", "--mode", "zero", "-o", tmp_path / "without")
     assert done.code == 0, done.err
@@ -177,7 +190,7 @@ def test_info(planted, headwise):
 
 
 @pytest.mark.slow
-def test_an_lm_eval_task_with_heads_ablated(planted, heads, headwise, tmp_path):
+def test_an_lm_eval_task_with_heads_ablated(planted, heads, headwise, tmp_path, monkeypatch):
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     rows = [
@@ -191,11 +204,27 @@ def test_an_lm_eval_task_with_heads_ablated(planted, heads, headwise, tmp_path):
         'test_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\n'
         "metric_list: [{metric: bits_per_byte}]\n"
     )
-    done = headwise(
+    from headwise.evaluation import lm_eval as module
+
+    real, asked = module.run_lm_eval, []
+
+    def once(*given):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(given)
+        return real(*given)
+
+    command = (
         "ablate", planted.model, "--heads", heads, "--task", "lm-eval:plain_text", "--include-path", tasks, "--top", "1", "-o", "l.json",
         "--json",
     )  # fmt: skip
+    monkeypatch.setattr(module, "run_lm_eval", once)
+    assert headwise(*command).code == 130
+    monkeypatch.setattr(module, "run_lm_eval", lambda *given: asked.append(given) or real(*given))
+    done = headwise(*command)
     assert done.code == 0, done.err
+    assert len(asked) == 3  # two of three runs were there already
+    assert not list(tmp_path.glob("*.run"))
     runs = json.loads((tmp_path / "l.json").read_text())["runs"]
     assert [(run["kind"], run["k"]) for run in runs] == [("none", 0), ("top", 1), ("random", 1)]
     assert runs[1]["ablation"]["heads"] == ["L1H2"]

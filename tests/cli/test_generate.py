@@ -9,7 +9,7 @@ from headwise.caches.allocation import Pyramid
 from headwise.caches.controls import Full, RandomTokens
 from headwise.caches.kept_cache import compress
 from headwise.caches.kept_file import load_cache
-from headwise.cli.cache_methods import known_options, parse_cache, read_budget, split_specs
+from headwise.cli.cache_methods import known_options, parse_cache, read_budget, shown, split_specs
 from headwise.heads import HeadScores, HeadwiseError, save_heads
 from headwise.methods.adakv.press import AdaKV
 from headwise.methods.compresskv.layer_errors import LayerErrors
@@ -181,8 +181,29 @@ def test_every_method_can_be_made_of_words(name, file):
     assert made.prefill == "dense"
     if "heads" in known:
         assert made.heads.shape == (4, 8)
-        with pytest.raises(HeadwiseError, match=f"{name} needs heads: {name}:heads=FILE"):
+        with pytest.raises(HeadwiseError, match=f"{name} needs a head file: {name}:heads=FILE"):
             parse_cache(name, 64)
+
+
+def test_the_head_file_that_detect_writes_is_taken_by_itself(planted, headwise, asked, tmp_path):
+    given = ("generate", planted.model, "--prompt", asked[0], "--max-new-tokens", 4, "--json")
+    for method, detector in (("compresskv", "semantic"), ("headkv", "semantic"), ("duoattention", "gate"), ("zigzag", "gate")):
+        command = f"run: headwise detect {detector} {planted.model}"
+        check_refused(headwise(*given, "--cache", f"{method}:budget=60"), f"{method} needs a head file", command)
+    (tmp_path / "headwise-out").mkdir()
+    save_heads(HeadScores(np.random.default_rng(0).random((2, 4)), "semantic"), tmp_path / "headwise-out" / "model.semantic.json")
+    done = headwise(*given, "--cache", "compresskv:budget=60")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["cache"] == "compresskv:heads=headwise-out/model.semantic.json,budget=60"
+    save_heads(HeadScores(np.zeros((2, 4)) + [[0], [1]], "copy"), tmp_path / "copy.json")
+    done = headwise(*given, "--cache", "compresskv:budget=60,per_layer=2,heads=copy.json")
+    check_refused(done, "have the same score", "take semantic scores (headwise detect semantic)")
+    assert "Head" + "Scores" not in done.err
+
+
+def test_results_name_files_without_their_folders():
+    assert shown(["snapkv", "headkv:heads=/home/me/h.json,beta=2"]) == ["snapkv", "headkv:heads=h.json,beta=2"]
+    assert shown(["headkv:heads=a/h.json", "headkv:heads=b/h.json"]) == ["headkv:heads=a/h.json", "headkv:heads=b/h.json"]
 
 
 def test_layer_errors_come_from_a_file(file, tmp_path):

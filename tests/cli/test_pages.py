@@ -83,7 +83,7 @@ def test_ranking_has_a_page(planted, headwise, files, query_file, tmp_path):  # 
 
 def test_caches_have_a_page(planted, headwise, tmp_path):
     done = headwise(
-        "bench", "cache", planted.model, "--lengths", 256, "--items", 2, "--tasks", "needle", "--question", "outside",
+        "bench", "cache", planted.model, "--lengths", 256, "--items", 2, "--tasks", "world.needle", "--question", "outside",
         "--methods", "oracle,random", "--budgets", "0.2,40", "-o", "c.json", "--html", "c.html",
     )  # fmt: skip
     assert done.code == 0, done.err

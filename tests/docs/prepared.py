@@ -32,6 +32,8 @@ SMALLER = {
     "headwise detect": "--lengths 128 --depths 2 --needles two.jsonl --overwrite",
     "headwise ablate": "--top 2 --lengths 128 --depths 1 --controls 1 --needles two.jsonl --overwrite",
     "headwise needle": "--lengths 128 --depths 1 --needles two.jsonl --overwrite",
+    "headwise bench cache --ruler": "--items 1 --budgets 0.3 --overwrite",
+    "headwise bench cache --data": "--budgets 0.3 --overwrite",
     "headwise bench cache": "--items 1 --tasks needle --lengths 300 --budgets 0.3 --overwrite",
     "headwise rank": "--overwrite",
     "headwise select score": "--max-len 128 --batch-tokens 512",
@@ -85,6 +87,8 @@ def prepare(folder: Path, page: str) -> None:
     save_heads(made_up_scores("query"), folder / "headwise-out/model.query.json")
     write_lines(folder / "two.jsonl", [vars(needle) for needle in bundled_needles("test")[:2]])
     write_lines(folder / "mine.jsonl", [vars(needle) for needle in bundled_needles("test")[:2]])
+    asked = {"context": " ".join(PASSAGES), "question": QUERY, "answer": "Ada", "id": "key"}
+    write_lines(folder / "questions.jsonl", [asked, asked | {"id": "boat", "question": "What came back?", "answer": "A boat"}])
     write_lines(folder / "labelled.jsonl", [{"query": QUERY, "passages": PASSAGES, "gold": [1]}] * 4)
     write_lines(folder / "q.jsonl", [{"id": "q1", "text": QUERY}])
     write_lines(folder / "p.jsonl", [{"id": f"p{i}", "text": text} for i, text in enumerate(PASSAGES)])

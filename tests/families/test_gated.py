@@ -8,9 +8,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from headwise.attention.function import headwise_mask
 from headwise.attention.plan import attached
+from headwise.caches.gated import gated, streaming_loss
 from headwise.caches.groups import Window
 from headwise.heads import HeadwiseError
-from headwise.methods.duo.gated import gated, streaming_loss
 from headwise.models.model import as_model
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from tests.helpers import with_cache

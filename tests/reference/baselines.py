@@ -72,3 +72,28 @@ def head_shares(scores, budget, beta):
     heads = sum(map(len, scores))
     total = sum(map(sum, scores))
     return [[budget * (1 - 1 / beta) + own / total * (budget / beta * heads) for own in row] for row in scores]
+
+
+def released_headkv(query, keys, scores, layer, budget, window, beta, scaling):
+    """HeadKV as released, one layer: the positions of every query head, each with a budget of its own, window included.
+
+    query [H, S, d], keys [G, S, d]. scores [layer][query head] of all layers. budget: positions per query head on average. The attention of the last
+    `window` queries to what stands in front of the window is summed, smoothed by the maximum over 7 neighbours, and each head takes its highest.
+    """
+    heads, length = query.shape[0], keys.shape[1]
+    total, count = sum(map(sum, scores)), sum(map(len, scores))
+    room = budget - window
+    pool = int(room / beta)
+    found = []
+    for head in range(heads):
+        raw = [0.0] * (length - window)
+        for row in range(length - window, length):
+            weights = (keys[head // (heads // keys.shape[0]), : row + 1].double() @ query[head, row].double() * scaling).softmax(
+                0
+            )
+            raw = [sum_ + weight for sum_, weight in zip(raw, weights.tolist()[: length - window], strict=True)]
+        smooth = [max(raw[max(0, i - 3) : i + 4]) for i in range(len(raw))]
+        own = round(room - pool + scores[layer][head] / total * pool * count)
+        best = sorted(range(len(raw)), key=lambda i: -smooth[i])[:own]
+        found.append({*best, *range(length - window, length)})
+    return found

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,9 @@ from headwise.attention.means import head_means
 from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.evaluation import ablation
-from headwise.evaluation.ablation import AblationOptions, ablation_sweep, describe_run
+from headwise.evaluation import perplexity as perplexity_module
+from headwise.evaluation.ablation import AblationOptions, ablation_curve, describe_run
+from headwise.evaluation.ablation_task import sweep_tokens
 from headwise.evaluation.perplexity import perplexity, plain_windows, with_bos
 from headwise.evaluation.variants import head_variants
 from headwise.heads import HeadScores, HeadwiseError, UnsupportedModelError
@@ -68,6 +70,12 @@ def options(**changes):
     return AblationOptions(**{"top": (1, 3), "controls": 3, "max_new_tokens": 6} | changes)
 
 
+def sweep(model, scores, task, chosen, calibration=None, plain=None, **more):
+    """The public function with its options as an object; perplexity only if a text for it is given."""
+    texts = None if plain is None else (calibration, plain)
+    return ablation_curve(model, scores, task=task, texts=texts, perplexity=plain is not None, **asdict(chosen), **more)
+
+
 def means_of(model, task):
     return head_means(model.hf, [with_bos(plain_windows(task, 256)[0], model.tokenizer)])
 
@@ -115,7 +123,7 @@ def test_answers_of_batched_variants_equal_plain_generation(model, task, mode, s
 @pytest.mark.parametrize("scope", ["answer", "all"])
 def test_the_sweep_equals_one_variant_at_a_time(model, task, scope):
     scores = random_scores(model.heads.shape)
-    result = ablation_sweep(model, scores, task, options(scope=scope, mode="uniform"))
+    result = sweep(model, scores, task, options(scope=scope, mode="uniform"))
     prompts = prompts_of(task)
     assert len(result.items) == len(prompts) == 8
     assert result.losses.shape == (len(result.variants), 0)
@@ -133,11 +141,11 @@ def test_the_sweep_equals_one_variant_at_a_time(model, task, scope):
 
 
 def test_scope_all_equals_edited_weights(model, task):
-    result = ablation_sweep(model, random_scores(model.heads.shape), task, options(scope="all"))
+    result = sweep(model, random_scores(model.heads.shape), task, options(scope="all"))
     row = result.rows_of("top", 3)[0]
     twin = copy.deepcopy(model.hf)
     silence_in_weights(twin, result.variants[row].heads, "zero")
-    edited = ablation_sweep(replace(model, hf=twin), random_scores(model.heads.shape), task, options(scope="all"))
+    edited = sweep(replace(model, hf=twin), random_scores(model.heads.shape), task, options(scope="all"))
     for metric in result.values:
         np.testing.assert_allclose(result.values[metric][row], edited.values[metric][0], atol=1e-3)
         np.testing.assert_allclose(edited.values[metric][row], edited.values[metric][0], atol=1e-3)
@@ -147,13 +155,13 @@ def test_scope_all_equals_edited_weights(model, task):
 @pytest.mark.parametrize("scope", ["answer", "all"])
 def test_neither_batches_nor_repetition_matter(model, task, scope, monkeypatch):
     scores = random_scores(model.heads.shape)
-    whole = ablation_sweep(model, scores, task, options(scope=scope))
-    again = ablation_sweep(model, scores, task, options(scope=scope))
+    whole = sweep(model, scores, task, options(scope=scope))
+    again = sweep(model, scores, task, options(scope=scope))
     assert all(np.array_equal(whole.values[metric], again.values[metric]) for metric in whole.values)
     assert (whole.variants, whole.items) == (again.variants, again.items)
-    parts = ablation_sweep(model, scores, task, options(scope=scope, rows=3))
+    parts = sweep(model, scores, task, options(scope=scope, rows=3))
     monkeypatch.setattr(ablation, "TOKENS", 200)
-    small = ablation_sweep(model, scores, task, options(scope=scope))
+    small = sweep(model, scores, task, options(scope=scope))
     for other in (parts, small):
         for metric in whole.values:
             np.testing.assert_allclose(other.values[metric], whole.values[metric], atol=1e-3)
@@ -166,13 +174,13 @@ def test_a_hybrid_model_sweeps_in_both_scopes():
     values[[1, 3]] = random_scores((2, 8)).values
     task = make_task(model.tokenizer, lengths=(40,), depths=(0.5,))
     for scope in ("answer", "all"):
-        result = ablation_sweep(model, HeadScores(values, "copy"), task, options(scope=scope, mode="uniform"))
+        result = sweep(model, HeadScores(values, "copy"), task, options(scope=scope, mode="uniform"))
         prompt, answer = prompts_of(task)[0]
         for row in (0, 1, 5):
             enter = partial(ablate, hf, result.variants[row].heads, mode="uniform", scope=scope, answer_from=len(prompt.ids) - 1)
             assert result.values["logprob"][row, 0] == pytest.approx(one_at_a_time(model, prompt, answer, enter, 6)[2], abs=1e-3)
     with pytest.raises(UnsupportedModelError, match=r"layer [02] of qwen3_next has no attention heads"):
-        ablation_sweep(model, random_scores((4, 8)), task, options())
+        sweep(model, random_scores((4, 8)), task, options())
 
 
 def test_variants_are_disjoint_layer_matched_and_seeded():
@@ -204,6 +212,7 @@ def test_variants_are_disjoint_layer_matched_and_seeded():
         ({"scope": "decode"}, "unknown ablation scope 'decode'; use all, answer"),
         ({"controls": 0}, "controls must be at least 1; got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
+        ({"seed": -1}, "seed must be at least 0; got -1"),
         ({"rows": -1}, "rows must be at least 1; got -1"),
     ],
 )
@@ -214,14 +223,47 @@ def test_wrong_options_are_refused(wrong, message):
 
 def test_wrong_input_is_refused_before_any_work(model, task):
     with pytest.raises(HeadwiseError, match=r"belong to a model of 2 layers x 8 heads, but .* has 4 x 8"):
-        ablation_sweep(model, random_scores((2, 8)), task, options())
-    with pytest.raises(HeadwiseError, match="mode 'mean' needs calibration text"):
-        ablation_sweep(model, random_scores((4, 8)), task, options(mode="mean"))
+        sweep(model, random_scores((2, 8)), task, options())
+    with pytest.raises(HeadwiseError, match="no heads were given"):
+        sweep(model, [], task, options())
+    with pytest.raises(HeadwiseError, match="no tokenizer, and prompts are made with one"):
+        ablation_curve(replace(model, tokenizer=None), random_scores((4, 8)))
+
+
+def test_texts_come_from_the_task_where_none_are_given(model, task):
+    scores, chosen = random_scores(model.heads.shape), options(mode="mean", controls=1, top=(1,))
+    given = sweep(model, scores, task, chosen, *plain_windows(task, model.positions))
+    found = ablation_curve(model, scores, task=task, **asdict(chosen))
+    assert found.to_json() == given.to_json()
+    assert (
+        found.provenance["calibration"] != describe_run(model, scores, task, chosen, plain_windows(task, 256)[1])["calibration"]
+    )
+
+
+def test_heads_in_an_order_are_swept_like_scores(model, task):
+    scores = random_scores(model.heads.shape)
+    listed = [tuple(head) for head in scores.top(3)]
+    for heads in (listed, scores.top(3)):
+        by_list, by_score = (sweep(model, given, task, options(controls=1)) for given in (heads, scores))
+        for k in (1, 3):
+            one, other = by_list.rows_of("top", k)[0], by_score.rows_of("top", k)[0]
+            assert by_list.variants[one].heads.heads == by_score.variants[other].heads.heads
+            assert by_list.values["logprob"][one].tolist() == by_score.values["logprob"][other].tolist()
+            assert not set(by_list.variants[by_list.rows_of("bottom", k)[0]].heads) & set(scores.top(3))
+
+
+def test_the_table_in_words(planted):
+    model, scores, task = planted
+    lines = sweep(model, scores, task, options(top=(1,), controls=3)).table().splitlines()
+    assert lines[0].split() == ["metric", "K", "top", "95", "%", "CI", "random", "weakest", "p", "rank"]
+    assert lines[1].split() == ["recall", "0", "1", "1", "to", "1"]
+    assert lines[2].split() == ["recall", "1", "0", "0", "to", "0", "1", "1", "0.25"]
+    assert [line.split()[0] for line in lines[1::2]] == ["recall", "exact", "logprob"]
 
 
 def test_perplexity_is_measured_under_scope_all(model, task):
     calibration, plain = plain_windows(task, 256)
-    result = ablation_sweep(model, random_scores(model.heads.shape), task, options(controls=7, top=(3,)), calibration, plain)
+    result = sweep(model, random_scores(model.heads.shape), task, options(controls=7, top=(3,)), calibration, plain)
     windows = with_bos(plain, model.tokenizer)
     for row in (0, 1, 2, 5):
         with ablate(model.hf, result.variants[row].heads, scope="all"):
@@ -249,7 +291,7 @@ def planted():
 @pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
 def test_the_planted_head_is_the_one_that_counts(planted, mode):
     model, scores, task = planted
-    result = ablation_sweep(model, scores, task, options(top=(1,), controls=20, mode=mode), *plain_windows(task, 1024))
+    result = sweep(model, scores, task, options(top=(1,), controls=20, mode=mode), *plain_windows(task, 1024))
     rows = {(row["metric"], row["kind"]): row for row in result.summary()}
     assert rows["recall", "none"]["mean"] == rows["exact", "none"]["mean"] == 1
     assert rows["recall", "top"]["mean"] == 0
@@ -264,7 +306,7 @@ def test_the_planted_head_is_the_one_that_counts(planted, mode):
 
 
 def test_summary_rows_agree_with_the_tables(model, task):
-    result = ablation_sweep(model, random_scores(model.heads.shape), task, options(controls=5))
+    result = sweep(model, random_scores(model.heads.shape), task, options(controls=5))
     table = result.values["logprob"]
     for row in result.summary():
         found = result.rows_of(row["kind"], row["k"])
@@ -279,7 +321,7 @@ def test_summary_rows_agree_with_the_tables(model, task):
 
 def test_a_result_is_saved_with_its_provenance(model, task, tmp_path):
     scores = random_scores(model.heads.shape)
-    result = ablation_sweep(model, scores, task, options(controls=1), *plain_windows(task, 256))
+    result = sweep(model, scores, task, options(controls=1), *plain_windows(task, 256))
     path = tmp_path / "a" / "ablation.json"
     result.save(path)
     kind, data = load_result(path)
@@ -299,7 +341,7 @@ def test_a_result_is_saved_with_its_provenance(model, task, tmp_path):
 
 def test_finished_groups_are_not_run_again(model, task, tmp_path, monkeypatch):
     scores, chosen = random_scores(model.heads.shape), options(controls=1)
-    expected = ablation_sweep(model, scores, task, chosen)
+    expected = sweep(model, scores, task, chosen)
     real, runs = ablation._run_group, []
 
     def stumble(*arguments, **chosen):
@@ -311,13 +353,72 @@ def test_finished_groups_are_not_run_again(model, task, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "_run_group", stumble)
     directory = RunDirectory(tmp_path / "run", describe_run(model, scores, task, chosen))
     with pytest.raises(KeyboardInterrupt):
-        ablation_sweep(model, scores, task, chosen, directory=directory)
+        sweep(model, scores, task, chosen, directory=directory)
     monkeypatch.setattr(ablation, "_run_group", lambda *arguments, **chosen: runs.append(1) or real(*arguments, **chosen))
     seen = []
     directory = RunDirectory(tmp_path / "run", describe_run(model, scores, task, chosen))
-    resumed = ablation_sweep(model, scores, task, chosen, directory=directory, report=lambda *state: seen.append(state[:2]))
+    resumed = sweep(model, scores, task, chosen, directory=directory, report=lambda *state: seen.append(state[:2]))
     assert len(runs) == 4
     assert len(seen) == 4
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
-    assert seen[-1][0] == seen[-1][1] == sum(group.length for group in group_specs(task.grid, len(task.needles)))
+    assert seen[-1][0] == seen[-1][1] == sweep_tokens(task, 7, "answer")
     assert resumed.to_json() == expected.to_json()
+
+
+def test_one_bar_counts_the_sweep_and_perplexity_in_tokens(model, task):
+    seen = []
+    result = sweep(
+        model, random_scores(model.heads.shape), task, options(controls=1), *plain_windows(task, 256),
+        report=lambda *state: seen.append(state),
+    )  # fmt: skip
+    windows, bos = result.losses.shape[1], 1
+    plain = 7 * windows * (len(plain_windows(task, 256)[1][0]) + bos)
+    assert {total for _, total, _ in seen} == {sweep_tokens(task, 7, "answer") + plain}
+    done = [done for done, _, _ in seen]
+    assert done == sorted(done)
+    assert done[3] == sweep_tokens(task, 7, "answer")  # four groups, then seven sets of heads over plain text
+    assert done[-1] == seen[-1][1]
+    assert len(done) == 4 + 7
+    assert seen[-1][2].startswith("perplexity ")
+
+
+def test_work_is_counted_as_the_passes_read_it(model):
+    """Tokens that go through the model, counted at its door, against the estimate."""
+    encoder = PieceEncoder(character_tokenizer())
+    hay = Haystack(["".join(f"{chr(97 + i % 23)}{chr(97 + i % 7)}. " for i in range(400))], encoder)
+    grid = GridOptions((100, 140), (0.0, 0.5, 1.0), part=(0.0, 0.5))
+    task, read = Task(NEEDLES, hay, NeedleComposer(encoder, TEMPLATE), grid), []
+    asked = {scope: sum(len(prompt.ids) for prompt, _ in prompts_of(task)) - 2 * 3 * 240 for scope in ("answer", "all")}
+    asked["all"] *= 7  # questions, which the estimate leaves out
+    hook = model.hf.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True)
+    try:
+        for scope, question in asked.items():
+            read.clear()
+            sweep(model, random_scores(model.heads.shape), task, options(controls=1, max_new_tokens=1, scope=scope))
+            assert sum(read) == pytest.approx(sweep_tokens(task, 7, scope) + question, rel=0.1)
+    finally:
+        hook.remove()
+
+
+def test_finished_perplexities_are_not_measured_again(model, task, tmp_path, monkeypatch):
+    scores, chosen = random_scores(model.heads.shape), options(controls=1)
+    texts = plain_windows(task, 256)
+    expected = sweep(model, scores, task, chosen, *texts)
+    real, runs = perplexity_module.window_losses, []
+
+    def stumble(*arguments):
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        runs.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(perplexity_module, "window_losses", stumble)
+    directory = RunDirectory(tmp_path / "run", describe_run(model, scores, task, chosen))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, scores, task, chosen, *texts, directory=directory)
+    monkeypatch.setattr(perplexity_module, "window_losses", lambda *arguments: runs.append(1) or real(*arguments))
+    resumed = sweep(model, scores, task, chosen, *texts, directory=directory)
+    assert len(runs) == 7
+    assert resumed.to_json() == expected.to_json()
+    sweep(model, scores, task, chosen, texts[1], texts[0], directory=directory)  # of another text nothing is known
+    assert len(runs) == 14

@@ -156,6 +156,61 @@ def test_headkv_nears_even_budgets_with_beta(model, ids):
     assert spread[0] > spread[1] > spread[2]
 
 
+def reference_of_released(model, ids, given, **sizes):
+    """[layer][query head] sets of positions."""
+    with compress(model, Recorder()) as cache:
+        cache.prefill(ids)
+    return [
+        slow.released_headkv(view.query[0], view.keys[0], given.values.tolist(), layer, scaling=view.scaling, **sizes)
+        for layer, view in sorted(views.items())
+    ]
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.2, 5.0])
+def test_the_released_headkv_chooses_by_query_heads(beta):
+    """With as many KV heads as query heads what is held is the choice itself."""
+    model = tiny_model("llama", num_key_value_heads=HEADS)
+    ids, given = torch.randint(2, 96, (1, LENGTH), generator=torch.Generator().manual_seed(6)), head_scores(3)
+    found = kept(model, ids, HeadKV(budget=BUDGET, window=6, heads=given, beta=beta, preset="released"))
+    right = reference_of_released(model, ids, given, budget=BUDGET, window=6, beta=beta)
+    assert found == right
+    counts = np.array([[len(own) for own in heads] for heads in right])
+    assert abs(counts.mean() - BUDGET) < 0.5 or counts.max() == LENGTH  # what a head cannot use is not given to others
+    grouped = kept(model, ids, HeadKV(budget=BUDGET, window=6, heads=given, beta=beta))
+    assert grouped != found
+
+
+def test_in_groups_the_released_headkv_holds_what_any_query_head_chose(model, ids):
+    given = head_scores(3)
+    found = kept(model, ids, HeadKV(budget=BUDGET, window=6, heads=given, preset="released"))
+    right = reference_of_released(model, ids, given, budget=BUDGET, window=6, beta=1.2)
+    each = HEADS // KV_HEADS
+    for layer in range(LAYERS):
+        unions = [set().union(*right[layer][g * each : (g + 1) * each]) for g in range(KV_HEADS)]
+        assert found[layer] == unions
+    sizes = [len(own) for heads in found for own in heads]
+    assert max(sizes) > BUDGET  # more than one query head's budget
+
+
+def test_the_released_headkv_of_a_padded_row_is_that_of_the_row_alone(model, ids):
+    press = HeadKV(budget=BUDGET, window=6, heads=head_scores(3), preset="released")
+    short = ids[:, : LENGTH - 20]
+    mask = torch.ones(2, LENGTH, dtype=torch.int64)
+    mask[0, :20] = 0
+    with compress(model, press) as cache:
+        cache.prefill(torch.cat([torch.cat([torch.ones(1, 20, dtype=torch.int64), short], 1), ids]), mask)
+        rows = [[[set(own.tolist()) for own in heads] for heads in cache.held_positions(row).values()] for row in range(2)]
+    assert rows == [kept(model, short, press), kept(model, ids, press)]
+
+
+def test_presets_of_headkv(model):
+    press = HeadKV(budget=BUDGET, heads=head_scores(), preset="released")
+    assert (press.sinks, press.kernel, press.window) == (0, 7, 8)
+    assert HeadKV(budget=BUDGET, heads=head_scores()).preset == "grouped"
+    scores = torch.tensor([[0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]])
+    assert press.smoothed(scores).tolist() == [[3.0, 3.0, 3.0, 3.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0]]
+
+
 def test_random_tokens_are_a_function_of_the_seed_and_the_position(model, ids):
     one, again, other = (kept(model, ids, RandomTokens(**SIZES, seed=seed)) for seed in (1, 1, 2))
     assert one == again != other
@@ -204,6 +259,16 @@ def test_full_keeps_everything(model, ids):
         (lambda: AdaKV(budget=64, floor=1.5)(tiny_model("llama")).__enter__(), r"floor of adaptive budgets must lie in \[0, 1\]"),
         (lambda: PyramidKV(budget=64, beta=0.5)(tiny_model("llama")).__enter__(), "beta must be at least 1"),
         (lambda: HeadKV(budget=64, heads=head_scores(), beta=0.5)(tiny_model("llama")).__enter__(), "beta must be at least 1"),
+        (
+            lambda: HeadKV(budget=64, heads=head_scores(), preset="ours"),
+            "unknown preset 'ours' of headkv; use grouped or released",
+        ),
+        (lambda: HeadKV(budget=64, heads=head_scores(), preset="released", sinks=2), "the released form of headkv has sinks 0"),
+        (lambda: HeadKV(budget=64, heads=head_scores(), preset="released", kernel=3), "the released form of headkv has kernel 7"),
+        (
+            lambda: HeadKV(budget=64, heads=head_scores(), preset="released", beta=0.5)(tiny_model("llama")).__enter__(),
+            "beta must be at least 1",
+        ),
         (lambda: HeadKV(budget=64, heads=head_scores(shape=(2, 8)))(tiny_model("llama")).__enter__(), "these head scores belong to a model of 2 lay"),
     ],
 )

@@ -15,14 +15,11 @@ from headwise.caches.kept_cache import compress
 from headwise.caches.kept_layer import Keep
 from headwise.evaluation.compression import (
     Candidate,
-    Context,
-    Question,
     continuation,
-    longest,
     measure_compression,
-    ruler_contexts,
     size_of,
 )
+from headwise.evaluation.contexts import Context, Question, longest, ruler_contexts
 from headwise.heads import HeadwiseError, MissingExtraError, PromptError
 from headwise.methods.snapkv.press import SnapKV
 from headwise.methods.streamingllm.press import StreamingLLM
@@ -91,7 +88,7 @@ CANDIDATES = [
 
 @pytest.fixture(scope="module")
 def rows(model, contexts):
-    return {(row["question"], row["method"]): row for row in measure_compression(model, CANDIDATES, contexts)}
+    return {(row["question"], row["method"]): row for row in measure_compression(model, CANDIDATES, contexts).rows}
 
 
 def test_the_full_cache_and_the_oracle_answer_and_streaming_does_not(rows):
@@ -159,7 +156,7 @@ def test_one_reading_for_all_methods_is_a_prefill_of_each(family):
 
     context = Context("x", None, ids, (Question(rest, 4, judge, Span(20, 24)),), frozenset())
     methods = [Full(), SnapKV(budget=20), Streams("dense"), Streams("windowed"), Streams("chunked")]
-    found = measure_compression(model, [Candidate(str(i), None, m) for i, m in enumerate(methods)], [context])
+    found = measure_compression(model, [Candidate(str(i), None, m) for i, m in enumerate(methods)], [context]).rows
     expected, held = [], []
     for protocol in ("inside", "outside"):
         for method in methods:
@@ -189,7 +186,7 @@ def test_a_limit_and_a_stop_token_end_an_answer(model, contexts):
 
 def test_unknown_places_of_answers_give_no_survival(model, contexts):
     context = contexts[0]._replace(questions=tuple(q._replace(answer=None) for q in contexts[0].questions))
-    for row in measure_compression(model, CANDIDATES[:1], [context]):
+    for row in measure_compression(model, CANDIDATES[:1], [context]).rows:
         assert row["survival"] is row["survival_heads"] is None
         assert row["exact"] == 1.0
 
@@ -292,7 +289,7 @@ def test_ruler_files_are_read_and_answered(model, parquet):
         ruler_rows()[0]["context"], " what is it?", rows[0].answer_prefix, tuple(ruler_rows()[0]["answer"]), 8, "niah_single_1"
     )
     contexts = ruler_contexts(model, rows)
-    found = {row["method"]: row for row in measure_compression(model, [CANDIDATES[0], CANDIDATES[3]], contexts, ["outside"])}
+    found = {row["method"]: row for row in measure_compression(model, [CANDIDATES[0], CANDIDATES[3]], contexts, ["outside"]).rows}
     assert found["full"]["exact"] == 1.0
     assert found["streamingllm"]["exact"] == 0.0
     assert (found["full"]["task"], found["full"]["length"], found["full"]["survival"]) == ("niah_single_1", None, None)

@@ -302,14 +302,14 @@ def test_heads_of_layers_that_are_not_compressed_do_not_matter():
     [
         (
             HeadSet.of([(0, 1), (2, 3)], (4, 8)),
-            r"no chosen head in 2 of the 4 layers to compress \(the first: layer 1\); give HeadScores",
+            r"no chosen head in 2 of the 4 layers to compress \(the first: layer 1\); give scores of the heads of all layers",
         ),
         (HeadSet((), (4, 8)), "no chosen head in 4 of the 4 layers"),
         (random_scores((4, 6)), "these heads belong to a model of 4 layers x 6 heads, but llama has 4 x 8"),
         (HeadSet.of([(layer, 0) for layer in range(3)], (3, 8)), "these heads belong to a model of 3 layers x 8 heads"),
         (
             HeadScores(np.array([[0.0] * 8, *np.eye(8)[:3]]), "copy"),
-            r"all heads of layer 0 have the same score \(0\), so none of them are the best 4; use semantic scores or a HeadSet",
+            r"all heads of layer 0 have the same score \(0\), so none of them are the best 4; take semantic scores",
         ),
         (HeadScores(np.array([[np.nan] * 8, *np.eye(8)[:3]]), "copy"), r"no chosen head in 1 of the 4 layers"),
     ],
@@ -325,7 +325,7 @@ def test_heads_that_do_not_fit_the_model_are_refused(model, heads, message):
     [
         ({"sharing": "head"}, "unknown sharing 'head'; use layer or group"),
         ({"per_layer": 0}, "per_layer must be at least 1 head; got 0"),
-        ({"heads": [(0, 1)]}, "heads must be HeadScores or a HeadSet \\(of a list: .*\\); got list"),
+        ({"heads": [(0, 1)]}, "heads must be scores of heads, or a choice of heads \\(of a list: .*\\); got list"),
         ({"heads": HeadScores(np.zeros((4, 8)), "copy")}, "all 32 heads have the same copy score"),
         ({"layer_errors": (1.0,) * 4, "allocation": Pyramid()}, "give either layer_errors or an allocation, not both"),
         ({"budget": 11}, "a budget of 11 does not hold the 4 first and the 8 last positions"),

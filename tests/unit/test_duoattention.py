@@ -10,15 +10,15 @@ import torch
 from transformers import DynamicCache
 
 from headwise.attention.plan import attached
+from headwise.caches.gated import gated
 from headwise.caches.groups import Window
 from headwise.caches.kept_cache import compress
 from headwise.heads import HeadScores, HeadwiseError, load_heads
-from headwise.methods.duo.duoattention import DuoAttention
-from headwise.methods.duo.gated import gated
 from headwise.methods.duo.gates import gate_scores
 from headwise.methods.duo.options import Gates
+from headwise.methods.duo.press import DuoAttention
 from headwise.methods.duo.prompts import ASK, STATE, VaultOptions, vault_texts
-from headwise.methods.duo.zigzagattention import ZigzagAttention
+from headwise.methods.zigzag.press import ZigzagAttention
 from headwise.models.model import Model, as_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import Haystack
@@ -246,7 +246,7 @@ def test_impossible_options_are_refused(method, options, message):
 
 def test_impossible_heads_and_rules_are_refused():
     for heads in ([1, 2], GATES, np.ones(3, dtype=bool)):
-        with pytest.raises(HeadwiseError, match=r"heads must be gates .* or a bool table"):
+        with pytest.raises(HeadwiseError, match="heads must be gates, or a table"):
             DuoAttention(heads)
     with pytest.raises(HeadwiseError, match="rule 'Z5' is none of Z1 to Z4; give the layers that Z5 has found"):
         ZigzagAttention(scores(), rule="Z5")

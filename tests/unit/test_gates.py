@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 
 from headwise.heads import HeadScores, HeadwiseError, PromptError
 from headwise.heads.headfile import from_json, to_json
-from headwise.methods.duo.formula import binarise, gate_loss, kept_count, kv_gates, mix, penalty, rate_factor, strongest
-from headwise.methods.duo.gates import gate_scores
+from headwise.maths.gates import binarise, gate_loss, kept_count, kv_gates, mix, penalty, strongest
+from headwise.methods.duo.gates import gate_scores, rate_factor
 from headwise.methods.duo.options import Gates
 from headwise.methods.duo.prompts import ASK, STATE, LabelledText, VaultOptions, vault_texts
 from headwise.models.model import Model

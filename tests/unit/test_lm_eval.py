@@ -3,6 +3,7 @@
 import json
 import socket
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -10,6 +11,7 @@ from headwise.attention import ablate
 from headwise.evaluation.lm_eval import run_lm_eval
 from headwise.heads import HeadSet, HeadwiseError, MissingExtraError
 from headwise.models.model import Model
+from headwise.report.console import lm_eval_table
 from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
 
@@ -36,6 +38,11 @@ doc_to_text: ""
 doc_to_target: "{{{{question}}}}"
 metric_list: [{{metric: bits_per_byte}}]
 """
+GROUP = """
+group: tiny_group
+task: [tiny_choice, tiny_text]
+aggregate_metric_list: [{{metric: acc, filter_list: none}}]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     rows = [{"question": f"what is {i} and {i + 2}?", "choices": [" one", " two", " six"], "label": i % 3} for i in range(9)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for name, text in (("choice", CHOICE), ("text", TEXT)):
+    for name, text in (("choice", CHOICE), ("text", TEXT), ("group", GROUP)):
         (folder / f"{name}.yaml").write_text(text.format(rows=folder / "rows.jsonl", cache=folder / "cache"))
     return folder
 
@@ -80,6 +87,27 @@ def test_an_ablation_changes_the_numbers_and_is_recorded(model, folder):
     assert (plain["tasks"], plain["model_type"], plain["limit"]) == (["tiny_choice", "tiny_text"], "llama", None)
     json.dumps(cut, allow_nan=False)
     assert len(model.tokenizer) == tokens
+
+
+def test_versions_of_packages_and_of_task_definitions_are_kept_apart(model, folder):
+    result = run_lm_eval(model, ["tiny_choice"], limit=2, include_path=folder)
+    assert set(result["versions"]) == {"headwise", "torch", "transformers", "numpy", "lm-eval"}
+    assert result["versions"]["torch"] == version("torch")
+    assert set(result["task_versions"]) == {"tiny_choice"}
+
+
+def test_a_group_shows_all_metrics_of_all_its_tasks(model, folder):
+    found = run_lm_eval(model, ["tiny_group"], limit=3, include_path=folder)
+    assert set(found["results"]) == {"tiny_group", "tiny_choice", "tiny_text"}
+    table = lm_eval_table([{"kind": "none", "k": 0, "draw": 0, **found}, {"kind": "random", "k": 2, "draw": 0, **found}])
+    columns = {column.header: list(column.cells) for column in table.columns}
+    tasks = [str(cell) for cell in columns["task"]]
+    assert sorted(tasks[:3]) == ["tiny_choice", "tiny_group", "tiny_text"]
+    assert columns["heads removed"] == ["none", "", "", "random 2 (draw 1)", "", ""]
+    choice, group, text = (tasks.index(name) for name in ("tiny_choice", "tiny_group", "tiny_text"))
+    assert columns["acc"][choice] == columns["acc"][group] != ""
+    assert (columns["acc"][text], columns["bits_per_byte"][choice]) == ("", "")
+    assert float(columns["bits_per_byte"][text]) == pytest.approx(found["results"]["tiny_text"]["bits_per_byte,none"], rel=1e-3)
 
 
 def test_limit(model, folder):

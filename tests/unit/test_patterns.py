@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from headwise.caches.gated import streaming_loss
 from headwise.caches.groups import Window
 from headwise.heads import HeadScores, HeadwiseError, load_heads
-from headwise.methods.duo.formula import binarise, kept_count
-from headwise.methods.duo.gated import streaming_loss
-from headwise.methods.duo.patterns import layer_pattern
+from headwise.maths.gates import binarise, kept_count
+from headwise.methods.duo.order import with_layer_order
 from headwise.methods.duo.prompts import LabelledText
-from headwise.methods.duo.zigzagattention import ZigzagAttention, with_layer_order
+from headwise.methods.zigzag.formula import layer_pattern
+from headwise.methods.zigzag.press import ZigzagAttention
 from headwise.models.model import Model, as_model
 from headwise.testing.tiny import tiny_model
 from tests.reference import gates as slow
@@ -117,9 +118,7 @@ def test_one_measured_order_serves_every_share(family):
     ]
     rows = [(torch.tensor([text.ids]), text.places) for text in texts]
     calls = []
-    gates = with_layer_order(
-        model, gate_scores(hf, options="kept"), texts, Window(2, 4), lambda *done: calls.append(done[:2])
-    )
+    gates = with_layer_order(model, gate_scores(hf, options="kept"), texts, Window(2, 4), lambda *done: calls.append(done[:2]))
     assert calls[-1] == (len(calls), len(calls))
     assert len(calls) == (len(full) - 1) * (len(full) + 2) // 2
     assert sorted(np.argsort(gates.tables["layer_order"])[: len(full)].tolist()) == full
@@ -137,7 +136,7 @@ def test_one_measured_order_serves_every_share(family):
 
 def test_rule_z5_needs_an_order_of_this_model():
     model = tiny_model("llama")
-    with pytest.raises(HeadwiseError, match=r"for rule Z5, gates with a measured order of layers \(with_layer_order\)"):
+    with pytest.raises(HeadwiseError, match=r"for rule Z5, gates with a measured order of layers"):
         ZigzagAttention(gate_scores(model), rule="Z5")
     with pytest.raises(
         HeadwiseError, match=r"order of layers \[1, 0\] is none of llama, whose layers with full attention are \[0, 1, 2, 3\]"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from headwise.evaluation.compression import Context, Question, longest
+from headwise.evaluation.contexts import Context, Question, check_drawing, fitted_contexts
 from headwise.heads import HeadwiseError
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
@@ -22,48 +22,39 @@ from headwise_lab.microworld.texts import Example, to_prompt
 TASKS = ("needle", "key_value", "passages")
 SHOTS = {"key_value": 3}  # answered questions in front of each question of a task; none in others
 SPARE = 4  # tokens that an answer may have beyond the gold answer
-FILL = 0.95  # mean share of the wanted length that a prompt and its answer fill
-MISSES = 100  # prompts in a row that do not fit, after which drawing ends
+PREFIX = "world."  # of the names under which `headwise bench cache` knows the tasks
 
 
 def draw_contexts(
     model: Model, task: str, length: int, count: int, questions: int = 1, split: str = "test", seed: int = 0
 ) -> list[Context]:
-    """`count` contexts of a micro-world task whose prompts and answers fill about `length` tokens and no more, with `questions` each.
+    """Contexts of a micro-world task (a `headwise.evaluation.contexts.CacheTask`).
 
-    The same seed and tokenizer give the same contexts. Raises `HeadwiseError` if prompts of this length cannot be made, or exceed the model.
+    Args:
+        model: The model with its tokenizer.
+        task: `needle`, `key_value` or `passages`, with or without `world.` in front.
+        length: Tokens of prompt and answer; they fill about so many and no more.
+        count: Number of contexts.
+        questions: Questions per context.
+        split: `train`, `selection` or `test`.
+        seed: 0 or more; the same seed and tokenizer give the same contexts.
+
+    Raises:
+        HeadwiseError: Prompts of this length cannot be made, or exceed the model.
     """
-    if task not in TASKS:
+    name = task.removeprefix(PREFIX)
+    if name not in TASKS:
         raise HeadwiseError(f"unknown task {task!r}; use {', '.join(TASKS)}")
-    if count < 1 or questions < 1 or seed < 0:
-        raise HeadwiseError(f"items and questions must be at least 1 and the seed 0 or more; got {count}, {questions} and {seed}")
-    most = model.positions
-    if most is not None and length > most:
-        raise HeadwiseError(
-            f"prompts of {length} tokens asked for, but {model.name} has {most} positions; choose {most} or fewer"
-        )
+    check_drawing(model, length, count, questions, seed)
     encoder, stop = PieceEncoder(model.tokenizer), stop_ids(model)
     encode = lru_cache(maxsize=100_000)(encoder.encode)
 
     def draw(size: float, number: int) -> Context:
-        rng = np.random.default_rng([seed, zlib.crc32(task.encode()), length, number])
-        example = make_example(task, split, rng, **_sized(task, size, questions))
-        return _asked(example, length, encode, encoder.bos, stop)
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), length, number])
+        example = make_example(name, split, rng, **_sized(name, size, questions))
+        return _asked(example, length, encode, encoder.bos, stop)._replace(task=task)
 
-    size = float(length)
-    for _ in range(3):
-        size *= FILL * length / float(np.mean([longest(draw(size, i)) for i in range(6)]))
-    found: list[Context] = []
-    number = misses = 0
-    while len(found) < count:
-        context = draw(size, number)
-        number, misses = number + 1, misses + 1
-        if longest(context) <= length:
-            found.append(context)
-            misses = 0
-        elif misses > MISSES:
-            raise HeadwiseError(f"no {task} prompt with {questions} questions fits into {length} tokens; choose a greater length")
-    return found
+    return fitted_contexts(draw, length, count)
 
 
 def _sized(task: str, tokens: float, questions: int) -> dict[str, Any]:
@@ -82,12 +73,13 @@ def _asked(
     """Every turn behind the demonstrations as a question of its own."""
     shots = SHOTS.get(example.task, 0)
     size = len(bos) + sum(len(encode(piece.text)) for piece in example.context)
-    questions = []
+    questions: list[Question] = []
     for turn in example.turns[shots:]:
         prompt = to_prompt(replace(example, turns=(*example.turns[:shots], turn)), encode, bos=bos, closing=True)
 
         def judge(said: str, wanted: str = turn.answer_text + turn.close) -> float:
             return float(exact_match(said, wanted))
 
-        questions.append(Question(prompt.ids[size:], len(prompt.gold) + SPARE, judge, prompt.span("answer")))
+        answer, name = turn.answer_text, str(len(questions) + 1)
+        questions.append(Question(prompt.ids[size:], len(prompt.gold) + SPARE, judge, prompt.span("answer"), answer, name))
     return Context(example.task, length, prompt.ids[:size], tuple(questions), stop)

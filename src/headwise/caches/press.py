@@ -148,4 +148,8 @@ class WindowPress(Press):
             )
         scores = torch.cat(found, dim=1)
         scores[..., -self.window :] = 0
+        return self.smoothed(scores)
+
+    def smoothed(self, scores: Tensor) -> Tensor:
+        """Scores [..., S] averaged over `kernel` neighbours."""
         return pooled(scores, self.kernel)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,6 +40,10 @@ def ablate(
     chat: o.Chat = False,
     chat_template_args: o.ChatArgs = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 32,
+    no_perplexity: Annotated[
+        bool,
+        typer.Option("--no-perplexity", help="Leave out perplexity of plain text, which takes most of the time of large models."),
+    ] = False,
     seed: o.Seed = 0,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -73,20 +78,19 @@ def ablate(
         loaded, split="test", lengths=wanted, depths=even_depths(depths), windows=windows, needles=needles, haystack=haystack,
         template=template, chat=chat, chat_args=chat_arguments(chat_template_args), seed=seed,
     )  # fmt: skip
-    _sweep(loaded, scores, grid, options, path, overwrite, json)
+    _sweep(loaded, scores, grid, options, not no_perplexity, path, overwrite, json)
 
 
 def _sweep(
-    loaded: Model, scores: HeadScores, grid: Task, options: AblationOptions, path: Path, overwrite: bool, json: bool
+    loaded: Model, scores: HeadScores, grid: Task, options: AblationOptions, perplexity: bool, path: Path, overwrite: bool, json: bool
 ) -> None:  # fmt: skip
-    from headwise.evaluation.ablation import ablation_sweep, describe_run
-    from headwise.evaluation.perplexity import plain_windows
+    from headwise.evaluation.ablation import ablation_curve, describe_run
     from headwise.runtime.rundir import RunDirectory
 
     directory = RunDirectory(path.with_name(path.name + ".run"), describe_run(loaded, scores, grid, options))
-    texts = plain_windows(grid, loaded.positions)
+    given: dict[str, Any] = asdict(options) | {"task": grid, "perplexity": perplexity, "directory": directory}
     with progress("ablating", hidden=json) as report:
-        result = ablation_sweep(loaded, scores, grid, options, *texts, directory=directory, report=report)
+        result = ablation_curve(loaded, scores, report=report, **given)
     from headwise.cli.pictures import draw
     from headwise.report.figures import ablation_curves
 

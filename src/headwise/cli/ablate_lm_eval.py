@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,12 @@ def run_task(
     from headwise.attention.means import head_means
     from headwise.evaluation.lm_eval import run_lm_eval
     from headwise.evaluation.perplexity import text_windows, with_bos
-    from headwise.evaluation.variants import head_variants
+    from headwise.evaluation.variants import describe_scores, head_variants
     from headwise.heads.headfile import write_json
+    from headwise.models.provenance import describe_model
     from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.haystack import Haystack, bundled_texts
+    from headwise.runtime.rundir import RunDirectory
 
     prefix, _, name = task.partition(":")
     if prefix != "lm-eval" or not name:
@@ -41,16 +44,29 @@ def run_task(
     variants = [
         variant for variant in head_variants(scores, options.top, options.controls, options.seed) if variant.kind != "bottom"
     ]
+    stated = {
+        "task": task,
+        "limit": limit,
+        "options": asdict(options),
+        "head_file": describe_scores(scores),
+        **describe_model(loaded),
+    }
+    directory = RunDirectory(path.with_name(path.name + ".run"), stated)
     runs: list[dict[str, Any]] = []
     with progress(task, hidden=json) as report:
         for number, variant in enumerate(variants):
             heads = variant.heads if len(variant.heads) else None
-            block = ablate(loaded.hf, heads, mode=options.mode, scope="all", means=means) if heads else nullcontext()
-            with block:
-                found = run_lm_eval(loaded, [name], limit, include_path, heads, options.mode if heads else None)
-            runs.append({"kind": variant.kind, "k": variant.k, "draw": variant.draw, **found})
-            report(number + 1, len(variants), f"{variant.kind} {variant.k or ''}")
-    write_json({"task": task, "mode": options.mode, "scope": "all", "runs": runs}, path, overwrite)
+            cell = directory.load(f"variant{number:03d}")
+            if cell is None:
+                block = ablate(loaded.hf, heads, mode=options.mode, scope="all", means=means) if heads else nullcontext()
+                with block:
+                    found = run_lm_eval(loaded, [name], limit, include_path, heads, options.mode if heads else None)
+                cell = {}, [{"kind": variant.kind, "k": variant.k, "draw": variant.draw, **found}]
+                directory.save(f"variant{number:03d}", *cell)
+            runs += cell[1]
+            report(number + 1, len(variants), f"{variant.kind} {variant.k or ''}".strip())
+    write_json({"task": task, "mode": options.mode, "scope": "all", "seed": options.seed, "runs": runs}, path, overwrite)
+    directory.remove()
     if json:
         o.print_json({"result": str(path), "runs": [{k: run[k] for k in ("kind", "k", "draw", "results")} for run in runs]})
         return

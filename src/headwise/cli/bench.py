@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headwise.cli import options as o
+from headwise.cli.bench_questions import Asked
 from headwise.cli.progress import progress
 from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
     from headwise.caches.kept_layer import Compressor
     from headwise.cli.cache_methods import Budget
-    from headwise.evaluation.compression import Candidate, Context
-    from headwise.models.model import Model
+    from headwise.evaluation.compression import Candidate
     from headwise.prompts.prompt import Prompt
 
 app = typer.Typer(name="bench", help="Measure methods against one another.", no_args_is_help=True)
@@ -27,38 +27,73 @@ def bench() -> None:
     """Measure methods against one another."""
 
 
+Methods = Annotated[str, typer.Option(help="Names with options: snapkv,compresskv:heads=FILE, and oracle.")]
+Budgets = Annotated[str, typer.Option(help="Shares of the prompt (0.1) or positions (256).")]
+Lengths = Annotated[str | None, typer.Option(help="Tasks: tokens of prompt and answer, e.g. 512,1024.", show_default="512")]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        help="needle (sentences in novels), key_value (a JSON object of random keys); headwise-lab adds world.needle, world.key_value and "
+        "world.passages.",
+        show_default="needle,key_value",
+    ),
+]
+Ruler = Annotated[Path | None, typer.Option(help="Parquet file in RULER's layout, in place of tasks.", show_default=False)]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Questions of your own in place of tasks: JSON lines with context, question, answer and, if wanted, id and answer_prefix.",
+        show_default=False,
+    ),
+]
+Items = Annotated[int | None, typer.Option(help="Contexts per task and length, or of the file.", show_default="20; --data: all")]
+Questions = Annotated[int | None, typer.Option(help="Tasks: questions per context.", show_default="1")]
+Split = Annotated[
+    str | None, typer.Option(help="Tasks: test, selection or train: whose names and wordings.", show_default="test")
+]
+MinFull = Annotated[
+    float, typer.Option(help="Share of the questions that the full cache must answer; below it nothing can be compared.")
+]
+MaxNewTokens = Annotated[int | None, typer.Option(help="--data: longest answer in tokens.", show_default="32")]
+Chat = Annotated[bool, typer.Option("--chat", help="--ruler, --data: wrap prompts by the model's chat template.")]
+Page = Annotated[
+    Path | None,
+    typer.Option("--html", help="Write a page: recall against bytes, and what each method keeps.", show_default=False),
+]
+
+
 @app.command("cache")
 def cache(
     model: o.ModelName = None,
-    methods: Annotated[
-        str, typer.Option(help="Names with options: snapkv,compresskv:heads=FILE, and oracle.")
-    ] = "streamingllm,snapkv,oracle",
-    budgets: Annotated[str, typer.Option(help="Shares of the prompt (0.1) or positions (256).")] = "0.05,0.1,0.2",
-    lengths: Annotated[str, typer.Option(help="Tokens of prompt and answer.")] = "512",
-    tasks: Annotated[str, typer.Option(help="Of the micro-world: needle, key_value, passages.")] = "needle,key_value,passages",
-    ruler: Annotated[
-        Path | None, typer.Option(help="Parquet file in RULER's layout, instead of tasks.", show_default=False)
-    ] = None,
-    items: Annotated[int, typer.Option(help="Contexts per task and length.")] = 20,
-    questions: Annotated[int, typer.Option(help="Questions per context.")] = 1,
+    methods: Methods = "streamingllm,snapkv,oracle",
+    budgets: Budgets = "0.05,0.1,0.2",
+    lengths: Lengths = None,
+    tasks: Tasks = None,
+    ruler: Ruler = None,
+    data: Data = None,
+    items: Items = None,
+    questions: Questions = None,
     question: Annotated[str, typer.Option(help="inside or outside of what is compressed.")] = "inside,outside",
-    split: Annotated[str, typer.Option(help="test, selection or train: whose names and wordings.")] = "test",
+    split: Split = None,
+    min_full: MinFull = 0.3,
+    max_new_tokens: MaxNewTokens = None,
     seed: Annotated[int, typer.Option(help="Seed of contexts and intervals.")] = 0,
-    chat: Annotated[bool, typer.Option("--chat", help="Wrap RULER's prompts by the model's chat template.")] = False,
+    chat: Chat = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", help="Write a page: recall against bytes, and what each method keeps.", show_default=False),
-    ] = None,
+    html: Page = None,
     output: o.Output = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
     """Recall against bytes of several methods and budgets, beside the full cache on the same questions."""
     path = o.output_path(output, model, "cache", overwrite)
-    chosen, wanted = _candidates(methods, budgets, ruler is not None), o.numbers(lengths, "lengths")
+    asked = Asked(tasks, lengths, items, questions, split, seed, ruler, data, chat, max_new_tokens)
+    asked.check()
+    if not 0 <= min_full <= 1:
+        raise HeadwiseError(f"--min-full is a share between 0 and 1; got {min_full:g}")
+    chosen = _candidates(methods, budgets, model)
     loaded = o.load(model, device, dtype, revision)
     for candidate in chosen:
         if hasattr(candidate.make, "check"):
@@ -67,12 +102,17 @@ def cache(
     from headwise.heads.headfile import write_json
     from headwise.models.provenance import describe_model
 
-    contexts = _contexts(loaded, ruler, chat, tasks.split(","), wanted, (items, questions, split, seed))
+    contexts = asked.contexts(loaded)
     protocols = [part.strip() for part in question.split(",")]
-    with progress("cache", hidden=json) as report:
-        rows = measure_compression(loaded, chosen, contexts, protocols, seed, report)
-    result = describe_model(loaded) | {"methods": methods, "budgets": budgets, "items": items, "split": split, "seed": seed}
-    result |= {"questions": questions, "ruler": None if ruler is None else ruler.name, "rows": rows}
+    with progress("comparing caches", hidden=json) as report:
+        found = measure_compression(loaded, chosen, contexts, protocols, seed, report, min_full)
+    failed = [gate for gate in found.gates if gate["gate"] == "failed"]
+    result = (
+        describe_model(loaded)
+        | {"methods": list(dict.fromkeys(c.name for c in chosen)), "budgets": budgets, "seed": seed}
+        | asked.described(len(contexts))
+    )
+    result |= {"gate": "failed" if failed else "passed"} | found._asdict()
     write_json(result, path, overwrite)
     if html is not None:
         from headwise.cli.bench_page import write_cache_page
@@ -83,37 +123,18 @@ def cache(
 
 def _tell(result: dict[str, Any], path: Path, html: Path | None, json: bool) -> None:
     from headwise.cli.pictures import draw, picture_line
-    from headwise.report.compression import NOTE, compression_tables, recall_figure
+    from headwise.report.compression import NOTE, compression_tables, label_of, recall_figure
     from headwise.report.console import print_all
 
     picture = draw(partial(recall_figure, result), path.with_suffix(".png"))
     rows = [_short(row) for row in result["rows"]]
     if json:
-        o.print_json({"result": str(path), "picture": picture, "page": None if html is None else str(html), "rows": rows})
+        kept = {name: result[name] for name in ("gate", "gates", "left_out")}
+        o.print_json({"result": str(path), "picture": picture, "page": None if html is None else str(html), **kept, "rows": rows})
         return
+    notes = [f"{label_of(gate)}: {gate['note']}" for gate in result["gates"] if gate["note"]]
     pages = [] if html is None else [f"page       {html}"]
-    print_all(*compression_tables(result), NOTE, f"result     {path}", *picture_line(picture), *pages)
-
-
-def _contexts(
-    loaded: Model, ruler: Path | None, chat: bool, tasks: list[str], lengths: tuple[int, ...], drawn: tuple[int, int, str, int]
-) -> list[Context]:
-    """drawn: items, questions, split, seed."""
-    from importlib.metadata import entry_points
-
-    from headwise.evaluation.compression import ruler_contexts
-
-    if ruler is None:
-        known = {entry.name: entry for entry in entry_points(group="headwise.tasks")}
-        if unknown := [task.strip() for task in tasks if task.strip() not in known]:
-            listed = ", ".join(known) or "none; pip install headwise-lab brings those of the micro-world"
-            raise HeadwiseError(f"unknown task {unknown[0]!r}; known: {listed}")
-        return [
-            c for task in tasks for length in lengths for c in known[task.strip()].load()(loaded, task.strip(), length, *drawn)
-        ]
-    from headwise.prompts.ruler import read_ruler
-
-    return ruler_contexts(loaded, read_ruler(ruler)[: drawn[0]], chat)
+    print_all(*compression_tables(result), NOTE, *notes, *result["left_out"], f"result     {path}", *picture_line(picture), *pages)
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
@@ -121,25 +142,26 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "survival_heads"}
 
 
-def _candidates(methods: str, budgets: str, ruler: bool) -> list[Candidate]:
+def _candidates(methods: str, budgets: str, model: str | None) -> list[Candidate]:
     """The full cache, then every method with every budget; methods without a budget, or with one of their own, once."""
-    from headwise.cli.cache_methods import known_options, parse_cache, read_budget, split_specs
+    from headwise.cli.cache_methods import known_options, parse_cache, read_budget, shown, split_specs, with_heads
     from headwise.evaluation.compression import Candidate
 
     sizes = [read_budget("--budgets", part.strip()) for part in budgets.split(",")]
     found = [Candidate("full", None, parse_cache("full"))]
-    for text in split_specs(methods):
+    given = [text if text.partition(":")[0] == "oracle" else with_heads(text, model) for text in split_specs(methods)]
+    for text, label in zip(given, shown(given), strict=True):
         name, _, options = text.partition(":")
         if name == "oracle":
-            if ruler or options:
-                raise HeadwiseError("the oracle takes no options, and needs tasks whose answers have a known place (not --ruler)")
-            found += [Candidate(name, size, partial(_oracle, size)) for size in sizes]
+            if options:
+                raise HeadwiseError("the oracle takes no options; it keeps the tokens of the answer")
+            found += [Candidate(name, size, partial(_oracle, size), told=True) for size in sizes]
         elif "budget" not in known_options(name):
-            found += [Candidate(text, None, parse_cache(text))] if name != "full" else []
+            found += [Candidate(label, None, parse_cache(text))] if name != "full" else []
         elif own := [part.partition("=")[2] for part in options.split(",") if part.partition("=")[0].strip() == "budget"]:
-            found.append(Candidate(text, read_budget("budget", own[0].strip()), parse_cache(text)))
+            found.append(Candidate(label, read_budget("budget", own[0].strip()), parse_cache(text)))
         else:
-            found += [Candidate(text, size, parse_cache(text, size)) for size in sizes]
+            found += [Candidate(label, size, parse_cache(text, size)) for size in sizes]
     return found
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.evaluation.compression import Candidate, Context
+    from headwise.evaluation.compression import Candidate
+    from headwise.evaluation.contexts import Context
     from headwise.models.model import Model
 
 
@@ -37,6 +38,8 @@ def _example(loaded: Model, candidates: Sequence[Candidate], context: Context, p
     ids = context.ids + asked[0].rest if protocol == "inside" else context.ids
     spans = {f"answer/{i}": question.answer for i, question in enumerate(asked, 1) if question.answer is not None}
     prompt = Prompt(ids, spans)
+    known = len(spans) == len(asked)
+    candidates = [candidate for candidate in candidates if known or not candidate.told]
     first = {candidate.name: candidate for candidate in reversed(candidates) if candidate is not candidates[0]}
     methods = []
     with attached(loaded.hf), torch.no_grad():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from headwise.cli.options import output_path
 from headwise.heads.errors import HeadwiseError
 from headwise.methods.registry import method_named
 
@@ -17,10 +18,15 @@ Budget = int | float  # positions per KV head, or a share of the prompt
 
 
 def parse_cache(text: str, budget: Budget | None = None) -> Compressor:
-    """The method that `name` or `name:option=value,...` names; `budget` is used if the text names none.
+    """The method that some words name.
 
-    Options are those of the method's class. heads=FILE is a head file, layer_errors=FILE one of `LayerErrors`; budget=256 are positions per
-    KV head, budget=0.1 is the share of the prompt that is kept. Raises `HeadwiseError` for a name, option or value that does not exist.
+    Args:
+        text: `name` or `name:option=value,...`; options are those of the method's class. heads=FILE is a head file, layer_errors=FILE a file of
+            layer errors, budget=256 are positions per KV head, budget=0.1 is the share of the prompt that is kept.
+        budget: Used if the words name none.
+
+    Raises:
+        HeadwiseError: A name, option or value that does not exist, or an option that is missing.
     """
     name, _, rest = text.strip().partition(":")
     kind, known = _class_of(name), known_options(name)
@@ -39,9 +45,45 @@ def parse_cache(text: str, budget: Budget | None = None) -> Compressor:
         raise HeadwiseError(f"{name} needs a budget: {name}:budget=256 (positions) or {name}:budget=0.1 (share of the prompt)")
     for option, parameter in _parameters(kind).items():
         if parameter.default is parameter.empty and option not in values:
-            raise HeadwiseError(f"{name} needs {option}: {name}:{option}={'FILE' if option == 'heads' else '...'}")
+            what = "a head file" if option == "heads" else option
+            raise HeadwiseError(f"{name} needs {what}: {name}:{option}={'FILE' if option == 'heads' else '...'}")
     made: Compressor = kind(**values)
     return made
+
+
+def with_heads(text: str, model: str | None) -> str:
+    """The words of a method that needs a head file and names none, with the file that `headwise detect` writes for the model by default.
+
+    Args:
+        text: `name` or `name:option=value,...`.
+        model: As the user named it; None: the default model.
+
+    Raises:
+        HeadwiseError: There is no such file; what to run is said.
+    """
+    name, colon, rest = text.strip().partition(":")
+    kind = _class_of(name)
+    detector = getattr(kind, "found_by", None)
+    if detector is None or any(part.partition("=")[0].strip() == "heads" for part in rest.split(",")):
+        return text
+    path = output_path(None, model, detector, overwrite=True)
+    if not path.is_file():
+        command = f"headwise detect {detector} {model or ''}".strip()
+        raise HeadwiseError(
+            f"{name} needs a head file: {name}:heads=FILE. Without one it takes {path}, which is not there yet; to make it, run: {command}"
+        )
+    return f"{name}:heads={path}{',' if colon else ''}{rest}"
+
+
+def shown(texts: Sequence[str]) -> list[str]:
+    """Methods as results call them: files without their folders, unless two would look alike."""
+    short = [",".join(_without_folder(part) for part in text.split(",")) for text in texts]
+    return [one if short.count(one) == 1 else text for one, text in zip(short, texts, strict=True)]
+
+
+def _without_folder(part: str) -> str:
+    option, equals, value = part.partition("=")
+    return f"{option}={Path(value).name}" if equals and option.split(":")[-1].strip() in ("heads", "layer_errors") else part
 
 
 def known_options(name: str) -> Mapping[str, Callable[[str, str], Any]]:

@@ -44,13 +44,14 @@ def generate(
     json: o.Json = False,
 ) -> None:
     """Answer a prompt greedily from a compressed cache, and tell how much of the full cache was held."""
-    from headwise.cli.cache_methods import parse_cache
+    from headwise.cli.cache_methods import parse_cache, with_heads
 
     text = _text(prompt, prompt_file)
     _check(max_new_tokens, save_cache)
     if load_cache is not None:
         _check_loading(load_cache, cache, chat, prefill_chunk)
-    compressor = parse_cache(cache or "full")
+    cache = with_heads(cache or "full", model)
+    compressor = parse_cache(cache)
     loaded = o.load(model, device, dtype, revision)
     from headwise.attention.plan import attached
     from headwise.caches.kept_file import save_cache as save
@@ -58,11 +59,11 @@ def generate(
 
     with attached(loaded):
         if load_cache is None:
-            kept, logits = _read(loaded, compressor, cache or "full", _ids(loaded, text, chat, chat_template_args), prefill_chunk)
+            kept, logits = _read(loaded, compressor, cache, _ids(loaded, text, chat, chat_template_args), prefill_chunk)
         else:
             kept, logits = _behind(loaded, load_cache, text)
         read = kept.get_seq_length()
-        method = (cache or "full") if load_cache is None else f"from {load_cache.name}"
+        method = cache if load_cache is None else f"from {load_cache.name}"
         facts = {"cache": method, "tokens": read, **size_of(kept)._asdict(), "skipped_layers": kept.skipped}
         if save_cache is not None:
             save(kept, save_cache)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -16,8 +16,9 @@ from headwise.attention.means import head_means
 from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.evaluation.ablation_table import METRICS, AblationResult
-from headwise.evaluation.perplexity import losses_without, with_bos
-from headwise.evaluation.variants import describe_scores, distinct_sets, head_variants
+from headwise.evaluation.ablation_task import default_task, given_scores, sweep_tokens
+from headwise.evaluation.perplexity import digest_of, losses_without, plain_windows, with_bos
+from headwise.evaluation.variants import Variant, describe_scores, distinct_sets, head_variants
 from headwise.heads import HeadScores, HeadSet, HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.models.model import Model
@@ -38,8 +39,7 @@ PERPLEXITY_DRAWS = 5  # random draws per K whose perplexity is measured
 class AblationOptions:
     """What to take away and how to measure it.
 
-    top: numbers of heads K. mode, scope: see `ablate`. controls: layer-matched random draws per K, all different (fewer if there are
-    not that many). seed: of draws, intervals and tests. max_new_tokens: longest answer. rows: variants in one batch.
+    Attributes are the arguments of `ablation_curve` of the same names.
     """
 
     top: tuple[int, ...] = (1, 2, 4, 8)
@@ -56,55 +56,125 @@ class AblationOptions:
         for name, known in (("mode", MODES), ("scope", SCOPES)):
             if getattr(self, name) not in known:
                 raise HeadwiseError(f"unknown ablation {name} {getattr(self, name)!r}; use {', '.join(known)}")
-        for name in ("controls", "max_new_tokens", "rows"):
-            if getattr(self, name) < 1:
-                raise HeadwiseError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name, least in (("controls", 1), ("max_new_tokens", 1), ("rows", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise HeadwiseError(f"{name} must be at least {least}; got {getattr(self, name)}")
 
 
-def ablation_sweep(
+def ablation_curve(
     model: Model,
-    scores: HeadScores,
-    task: Task,
-    options: AblationOptions,
-    calibration: Tensor | None = None,
-    plain: Tensor | None = None,
+    heads: HeadScores | HeadSet | Iterable[tuple[int, int]],
+    top: Sequence[int] = (1, 2, 4, 8),
+    *,
+    mode: str = "zero",
+    scope: str = "answer",
+    controls: int = 20,
+    seed: int = 0,
+    max_new_tokens: int = 32,
+    rows: int = 32,
+    task: Task | None = None,
+    perplexity: bool = True,
+    texts: tuple[Tensor, Tensor] | None = None,
     directory: RunDirectory | None = None,
     report: Report = silent,
 ) -> AblationResult:
-    """Answer every prompt of the task under every variant (see `head_variants`), and measure perplexity under some of them.
+    """Measure what a model loses without its top K heads, beside the K weakest and random ones (Wu et al. 2024, section 4).
 
-    calibration: text for mode `mean`. plain: text for perplexity, always under scope `all`. Both are ids [n, T] without BOS (it is added),
-    from `plain_windows` or elsewhere. directory: finished parts are kept there and not run again.
-    Raises `HeadwiseError` for heads of another model, a K without controls, or mode `mean` without calibration text.
+    Every prompt of the task is answered under every variant: with all heads, and for each K without the top K, without the K weakest, and
+    without layer-matched random draws of K heads.
+
+    Args:
+        model: A model with its tokenizer.
+        heads: Scores of its heads. Or heads in the order of their importance, strongest first; all others count as equally weak then.
+        top: Different numbers of heads K, each at least 1.
+        mode: What becomes of a head: `zero`, `uniform` or `mean` (see `headwise.ablate`).
+        scope: Where: `answer` or `all` (see `headwise.ablate`).
+        controls: Layer-matched random draws per K, all different; fewer if there are not that many.
+        seed: Of draws, intervals and tests, and of the default task; 0 or more.
+        max_new_tokens: Longest answer, in tokens.
+        rows: Variants in one batch.
+        task: Needle prompts. Default: the bundled needles that detection never uses, over the bundled novels.
+        perplexity: Measure plain text too, always under scope `all`: its loss is what the heads cost where nothing has to be retrieved.
+        texts: (calibration, plain): token ids [n, T] without BOS, for the means of mode `mean` and for perplexity. Default: from the end of
+            the task's haystack, which its prompts leave free (`plain_windows`).
+        directory: Finished parts of the sweep and of the perplexity pass are kept there and not run again.
+        report: Called with (done, total, remark); done and total count tokens of forward passes over all of the work.
+
+    Returns:
+        Every metric of every variant and prompt; `.table()` and `.summary()` sum it up.
+
+    Raises:
+        HeadwiseError: Heads of another model, a K without controls, a model without a tokenizer, an option that does not exist.
+        PromptError: Prompts that do not fit, or too little text for perplexity or for means.
     """
+    options = AblationOptions(tuple(top), mode, scope, controls, seed, max_new_tokens, rows)
+    scores, task = given_scores(heads, model), task or default_task(model, seed)
+    if texts is None and (perplexity or mode == "mean"):
+        texts = plain_windows(task, model.positions)
+    return _sweep(model, scores, task, options, perplexity, texts, directory, report)
+
+
+def _sweep(
+    model: Model, scores: HeadScores, task: Task, options: AblationOptions, perplexity: bool, texts: tuple[Tensor, Tensor] | None,
+    directory: RunDirectory | None, report: Report,
+) -> AblationResult:  # fmt: skip
     variants = head_variants(scores, options.top, options.controls, options.seed)
     sets, places = distinct_sets(variants)
-    for heads in sets:
-        model.check(heads)
-    without = partial(ablate, model.hf, mode=options.mode, means=_means(model, options, calibration))
+    for chosen in sets:
+        model.check(chosen)
+    calibration = texts[0] if texts and options.mode == "mean" else None
+    windows = with_bos(texts[1], model.tokenizer) if perplexity and texts else None
+    means = None if calibration is None else head_means(model.hf, [with_bos(calibration, model.tokenizer)])
+    without = partial(ablate, model.hf, mode=options.mode, means=means)
+    sweep, plain = sweep_tokens(task, len(sets), options.scope), _plain_tokens(windows, variants)
+
+    def swept(done: float, total: float, remark: str) -> None:
+        report(sweep * done / total, sweep + plain, remark)
+
+    def read(done: float, total: float, remark: str) -> None:
+        report(sweep + plain * done / total, sweep + plain, remark)
+
     run = partial(_run_group, model, sets=sets, options=options, without=without, stop=stop_ids(model, task.composer.builder.opens_thought))
     cells = run_groups(
-        model, task, run, lambda cells: f"{len(all_info(cells))} prompts, {len(sets)} sets of heads", directory, report
+        model, task, run, lambda cells: f"{len(all_info(cells))} prompts, {len(sets)} sets of heads", directory, swept
     )
     values = {metric: joined(cells, metric, axis=1)[places] for metric in METRICS}
     losses = np.empty((len(variants), 0))
-    if plain is not None:
+    if windows is not None:
         measured = [variant.heads if variant.draw < PERPLEXITY_DRAWS else None for variant in variants]
-        losses = losses_without(model.hf, with_bos(plain, model.tokenizer), measured, without)
-    return AblationResult(
-        variants, tuple(all_info(cells)), values, losses, options.seed, describe_run(model, scores, task, options)
-    )
+        losses = losses_without(model.hf, windows, measured, without, directory, read)
+    stated = describe_run(model, scores, task, options, calibration)
+    return AblationResult(variants, tuple(all_info(cells)), values, losses, options.seed, stated)
 
 
-def describe_run(model: Model, scores: HeadScores, task: Task, options: AblationOptions) -> dict[str, Any]:
-    """All that decides the result (texts of your own for calibration and perplexity aside), as plain data."""
+def describe_run(
+    model: Model, scores: HeadScores, task: Task, options: AblationOptions, calibration: Tensor | None = None
+) -> dict[str, Any]:
+    """All that decides the result as plain data; what a `RunDirectory` of `ablation_curve` is described by.
+
+    Args:
+        model: The model.
+        scores: Scores of its heads.
+        task: The prompts.
+        options: What is taken away, and how it is measured.
+        calibration: Text of your own for the means of mode `mean`.
+    """
     run: dict[str, Any] = {
         "mode": options.mode,
         "scope": options.scope,
         "options": asdict(options),
         "head_file": describe_scores(scores),
     }
+    if calibration is not None:
+        run["calibration"] = digest_of(calibration)
     return run | describe_task(task) | describe_model(model)
+
+
+def _plain_tokens(windows: Tensor | None, variants: Sequence[Variant]) -> int:
+    """Tokens of the passes over plain text."""
+    if windows is None:
+        return 0
+    return windows.numel() * len({frozenset(variant.heads) for variant in variants if variant.draw < PERPLEXITY_DRAWS})
 
 
 def _run_group(model: Model, group: Group, sets: list[HeadSet], options: AblationOptions, without: Any, stop: Stops) -> Cell:
@@ -136,11 +206,3 @@ def _starts(model: Any, prompts: Sequence[Sequence[int]], scope: str) -> Iterato
     for leaf in leaves(model, prompts):
         prefill(model, leaf.past, leaf.rest[:-1])
         yield leaf
-
-
-def _means(model: Model, options: AblationOptions, calibration: Tensor | None) -> Tensor | None:
-    if options.mode != "mean":
-        return None
-    if calibration is None:
-        raise HeadwiseError("mode 'mean' needs calibration text; give windows of plain text (see plain_windows)")
-    return head_means(model.hf, [with_bos(calibration, model.tokenizer)])

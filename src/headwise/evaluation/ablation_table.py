@@ -24,10 +24,14 @@ Row = dict[str, Any]
 class AblationResult:
     """What an ablation sweep measured.
 
-    variants: the first is `none`. items: one description per prompt.
-    values: metric -> [variant, item]: `recall` and `exact` in [0, 1], `logprob` of the whole gold line in nats.
-    losses: [variant, window] mean loss on plain text in nats per token, heads ablated at *every* position (scope `all`) whatever the scope
-    of `values`; NaN = not measured. seed: of the intervals and tests. provenance: all that is needed to repeat the sweep.
+    Attributes:
+        variants: Which heads were taken away; the first is `none`.
+        items: One description per prompt, with the answer of the whole model.
+        values: Metric -> [variant, item]: `recall` and `exact` in [0, 1], `logprob` of the whole gold line in nats.
+        losses: [variant, window] mean loss on plain text in nats per token, heads ablated at *every* position (scope `all`) whatever the
+            scope of `values`; NaN: not measured.
+        seed: Of the intervals and tests.
+        provenance: All that is needed to repeat the sweep.
     """
 
     variants: tuple[Variant, ...]
@@ -60,6 +64,25 @@ class AblationResult:
         places: list[tuple[Kind, int]] = [("none", 0), *((kind, k) for k in ks for kind in ("top", "bottom", "random"))]
         rows = [self._row(metric, kind, k) for metric in self.values for kind, k in places]
         return rows + ([self._perplexity_row(kind, k) for kind, k in places] if self.losses.size else [])
+
+    def table(self) -> str:
+        """The summary as lines of plain text: one per metric and K, K = 0 for the whole model; random: mean and standard deviation of draws."""
+        found = {(row["metric"], row["kind"], row["k"]): row for row in self.summary()}
+        lines = [("metric", "K", "top", "95 % CI", "random", "weakest", "p rank")]
+        for metric, k in dict.fromkeys((metric, k) for metric, _, k in found):
+            top = found[metric, "top" if k else "none", k]
+            random, weakest = (found.get((metric, kind, k)) for kind in ("random", "bottom"))
+            lines.append(
+                (
+                    metric,
+                    str(k),
+                    _said(top["mean"]),
+                    f"{_said(top['low'])} to {_said(top['high'])}",
+                    *_beside(random, weakest, top),
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(_aligned(line, widths) for line in lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; NaN becomes null."""
@@ -123,6 +146,27 @@ class AblationResult:
 def _spread(means: Table) -> Row:
     """The means of random draws, and their standard deviation."""
     return {"draws": means.tolist(), "sd_draws": float(means.std(ddof=1)) if len(means) > 1 else None}
+
+
+def _beside(random: Row | None, weakest: Row | None, top: Row) -> tuple[str, str, str]:
+    """Random draws, weakest heads and p of a line; nothing for the whole model."""
+    spread = "" if random is None or not random["sd_draws"] else f" ± {_said(random['sd_draws'])}"
+    p = top.get("p_rank")
+    return (
+        "" if random is None else _said(random["mean"]) + spread,
+        "" if weakest is None else _said(weakest["mean"]),
+        "" if p is None else f"{p:.2g}",
+    )
+
+
+def _said(number: float) -> str:
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"
+
+
+def _aligned(line: tuple[str, ...], widths: list[int]) -> str:
+    """The first column to the left, numbers to the right."""
+    first, *rest = zip(line, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]).rstrip()
 
 
 def _numbers(table: Table) -> Any:

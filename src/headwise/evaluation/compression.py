@@ -18,52 +18,38 @@ from torch import Tensor
 from headwise.attention.plan import attached
 from headwise.caches.kept_cache import KeptCache
 from headwise.caches.kept_layer import Compressor, Keep, View
+from headwise.evaluation.contexts import Context, Question
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.maths.memory import cache_bytes, full_counts
 from headwise.models.model import Model
-from headwise.prompts.encoder import PieceEncoder
-from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Span
-from headwise.prompts.ruler import RulerRow, string_match
+from headwise.prompts.prompt import Prompt, Span
 from headwise.runtime.answer import decode_rows
 from headwise.runtime.runner import token_tensor
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
 PROTOCOLS = ("inside", "outside")
+MIN_FULL = 0.3  # share of the questions that the full cache must answer
 CHUNK = 64  # tokens that are read at a time by methods whose prefill is `chunked`
 
 Row = dict[str, Any]
 Values = NDArray[np.float64]
 
 
-class Question(NamedTuple):
-    """What comes behind a context. rest: ids; judge: text of the answer -> [0, 1]; answer: its place in the context, if known."""
-
-    rest: tuple[int, ...]
-    limit: int
-    judge: Callable[[str], float]
-    answer: Span | None
-
-
-class Context(NamedTuple):
-    """A text and the questions about it. length: of prompt and answer in tokens, as wanted (None: as it comes). stop: ids that end an answer."""
-
-    task: str
-    length: int | None
-    ids: tuple[int, ...]
-    questions: tuple[Question, ...]
-    stop: frozenset[int]
-
-
 class Candidate(NamedTuple):
-    """A method to be measured. make: a compressor, or what makes one for a prompt with spans `answer/1`, ... (the oracle).
+    """A method to be measured.
 
-    budget: as it is to be shown: positions, or a share of the prompt; None for a method without.
+    Attributes:
+        name: As results call it.
+        budget: As it is to be shown: positions, or a share of the prompt; None for a method without.
+        make: A compressor, or what makes one for a prompt with spans `answer/1`, ... (the oracle).
+        told: It is told where the answer stands, so it is left out where that is not known.
     """
 
     name: str
     budget: int | float | None
     make: Compressor | Callable[[Prompt], Compressor]
+    told: bool = False
 
     def for_prompt(self, prompt: Prompt) -> Compressor:
         """The compressor to use for a prompt."""
@@ -71,26 +57,65 @@ class Candidate(NamedTuple):
 
 
 class Size(NamedTuple):
-    """Of a cache with one row. positions: mean per KV head. nbytes: held, spare room included; by the formula; of the full cache (formula)."""
+    """Of a cache with one row.
+
+    Attributes:
+        positions: Held, mean per KV head.
+        nbytes: Held, spare room included.
+        formula: Bytes by the formula.
+        full: Bytes of the full cache by the formula.
+    """
 
     positions: float
     nbytes: int
     formula: int
     full: int
+
+
+class Said(NamedTuple):
+    """An answer and how right it is, in [0, 1]."""
+
+    text: str
+    right: float
 
 
 class Outcome(NamedTuple):
-    """One context under one method: means over its questions, sizes as right after the prefill (see `Size`).
+    """One context under one method.
 
-    survival [compressed layer, KV head]: share of the answer's tokens that is held (NaN: unknown).
+    Attributes:
+        survival: [compressed layer, KV head] share of the answer's tokens that is held, mean over questions; NaN: unknown.
+        size: Right after the prefill, mean over questions.
+        said: One answer per question.
     """
 
-    right: float
     survival: Values
-    positions: float
-    nbytes: int
-    formula: int
-    full: int
+    size: Size
+    said: tuple[Said, ...]
+
+    @property
+    def right(self) -> float:
+        """Mean over the questions, in [0, 1]."""
+        return float(np.mean([said.right for said in self.said]))
+
+
+class Measurement(NamedTuple):
+    """What a comparison of caches gave, as plain data.
+
+    Attributes:
+        rows: One per task, length, place of the question and method: `task`, `length`, `question` (the place), `method`, `budget`, `gate`,
+            `n` contexts and `asked` questions, `exact` with its 95 % interval [`low`, `high`] over contexts, `difference` to the first method
+            with its interval and `p` (sign flips), `survival` (mean, and `survival_heads` per layer and KV head), `positions` held per KV
+            head, `bytes` held, `bytes_formula`, `bytes_full`, `tokens` of the prompt, `seed` of the intervals.
+        answers: One per question that was asked: `task`, `length`, `question`, `context` (its number), `id`, `gold`, and `said`: the text
+            of each method and how `right` it is, in [0, 1].
+        gates: One per task, length and place of the question: whether the first method, the full cache, answers enough for a comparison.
+        left_out: Which methods were left out where, and why; one line each.
+    """
+
+    rows: list[Row]
+    answers: list[Row]
+    gates: list[Row]
+    left_out: list[str]
 
 
 def measure_compression(
@@ -100,60 +125,91 @@ def measure_compression(
     protocols: Sequence[str] = PROTOCOLS,
     seed: int = 0,
     report: Report = silent,
-) -> list[Row]:
-    """One row per task, length, protocol and candidate; the first candidate is what the others are compared with, item by item.
+    min_full: float = MIN_FULL,
+) -> Measurement:
+    """Ask every question under every method, and compare each with the first one, item by item.
 
-    A row: task, length, question (the protocol), method, budget, n contexts and `asked` questions, exact with its 95 % interval [low, high] over
-    contexts, difference to the first candidate with its interval and p (sign flips), survival (mean, and per layer and KV head), positions
-    held per KV head, bytes held, bytes by the formula, bytes of the full cache, tokens of the prompt, seed of the intervals.
+    Args:
+        model: The model with its tokenizer.
+        candidates: Methods; the first is the full cache.
+        contexts: Texts with their questions.
+        protocols: Where questions stand: `inside` of what is compressed, `outside`, or both.
+        seed: Of the intervals, 0 or more.
+        report: Called with (done, total, remark); done and total count tokens of prompts.
+        min_full: Share of the questions, in [0, 1], that the first method must answer; below it nothing can be said of the others.
+
+    Raises:
+        HeadwiseError: Nothing to measure, an unknown place of the question, or numbers out of range.
     """
     if unknown := [name for name in protocols if name not in PROTOCOLS]:
         raise HeadwiseError(f"unknown place of the question {unknown[0]!r}; use {' or '.join(PROTOCOLS)}")
     if not candidates or not contexts:
         raise HeadwiseError("nothing to measure: give at least one method and one context")
-    total, done = len(protocols) * len(contexts), 0
-    rows: list[Row] = []
+    if seed < 0 or not 0 <= min_full <= 1:
+        raise HeadwiseError(f"the seed must be 0 or more and the least share in [0, 1]; got {seed} and {min_full:g}")
+    total, done = len(protocols) * sum(map(_tokens, contexts)), 0.0
+    found = Measurement([], [], [], [])
     for kind in dict.fromkeys((context.task, context.length) for context in contexts):
         own = [context for context in contexts if (context.task, context.length) == kind]
+        usable = _usable(candidates, own, found)
         for protocol in protocols:
             outcomes: list[list[Outcome]] = []  # [context][candidate]
             for context in own:
                 with attached(model.hf):
-                    outcomes.append((_inside if protocol == "inside" else _outside)(model, candidates, context))
-                done += 1
+                    outcomes.append((_inside if protocol == "inside" else _outside)(model, usable, context))
+                done += _tokens(context)
                 report(done, total, f"{kind[0]}, question {protocol}")
-            right = np.array([[outcome.right for outcome in found] for found in outcomes])
-            for i, candidate in enumerate(candidates):
-                about: Row = {"task": kind[0], "length": kind[1], "question": protocol}
-                about |= {"method": candidate.name, "budget": candidate.budget}
-                rows.append(about | _row(own, [found[i] for found in outcomes], right[:, i], right[:, 0] if i else None, seed))
-    return rows
-
-
-def ruler_contexts(model: Model, rows: Sequence[RulerRow], chat: bool = False) -> list[Context]:
-    """Contexts of RULER's rows, one question each. chat: context and question stand in a user turn, as in kvpress's evaluation.
-
-    Raises `HeadwiseError` for a row that the model has no positions for.
-    """
-    encoder = PieceEncoder(model.tokenizer)
-    builder = PromptBuilder(encoder, chat)
-    found = []
-    for row in rows:
-        rest = (*builder.closing([Piece(row.question)]).ids, *encoder.encode(row.answer_prefix))
-        question = Question(rest, row.limit, lambda said, row=row: string_match(said, row), None)  # type: ignore[misc]  # bound now
-        context = Context(row.task, None, builder.opening([Piece(row.context)]).ids, (question,), model.stop_ids)
-        most = model.positions
-        if most is not None and longest(context) > most:
-            raise HeadwiseError(
-                f"a prompt of {row.task} needs {longest(context)} tokens, but {model.name} has {most} positions"
-            )
-        found.append(context)
+            about: Row = {"task": kind[0], "length": kind[1], "question": protocol}
+            _add(found, about, usable, own, outcomes, seed, min_full)
     return found
 
 
-def longest(context: Context) -> int:
-    """Tokens of the longest prompt with its longest answer."""
-    return len(context.ids) + max(len(question.rest) + question.limit for question in context.questions)
+def _usable(candidates: Sequence[Candidate], contexts: Sequence[Context], found: Measurement) -> list[Candidate]:
+    """Without those that must be told where answers stand, if that is not known of all."""
+    unknown = sum(question.answer is None for context in contexts for question in context.questions)
+    for candidate in candidates:
+        line = f"{candidate.name} is left out of {contexts[0].task}: it needs the place of every answer, and {unknown} have none that is known"
+        if unknown and candidate.told and line not in found.left_out:
+            found.left_out.append(line)
+    return [candidate for candidate in candidates if not (unknown and candidate.told)]
+
+
+def _add(
+    found: Measurement, about: Row, candidates: Sequence[Candidate], contexts: Sequence[Context], outcomes: list[list[Outcome]],
+    seed: int, min_full: float,
+) -> None:  # fmt: skip
+    """Rows, answers and gate of one task, length and place of the question."""
+    right = np.array([[outcome.right for outcome in each] for each in outcomes])
+    gate = _gate(candidates[0].name, [outcome for each in outcomes for outcome in each[:1]], right[:, 0], seed, min_full)
+    found.gates.append(about | gate)
+    for i, candidate in enumerate(candidates):
+        named: Row = {"method": candidate.name, "budget": candidate.budget}
+        measured = _row(contexts, [each[i] for each in outcomes], right[:, i], right[:, 0] if i else None, seed)
+        found.rows.append(about | named | {"gate": gate["gate"]} | measured)
+    for number, (context, each) in enumerate(zip(contexts, outcomes, strict=True)):
+        for place, question in enumerate(context.questions):
+            said = [
+                {"method": candidate.name, "budget": candidate.budget, **outcome.said[place]._asdict()}
+                for candidate, outcome in zip(candidates, each, strict=True)
+            ]
+            name = question.id or str(place + 1)
+            found.answers.append(about | {"context": number, "id": name, "gold": question.gold, "said": said})
+
+
+def _gate(name: str, outcomes: Sequence[Outcome], right: Values, seed: int, min_full: float) -> Row:
+    """Whether the first method answers enough; what it says otherwise."""
+    mean, low, high = bootstrap_mean(right, seed=seed)
+    said = [said for outcome in outcomes for said in outcome.said]
+    count = f"{sum(one.right for one in said):g} of {len(said)}"
+    passed = mean >= min_full
+    who = "the full cache" if name == "full" else name
+    note = None if passed else f"not measurable: {who} answers {count}, and {min_full:.0%} are needed for a comparison"
+    measured = {"answered": count, "exact": mean, "low": low, "high": high, "min_full": min_full, "note": note}
+    return {"gate": "passed" if passed else "failed"} | measured
+
+
+def _tokens(context: Context) -> int:
+    return len(context.ids) + sum(len(question.rest) for question in context.questions)
 
 
 class _Recorder:
@@ -207,10 +263,10 @@ def _inside(model: Model, candidates: Sequence[Candidate], context: Context) -> 
         reading = _Reading(model, prompt.ids)
         for candidate, outcomes in zip(candidates, found, strict=True):
             cache, logits = reading.compressed(candidate.for_prompt(prompt))
-            held = _held(cache, [question])
-            said = continuation(model.hf, cache, logits, context.stop, question.limit)
-            outcomes.append(held._replace(right=question.judge(_text(model, said))))
-    return [Outcome(*map(_mean, zip(*outcomes, strict=True))) for outcomes in found]
+            survival, size = _held(cache, [question])
+            said = _text(model, continuation(model.hf, cache, logits, context.stop, question.limit))
+            outcomes.append(Outcome(survival, size, (Said(said, question.judge(said)),)))
+    return [_mean_outcome(outcomes) for outcomes in found]
 
 
 @torch.no_grad()
@@ -220,12 +276,12 @@ def _outside(model: Model, candidates: Sequence[Candidate], context: Context) ->
     reading, found = _Reading(model, prompt.ids), []
     for candidate in candidates:
         cache, _ = reading.compressed(candidate.for_prompt(prompt))
-        held = _held(cache, context.questions)
-        right = []
+        survival, size = _held(cache, context.questions)
+        answers = []
         for question in context.questions:
-            said = decode_rows(model.hf, cache.fork(), question.rest, context.stop, question.limit, rows=1)[0]
-            right.append(question.judge(_text(model, said)))
-        found.append(held._replace(right=float(np.mean(right))))
+            said = _text(model, decode_rows(model.hf, cache.fork(), question.rest, context.stop, question.limit, rows=1)[0])
+            answers.append(Said(said, question.judge(said)))
+        found.append(Outcome(survival, size, tuple(answers)))
     return found
 
 
@@ -256,10 +312,16 @@ def continuation(model: Any, cache: KeptCache, logits: Tensor, stop: Collection[
     return (token, *decode_rows(model, cache, [token], stop, limit - 1, rows=1)[0])
 
 
-def _held(cache: KeptCache, questions: Sequence[Question]) -> Outcome:
-    """What a cache holds right after the prefill; `right` is still to be found out."""
+def _held(cache: KeptCache, questions: Sequence[Question]) -> tuple[Values, Size]:
+    """What a cache holds right after the prefill: survival of the answers, and its size."""
     held = list(cache.held_positions().values())
-    return Outcome(0.0, _mean([_survival(held, question.answer) for question in questions]), *size_of(cache))
+    return _mean([_survival(held, question.answer) for question in questions]), size_of(cache)
+
+
+def _mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
+    """Questions that were read one by one, as one context."""
+    size = Size(*(_mean(values) for values in zip(*(outcome.size for outcome in outcomes), strict=True)))
+    return Outcome(_mean([outcome.survival for outcome in outcomes]), size, tuple(said for one in outcomes for said in one.said))
 
 
 def _survival(held: Sequence[Sequence[Tensor]], answer: Span | None) -> Values:
@@ -286,6 +348,6 @@ def _row(contexts: Sequence[Context], outcomes: Sequence[Outcome], right: Values
     known = bool(np.isfinite(survival).all())
     row |= {"survival": float(survival.mean()) if known else None, "survival_heads": survival.tolist() if known else None}
     for name, field in (("positions", "positions"), ("bytes", "nbytes"), ("bytes_formula", "formula"), ("bytes_full", "full")):
-        row[name] = float(np.mean([getattr(outcome, field) for outcome in outcomes]))
+        row[name] = float(np.mean([getattr(outcome.size, field) for outcome in outcomes]))
     tokens = [len(context.ids) + len(question.rest) for context in contexts for question in context.questions]
     return row | {"tokens": float(np.mean(tokens)), "seed": seed}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from headwise.heads import HeadSet, HeadwiseError, MissingExtraError
 from headwise.heads.types import Heads
 from headwise.models.provenance import describe_model
 
-KEPT = ("results", "groups", "versions", "n-shot", "higher_is_better", "n-samples")
+# Harness's name -> ours. Its `versions` are those of task definitions; ours are those of packages.
+KEPT = {
+    "results": "results",
+    "groups": "groups",
+    "group_subtasks": "group_subtasks",
+    "versions": "task_versions",
+    "n-shot": "n-shot",
+}
+KEPT |= {"higher_is_better": "higher_is_better", "n-samples": "n-samples"}
 
 
 def run_lm_eval(
@@ -26,11 +35,22 @@ def run_lm_eval(
 ) -> dict[str, Any]:
     """Run tasks of lm-evaluation-harness; call it inside `with ablate(hf, heads, mode, scope="all")` for an ablated model.
 
-    tasks: names. limit: at most this many items per task. include_path: folder with task files of your own (read once per process).
-    heads, mode: what the open block does, to be recorded with the results.
-    Returns {"results": {task: {metric: value}}, "ablation": {mode, scope, heads, chosen_by} or None, "model": ..., "limit": ..., ...}.
-    Raises `MissingExtraError` without lm-eval, `HeadwiseError` for unknown tasks, or if heads are named outside of a block (or not
-    inside of one).
+    Args:
+        model: A model with its tokenizer.
+        tasks: Names of tasks, groups or tags.
+        limit: At most this many items per task.
+        include_path: Folder with task files of your own (read once per process).
+        heads: What the open block takes away, to be recorded with the results.
+        mode: How it does so.
+        batch_size: Items in one pass.
+
+    Returns:
+        Plain data: `results` {task or group: {metric: value}}, `ablation` {mode, scope, heads, chosen_by} or None, `task_versions` of the
+        definitions, `versions` of packages (lm-eval's too), and the model.
+
+    Raises:
+        MissingExtraError: lm-eval is not installed.
+        HeadwiseError: Unknown tasks, or heads named outside of an open block.
     """
     try:
         from lm_eval import simple_evaluate
@@ -55,8 +75,10 @@ def run_lm_eval(
         bootstrap_iters=1000,
         confirm_run_unsafe_code=False,
     )
-    kept = {name: found[name] for name in KEPT if name in found}
-    return describe_model(model) | {"tasks": list(tasks), "limit": limit, "ablation": ablation} | kept
+    stated = describe_model(model)
+    stated["versions"] |= {"lm-eval": version("lm_eval")}
+    kept = {ours: found[theirs] for theirs, ours in KEPT.items() if theirs in found}
+    return stated | {"tasks": list(tasks), "limit": limit, "ablation": ablation} | kept
 
 
 @cache

@@ -16,7 +16,14 @@ Kind = Literal["none", "top", "bottom", "random"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One set of ablated heads: none, or k of them. draw: number of the random draw, 0 for the other kinds."""
+    """One set of ablated heads.
+
+    Attributes:
+        kind: How they were chosen.
+        k: How many they are; 0 for `none`.
+        draw: Number of the random draw, 0 for the other kinds.
+        heads: The heads themselves.
+    """
 
     kind: Kind
     k: int
@@ -25,10 +32,17 @@ class Variant:
 
 
 def head_variants(scores: HeadScores, top: Iterable[int], controls: int, seed: int) -> tuple[Variant, ...]:
-    """No head; then for each K in `top` the top K, the bottom K, and `controls` random draws, none of which shares a head with the top K.
+    """All variants of a sweep: no head; then for each K the top K, the bottom K, and random draws.
 
-    Draws of one K differ from each other; if there are not that many different ones (few heads per layer), all are taken.
-    Raises `HeadwiseError` for a K above half of the scored heads.
+    Args:
+        scores: Scores of the heads; heads without one are never drawn.
+        top: Numbers of heads K.
+        controls: Layer-matched random draws per K. They differ from each other, and none shares a head with the top K; if there are not that
+            many (few heads per layer), all there are.
+        seed: Of the draws and of the order of equally weak heads.
+
+    Raises:
+        HeadwiseError: A K above half of the scored heads.
     """
     scored = len(scores.ranking())
     variants = [Variant("none", 0, 0, HeadSet((), scores.shape, "no head"))]

@@ -1,7 +1,7 @@
 """Which methods are installed: those of headwise and those of any other package that registers an entry point.
 
-Groups: `headwise.detectors` (options of a detector, see `Detector`) and `headwise.presses` (compressors of a cache). A class is imported when
-it is asked for.
+Groups: `headwise.detectors` (options of a detector, see `Detector`), `headwise.presses` (compressors of a cache) and `headwise.tasks` (texts and
+questions on which caches are compared, see `CacheTask`). A class is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 
 from headwise.heads.errors import HeadwiseError, MissingExtraError
 
-GROUPS = {"detectors": "headwise.detectors", "presses": "headwise.presses"}
+GROUPS = {"detectors": "headwise.detectors", "presses": "headwise.presses", "tasks": "headwise.tasks"}
+WORDS = {"detectors": "detector", "presses": "cache method", "tasks": "task"}
 
 
 @cache
 def installed(kind: str) -> dict[str, EntryPoint]:
-    """Name -> entry point of every installed method of a kind (`detectors` or `presses`), our own first."""
+    """Name -> entry point of every installed method of a kind (`detectors`, `presses` or `tasks`), our own first."""
     found = sorted(entry_points(group=GROUPS[kind]), key=lambda entry: (not entry.value.startswith("headwise."), entry.name))
     return {entry.name: entry for entry in reversed(found)}  # a name of ours is never taken over by another package
 
@@ -32,7 +33,7 @@ def method_named(kind: str, name: str) -> Any:
     known = installed(kind)
     if name not in known:
         near = difflib.get_close_matches(name, known) or sorted(known)
-        raise HeadwiseError(f"unknown {'detector' if kind == 'detectors' else 'cache method'} {name!r}; use {', '.join(near)}")
+        raise HeadwiseError(f"unknown {WORDS[kind]} {name!r}; use {', '.join(near)}")
     try:
         return known[name].load()
     except MissingExtraError:

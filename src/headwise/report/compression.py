@@ -41,12 +41,20 @@ def held_line(facts: Mapping[str, Any]) -> str:
 
 def compression_tables(result: Mapping[str, Any]) -> list[Table]:
     """One table per task, length and place of the question; one line per method and budget."""
-    rows = checked_rows(result)
-    return [_table(label, [row for row in rows if label_of(row) == label]) for label in dict.fromkeys(map(label_of, rows))]
+    rows, notes = checked_rows(result), gate_notes(result)
+    labels = dict.fromkeys(map(label_of, rows))
+    return [_table(label, [row for row in rows if label_of(row) == label], notes.get(label)) for label in labels]
 
 
-def _table(label: str, rows: Sequence[Row]) -> Table:
+def gate_notes(result: Mapping[str, Any]) -> dict[str, str]:
+    """Label -> why nothing can be compared there, for those parts of a result in which the full cache answers too little."""
+    return {label_of(gate): gate["note"] for gate in result.get("gates", ()) if gate["note"]}
+
+
+def _table(label: str, rows: Sequence[Row], note: str | None) -> Table:
     title = Text(f"{label}, {rows[0]['n']} contexts", style="bold")
+    if note:
+        title.append(f"\n{note}", style="bold red")
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("Method")
     for name in ("Budget", "Exact", "95 % CI", "Vs. full", "p", "Survival", "Held", "Of full"):
@@ -68,7 +76,7 @@ def recall_figure(result: Mapping[str, Any], path: Path) -> None:
 
 def draw_recall(result: Mapping[str, Any]) -> Figure:
     """Share of exact answers against the share of the full cache's bytes; points of a method joined, the full cache as a dashed line."""
-    rows = checked_rows(result)
+    rows, notes = checked_rows(result), gate_notes(result)
     labels = list(dict.fromkeys(label_of(row) for row in rows))
     columns = min(2, len(labels))
     lines = -(-len(labels) // columns)
@@ -79,7 +87,7 @@ def draw_recall(result: Mapping[str, Any]) -> Figure:
         axes.set_visible(False)
     for axes, label in zip(panels, labels, strict=False):
         _draw_panel(axes, [row for row in rows if label_of(row) == label], methods)
-        axes.set_title(label, fontsize=SMALL, color=INK)
+        axes.set_title(f"{label}\n(not measurable)" if label in notes else label, fontsize=SMALL, color=INK)
     add_legend(figure, {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)})
     set_title(figure, public_name(result.get("model", "")), "Compressed caches: exact answers against bytes")
     return figure

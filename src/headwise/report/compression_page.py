@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from headwise.report.compression import NOTE, UNKNOWN, Row, bytes_text, checked_rows, label_of
+from headwise.report.compression import NOTE, UNKNOWN, Row, bytes_text, checked_rows, gate_notes, label_of
 from headwise.report.numbers import public_name
 from headwise.report.page.charts import lines
 from headwise.report.page.parts import Marked, details, figure, figures, header, marked_text, note, section, table, text_key
@@ -42,6 +42,7 @@ def page(result: Data, example: Data) -> str:
         section(
             "Recall against bytes",
             figures(*drawn),
+            *(note(f"{label}: {text}") for label, text in gate_notes(result).items()),
             lead="Share of correct answers against the bytes that the cache holds. Bands: 95 % confidence intervals over contexts. "
             "Dashed line: the full cache.",
         ),

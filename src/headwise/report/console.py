@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from headwise.heads.text import printable
 
@@ -52,19 +53,23 @@ def grid_table(cells: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def lm_eval_table(runs: Sequence[Mapping[str, Any]]) -> Table:
-    """One row per run of lm-evaluation-harness, one column per metric."""
-    metrics = [
-        key
-        for key, value in next(iter(runs[0]["results"].values())).items()
-        if isinstance(value, int | float) and "_stderr" not in key
-    ]
-    table = Table("heads removed", *(metric.split(",")[0] for metric in metrics), box=None, header_style="bold", pad_edge=False)
+    """One line per run of lm-evaluation-harness and task (of a group: the group and each of its tasks), one column per metric of any of them."""
+    tasks = list(dict.fromkeys(task for run in runs for task in run["results"]))
+    metrics = list(dict.fromkeys(key for task in runs[0]["results"].values() for key in _metrics(task)))
+    titles = ["heads removed", *(["task"] if len(tasks) > 1 else []), *(metric.split(",")[0] for metric in metrics)]
+    table = Table(*titles, box=None, header_style="bold", pad_edge=False)
     for run in runs:
-        values = next(iter(run["results"].values()))
-        name = (
-            "none"
-            if run["kind"] == "none"
-            else f"{run['kind']} {run['k']}" + (f" (draw {run['draw'] + 1})" if run["kind"] == "random" else "")
-        )
-        table.add_row(name, *(f"{values[metric]:.4g}" for metric in metrics))
+        draw = f" (draw {run['draw'] + 1})" if run["kind"] == "random" else ""
+        name = "none" if run["kind"] == "none" else f"{run['kind']} {run['k']}{draw}"
+        for task in tasks:
+            values = _metrics(run["results"].get(task, {}))
+            cells = (f"{values[metric]:.4g}" if metric in values else "" for metric in metrics)
+            table.add_row(name, *([Text(task)] if len(tasks) > 1 else []), *cells)
+            name = ""
     return table
+
+
+def _metrics(values: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics among what the harness says of a task."""
+    known = {key: value for key, value in values.items() if "," in key and "_stderr" not in key}
+    return {key: value for key, value in known.items() if isinstance(value, int | float)}

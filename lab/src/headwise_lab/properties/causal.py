@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from headwise.evaluation.ablation import AblationOptions, ablation_sweep, describe_run
+from headwise.evaluation.ablation import AblationOptions, ablation_curve, describe_run
 from headwise.evaluation.perplexity import plain_windows
 from headwise.heads import HeadScores, PromptError
 from headwise.models.model import Model
@@ -40,7 +41,8 @@ def measure(model: Model, scores: HeadScores, settings: Settings, work: Path | N
         return {"why": f"too few heads for a control: {len(scores.ranking())}"}
     options = AblationOptions(top, settings.mode, settings.scope, settings.controls, settings.seed)
     directory = open_directory(work, f"{model.name}.ablate", describe_run(model, scores, task, options))
-    result = ablation_sweep(model, scores, task, options, calibration, plain[:, :PLAIN_TOKENS], directory=directory)
+    texts = calibration, plain[:, :PLAIN_TOKENS]
+    result = ablation_curve(model, scores, task=task, texts=texts, directory=directory, **asdict(options))
     rows = [row for row in result.summary() if row["metric"] in ("recall", "exact", "perplexity")]
     heads, over = len(scores.ranking()), int((scores.values > RETRIEVAL).sum())
     halved = [k for k in top if row_of(rows, "recall", "top", k)["mean"] < HALF * row_of(rows, "recall", "none")["mean"]]

@@ -12,8 +12,9 @@ from headwise.caches.press import WindowPress
 class AdaKV(WindowPress):
     """Ada-SnapKV, algorithms 1 and 2 of the paper: the highest scores of all KV heads of a layer share that layer's budget.
 
-    floor in [0, 1]: share of the budget that every head has for sure, its own highest scores first. The paper's safeguard (0.2) mixes the
-    adaptive counts with even ones instead; both leave no head with less than the floor.
+    Attributes:
+        floor: Share of the budget, in [0, 1], that every head has for sure, its own highest scores first. The paper's safeguard (0.2) mixes the
+            adaptive counts with even ones instead; both leave no head with less than the floor.
     """
 
     floor: float = 0.2

@@ -15,26 +15,42 @@ EPSILON = 1e-6  # added to the norm of a full output
 
 
 def matching_steps(emitted: Tensor, answer_ids: Tensor) -> Tensor:
-    """Steps that say a token of the answer span. emitted [T], answer_ids [A] int64; returns bool [T].
+    """Steps that say a token of the answer span; a step counts once, however often its token occurs in the span.
 
-    A step counts once, however often its token occurs in the span.
+    Args:
+        emitted: Token ids [T] that were said.
+        answer_ids: Token ids [A] of the span.
+
+    Returns:
+        Bool [T].
     """
     return torch.isin(emitted, answer_ids)
 
 
 def semantic_score(mass: Tensor, matching: Tensor) -> Tensor:
-    """Attention mass on the whole answer span, summed over the matching steps: [...], from 0 to the number of those steps.
+    """Attention mass on the whole answer span, summed over the matching steps (equation 5).
 
-    mass [..., T] float: share of the row that predicts step t which falls on the span. matching [T] bool.
+    Args:
+        mass: [..., T] float, share of the row that predicts step t which falls on the span.
+        matching: [T] bool (see `matching_steps`).
+
+    Returns:
+        [...], from 0 to the number of matching steps.
     """
     return mass[..., matching].sum(dim=-1)
 
 
 def semantic_lift(mass: Tensor, matching: Tensor, answer: int, prompt: int) -> Tensor:
-    """Mean mass over the matching steps divided by `answer` / `prompt`, the share of an even look over the prompt. Shapes as above.
+    """Mean mass over the matching steps divided by the share of an even look over the prompt.
 
-    answer, prompt: lengths in tokens. 1 is no preference; unlike the score it compares across spans and prompts of different length.
-    NaN if no step matches.
+    Args:
+        mass: As for `semantic_score`.
+        matching: As for `semantic_score`.
+        answer: Length of the span in tokens.
+        prompt: Length of the prompt in tokens.
+
+    Returns:
+        [...]; 1 is no preference, NaN that no step matches. Unlike the score it compares across spans and prompts of different length.
     """
     return mass[..., matching].mean(dim=-1) * prompt / answer
 
@@ -47,9 +63,17 @@ def row_errors(kept: Tensor, full: Tensor) -> Tensor:
 
 
 def layer_shares(errors: NDArray[np.float64], datasets: Sequence[str]) -> tuple[float, ...]:
-    """Share of each layer in the errors [prompt, layer]: sums per data set, divided by their total over layers, then the mean over data sets.
+    """Share of each layer in the errors: sums per data set, divided by their total over layers, then the mean over data sets (eq. 10-12).
 
-    datasets: one name per prompt. NaN (layers that are not compressed) gives 0. Raises `HeadwiseError` for a data set without any error.
+    Args:
+        errors: [prompt, layer]; NaN (layers that are not compressed) counts as 0.
+        datasets: One name per prompt.
+
+    Returns:
+        One share per layer; they add up to 1.
+
+    Raises:
+        HeadwiseError: A data set without any error.
     """
     found, names = np.nan_to_num(errors), np.asarray(datasets)
     sums = np.stack([found[names == name].sum(axis=0) for name in dict.fromkeys(datasets)])

@@ -34,9 +34,14 @@ from headwise.runtime.runner import token_tensor
 
 @dataclass(frozen=True)
 class LayerErrors:
-    """values [budget, prompt, layer]: relative errors summed over the answer's rows; NaN for layers that are not compressed.
+    """How much each layer's output suffers under small budgets.
 
-    rows: answer tokens per prompt. datasets: one name per prompt. provenance: scorer and model.
+    Attributes:
+        budgets: Positions per KV head.
+        values: [budget, prompt, layer] relative errors summed over the answer's rows; NaN for layers that are not compressed.
+        rows: Answer tokens per prompt.
+        datasets: One name per prompt.
+        provenance: Scorer and model.
     """
 
     budgets: tuple[int, ...]
@@ -82,12 +87,19 @@ def layer_errors(
     model: Model, press: Press, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], budgets: Sequence[int] = (32,),
     datasets: Sequence[str] | None = None, report: Report = silent,
 ) -> LayerErrors:  # fmt: skip
-    """Errors of all layers that see the whole context, for every budget and prompt.
+    """Errors of all layers that see the whole context, for every budget and prompt (equations 6-9).
 
-    press: its scores, sinks and window decide what is kept; every layer gets the same, whatever its own budget and allocation are.
-    prompts, answers: token ids (the paper: greedy answers with the full cache). budgets: positions per KV head; a prompt that is no longer
-    is kept whole and has no error. datasets: a name per prompt (default: one data set). report(done, total, remark): in prompts.
-    Raises `HeadwiseError` for input that does not fit, and for gated attention (Qwen3-Next), whose gate is not seen here.
+    Args:
+        model: The model.
+        press: Its scores, sinks and window decide what is kept; every layer gets the same, whatever its own budget and allocation are.
+        prompts: Token ids.
+        answers: Token ids, one answer per prompt (the paper: greedy answers with the full cache).
+        budgets: Positions per KV head; a prompt that is no longer is kept whole and has no error.
+        datasets: A name per prompt. Default: one data set.
+        report: Called with (done, total, remark) in prompts.
+
+    Raises:
+        HeadwiseError: Input that does not fit, or gated attention (Qwen3-Next), whose gate is not seen here.
     """
     hf, model, names = model.hf, model, tuple(datasets or [""] * len(prompts))
     _check(model, press, prompts, answers, budgets, names)

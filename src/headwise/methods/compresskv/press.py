@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,17 +23,24 @@ SHARINGS = ("layer", "group")
 class CompressKV(WindowPress):
     """Figure 3 of the paper: the attention of the last queries in the chosen heads, averaged over neighbours and over those heads.
 
-    heads: `HeadScores`, of which the `per_layer` best of every layer choose (equal scores: the lower head), or a `HeadSet`, whose heads
-    choose. Every layer that is compressed needs a head; a layer without one is refused, not filled up with others.
-    sharing: `layer`: one choice for all KV heads of a layer (the paper); `group`: each KV head has that of its own chosen heads, and that
-    of the layer if it has none. layer_errors: one per layer, for budgets by `ByLayer` (see `headwise.methods.compresskv.layer_errors`).
+    Every layer that is compressed needs a chosen head; a layer without one is refused, not filled up with others.
+
+    Attributes:
+        heads: Scores, of which the `per_layer` best of every layer choose (equal scores: the lower head), or the heads that choose.
+        per_layer: Heads of a layer that choose, if scores are given.
+        sharing: `layer`: one choice for all KV heads of a layer (the paper); `group`: each KV head has that of its own chosen heads, and that of
+            the layer if it has none.
+        layer_errors: One per layer, for budgets by `ByLayer` (see `headwise.methods.compresskv.layer_errors`).
+        chosen: Layer -> heads that choose, ascending.
     """
+
+    found_by: ClassVar[str] = "semantic"  # the detector whose head file it takes by default
 
     heads: HeadScores | HeadSet = field(kw_only=False, repr=False)
     per_layer: int = 4
     sharing: str = "layer"
     layer_errors: Sequence[float] | None = None
-    chosen: dict[int, list[int]] = field(init=False, compare=False)  # layer -> heads, ascending
+    chosen: dict[int, list[int]] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,8 +49,10 @@ class CompressKV(WindowPress):
         if self.per_layer < 1:
             raise HeadwiseError(f"per_layer must be at least 1 head; got {self.per_layer}")
         if not isinstance(self.heads, HeadScores | HeadSet):
-            raise HeadwiseError("heads must be HeadScores or a HeadSet (of a list: HeadSet.of(list, model.heads.shape)); "
-                f"got {type(self.heads).__name__}")
+            raise HeadwiseError(
+                "heads must be scores of heads, or a choice of heads (of a list: HeadSet.of(list, model.heads.shape)); "
+                f"got {type(self.heads).__name__}"
+            )
         if self.layer_errors is not None:
             by_layer = ByLayer(tuple(float(error) for error in self.layer_errors))
             if self.allocation not in (Uniform(), by_layer):
@@ -58,7 +68,7 @@ class CompressKV(WindowPress):
         if missing:
             raise HeadwiseError(
                 f"no chosen head in {len(missing)} of the {len(model.heads.full_layers)} layers to compress (the first: layer {missing[0]}); "
-                "give HeadScores, or a HeadSet with a head in each of them"
+                "give scores of the heads of all layers (headwise detect semantic), or choose a head in each of them"
             )
         for layer in model.heads.full_layers:
             found = self.heads.values[layer] if isinstance(self.heads, HeadScores) else np.empty(0)
@@ -66,7 +76,7 @@ class CompressKV(WindowPress):
             if len(found) > self.per_layer and (found == found[0]).all():
                 raise HeadwiseError(
                     f"all heads of layer {layer} have the same score ({found[0]:g}), so none of them are the best "
-                    f"{self.per_layer}; use semantic scores or a HeadSet"
+                    f"{self.per_layer}; take semantic scores (headwise detect semantic), or choose the heads yourself"
                 )
 
     def scores(self, view: View) -> Tensor:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headwise.caches.gated import gated, last_hidden
 from headwise.caches.groups import Window
 from headwise.heads import HeadScores, HeadwiseError
 from headwise.heads.progress import Report, silent
-from headwise.methods.duo.formula import gate_loss, rate_factor
-from headwise.methods.duo.gated import gated, last_hidden
+from headwise.maths.gates import gate_loss
 from headwise.methods.duo.options import Gates
 from headwise.methods.duo.prompts import LabelledText
 from headwise.models.model import Model, as_model
@@ -28,12 +28,11 @@ from headwise.models.provenance import describe_model
 SCORE_VERSION = 1
 STATED = ("steps", "rate", "sinks", "recent", "penalty", "form", "mix", "per", "seed", "min_right")
 WINDOWS = 3  # a text must be this many times as long as what a streaming head sees
+LEAST_RATE = 0.1  # of the peak, at both ends of the schedule
 ASKED = 8  # texts on which the teacher is checked
 
 
-def gate_scores(
-    model: Model, texts: Sequence[LabelledText], options: Gates | None = None, report: Report = silent
-) -> HeadScores:
+def gate_scores(model: Model, texts: Sequence[LabelledText], options: Gates | None = None, report: Report = silent) -> HeadScores:
     """Gates of all KV heads; every query head carries that of its KV head, and layers without full attention NaN.
 
     texts: such as `vault_texts` makes. Values may lie slightly outside [0, 1] (the last step is not clamped). provenance holds the options
@@ -50,7 +49,9 @@ def gate_scores(
             f"the model predicts {right:.0%} of the label tokens by itself, so its gates would fit noise; give texts it can answer "
             f"(at least {options.min_right:.0%})"
         )
-    gates = torch.nn.Parameter(torch.ones(model.heads.shape[0], model.heads.kv_heads if options.per == "head" else 1, device=hf.device))
+    gates = torch.nn.Parameter(
+        torch.ones(model.heads.shape[0], model.heads.kv_heads if options.per == "head" else 1, device=hf.device)
+    )
     optimiser = torch.optim.AdamW([gates], lr=options.rate, weight_decay=0.0)
     total, losses = torch.zeros_like(gates), []
     for step, number in enumerate(_order(len(texts), options)):
@@ -98,6 +99,12 @@ def _share_right(model: Any, texts: Sequence[LabelledText], ids: Sequence[Tensor
         said = as_model(model).readout.projection(last_hidden(model, row, text.places)).argmax(dim=-1)
         right += (said == row[:, [place + 1 for place in text.places]]).flatten().tolist()
     return float(np.mean(right))
+
+
+def rate_factor(step: int, steps: int) -> float:
+    """Factor on the peak learning rate at a step in [0, steps): linear from 0.1 to 1 in a fifth of all steps, and back in the last fifth."""
+    ramp = steps / 5
+    return min(1.0, max((step + 1) / ramp, LEAST_RATE), max((steps - step) / ramp, LEAST_RATE))
 
 
 def _order(count: int, options: Gates) -> list[int]:

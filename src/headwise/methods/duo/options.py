@@ -62,9 +62,7 @@ class Gates:
     mix: str = option("teacher", "The full term: the full model's (teacher), or over the gated states (self).")
     per: str = option("head", "One gate per KV head, or one per layer.")
     min_right: float = option(0.5, "Share of label tokens that the model must predict by itself.")
-    haystack: str | Path | Sequence[str] | None = option(
-        None, "Folder of .txt/.md files (.gz too).", "three public-domain books"
-    )
+    haystack: str | Path | Sequence[str] | None = option(None, "Folder of .txt/.md files (.gz too).", "three public-domain books")
     layer_order: bool = option(False, "Also measure in which order whole layers may stream, for zigzag's rule Z5.")
     seed: int = option(0, "Seed of the texts and of their order.")
 
@@ -72,7 +70,9 @@ class Gates:
         set_option(self, "lengths", whole_numbers("lengths", self.lengths))
         set_option(self, "haystack", path_or(self.haystack))
         if isinstance(self.lengths, tuple) and len(self.lengths) > 2:
-            raise HeadwiseError(f"lengths are the shortest and the longest text in tokens, like 2000,8000; got {list(self.lengths)}")
+            raise HeadwiseError(
+                f"lengths are the shortest and the longest text in tokens, like 2000,8000; got {list(self.lengths)}"
+            )
         for name, known in (("form", PENALTIES), ("mix", MIXES), ("per", PER)):
             check_choice(name, getattr(self, name), known)
         check_least(1, steps=self.steps, sinks=self.sinks, recent=self.recent)
@@ -114,7 +114,7 @@ class Gates:
 
         from headwise.caches.groups import Window
         from headwise.methods.duo.gates import gate_scores
-        from headwise.methods.duo.zigzagattention import with_layer_order
+        from headwise.methods.duo.order import with_layer_order
 
         sinks, recent = self.seen(self.sizes(model.positions)[0])
         options, texts = replace(self, sinks=sinks, recent=recent), self.texts(model)

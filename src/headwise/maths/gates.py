@@ -1,4 +1,4 @@
-"""Gates of DuoAttention (Xiao et al. 2024, arXiv:2410.10819, section 2): mixing, the loss that finds them, and the choice of heads by them.
+"""Gates of heads (DuoAttention, Xiao et al. 2024, arXiv:2410.10819, section 2): mixing, the loss that finds them, the choice of heads and layers.
 
 A gate in [0, 1] belongs to one KV head: 1 means that its query heads need the whole text, 0 that the first and the most recent tokens do.
 """
@@ -6,6 +6,7 @@ A gate in [0, 1] belongs to one KV head: 1 means that its query heads need the w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +16,9 @@ from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadScores, Scores
-from headwise.methods.duo.options import PENALTIES
 
+PENALTIES = ("mean", "group")
 HIGH = 0.9  # a head above this is one that the optimiser wanted to keep
-LEAST_RATE = 0.1  # of the peak, at both ends of the schedule
 
 
 class GateLoss(NamedTuple):
@@ -76,12 +76,6 @@ def penalty(gates: Tensor, form: str = "mean") -> Tensor:
     return lengths.mean() / math.sqrt(gates.shape[1])
 
 
-def rate_factor(step: int, steps: int) -> float:
-    """Factor on the peak learning rate at a step in [0, steps): linear from 0.1 to 1 in a fifth of all steps, and back in the last fifth."""
-    ramp = steps / 5
-    return min(1.0, max((step + 1) / ramp, LEAST_RATE), max((steps - step) / ramp, LEAST_RATE))
-
-
 def kv_gates(scores: HeadScores, layers: int, heads: int, kv_heads: int, model: str) -> Scores:
     """Gates [layers, KV heads] from a table with one column per query head (equal inside a KV head) or per KV head.
 
@@ -93,14 +87,14 @@ def kv_gates(scores: HeadScores, layers: int, heads: int, kv_heads: int, model: 
         if not np.array_equal(rows, np.broadcast_to(rows[..., :1], rows.shape), equal_nan=True):
             raise HeadwiseError(
                 f"these {scores.score} scores differ between query heads that share a KV head of {model}, so they are no gates of it; "
-                "find its gates, or give a bool table [layer, KV head]"
+                "find its gates first (headwise detect gate), or give a table [layer, KV head] of True and False"
             )
         return np.ascontiguousarray(rows[..., 0])
     if values.shape == (layers, kv_heads):
         return values
     raise HeadwiseError(
         f"gates of {values.shape[0]} layers x {values.shape[1]} heads do not belong to {model}, which has {layers} layers x {heads} "
-        f"query heads ({kv_heads} KV heads); find its gates first"
+        f"query heads ({kv_heads} KV heads); find its gates first (headwise detect gate)"
     )
 
 
@@ -130,6 +124,33 @@ def binarise(gates: Scores, keep: float, averaged: Scores | None = None, retriev
         raise HeadwiseError(f"all {gates.size} gates are {clamped.flat[0]:g}; that is no ranking of heads")
     kept, tied = strongest(kept_count(keep, gates.size), clamped, gates, *rest)
     return Pattern(kept, tied, highest(clamped[~kept]))
+
+
+def greedy_layers(means: Scores, count: int, loss: Callable[[NDArray[np.bool_]], float]) -> Pattern:
+    """Retrieval layers by measurement: from all retrieval on, that layer streams next which raises the loss least.
+
+    Args:
+        means: Mean gates [layer]; of equally cheap layers the one with the lower mean streams first.
+        count: Retrieval layers that are left in the end, at least 1.
+        loss: Bool [layer], True for retrieval -> a number, smaller is better.
+
+    Returns:
+        The pattern; `tied` counts steps at which several layers were equally cheap.
+
+    Raises:
+        HeadwiseError: A loss that is not finite.
+    """
+    kept = np.ones(len(means), dtype=bool)
+    tied = 0
+    while kept.sum() > count:
+        left = np.flatnonzero(kept)
+        losses = np.array([loss(kept & (np.arange(len(kept)) != layer)) for layer in left])
+        if not np.isfinite(losses).all():
+            raise HeadwiseError("the measured loss of a pattern is not a finite number")
+        best = losses == losses.min()
+        tied += int(best.sum() > 1)
+        kept[max(left[best], key=lambda layer: (-means[layer], layer))] = False
+    return Pattern(kept, tied, highest(means[~kept]))
 
 
 def strongest(count: int, *ranked: Scores) -> tuple[NDArray[np.bool_], int]:

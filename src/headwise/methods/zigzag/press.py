@@ -6,21 +6,15 @@ Only the paper's abstract was to be had, so the rules that choose the layers are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from headwise.caches.groups import Window
+from headwise.caches.patterns import StreamingPattern
 from headwise.heads import HeadScores, HeadwiseError
-from headwise.heads.progress import Report, silent
-from headwise.methods.duo.formula import Pattern, highest, kept_count, kv_gates
-from headwise.methods.duo.gated import streaming_loss
-from headwise.methods.duo.patterns import RULES, layer_pattern
-from headwise.methods.duo.prompts import LabelledText
-from headwise.methods.duo.streaming import StreamingPattern
+from headwise.maths.gates import Pattern, highest, kept_count, kv_gates
+from headwise.methods.zigzag.formula import RULES, layer_pattern
 from headwise.models.model import Model
 
 ORDER = "layer_order"  # table of gates [layer]: the place of each layer in the order in which they come to stream, from 0; NaN: it never does
@@ -28,10 +22,14 @@ ORDER = "layer_order"  # table of gates [layer]: the place of each layer in the 
 
 @dataclass(frozen=True, eq=False)
 class ZigzagAttention(StreamingPattern):
-    """heads: gates, or the retrieval layers themselves. keep: share of retrieval layers among those with full attention.
+    """The retrieval layers keep the whole text, the others a window.
 
-    rule: see `layer_pattern`. `Z5` needs gates that hold a measured order of layers (`with_layer_order`); a pattern that Z5 has found may also
-    be given as layers. The rest: see `StreamingPattern`.
+    Attributes:
+        heads: Gates, or the retrieval layers themselves.
+        rule: See `layer_pattern`. `Z5` needs gates that hold a measured order of layers (`headwise detect gate --layer-order`); a pattern that Z5
+            has found may also be given as layers.
+
+    The others: see `StreamingPattern`; `keep` is the share of retrieval layers among those with full attention.
     """
 
     heads: HeadScores | Sequence[int]
@@ -43,7 +41,7 @@ class ZigzagAttention(StreamingPattern):
         if self.rule not in RULES or (self.rule == "Z5" and not measured):
             raise HeadwiseError(
                 f"rule {self.rule!r} is none of Z1 to Z4; give the layers that Z5 has found, or, for rule Z5, gates with a measured "
-                "order of layers (with_layer_order)"
+                "order of layers (headwise detect gate --layer-order)"
             )
 
     def pattern(self, model: Model) -> Pattern:
@@ -71,31 +69,3 @@ class ZigzagAttention(StreamingPattern):
         kept = zip(model.heads.full_layers, self.pattern(model).kept, strict=True)
         rule = self.rule if isinstance(self.heads, HeadScores) else None
         return super().describe(model) | {"rule": rule, "retrieval_layers": [layer for layer, whole in kept if whole]}
-
-
-def with_layer_order(
-    model: Model, gates: HeadScores, texts: Sequence[LabelledText], window: Window, report: Report = silent
-) -> HeadScores:
-    """The same gates with the order of rule Z5 in their tables (`layer_order`), which serves every `keep`.
-
-    From all layers retrieving on, that layer comes next whose change to streaming raises the distillation loss least; the last one keeps
-    longest. window: what a streaming layer sees. L layers with full attention cost (L - 1)(L + 2) / 2 measurements, two passes over every
-    text each. report(done, total, remark): in measurements. Raises as `streaming_loss` and `layer_pattern` do.
-    """
-    model, full = model, model.heads.full_layers
-    table = kv_gates(gates, *model.heads.shape, model.heads.kv_heads, model.name)[full]
-    rows = [(torch.tensor([text.ids], device=model.hf.device), text.places) for text in texts]
-    measure, known = streaming_loss(model.hf, rows, window), dict[bytes, float]()
-
-    def loss(kept: NDArray[np.bool_]) -> float:
-        if kept.tobytes() not in known:  # one search per number of kept layers, all along the same path
-            known[kept.tobytes()] = measure(kept)
-            report(len(known), (len(full) - 1) * (len(full) + 2) // 2, "layers that may stream")
-        return known[kept.tobytes()]
-
-    counts = range(len(full), 0, -1)
-    kept = [layer_pattern(table, count / len(full), "Z5", loss).kept for count in counts]
-    order = [full[int((a & ~b).argmax())] for a, b in zip(kept, [*kept[1:], np.zeros_like(kept[0])], strict=True)]
-    places = np.full(model.heads.shape[0], np.nan)
-    places[order] = np.arange(len(order))
-    return replace(gates, tables={**gates.tables, ORDER: places})

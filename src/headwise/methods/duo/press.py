@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headwise.caches.patterns import StreamingPattern
 from headwise.heads import HeadScores, HeadSet, HeadwiseError
-from headwise.methods.duo.formula import Pattern, binarise, kv_gates
-from headwise.methods.duo.streaming import StreamingPattern
+from headwise.maths.gates import Pattern, binarise, kv_gates
 from headwise.models.model import Model
 
 
 @dataclass(frozen=True, eq=False)
 class DuoAttention(StreamingPattern):
-    """heads: gates, or a bool table [layers, KV heads], True for retrieval heads. keep: share of all KV heads of layers with full attention.
+    """The retrieval heads keep the whole text, the others a window (section 2 of the paper).
 
-    ties: scores of the same model that decide between equal gates. The rest: see `StreamingPattern`.
+    Attributes:
+        heads: Gates, or a table [layers, KV heads] of True (retrieval heads) and False.
+        ties: Scores of the same model that decide between equal gates.
+
+    The others: see `StreamingPattern`; `keep` is a share of all KV heads of layers with full attention.
     """
 
     heads: HeadScores | NDArray[np.bool_]
@@ -30,7 +34,7 @@ class DuoAttention(StreamingPattern):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.heads, HeadScores) and (np.ndim(self.heads) != 2 or np.asarray(self.heads).dtype != np.bool_):
-            raise HeadwiseError("heads must be gates (HeadScores) or a bool table [layer, KV head], True for retrieval heads")
+            raise HeadwiseError("heads must be gates, or a table [layer, KV head] of True (retrieval heads) and False")
 
     def pattern(self, model: Model) -> Pattern:
         """The retrieval heads of the layers with full attention, [full layers, KV heads]. Raises `HeadwiseError` for heads of another model."""

@@ -18,11 +18,12 @@ from torch import Tensor
 from headwise.attention.plan import Call, attached, device_of
 from headwise.caches.groups import Window
 from headwise.heads.errors import HeadwiseError
+from headwise.maths.gates import gate_loss
+from headwise.maths.gates import mix as mixture
 from headwise.maths.sink_window import sink_window_attention
-from headwise.methods.duo.formula import gate_loss
-from headwise.methods.duo.formula import mix as mixture
-from headwise.methods.duo.options import MIXES
 from headwise.models.model import Model, as_model
+
+MIXES = ("teacher", "self")
 
 
 class Gating:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from headwise.caches.kept_cache import KeptCache, compress
 from headwise.caches.kept_layer import PREFILLS, Keep, View
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadScores
-from headwise.methods.duo.formula import Pattern, kept_count
+from headwise.maths.gates import Pattern, kept_count
 from headwise.models.model import Model
 
 
@@ -23,11 +23,18 @@ from headwise.models.model import Model
 class StreamingPattern(ABC):
     """Base of such methods; used like a press: `with method(model) as cache: ...`.
 
-    heads: gates (of `headwise.find`, or a released table), or the pattern itself. keep: share that keeps the whole text, in (0, 1]; a given pattern
-    needs none. sinks, recent: tokens that the others see, at least 1 each. prefill: `dense` (the prompt is read with full attention, then
-    streaming heads drop what they do not keep), `chunked` (a block of tokens sees itself and what was held before it), `windowed` (every
-    token sees its exact window). Layers without full attention are left as they are.
+    Layers without full attention are left as they are.
+
+    Attributes:
+        heads: Gates (of `headwise detect gate`, or a released table), or the pattern itself.
+        keep: Share that keeps the whole text, in (0, 1]; a given pattern needs none.
+        sinks: First tokens that the others see, at least 1.
+        recent: Most recent tokens that they see, at least 1.
+        prefill: `dense` (the prompt is read with full attention, then streaming heads drop what they do not keep), `chunked` (a block of tokens sees
+            itself and what was held before it) or `windowed` (every token sees its exact window).
     """
+
+    found_by: ClassVar[str] = "gate"  # the detector whose head file it takes by default
 
     heads: Any
     keep: float = 0.5

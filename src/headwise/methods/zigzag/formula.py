@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Scores
-from headwise.methods.duo.formula import Pattern, binarise, highest, kept_count, strongest
+from headwise.maths.gates import Pattern, binarise, greedy_layers, highest, kept_count, strongest
 
 RULES = ("Z1", "Z2", "Z3", "Z4", "Z5")
 Layers = NDArray[np.bool_]
@@ -44,7 +44,7 @@ def layer_pattern(gates: Scores, keep: float, rule: str = "Z1", loss: Callable[[
     clamped = gates.clip(0, 1)
     means, raw, count = clamped.mean(axis=1), gates.mean(axis=1), kept_count(keep, len(gates))
     if loss is not None:
-        return _greedy(means, count, loss)
+        return greedy_layers(means, count, loss)
     if means.min() == means.max() and len(gates) > 1:
         raise HeadwiseError(f"all {len(gates)} layers have the same mean gate ({means[0]:g}); that is no ranking of layers")
     if rule == "Z3" and (clamped != clamped[:, :1]).any():
@@ -54,19 +54,4 @@ def layer_pattern(gates: Scores, keep: float, rule: str = "Z1", loss: Callable[[
         kept, tied = strongest(count, heads, means, raw)
     else:
         kept, tied = strongest(count, means, raw)
-    return Pattern(kept, tied, highest(means[~kept]))
-
-
-def _greedy(means: Scores, count: int, loss: Callable[[Layers], float]) -> Pattern:
-    """Rule Z5. `tied` counts steps at which several layers were equally cheap."""
-    kept = np.ones(len(means), dtype=bool)
-    tied = 0
-    while kept.sum() > count:
-        left = np.flatnonzero(kept)
-        losses = np.array([loss(kept & (np.arange(len(kept)) != layer)) for layer in left])
-        if not np.isfinite(losses).all():
-            raise HeadwiseError("the measured loss of a pattern is not a finite number")
-        best = losses == losses.min()
-        tied += int(best.sum() > 1)
-        kept[max(left[best], key=lambda layer: (-means[layer], layer))] = False
     return Pattern(kept, tied, highest(means[~kept]))

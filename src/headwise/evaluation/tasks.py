@@ -1,0 +1,112 @@
+"""Tasks of `headwise bench cache` that need nothing but headwise: needles in novels, and tables of keys and values."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+from headwise.evaluation.contexts import Context, Question, check_drawing, contained, fitted_contexts
+from headwise.heads.errors import HeadwiseError
+from headwise.models.model import Model
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.haystack import Haystack, Window, bundled_texts
+from headwise.prompts.needles import Needle, NeedleComposer, bundled_needles
+from headwise.prompts.prompt import Span
+from headwise.prompts.words import check_split, random_key
+from headwise.runtime.answer import stop_ids
+
+SPARE = 4  # tokens that an answer may have beyond the gold answer
+SHOTS = 3  # answered look-ups in front of each question about a table
+KEY = 8  # characters of a key and of a value
+
+
+def needle_contexts(
+    model: Model, task: str, length: int, count: int, questions: int = 1, split: str = "test", seed: int = 0
+) -> list[Context]:
+    """Needles in a stretch of the bundled novels, asked for one by one (a `CacheTask`).
+
+    An answer is right if the gold answer stands in it. Split `test` has the needles that detection never uses, the others those of detection.
+    """
+    check_drawing(model, length, count, questions, seed)
+    needles = bundled_needles("test" if check_split(split) == "test" else "detect")
+    if questions > len(needles):
+        raise HeadwiseError(f"{questions} questions per context asked for, but there are {len(needles)} needles; choose fewer")
+    encoder, stop = PieceEncoder(model.tokenizer), stop_ids(model)
+    haystack, composer = Haystack(bundled_texts(), encoder), NeedleComposer(encoder)
+
+    def draw(size: float, number: int) -> Context:
+        rng = np.random.default_rng([seed, zlib.crc32(b"needle"), length, number])
+        chosen = [needles[i] for i in rng.choice(len(needles), questions, replace=False)]
+        depths = sorted(rng.random(questions), reverse=True)
+        room = max(1, round(size) - sum(composer.context_cost(needle) for needle in chosen))
+        window = haystack.window(min(room, len(haystack) // 2), (seed, zlib.crc32(b"needle"), length, number))
+        return Context(task, length, *_inserted(composer, window, chosen, [float(depth) for depth in depths]), stop)
+
+    return fitted_contexts(draw, length, count)
+
+
+def key_value_contexts(
+    model: Model, task: str, length: int, count: int, questions: int = 1, split: str = "test", seed: int = 0
+) -> list[Context]:
+    """A JSON object of random keys and values, some of which are asked for (a `CacheTask`).
+
+    Each question stands behind three answered ones about other keys. An answer is right if it is the value up to its closing quotation mark.
+    """
+    check_drawing(model, length, count, questions, seed)
+    check_split(split)
+    encoder, stop = PieceEncoder(model.tokenizer), stop_ids(model)
+    encode = lru_cache(maxsize=100_000)(encoder.encode)
+
+    def draw(size: float, number: int) -> Context:
+        rng = np.random.default_rng([seed, zlib.crc32(b"key_value"), length, number])
+        pairs = max(SHOTS + questions, round(size / 30))
+        keys = [random_key(rng, split, KEY) for _ in range(2 * pairs)]
+        return _table(task, length, dict(zip(keys[::2], keys[1::2], strict=True)), questions, rng, encode, encoder.bos, stop)
+
+    return fitted_contexts(draw, length, count)
+
+
+def _inserted(
+    composer: NeedleComposer, window: Window, needles: list[Needle], depths: list[float]
+) -> tuple[tuple[int, ...], tuple[Question, ...]]:
+    """Ids of the window with all needles, and a question for each. depths: falling, so that what is inserted later stands further in front."""
+    placed: list[tuple[Needle, tuple[int, ...], int, Span]] = []
+    for needle, depth in zip(needles, depths, strict=True):
+        prompt = composer.compose(window, needle, depth)
+        context, at, cost = prompt.span("context"), prompt.span("needle"), composer.context_cost(needle)
+        placed = [(other, rest, gold, Span(span.start + cost, span.stop + cost)) for other, rest, gold, span in placed]
+        placed.append((needle, prompt.ids[context.stop :], len(prompt.gold), prompt.span("answer")))
+        head = prompt.ids[: context.start]
+        places = tuple(place for place in window.places if place <= at.start - context.start)
+        window = Window(prompt.ids[context.start : context.stop], places)
+    questions = tuple(
+        Question(rest, gold + SPARE, contained(needle.answer), span, needle.answer, needle.question)
+        for needle, rest, gold, span in placed
+    )
+    return (*head, *window.ids), questions
+
+
+def _table(
+    task: str, length: int, table: dict[str, str], questions: int, rng: np.random.Generator, encode: Callable[[str], tuple[int, ...]],
+    bos: tuple[int, ...], stop: frozenset[int],
+) -> Context:  # fmt: skip
+    keys, ids, spans = list(table), [*bos, *encode("{")], dict[str, Span]()
+    for place, key in enumerate(keys):
+        ids += (*encode('"'), *encode(key), *encode('": "'))
+        spans[key] = Span(len(ids), len(ids) + len(encode(table[key])))
+        ids += (*encode(table[key]), *encode('"}\n' if place == len(keys) - 1 else '",\n'))
+    drawn = [keys[i] for i in rng.choice(len(keys), SHOTS + questions, replace=False)]
+    told = [i for key in drawn[:SHOTS] for part in ('\n"', key, '": "', table[key], '"') for i in encode(part)]
+    asked = []
+    for key in drawn[SHOTS:]:
+        rest = (*told, *encode('\n"'), *encode(key), *encode('": "'))
+        asked.append(Question(rest, len(encode(table[key])) + SPARE, _value(table[key]), spans[key], table[key], key))
+    return Context(task, length, tuple(ids), tuple(asked), stop)
+
+
+def _value(wanted: str) -> Callable[[str], float]:
+    """A judge: what stands in front of the closing quotation mark is the value."""
+    return lambda said: float(said.split('"')[0].strip() == wanted)

@@ -1,0 +1,130 @@
+"""Contexts and questions of the tasks that come with headwise, and where answers stand in texts of the user."""
+
+import inspect
+from functools import partial
+from importlib.metadata import entry_points
+
+import numpy as np
+import pytest
+
+from headwise.caches.controls import Full
+from headwise.evaluation.compression import Candidate, measure_compression
+from headwise.evaluation.contexts import CacheTask, longest, place_of
+from headwise.evaluation.tasks import SHOTS, key_value_contexts, needle_contexts
+from headwise.heads import HeadwiseError
+from headwise.models.load import load
+from headwise.models.registry import bundled_model
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.needles import bundled_needles
+from headwise.testing.tokenizers import character_tokenizer
+from tests.reference.tokenizers import llama2_like
+
+TASKS = {"needle": needle_contexts, "key_value": key_value_contexts}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(str(bundled_model()))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("questions", [1, 3])
+def test_prompts_fill_the_length_and_hold_their_answers(model, task, questions):
+    found = TASKS[task](model, task, 400, 4, questions, seed=1)
+    assert [len(context.questions) for context in found] == [questions] * 4
+    sizes = [longest(context) for context in found]
+    assert max(sizes) <= 400
+    assert np.mean(sizes) > 0.8 * 400
+    assert len({context.ids for context in found}) == 4
+    for context in found:
+        assert (context.task, context.length) == (task, 400)
+        assert context.ids[:1] == PieceEncoder(model.tokenizer).bos
+        text = model.tokenizer.decode(context.ids)
+        assert len({question.id for question in context.questions}) == questions
+        for question in context.questions:
+            answer = model.tokenizer.decode(context.ids[question.answer.start : question.answer.stop])
+            assert answer.strip() == question.gold
+            assert text.count(question.gold) == 1
+            assert (
+                question.judge(answer) == question.judge(question.gold + ('"\n' if task == "key_value" else ". And so on")) == 1.0
+            )
+            assert question.judge("nobody knows") == question.judge("") == 0.0
+            asked = model.tokenizer.decode(question.rest)
+            assert question.gold not in asked
+            assert question.id in asked
+            assert asked.count('": "') == (SHOTS + 1 if task == "key_value" else 0)
+
+
+def test_needles_are_those_that_detection_never_uses(model):
+    for split, other in (("test", "detect"), ("selection", "test")):
+        asked = {question.id for context in needle_contexts(model, "needle", 300, 8, 2, split) for question in context.questions}
+        assert not asked & {needle.question for needle in bundled_needles(other)}
+
+
+def test_a_table_is_json_and_demonstrations_are_true(model):
+    import json
+
+    for context in key_value_contexts(model, "key_value", 300, 3, 2):
+        table = json.loads(model.tokenizer.decode(context.ids, skip_special_tokens=True))
+        for question in context.questions:
+            *told, asked = model.tokenizer.decode(question.rest).strip().split("\n")
+            assert len(told) == SHOTS
+            for line in told:
+                assert {tuple(line.strip('"').split('": "'))} <= set(table.items())
+            assert table[asked.strip('": ')] == question.gold
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_same_seed_draws_the_same(model, task):
+    draw = partial(TASKS[task], model, task, 256, 3)
+    assert [c.ids for c in draw(seed=1)] == [c.ids for c in draw(seed=1)] != [c.ids for c in draw(seed=2)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((256, 0), "at least 1"),
+        ((256, 2, 0), "at least 1"),
+        ((10**6, 2), "positions; choose"),
+        ((20, 2), "no .* prompt with 1 questions fits into 20 tokens"),
+        ((256, 2, 1, "exam"), "unknown split 'exam'"),
+        ((256, 2, 1, "test", -1), "seed 0 or more"),
+    ],
+)
+@pytest.mark.parametrize("task", TASKS)
+def test_what_cannot_be_drawn_is_refused(model, task, given, message):
+    with pytest.raises(HeadwiseError, match=message):
+        TASKS[task](model, task, *given)
+
+
+def test_every_registered_task_has_the_signature_of_the_protocol():
+    wanted = list(inspect.signature(CacheTask.__call__).parameters)[1:]
+    found = {entry.name: entry for entry in entry_points(group="headwise.tasks")}
+    assert {"needle", "key_value"} <= set(found)
+    for entry in found.values():
+        assert list(inspect.signature(entry.load()).parameters) == wanted
+
+
+def test_the_bundled_model_finds_needles_with_the_full_cache(model):
+    contexts = needle_contexts(model, "needle", 256, 4)
+    found = measure_compression(model, [Candidate("full", None, Full())], contexts, ["inside"])
+    assert found.gates[0]["gate"] == "passed"
+    assert found.rows[0]["exact"] >= 0.5
+    assert found.rows[0]["survival"] == 1.0
+
+
+def test_the_place_of_an_answer(model):
+    character = character_tokenizer()
+    text = "The mill stands by the river. Ada has the key of Ämter 27. The boat is old."
+    for tokenizer in (model.tokenizer, character, llama2_like()):
+        encoder = PieceEncoder(tokenizer)
+        asked = text if tokenizer is not character else text.casefold().replace("ä", "a")
+        ids = encoder.encode(asked)
+        for answer in ("the key of", "mter 27", "old.", "mill stands"):
+            span = place_of(encoder, ids, asked, answer)
+            assert answer in encoder.decode(ids[span.start : span.stop])
+            assert answer not in encoder.decode(ids[span.start + 1 : span.stop])
+            assert answer not in encoder.decode(ids[span.start : span.stop - 1])
+        assert place_of(encoder, ids, asked, "moon") is None
+        assert place_of(encoder, ids, asked, "the") is None  # several times
+        assert place_of(encoder, ids[:-1], asked, "mill") is None  # not the ids of this text
