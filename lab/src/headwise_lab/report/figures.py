@@ -1,4 +1,4 @@
-"""Figures of `headwise lab properties`, second part: when heads copy, what is lost without them, and the negative control."""
+"""Figures of `headwise lab properties`, second part: when heads copy, what ablating them costs, and the negative control."""
 
 from __future__ import annotations
 
