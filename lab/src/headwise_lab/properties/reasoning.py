@@ -26,7 +26,7 @@ FLOOR = 0.3  # the same for direct answers, which models find hard
 HALF, HARDLY, LEVEL = 0.5, 0.25, 0.05  # of the whole model's share; of the loss on written steps; of tests
 KEEPS = f"keeps at least {HALF:g} of its share"
 DRAWS, SAMPLES = 2_000, 2
-EVERYWHERE = ("steps", "closed_book")  # tasks also measured with heads removed at every position
+EVERYWHERE = ("steps", "closed_book")  # tasks also measured with heads ablated at every position
 
 
 def measure(model: Model, scores: HeadScores, settings: Settings) -> dict[str, Any]:

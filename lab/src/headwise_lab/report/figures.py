@@ -155,7 +155,7 @@ def draw_always(data: Data) -> Figure:
 
 
 def causal_panels(data: Data) -> list[Panel]:
-    """Recall against the number of heads removed, per model; perplexity of all."""
+    """Recall against the number of heads ablated, per model; perplexity of all."""
     found = []
     for model in data["models"]:
         k = model["halved_at"]

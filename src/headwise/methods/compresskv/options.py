@@ -29,7 +29,7 @@ class Semantic(NeedleQuestions):
     summary: ClassVar[str] = "Heads that look at the answer in a needle while the model says it (CompressKV, Lin et al. 2025)."
 
     extremes: str = option("keep", "Depths 0 and 1: keep or drop them.")
-    min_runs: int = option(30, "With fewer solved runs there is no ranking.")
+    min_runs: int = option(30, "Fewest solved runs that make a ranking.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -61,7 +61,7 @@ class Gates:
     form: str = option("mean", "Penalty on the gates: mean, or group (empties whole layers).")
     mix: str = option("teacher", "Full attention in the loss: the unchanged model's (teacher), or over the gated model's states (self).")
     per: str = option("head", "head: one gate per KV head; layer: one gate per layer.")
-    min_right: float = option(0.5, "Share of label tokens that the model must predict by itself.")
+    min_right: float = option(0.5, "Share of label tokens that the unchanged model must predict.")
     haystack: str | Path | Sequence[str] | None = option(None, "Folder of .txt/.md files (.gz too).", "three public-domain books")
     layer_order: bool = option(False, "Also measure in which order whole layers may stream, for zigzag's rule Z5.")
     seed: int = option(0, "Seed of the texts and of their order.")
