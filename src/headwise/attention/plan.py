@@ -352,4 +352,4 @@ def device_of(module: nn.Module) -> torch.device:
             device = getattr(own, "execution_device", None)
             if device is not None:
                 return torch.device(device)
-    raise HeadwiseError("the model's weights hold no values (device 'meta'); load them first")
+    raise HeadwiseError("the model's weights are on the device 'meta', that is, nowhere; load them first")

@@ -32,7 +32,7 @@ def check_tensors(info: Mapping[str, Any], name: str) -> None:
     }
     told = [f"{what} {_some(keys)}" for what, keys in faults.items() if keys]
     if told:
-        raise HeadwiseError(f"the checkpoint of {name!r} {' and '.join(told)}; download all files of one revision again")
+        raise HeadwiseError(f"the checkpoint of {name!r} {' and '.join(told)}; get all files of one revision anew")
 
 
 def check_tokenizer(tokenizer: Any, rows: int, name: str) -> None:
