@@ -33,7 +33,7 @@ def own(tmp_path):
     tiny_model("llama").save_pretrained(tmp_path / "own")
     character_tokenizer().save_pretrained(tmp_path / "own")
     (tmp_path / "own" / "own.py").write_text(
-        f"open({str(tmp_path / 'mark')!r}, 'w').write('ran')\n"
+        f"import pathlib\npathlib.Path({str(tmp_path / 'mark')!r}).write_text('ran')\n"
         "from transformers import LlamaConfig\nclass Own(LlamaConfig):\n    model_type = 'own'\n"
     )
     config = json.loads((tmp_path / "own" / "config.json").read_text())

@@ -186,7 +186,8 @@ def test_a_template_that_refuses_one_dialogue_is_kept(folder):
     load(str(folder), "cpu")
 
 
-CODE = "import pathlib\npathlib.Path({mark!r}).write_text('ran')\nfrom transformers import LlamaConfig\nclass Own(LlamaConfig):\n    model_type = 'own'\n"
+CODE = "import pathlib\npathlib.Path({mark!r}).write_text('ran')\n"
+CODE += "from transformers import LlamaConfig\nclass Own(LlamaConfig):\n    model_type = 'own'\n"
 
 
 def test_code_of_a_model_is_never_run_unasked(folder, tmp_path, monkeypatch):
