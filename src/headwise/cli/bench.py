@@ -100,7 +100,7 @@ def cache(
             candidate.make.check(loaded)  # all of them before any work
     from headwise.evaluation.compression import measure_compression
     from headwise.heads.headfile import write_json
-    from headwise.models.provenance import describe_model
+    from headwise.models.model import describe_model
 
     contexts = asked.contexts(loaded)
     protocols = [part.strip() for part in question.split(",")]

@@ -29,7 +29,7 @@ def demo(
     json: o.Json = False,
 ) -> None:
     """A tour of three commands: find the retrieval heads of a model, ablate them, and write a page to explore them."""
-    from headwise.models.registry import DEFAULT
+    from headwise.models.names import DEFAULT
 
     _take(output)
     started, name, say = time.perf_counter(), model or DEFAULT, _keep_still if json else _say

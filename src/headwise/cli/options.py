@@ -67,7 +67,7 @@ def load(model: str | None, device: str, dtype: str, revision: str | None = None
 
     from headwise.cli import remote_code
     from headwise.models.load import load as load_model
-    from headwise.models.registry import DEFAULT
+    from headwise.models.names import DEFAULT
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -150,7 +150,7 @@ def _hint(kind: type, field: dataclasses.Field[Any]) -> Any:
 
 def output_path(output: Path | None, model: str | None, kind: str, overwrite: bool, end: str = ".json") -> Path:
     """Where to write; an existing file is refused before any work is done."""
-    from headwise.models.registry import DEFAULT
+    from headwise.models.names import DEFAULT
 
     name = DEFAULT if model is None else Path(model).name or "model"
     path = output or Path("headwise-out") / f"{name}.{kind}{end}"

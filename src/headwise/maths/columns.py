@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headwise.maths.logits import Keys, visible_logits
-from headwise.maths.rows import BLOCK
+from headwise.maths.rows import BLOCK, Keys, visible_logits
 
 
 def attention_columns(

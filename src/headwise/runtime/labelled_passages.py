@@ -86,7 +86,7 @@ class LabelledPassages:
 
     def table(self, model: Model, run: Run) -> tuple[PassageTable, dict[str, Any]]:
         """What every head pays to every passage of the examples, and how it was made, as plain data."""
-        from headwise.models.provenance import describe_model
+        from headwise.models.model import describe_model
         from headwise.prompts.encoder import PieceEncoder
         from headwise.prompts.passages import PassageComposer
         from headwise.runtime.passage_table import measure_passages

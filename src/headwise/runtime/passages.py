@@ -20,8 +20,8 @@ from headwise.caches.shared import full_cache, shared_past
 from headwise.heads.errors import HeadwiseError, PromptError
 from headwise.heads.types import HeadId, HeadSet
 from headwise.maths.passages import NORMALIZE
+from headwise.models.forward import set_length, table_of
 from headwise.models.model import Model, as_model
-from headwise.models.rope import set_length, table_of
 from headwise.prompts.passages import NULL_QUERY, PassageComposer
 from headwise.prompts.prompt import Span
 from headwise.runtime.runner import token_tensor

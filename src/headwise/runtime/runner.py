@@ -16,8 +16,7 @@ from transformers import DynamicCache
 from headwise.attention.plan import attached, device_of
 from headwise.attention.tail import last_rows
 from headwise.caches.shared import cut_back, fork, full_cache
-from headwise.models.forward import forward
-from headwise.models.rope import set_length, table_of
+from headwise.models.forward import forward, set_length, table_of
 
 LEAST_SHARED = 16  # a shorter stretch costs more as a pass of its own than it saves
 

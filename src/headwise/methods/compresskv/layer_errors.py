@@ -27,8 +27,7 @@ from headwise.heads.progress import Report, silent
 from headwise.maths.attend import attend
 from headwise.maths.select import best_places, protected
 from headwise.methods.compresskv.formula import layer_shares, row_errors
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, describe_model
 from headwise.runtime.runner import token_tensor
 
 

@@ -21,8 +21,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads
 from headwise.methods.influence.defaults import CPU_TOKENS, FLOOR, LEAST_TOKENS, MANY_TOKENS, MAX_LEN, MODE
 from headwise.models.fingerprint import weights_digest
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, describe_model
 from headwise.prompts.encoder import PieceEncoder
 
 SCORE_VERSION = 1
