@@ -23,7 +23,7 @@ from headwise.caches.groups import EMPTY, Group, Growing, Sliding, Window
 from headwise.caches.kept_cache import KeptCache
 from headwise.caches.kept_layer import Compressor, Keep, KeptLayer, View
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.headfile import write_atomically
+from headwise.heads.files import write_atomically
 from headwise.models.fingerprint import tokenizer_digest, weights_digest
 from headwise.models.model import Model
 

@@ -67,7 +67,7 @@ def rank(
 ) -> None:
     """Rank passages for queries without generating; one pass reads all passages, each query is a short pass behind them."""
     path = o.output_path(output, model, "run", overwrite, ".trec")
-    from headwise.heads.headfile import write_atomically
+    from headwise.heads.files import write_atomically
     from headwise.methods.query.ranker import Ranker, rank_collection
     from headwise.prompts.collections import trec_lines
     from headwise.runtime.options import chat_arguments
