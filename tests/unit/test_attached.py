@@ -7,9 +7,9 @@ import torch
 
 import headwise
 from headwise.attention import ablate, observe, steer
+from headwise.attention.call import Whole
 from headwise.attention.means import head_means
 from headwise.attention.plan import attached, device_of
-from headwise.attention.provider import Whole
 from headwise.caches.kept_cache import compress
 from headwise.caches.kept_file import load_cache, save_cache
 from headwise.heads import HeadSet, HeadwiseError

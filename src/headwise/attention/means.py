@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached, device_of
+from headwise.attention.call import Call
+from headwise.attention.plan import attached, device_of
 from headwise.heads.errors import HeadwiseError
 
 

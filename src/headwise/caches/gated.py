@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached, device_of
+from headwise.attention.call import Call
+from headwise.attention.plan import attached, device_of
 from headwise.caches.groups import Window
 from headwise.heads.errors import HeadwiseError
 from headwise.maths.gates import gate_loss

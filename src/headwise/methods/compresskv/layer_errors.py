@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached
+from headwise.attention.call import Call
+from headwise.attention.plan import attached
 from headwise.caches.kept_layer import View
 from headwise.caches.press import Press
 from headwise.heads import HeadFileError, HeadwiseError
