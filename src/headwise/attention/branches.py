@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headwise.attention.ablate import ablate
-from headwise.attention.plan import attached, device_of
+from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError, UnsupportedModelError
 from headwise.heads.types import HeadSet
 from headwise.maths.losses import token_losses
+from headwise.models.forward import device_of
 from headwise.models.model import as_model
 
 Run = Callable[[Tensor], Tensor]

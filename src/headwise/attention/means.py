@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from headwise.attention.call import Call
-from headwise.attention.plan import attached, device_of
+from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
+from headwise.models.forward import device_of
 
 
 class _Totals:

@@ -286,20 +286,3 @@ def no_dropout(dropout: float) -> None:
     """Attention dropout would make every statistic random; refuse it."""
     if dropout:
         raise HeadwiseError(f"the model is in training mode with attention dropout {dropout:g}; call model.eval() or set it to 0")
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes, and so where its inputs belong: the device of its first parameter.
-
-    Parameters that accelerate has moved away (offload) lie on `meta` between passes; then its hook names the device.
-    """
-    first = next(module.parameters()).device
-    if first.type != "meta":
-        return first
-    for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
-        for own in getattr(hook, "hooks", (hook,)):
-            device = getattr(own, "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-    raise HeadwiseError("the model's weights are on the device 'meta', that is, nowhere; load them first")

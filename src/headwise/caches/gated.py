@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headwise.attention.call import Call
-from headwise.attention.plan import attached, device_of
+from headwise.attention.plan import attached
 from headwise.caches.groups import Window
 from headwise.heads.errors import HeadwiseError
 from headwise.maths.gates import gate_loss
 from headwise.maths.gates import mix as mixture
 from headwise.maths.sink_window import sink_window_attention
+from headwise.models.forward import device_of
 from headwise.models.model import Model, as_model
 
 MIXES = ("teacher", "self")

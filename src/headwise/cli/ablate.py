@@ -70,8 +70,8 @@ def ablate(
         run_task(loaded, scores, task, options, limit, include_path, path, overwrite, json)
         return
     from headwise.prompts.grid import even_depths
+    from headwise.prompts.prompt import chat_arguments
     from headwise.runtime.needle_runs import needle_task
-    from headwise.runtime.options import chat_arguments
 
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
     grid = needle_task(

@@ -16,9 +16,9 @@ import typer
 from typer.core import TyperGroup
 
 from headwise.cli import options as o
+from headwise.cli.options import installed, method_named
 from headwise.cli.progress import progress
 from headwise.heads.errors import HeadwiseError, MissingExtraError, NoSuccessfulRunError
-from headwise.methods.registry import installed, method_named
 
 if TYPE_CHECKING:
     from headwise.heads.types import HeadScores

@@ -36,10 +36,10 @@ def needle(
     from headwise.evaluation.needle import measure_needle_grid
     from headwise.heads.headfile import write_json
     from headwise.prompts.grid import describe_task, even_depths
+    from headwise.prompts.prompt import chat_arguments
     from headwise.report.console import grid_table, print_all
     from headwise.report.needle_grid import needle_grid
     from headwise.runtime.needle_runs import needle_task
-    from headwise.runtime.options import chat_arguments
     from headwise.runtime.rundir import RunDirectory
 
     loaded = o.load(model, device, dtype, revision)

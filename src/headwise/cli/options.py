@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
@@ -63,8 +64,36 @@ Output = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
+# Methods: of headwise, and of any other package that registers an entry point. A class is imported when it is asked for.
+GROUPS = {"detectors": "headwise.detectors", "presses": "headwise.presses", "tasks": "headwise.tasks"}
+WORDS = {"detectors": "detector", "presses": "cache method", "tasks": "task"}
 REMOTE_CODE = "Run Python code that comes with the model."
 _allowed = False
+
+
+@cache
+def installed(kind: str) -> dict[str, EntryPoint]:
+    """Name -> entry point of every installed method of a kind (`detectors`, `presses` or `tasks`), our own first."""
+    found = sorted(entry_points(group=GROUPS[kind]), key=lambda entry: (not entry.value.startswith("headwise."), entry.name))
+    return {entry.name: entry for entry in reversed(found)}  # a name of ours is never taken over by another package
+
+
+def method_named(kind: str, name: str) -> Any:
+    """The class registered under a name.
+
+    Raises:
+        HeadwiseError: No such method, with the nearest names; or its package cannot be imported.
+    """
+    known = installed(kind)
+    if name not in known:
+        near = difflib.get_close_matches(name, known) or sorted(known)
+        raise HeadwiseError(f"unknown {WORDS[kind]} {name!r}; use {', '.join(near)}")
+    try:
+        return known[name].load()
+    except MissingExtraError:
+        raise
+    except (ImportError, AttributeError) as error:
+        raise HeadwiseError(f"the method {name!r} ({known[name].value}) cannot be imported: {error}") from error
 
 
 class Root(TyperGroup):

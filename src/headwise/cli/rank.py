@@ -70,7 +70,7 @@ def rank(
     from headwise.heads.files import write_atomically
     from headwise.methods.query.ranker import Ranker, rank_collection
     from headwise.prompts.collections import trec_lines
-    from headwise.runtime.options import chat_arguments
+    from headwise.prompts.prompt import chat_arguments
 
     texts, asked, judged = _collection(queries, passages, beir, split, evaluate)
     chosen = _without_identical(_candidates(candidates, texts, asked, judged), beir)

@@ -8,7 +8,7 @@ length. A cache remembers with which table its keys were turned.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -47,6 +47,28 @@ def forward(hf: Any, input_ids: Tensor, cache: Any, **options: Any) -> Any:
 def cache_argument(kind: Any) -> str:
     """What the `forward` of a model class calls its cache."""
     return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+
+
+def token_tensor(model: Any, ids: Sequence[int], rows: int = 1) -> Tensor:
+    """[rows, T] int64 on the model's device, the same ids in each row."""
+    return torch.tensor([list(ids)], dtype=torch.int64, device=device_of(model)).expand(rows, -1)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes, and so where its inputs belong: the device of its first parameter.
+
+    Parameters that accelerate has moved away (offload) lie on `meta` between passes; then its hook names the device.
+    """
+    first = next(module.parameters()).device
+    if first.type != "meta":
+        return first
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for own in getattr(hook, "hooks", (hook,)):
+            device = getattr(own, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    raise HeadwiseError("the model's weights are on the device 'meta', that is, nowhere; load them first")
 
 
 def table_of(hf: Any, tokens: int) -> int | None:

@@ -28,8 +28,8 @@ from headwise.heads.progress import Report, silent
 from headwise.maths.attend import attend
 from headwise.maths.select import best_places, protected
 from headwise.methods.compresskv.formula import layer_shares, row_errors
+from headwise.models.forward import token_tensor
 from headwise.models.model import Model, describe_model
-from headwise.runtime.runner import token_tensor
 
 
 @dataclass(frozen=True)
