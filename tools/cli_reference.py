@@ -19,8 +19,9 @@ HEAD = """# Command line
 
 <!-- Written by tools/cli_reference.py from the commands; do not edit by hand. -->
 
-Every command answers `--help`. A wrong input gives one line on standard error and exit status 2; Ctrl-C gives 130, and the same command
-run again continues. Results are written once and never merged: an existing file is refused unless `--overwrite` is given.
+Every command answers `--help`. Wrong input ends with one line on standard error and exit status 2; Ctrl-C ends a command with 130, SIGTERM with
+143. A command that
+keeps finished parts says so, and goes on when it is run again. Results are written once and never merged: an existing file is refused unless `--overwrite` is given.
 
 Words in capitals stand for values that you give; options without one are switches.
 """
@@ -55,7 +56,7 @@ def section(words: tuple[str, ...], command: Any) -> str:
     lines = [f"## {' '.join(words)}", "", " ".join((command.help or "").split()), "", "```text", usage, "```", ""]
     if arguments:
         lines += ["| argument | default | meaning |", "|---|---|---|", *map(argument_row, arguments), ""]
-    rows = [option_row(option, kinds[option.name]) for option in options]
+    rows = [option_row(option, kinds.get(option.name, "")) for option in options]
     return "\n".join([*lines, "| option | value | default | meaning |", "|---|---|---|---|", *rows, ""])
 
 

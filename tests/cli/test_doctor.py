@@ -108,11 +108,11 @@ def test_wrong_usage_is_one_line(headwise, arguments, part):
     assert part in done.err
 
 
-def test_ctrl_c_tells_how_to_go_on(headwise, monkeypatch):
+def test_ctrl_c_promises_nothing_where_nothing_is_kept(headwise, monkeypatch):
     def stopped():
         raise KeyboardInterrupt
 
     monkeypatch.setattr("headwise.cli.doctor.examine", stopped)
     done = headwise("doctor")
     assert done.code == 130
-    assert done.err == "headwise: stopped; run the same command again to continue\n"
+    assert done.err == "headwise: stopped\n"

@@ -56,7 +56,7 @@ def test_without_a_name_all_bundled_models_are_measured(headwise, monkeypatch):
     ("arguments", "parts"),
     [
         (["/no/such/model"], ["no such model folder", "/no/such/model"]),
-        (["lab-7m"], ["unknown model 'lab-7m'", "lab-6m", "owner/name"]),
+        (["lab-7m"], ["unknown model 'lab-7m'", "did you mean lab-6m"]),
         (["lab-6m", "./nowhere"], ["no such model folder", "./nowhere"]),
         (["lab-6m", "--items", "0"], ["items must be at least 1", "0"]),
         (["lab-6m", "--seed", "-1"], ["seed must be 0 or more"]),

@@ -26,7 +26,7 @@ def commands(planted, heads):
         "needle": ["needle", planted.model, *grid],
         "ablate": ["ablate", planted.model, *grid, "--heads", heads, "--top", "1", "--controls", "1"],
         "bench": [
-            "bench", "cache", planted.model, "--lengths", 128, "--items", 1, "--tasks", "needle", "--question", "outside",
+            "bench", "cache", planted.model, "--lengths", 128, "--items", 1, "--tasks", "world.needle", "--question", "outside",
             "--methods", "random", "--budgets", "40",
         ],
     }  # fmt: skip

@@ -26,7 +26,7 @@ def files(tmp_path):
     (folder / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "p.jsonl").write_text("\n".join(json.dumps({"id": f"p{i}", "text": t}) for i, t in enumerate(TEXTS)))
     (folder / "q.jsonl").write_text("\n".join(json.dumps({"id": f"q{i}", "text": q}) for i, q in enumerate(QUERIES)))
-    (folder / "qrels.tsv").write_text("query\tpassage\tgrade\n" + "\n".join(f"q{i}\tp{i}\t1" for i in range(4)))
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(f"q{i}\tp{i}\t1" for i in range(4)))
     return folder
 
 

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 import pytest
 from typer.main import get_command
 
+from headwise.cli.detect import with_default
 from tests.docs.blocks import PAGES, ROOT, SHELL, Block, blocks_of, commands_of
 from tests.docs.prepared import REPLACED, common_names, names_for, prepare, reason_not_to_run, smaller
 
@@ -118,9 +119,10 @@ def test_a_block_can_be_parsed(block):
 def check_command(words):
     """The command exists, and so do its options."""
     command, rest = get_command(importlib.import_module("headwise.cli.main").app), words[1:]
-    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
-        assert rest[0] in command.commands, f"{' '.join(words)}: no command {rest[0]!r}"
-        command, rest = command.commands[rest[0]], rest[1:]
+    while hasattr(command, "commands") and (command.name == "detect" or (rest and not rest[0].startswith("-"))):
+        rest = with_default(rest) if command.name == "detect" else rest
+        assert rest[0] in command.list_commands(None), f"{' '.join(words)}: no command {rest[0]!r}"
+        command, rest = command.get_command(None, rest[0]), rest[1:]
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     given = {word.partition("=")[0] for word in rest if word.startswith("-") and not word.lstrip("-").isdecimal()}
     unknown = given - known - {"--help", "-h", "--install-completion", "--show-completion"}

@@ -483,7 +483,7 @@ def test_the_planted_head_keeps_the_evidence_and_answers(planted, table):
         ({"bias_position": "no"}, "unknown bias_position"),
         ({"doc_pool": "max"}, "unknown doc_pool"),
         ({"span": "all"}, "unknown span"),
-        ({"layout": "fancy"}, "unknown passage layout"),
+        ({"wording": "fancy"}, "unknown passage layout"),
         ({"coarse_heads": None}, "no coarse_heads were given"),
         ({"fine_heads": HeadSet((), (4, 8))}, "no fine_heads were given"),
         ({"coarse_heads": HeadSet.of([(0, 0)], (2, 2))}, "belong to a model of 2 layers"),

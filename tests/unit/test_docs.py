@@ -26,8 +26,9 @@ def test_readme_commands_exist():
 
     from headwise.cli.main import app
 
-    commands = get_command(app).commands
-    every = [*commands.values(), *(sub for group in commands.values() for sub in getattr(group, "commands", {}).values())]
+    commands = {name: get_command(app).get_command(None, name) for name in get_command(app).list_commands(None)}
+    groups = [command for command in commands.values() if hasattr(command, "commands")]
+    every = [*commands.values(), *(group.get_command(None, name) for group in groups for name in group.list_commands(None))]
     named = set(re.findall(r"^headwise (\w+)", (ROOT / "README.md").read_text(), re.M))
     assert named
     assert named <= set(commands)

@@ -15,8 +15,8 @@ NAMES = {
     "blocks": ["ablate", "compress", "head_means", "observe", "steer"],
     "caches": ["AdaKV", "CompressKV", "DuoAttention", "HeadKV", "PyramidKV", "SnapKV", "StreamingLLM", "ZigzagAttention"],
     "rankers": ["Ranker"],
-    # Still to come with the detectors; the lead adds them here and in `headwise.__all__`:
-    # "detectors": ["Copy", "Gates", "Proxy", "Query", "Semantic", "ablation_curve", "find"],
+    "detectors": ["Copy", "Gates", "Proxy", "Query", "Semantic", "find"],
+    "evaluation": ["ablation_curve"],
 }
 PINNED = sorted(name for names in NAMES.values() for name in names)
 

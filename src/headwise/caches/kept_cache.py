@@ -21,7 +21,7 @@ from headwise.attention.plan import attached, keeper_of
 from headwise.caches.kept_layer import Compressor, KeptLayer, Pass
 from headwise.heads.errors import HeadwiseError
 from headwise.models.forward import forward, set_length
-from headwise.models.model import as_model, transformers_model
+from headwise.models.model import as_model
 
 
 class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
@@ -169,7 +169,7 @@ def compress(model: Any, compressor: Compressor) -> Iterator[KeptCache]:
         HeadwiseError: The method does not fit the model, or the model has no layer with full attention.
     """
     with attached(model):
-        yield KeptCache(transformers_model(model), compressor)
+        yield KeptCache(model, compressor)
 
 
 def _layer_bytes(layer: Any) -> int:

@@ -40,10 +40,7 @@ def ablate(
     chat: o.Chat = False,
     chat_template_args: o.ChatArgs = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 32,
-    no_perplexity: Annotated[
-        bool,
-        typer.Option("--no-perplexity", help="Leave out perplexity of plain text, which takes most of the time of large models."),
-    ] = False,
+    no_perplexity: Annotated[bool, typer.Option("--no-perplexity", help="Leave out perplexity of plain text.")] = False,
     seed: o.Seed = 0,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",

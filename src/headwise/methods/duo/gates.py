@@ -35,7 +35,7 @@ def gate_scores(model: Model, texts: Sequence[LabelledText], options: Gates | No
     """Gates of all KV heads; every query head carries that of its KV head, and layers without full attention NaN.
 
     texts: such as `vault_texts` makes. Values may lie slightly outside [0, 1] (the last step is not clamped). provenance holds the options
-    and the loss of every step, tables["mean_gates"] [L, KV heads] the gates averaged over training. Raises `HeadwiseError` for a model without
+    and the loss of every step, `tables["mean_gates"]` (layer by KV head) the gates averaged over training. Raises `HeadwiseError` for a model without
     full attention, texts that are shorter than three windows or do not fit, and a model that cannot predict the labels.
     """
     options = options or Gates()

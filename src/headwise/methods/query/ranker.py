@@ -60,8 +60,6 @@ class Ranker:
         Raises:
             HeadwiseError: Unknown options, no tokenizer, and heads of another model, of layers without attention, or none at all.
         """
-        if not isinstance(model, Model) or model.tokenizer is None:
-            raise HeadwiseError("a ranker needs a model with its tokenizer; give one of headwise.load(NAME) or headwise.Model(hf, tokenizer)")
         for name, given, allowed in (("order", order, ORDERS), ("overflow", overflow, OVERFLOW)):
             if given not in allowed:
                 raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")
