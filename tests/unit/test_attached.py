@@ -14,8 +14,7 @@ from headwise.caches.kept_cache import compress
 from headwise.caches.kept_file import load_cache, save_cache
 from headwise.heads import HeadSet, HeadwiseError
 from headwise.methods.snapkv.press import SnapKV
-from headwise.models.forward import device_of
-from headwise.models.model import Model
+from headwise.models.model import Model, device_of
 from headwise.testing.tiny import tiny_model
 from tests.helpers import with_cache
 

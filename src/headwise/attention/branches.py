@@ -20,8 +20,7 @@ from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError, UnsupportedModelError
 from headwise.heads.types import HeadSet
 from headwise.maths.losses import token_losses
-from headwise.models.forward import device_of
-from headwise.models.model import as_model
+from headwise.models.model import as_model, device_of
 
 Run = Callable[[Tensor], Tensor]
 PAD = 0  # any id will do: nobody looks at what stands behind a text

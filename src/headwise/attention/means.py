@@ -11,7 +11,7 @@ from torch import Tensor
 from headwise.attention.call import Call
 from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
-from headwise.models.forward import device_of
+from headwise.models.model import device_of
 
 
 class _Totals:

@@ -22,8 +22,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.maths.gates import gate_loss
 from headwise.maths.gates import mix as mixture
 from headwise.maths.sink_window import sink_window_attention
-from headwise.models.forward import device_of
-from headwise.models.model import Model, as_model
+from headwise.models.model import Model, as_model, device_of
 
 MIXES = ("teacher", "self")
 

@@ -24,8 +24,7 @@ from headwise.caches.kept_layer import Compressor, Keep, KeptLayer, View
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.files import write_atomically
 from headwise.models.fingerprint import tokenizer_digest, weights_digest
-from headwise.models.forward import device_of
-from headwise.models.model import Model
+from headwise.models.model import Model, device_of
 
 SCHEMA, KEY = 2, "headwise_cache"  # 2: digests of weights and tokenizer, and which rotary table the keys have
 MOST = 2**40  # tokens, where a model names no limit

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.heads.errors import HeadwiseError
+from headwise.models.model import device_of
 
 KINDS = ("dynamic", "longrope")
 _MODULES: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
@@ -52,23 +53,6 @@ def cache_argument(kind: Any) -> str:
 def token_tensor(model: Any, ids: Sequence[int], rows: int = 1) -> Tensor:
     """[rows, T] int64 on the model's device, the same ids in each row."""
     return torch.tensor([list(ids)], dtype=torch.int64, device=device_of(model)).expand(rows, -1)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes, and so where its inputs belong: the device of its first parameter.
-
-    Parameters that accelerate has moved away (offload) lie on `meta` between passes; then its hook names the device.
-    """
-    first = next(module.parameters()).device
-    if first.type != "meta":
-        return first
-    for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
-        for own in getattr(hook, "hooks", (hook,)):
-            device = getattr(own, "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-    raise HeadwiseError("the model's weights are on the device 'meta', that is, nowhere; load them first")
 
 
 def table_of(hf: Any, tokens: int) -> int | None:

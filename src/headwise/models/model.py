@@ -17,7 +17,6 @@ from headwise.heads import HeadSet, HeadwiseError, UnsupportedModelError
 from headwise.heads.text import shorten
 from headwise.heads.types import Heads
 from headwise.models.families import Family, family_of
-from headwise.models.forward import cache_argument
 from headwise.models.readout import Readout
 
 
@@ -200,6 +199,8 @@ class Model:
         Raises:
             HeadwiseError: No tokenizer, an empty prompt, one that does not fit, or `max_new_tokens` below 1.
         """
+        from headwise.models.forward import cache_argument
+
         need_tokenizer(self, "generating text")
         if not isinstance(text, str) or not text:
             raise HeadwiseError(f"the prompt must be a text that is not empty; got {shorten(repr(text))}")
@@ -314,19 +315,26 @@ def describe_model(model: Model) -> dict[str, Any]:
         "tokenizer": type(model.tokenizer).__name__ if model.tokenizer is not None else None,
         "vocabulary": len(model.tokenizer.get_vocab()) if model.tokenizer is not None else None,
         "dtype": str(model.hf.dtype).removeprefix("torch."),
-        "device": device_type(model.hf),
+        "device": device_of(model.hf).type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 
-def device_type(hf: Any) -> str:
-    """Where a model computes: `cpu`, `cuda`, ... Weights that accelerate moves in for each pass are on `meta` between passes."""
-    if hf.device.type != "meta":
-        return str(hf.device.type)
-    hooks = (getattr(module, "_hf_hook", None) for module in hf.modules())
-    devices = (getattr(one, "execution_device", None) for hook in hooks for one in (hook, *getattr(hook, "hooks", ())))
-    found = next((device for device in devices if device is not None), "meta")
-    return "cuda" if isinstance(found, int) else str(found).split(":")[0]
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes, and so where its inputs belong: the device of its first parameter.
+
+    Parameters that accelerate has moved away (offload) lie on `meta` between passes; then its hook names the device.
+    """
+    first = next(module.parameters()).device
+    if first.type != "meta":
+        return first
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for own in getattr(hook, "hooks", (hook,)):
+            device = getattr(own, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    raise HeadwiseError("the model's weights are on the device 'meta', that is, nowhere; load them first")
 
 
 def _greedy(config: Any, limit: int) -> Any:

@@ -19,8 +19,8 @@ from headwise.caches.shared import full_cache, shared_past
 from headwise.heads.errors import HeadwiseError, PromptError
 from headwise.heads.types import HeadId, HeadSet
 from headwise.maths.columns import NORMALIZE
-from headwise.models.forward import device_of, set_length, table_of, token_tensor
-from headwise.models.model import Model, as_model
+from headwise.models.forward import set_length, table_of, token_tensor
+from headwise.models.model import Model, as_model, device_of
 from headwise.prompts.passages import NULL_QUERY, PassageComposer
 from headwise.prompts.prompt import Span
 

@@ -20,8 +20,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads
 from headwise.methods.influence.defaults import CPU_TOKENS, FLOOR, LEAST_TOKENS, MANY_TOKENS, MAX_LEN, MODE
 from headwise.models.fingerprint import weights_digest
-from headwise.models.forward import device_of
-from headwise.models.model import Model, describe_model
+from headwise.models.model import Model, describe_model, device_of
 from headwise.prompts.encoder import PieceEncoder
 
 SCORE_VERSION = 1
