@@ -6,17 +6,19 @@ MODEL ?= lab-6m
 VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+LOWEST = .venv-lowest
 
-.PHONY: demo test check quick docs lab clean
+.PHONY: demo test check quick lowest bare docs lab clean
 
-$(READY): pyproject.toml lab/pyproject.toml
+# constraints.txt pins every package, so that a release of tomorrow cannot break a fresh clone.
+$(READY): pyproject.toml lab/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet -e '.[dev]' -e lab
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]' -e lab
 	touch $(READY)
 
-demo: $(READY)  ## find the retrieval heads of the bundled model and remove them
+demo: $(READY)  ## find the retrieval heads of the bundled model and ablate them
 	$(BIN)/headwise demo
 
 test: check  ## format, types and all tests
@@ -26,8 +28,18 @@ check: $(READY)
 	$(BIN)/ruff check src lab tests examples benchmarks tools
 	$(BIN)/mypy
 
-quick: $(READY)  ## tests without the slow ones
+quick: $(READY)  ## tests without the slow ones (under two minutes on two idle cores)
 	$(BIN)/python -m pytest -m "not slow"
+
+lowest: constraints-lowest.txt  ## tests without the slow ones, on the lowest allowed versions
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --upgrade pip
+	$(LOWEST)/bin/pip install --quiet $(TORCH)
+	$(LOWEST)/bin/pip install --quiet -c constraints-lowest.txt -e '.[test]' -e lab
+	$(LOWEST)/bin/python -m pytest -m "not slow and not newest" -W default
+
+bare:  ## the wheel in a bare environment, without any extra
+	bash tests/integrations/check_bare_install.sh $(PYTHON)
 
 docs: $(READY)  ## build the documentation into site/; warnings are errors
 	$(BIN)/python tools/cli_reference.py --check
@@ -37,4 +49,4 @@ lab: $(READY)  ## train a bundled model from scratch: make lab MODEL=world-6m BO
 	$(BIN)/python -m headwise_lab.recipe.train --model $(MODEL) --books $(BOOKS) $(if $(WIKI),--wiki $(WIKI)) --work .lab
 
 clean:
-	rm -rf $(VENV) headwise-out site
+	rm -rf $(VENV) $(LOWEST) headwise-out site

@@ -2,10 +2,7 @@
 
 import re
 
-try:
-    import tomllib
-except ImportError:  # Python 3.10
-    import tomli as tomllib
+import tomllib
 from pathlib import Path
 
 import headwise
