@@ -13,7 +13,7 @@ from headwise.prompts.haystack import bundled_texts
 from headwise.prompts.needles import bundled_needles
 from headwise.prompts.passages import Passage, RankingExample, passage_of, read_rows
 
-PASSAGE_WORDS = 50
+PASSAGE_WORDS = 40
 WANTED = '{"query": "...", "passages": ["...", {"title": "...", "text": "..."}], "gold": [0]}'
 
 
