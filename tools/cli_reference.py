@@ -20,8 +20,8 @@ HEAD = """# Command line
 <!-- Written by tools/cli_reference.py from the commands; do not edit by hand. -->
 
 Every command answers `--help`. Wrong input ends with one line on standard error and exit status 2; Ctrl-C ends a command with 130, SIGTERM with
-143. A command that
-keeps finished parts says so, and goes on when it is run again. Results are written once and never merged: an existing file is refused unless `--overwrite` is given.
+143. A command that keeps finished parts says so, and goes on when it is run again. Results are written once and never merged: an existing file is
+refused unless `--overwrite` is given.
 
 Words in capitals stand for values that you give; options without one are switches.
 """

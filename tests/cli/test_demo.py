@@ -70,5 +70,5 @@ def test_a_folder_of_the_user_is_refused_and_stays(headwise, tmp_path):
     mine.write_text("mine")
     done = headwise("demo", "-o", "out")
     assert done.code == 2
-    assert "out holds files, but no demo of headwise; give another --output, or an empty folder" in done.err
+    assert "out holds files that no demo of headwise wrote; give another --output, or an empty folder" in done.err
     assert [path.read_text() for path in mine.parent.iterdir()] == ["mine"]

@@ -94,8 +94,8 @@ def test_without_arguments_the_next_step_is_told(headwise):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["nope"], "No such command 'nope'. (headwise --help tells more)"),
-        (["lab", "eval", "--nope"], "(headwise lab eval --help tells more)"),
+        (["nope"], "No such command 'nope'. (see headwise --help)"),
+        (["lab", "eval", "--nope"], "(see headwise lab eval --help)"),
         (["detect", "--depths", "many"], "Invalid value for '--depths'"),
         (["ablate"], "Missing option '--heads'"),
     ],

@@ -84,4 +84,4 @@ def test_a_page_is_no_picture(heads, headwise):
     for more in (["-o", "x"], ["--format", "svg"]):
         done = headwise("show", heads, "--html", "page.html", *more)
         assert done.code == 2
-        assert "--output and --format are for pictures, --html is for a page" in done.err
+        assert "--output and --format are for pictures and --html is for a page" in done.err

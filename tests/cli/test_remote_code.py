@@ -46,7 +46,7 @@ def test_code_runs_only_when_it_is_allowed(own, headwise, tmp_path, monkeypatch)
     for arguments, ran in ((["info", own], False), (["info", own, "--trust-remote-code"], True), (["info", own], False)):
         done = headwise(*arguments)
         assert done.code == 2
-        assert ("brings Python code of its own" in done.err) is not ran
+        assert ("comes with its own Python code" in done.err) is not ran
         assert ("'own' is not known" in done.err) is ran
         assert (tmp_path / "mark").exists() is ran
         (tmp_path / "mark").unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ REPLACED = {
     "lengths=(500, 1200), keys=5, words=8), count=50": "lengths=(260, 400), keys=2, words=2), count=2",
     "max_new_tokens=64": "max_new_tokens=4",
 }
+if tuple(map(int, version("transformers").split(".")[:2])) >= (5, 24):  # which warns about the old name
+    REPLACED["past_key_values="] = "cache="
 
 # Pages whose MODEL must look up keys in a table, which lab-6m never learned.
 READERS = ("docs/scale.md", "docs/select.md", "docs/methods/attention-influence.md")
@@ -168,6 +171,7 @@ def common_names(model: Any) -> dict[str, Any]:
         "hf": model.hf,
         "ids": ids,
         "story": bundled_texts()[0][:3_000],
+        "text": bundled_texts()[0][:1_300],
         "inputs": {"input_ids": ids},
         "context": ids,
         "questions": [torch.tensor([text[400:410]]), torch.tensor([text[410:420]])],

@@ -186,11 +186,12 @@ def test_what_is_seen_over_a_compressed_cache_is_that_of_the_slow_reference(mode
 
     masked(model, ids, visible, watch)
     layers = list(seen[0])
-    for i, (argmax, lse, mass) in enumerate(expected):
+    for i, (argmax, lse, mass, ahead) in enumerate(expected):
         own = seen[i // len(layers)][layers[i % len(layers)]]
         torch.testing.assert_close(own.lse, lse, **TOLERANCE)
         torch.testing.assert_close(own.mass, mass, **TOLERANCE)
-        assert torch.equal(own.argmax, argmax)
+        clear = ahead > 1e-5  # without position encoding (SmolLM3) two keys can tie
+        assert torch.equal(own.argmax[clear], argmax[clear])
 
 
 @torch.no_grad()

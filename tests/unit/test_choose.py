@@ -193,7 +193,7 @@ def test_null_values_and_missing_domains(tmp_path):
         ({"by": "bytes"}, "unknown unit 'bytes'; a share is of docs or tokens"),
         ({"rank": "best"}, "unknown ranking 'best'; choose one of score, random"),
         ({"strata": 0}, "length strata must lie in 1 to 256; got 0"),
-        ({"least_loss": -1}, "least loss must be 0 or more"),
+        ({"least_loss": -1}, "--least-loss must be 0 or more"),
     ],
 )
 def test_wrong_options(options, message):

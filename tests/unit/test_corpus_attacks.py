@@ -151,7 +151,7 @@ def test_a_touched_input_is_found_by_name_only(scored):
     os.utime(given / "a.jsonl", (1, 1))
     with pytest.raises(HeadwiseError) as error:
         choose(str(out), copy=True)
-    one_line(error, "a.jsonl.parquet was touched since it was scored; say where the inputs are: --inputs")
+    one_line(error, "a.jsonl.parquet was touched since it was scored; say where the inputs are now with --inputs")
     assert choose(str(out), copy=True, inputs=[str(given)])["all"]["chosen"] > 0
 
 

@@ -1,7 +1,6 @@
 """What the documents say must be what the code has."""
 
 import re
-
 import tomllib
 from pathlib import Path
 

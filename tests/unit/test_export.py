@@ -82,7 +82,7 @@ def test_folders_that_hold_something_are_refused(llama, tmp_path):
     ("heads", "mode", "message"),
     [
         ([(0, 1)], "mean", "only zero and uniform can be written into weights; got 'mean'"),
-        ([], "zero", "no head to silence"),
+        ([], "zero", "no head to ablate"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(llama, tmp_path, heads, mode, message):

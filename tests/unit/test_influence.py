@@ -314,7 +314,7 @@ def test_the_description_holds_all_that_could_change_a_score(model):
         ({"floor": math.nan}, "the floor must be above 0 nats; got nan"),
         ({"mode": "magic"}, "unknown ablation mode 'magic'"),
         ({"mode": "mean"}, "mode 'mean' needs calibrated means"),
-        ({"heads": HeadSet((), SHAPE)}, "no head to leave out; choose at least one"),
+        ({"heads": HeadSet((), SHAPE)}, "no head to ablate; choose at least one"),
         ({"heads": HeadSet.of([(0, 1)], (2, 2))}, "belong to a model of 2 layers x 2 heads"),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_cache_goes_on_without_its_method_but_is_not_filled_anew(model, saved)
         new = text(5, 3)
         torch.testing.assert_close(forward(model, new, own).logits, forward(model, new, cache).logits)
         own.reset()
-        with pytest.raises(HeadwiseError, match="cannot be filled anew; open a `compress` block with SnapKV"):
+        with pytest.raises(HeadwiseError, match="not filled again; open a `compress` block with SnapKV"):
             own.prefill(text(1, PROMPT))
 
 

@@ -103,7 +103,7 @@ def test_a_group_shows_all_metrics_of_all_its_tasks(model, folder):
     columns = {column.header: list(column.cells) for column in table.columns}
     tasks = [str(cell) for cell in columns["task"]]
     assert sorted(tasks[:3]) == ["tiny_choice", "tiny_group", "tiny_text"]
-    assert columns["heads removed"] == ["none", "", "", "random 2 (draw 1)", "", ""]
+    assert columns["heads ablated"] == ["none", "", "", "random 2 (draw 1)", "", ""]
     choice, group, text = (tasks.index(name) for name in ("tiny_choice", "tiny_group", "tiny_text"))
     assert columns["acc"][choice] == columns["acc"][group] != ""
     assert (columns["acc"][text], columns["bits_per_byte"][choice]) == ("", "")

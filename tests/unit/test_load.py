@@ -186,7 +186,7 @@ def test_a_template_that_refuses_one_dialogue_is_kept(folder):
     load(str(folder), "cpu")
 
 
-CODE = "open({mark!r}, 'w').write('ran')\nfrom transformers import LlamaConfig\nclass Own(LlamaConfig):\n    model_type = 'own'\n"
+CODE = "import pathlib\npathlib.Path({mark!r}).write_text('ran')\nfrom transformers import LlamaConfig\nclass Own(LlamaConfig):\n    model_type = 'own'\n"
 
 
 def test_code_of_a_model_is_never_run_unasked(folder, tmp_path, monkeypatch):
@@ -197,7 +197,7 @@ def test_code_of_a_model_is_never_run_unasked(folder, tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    refused(folder, "brings Python code of its own", "trust_remote_code=True", "--trust-remote-code")
+    refused(folder, "comes with its own Python code", "trust_remote_code=True", "--trust-remote-code")
     assert not mark.exists()
     refused(folder, "model type 'own' is not known", trust_remote_code=True)
     assert mark.exists()

@@ -103,7 +103,7 @@ def test_inputs_that_moved_or_changed(scored, tmp_path):
     folder.rename(moved)
     gone = Originals(ScoreFiles(str(out)))
     assert gone.texts("a.parquet", [0]) == [None]
-    with pytest.raises(HeadwiseError, match=r"a.parquet is not where it was; say where the inputs are: --inputs"):
+    with pytest.raises(HeadwiseError, match=r"a.parquet is not where it was; say where the inputs are now with --inputs"):
         choose(str(out), copy=True)
     assert not (out / "selected").exists()
     found = Originals(ScoreFiles(str(out)), [str(moved)])

@@ -36,7 +36,7 @@ def evaluate(
         typer.Argument(metavar="[MODEL]...", help="Bundled lab models, folders or hub ids.", show_default="all bundled ones"),
     ] = None,
     items: Annotated[int, typer.Option(help="Prompts per task.")] = 100,
-    split: Annotated[str, typer.Option(help="test, selection or train: whose names, values and wordings.")] = "test",
+    split: Annotated[str, typer.Option(help="Which names, values and wordings: test, selection or train.")] = "test",
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the result as JSON.", show_default=False)

@@ -30,7 +30,7 @@ def properties(
     quick: Annotated[bool, typer.Option("--quick", help="A small version, to see that everything runs.")] = False,
     stories: Annotated[
         Path | None,
-        typer.Option(help="Folder of stories260K for the negative control.", show_default="that of a source checkout"),
+        typer.Option(help="Folder of stories260K for the negative control.", show_default="the one in a source checkout"),
     ] = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,

@@ -1,4 +1,4 @@
-"""Which rows of a pass belong to the answer: each row's last real prompt token and everything behind it."""
+"""Which positions of a pass belong to the answer: in each row of the batch, the last real prompt token and everything after it."""
 
 from __future__ import annotations
 

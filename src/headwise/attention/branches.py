@@ -1,7 +1,7 @@
-"""Two branches of one text: the model as it is, and the model without some heads; and the losses of its tokens in both.
+"""Two branches of one text, the unchanged model and the model with some heads ablated, and the losses of the tokens in both.
 
-Below the first layer that loses a head both are the same, so these layers run once; from there on the branches are the two halves of a
-doubled batch. Base and changed losses so come from the same batch shapes and kernels.
+Below the first layer with an ablated head both are equal, so these layers run once; from there on the branches are the two halves of a
+doubled batch. So the losses of both branches come from the same batch shapes and kernels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def first_changed_layer(heads: HeadSet) -> int:
         HeadwiseError: If none is chosen.
     """
     if not len(heads):
-        raise HeadwiseError("no head to leave out; choose at least one")
+        raise HeadwiseError("no head to ablate; choose at least one")
     return min(head.layer for head in heads)
 
 
@@ -54,7 +54,7 @@ def branches(model: Any, heads: HeadSet, mode: str = "uniform", means: Tensor | 
         means: For mode `mean`, see `ablate`.
 
     Yields:
-        run(ids [B, T]) -> final hidden states [2, B, T, width], after the final norm: [0] of the model, [1] without the heads.
+        run(ids [B, T]) -> final hidden states [2, B, T, width], after the final norm: [0] of the unchanged model, [1] with the heads ablated.
 
     Raises:
         HeadwiseError: As `ablate`, and for an empty set of heads.
@@ -154,7 +154,7 @@ class LossHead:
 def branch_losses(
     run: Run, head: LossHead, texts: Sequence[NDArray[np.int32]], bos: Sequence[int], device: torch.device
 ) -> list[NDArray[np.float32]]:
-    """Losses of each text from its second token on, of the model and without the heads.
+    """Losses of each text from its second token on, of the unchanged model and with the heads ablated.
 
     Neither padding nor last tokens ever meet the output projection.
 

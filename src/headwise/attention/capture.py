@@ -1,4 +1,4 @@
-"""Capturing queries and keys as attention uses them, for losses on them and for measures of one's own."""
+"""Capturing queries and keys as attention uses them, for losses on them and for other measures."""
 
 from __future__ import annotations
 

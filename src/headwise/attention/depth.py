@@ -1,4 +1,4 @@
-"""Running a model only as deep as somebody looks: what lies above the deepest layer of interest is never computed."""
+"""Running a model only up to the deepest layer that is observed; the layers above it are never computed."""
 
 from __future__ import annotations
 

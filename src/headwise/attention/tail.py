@@ -1,4 +1,4 @@
-"""Leaving out what nobody reads: outputs of the last layer at positions whose logits are not wanted.
+"""The last layer computes its outputs only at positions whose logits are read.
 
 Every layer but the last must run at all positions, because later layers take keys and values from it. The last layer owes the cache
 its keys and values, but its attention output, output projection and MLP matter only where logits are read: at a handful of answer

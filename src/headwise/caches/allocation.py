@@ -1,4 +1,4 @@
-"""How a budget is shared out over layers and KV heads. Any of these goes with any scorer (`headwise.caches.press`)."""
+"""How a budget is divided among layers and KV heads. Every allocation works with every scorer (`headwise.caches.press`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What methods are compared with: everything kept, tokens by chance, and the right tokens by decree."""
+"""Controls: everything kept, random tokens, and an oracle that keeps the answer's tokens."""
 
 from __future__ import annotations
 

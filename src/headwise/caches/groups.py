@@ -144,7 +144,7 @@ class Growing(Group):
     def drop(self, count: int) -> None:
         """Take the newest positions away again."""
         if count > self.used:
-            raise HeadwiseError(f"{count} positions to be taken back, but a head holds {self.used}")
+            raise HeadwiseError(f"cannot remove {count} tokens: a head holds only {self.used}")
         self.used -= count
 
     def _move(self, room: int) -> None:
@@ -209,7 +209,7 @@ class Sliding(Group):
         """Refused: others have been overwritten."""
         if count:
             raise HeadwiseError(
-                "a sliding window has overwritten older tokens and cannot take new ones back; fork the cache first"
+                "a sliding window cannot remove its newest tokens, because it has overwritten older ones; fork the cache first"
             )
 
     def _store(self, keys: Tensor, values: Tensor, new: Arrival) -> None:

@@ -110,7 +110,7 @@ class Filled:
 
     def kept(self, view: View) -> Sequence[Keep]:
         """Refused."""
-        raise HeadwiseError(f"a cache from a file goes on, but cannot be filled anew; open a `compress` block with {self.name}")
+        raise HeadwiseError(f"a cache from a file can be continued, but not filled again; open a `compress` block with {self.name}")
 
 
 def _check(about: dict[str, Any], tensors: Tensors, cache: KeptCache) -> None:

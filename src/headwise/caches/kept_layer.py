@@ -1,4 +1,4 @@
-"""One attention layer of a compressed cache: all of it during a dense prefill, then only the groups of positions that a method keeps."""
+"""One attention layer of a compressed cache: all positions during a dense prefill, then only those that a method keeps, in groups."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         """Take back the newest tokens (a negative number, as in transformers); what was dropped before does not come back."""
         count = -tokens_to_remove
         if count and (self.groups is None or self._counts is not None):
-            raise HeadwiseError("only tokens that came after the prefill of a batch without padding can be taken back")
+            raise HeadwiseError("only tokens after the prefill can be removed, and only from a batch without padding")
         for group in self.groups or ():
             group.drop(count)
         self.seen -= count

@@ -1,6 +1,6 @@
-"""headwise's presses as presses of kvpress (version 0.5.5), for its wrappers, pipeline and evaluation.
+"""headwise presses as kvpress presses (version 0.5.5), for the wrappers, pipeline and evaluation of kvpress.
 
-kvpress needs transformers below 5.3, headwise is made for newer ones, so both live together only in an environment of their own: docs/kvpress.md.
+kvpress needs transformers below 5.3 and headwise a newer one, so the two meet only in an environment made for this purpose: docs/kvpress.md.
 """
 
 from __future__ import annotations

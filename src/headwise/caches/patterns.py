@@ -1,4 +1,4 @@
-"""Compression by patterns: some heads keep the whole text, the others the first and the most recent tokens, whatever the prompt says."""
+"""Compression by patterns: some heads keep the whole text, the others the first and the most recent tokens, whatever the prompt is."""
 
 from __future__ import annotations
 

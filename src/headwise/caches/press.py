@@ -1,4 +1,4 @@
-"""Compression by choosing tokens: a scorer says which positions matter, an allocation how many each head keeps, the cache holds just those.
+"""Compression by choosing tokens: a scorer says which positions matter, an allocation how many each head keeps, and the cache holds exactly those.
 
 A press is used like kvpress's: `with SnapKV(budget=256)(model) as cache: ...`, the same as `headwise.compress(model, SnapKV(budget=256))`.
 """
@@ -47,7 +47,7 @@ class Press(ABC):
 
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.compression_ratio is None):
-            raise HeadwiseError("give either budget (positions per KV head) or compression_ratio (share of the prompt that goes)")
+            raise HeadwiseError("give either budget (positions per KV head) or compression_ratio (share of the prompt that is dropped)")
         if self.window < 1 or self.sinks < 0:
             raise HeadwiseError(f"window must be at least 1 and sinks at least 0; got {self.window} and {self.sinks}")
         if self.budget is not None and (isinstance(self.budget, bool) or not isinstance(self.budget, int)):
@@ -124,7 +124,7 @@ class WindowPress(Press):
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise HeadwiseError(f"the kernel must be an odd number of positions; got {self.kernel}")
         if self.queries is not None and self.queries < 1:
-            raise HeadwiseError(f"at least one of the last tokens must look back; got {self.queries}")
+            raise HeadwiseError(f"queries must be at least 1; got {self.queries}")
 
     def scores(self, view: View) -> Tensor:
         """[B, KV heads, S]."""

@@ -1,4 +1,4 @@
-"""`headwise ablate`: what happens when heads are removed."""
+"""`headwise ablate`: what a model loses when heads are ablated."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 def ablate(
     model: o.ModelName = None,
     heads: Annotated[Path, typer.Option(help="Head file from `headwise detect` (or of another project).")] = ...,  # type: ignore[assignment]
-    top: Annotated[str, typer.Option(help="How many of the strongest heads to remove, e.g. 1,2,4,8.")] = "1,2,4,8",
-    mode: Annotated[str, typer.Option(help="zero (output 0), uniform (query 0) or mean (calibrated mean output).")] = "zero",
-    scope: Annotated[str, typer.Option(help="answer (from the last prompt token on) or all.")] = "answer",
+    top: Annotated[str, typer.Option(help="How many of the strongest heads to ablate, e.g. 1,2,4,8.")] = "1,2,4,8",
+    mode: Annotated[str, typer.Option(help="Ablated heads get zero (output 0), uniform (query 0) or mean (calibrated mean output).")] = "zero",
+    scope: Annotated[str, typer.Option(help="Where heads are ablated: answer (from the last prompt token on) or all.")] = "answer",
     controls: Annotated[
         int | None, typer.Option(help="Draws of layer-matched random heads per K.", show_default="20; lm-eval: 1")
     ] = None,
-    task: Annotated[str, typer.Option(help="needle, or lm-eval:NAME (a task of lm-evaluation-harness; an extra).")] = "needle",
+    task: Annotated[str, typer.Option(help="needle, or lm-eval:NAME (a task of lm-evaluation-harness; needs that extra).")] = "needle",
     limit: Annotated[int | None, typer.Option(help="lm-eval: at most this many items.", show_default=False)] = None,
     include_path: Annotated[Path | None, typer.Option(help="lm-eval: folder with task definitions.", show_default=False)] = None,
     lengths: o.Lengths = None,
@@ -40,7 +40,7 @@ def ablate(
     chat: o.Chat = False,
     chat_template_args: o.ChatArgs = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 32,
-    no_perplexity: Annotated[bool, typer.Option("--no-perplexity", help="Leave out perplexity of plain text.")] = False,
+    no_perplexity: Annotated[bool, typer.Option("--no-perplexity", help="Do not measure perplexity of plain text.")] = False,
     seed: o.Seed = 0,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -49,7 +49,7 @@ def ablate(
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
-    """Remove the strongest heads, and as many random and weak ones, and measure what is lost."""
+    """Ablate the strongest heads, and as many random and weak ones, and measure how recall and perplexity change."""
     kind = f"ablation-{mode}-{scope}" if task == "needle" else "ablation-" + task.replace(":", "-")
     path = o.output_path(output, model, kind, overwrite)
     from headwise.evaluation.ablation import AblationOptions

@@ -1,4 +1,4 @@
-"""`headwise ablate --task lm-eval:NAME`: any task of lm-evaluation-harness, with and without heads."""
+"""`headwise ablate --task lm-eval:NAME`: any task of lm-evaluation-harness, with heads ablated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run_task(
     loaded: Model, scores: HeadScores, task: str, options: AblationOptions, limit: int | None, include_path: Path | None, path: Path,
     overwrite: bool, json: bool,
 ) -> None:  # fmt: skip
-    """Run the task on the whole model, without each top K, and without random draws of as many heads; write and print the results."""
+    """Run the task on the whole model, with each top K ablated, and with random draws of as many heads; write and print the results."""
     from headwise.attention import ablate
     from headwise.attention.means import head_means
     from headwise.evaluation.lm_eval import run_lm_eval

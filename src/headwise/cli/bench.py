@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from headwise.evaluation.compression import Candidate
     from headwise.prompts.prompt import Prompt
 
-app = typer.Typer(name="bench", help="Measure methods against one another.", no_args_is_help=True)
+app = typer.Typer(name="bench", help="Compare methods with one another.", no_args_is_help=True)
 
 
 @app.callback()
 def bench() -> None:
-    """Measure methods against one another."""
+    """Compare methods with one another."""
 
 
-Methods = Annotated[str, typer.Option(help="Names with options: snapkv,compresskv:heads=FILE, and oracle.")]
-Budgets = Annotated[str, typer.Option(help="Shares of the prompt (0.1) or positions (256).")]
-Lengths = Annotated[str | None, typer.Option(help="Tasks: tokens of prompt and answer, e.g. 512,1024.", show_default="512")]
+Methods = Annotated[str, typer.Option(help="Methods with their options, e.g. snapkv,compresskv:heads=FILE,oracle.")]
+Budgets = Annotated[str, typer.Option(help="Budgets: shares of the prompt (0.1) or positions per KV head (256).")]
+Lengths = Annotated[str | None, typer.Option(help="For tasks: tokens of prompt and answer together, e.g. 512,1024.", show_default="512")]
 Tasks = Annotated[
     str | None,
     typer.Option(
@@ -47,15 +47,15 @@ Data = Annotated[
     ),
 ]
 Items = Annotated[int | None, typer.Option(help="Contexts per task and length, or of the file.", show_default="20; --data: all")]
-Questions = Annotated[int | None, typer.Option(help="Tasks: questions per context.", show_default="1")]
+Questions = Annotated[int | None, typer.Option(help="For tasks: questions per context.", show_default="1")]
 Split = Annotated[
-    str | None, typer.Option(help="Tasks: test, selection or train: whose names and wordings.", show_default="test")
+    str | None, typer.Option(help="For tasks: which names and wordings are used: test, selection or train.", show_default="test")
 ]
 MinFull = Annotated[
-    float, typer.Option(help="Share of the questions that the full cache must answer; below it nothing can be compared.")
+    float, typer.Option(help="Share of the questions that the full cache must answer; below it nothing is compared.")
 ]
-MaxNewTokens = Annotated[int | None, typer.Option(help="--data: longest answer in tokens.", show_default="32")]
-Chat = Annotated[bool, typer.Option("--chat", help="--ruler, --data: wrap prompts by the model's chat template.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="For --data: longest answer in tokens.", show_default="32")]
+Chat = Annotated[bool, typer.Option("--chat", help="For --ruler and --data: wrap prompts in the model's chat template.")]
 Page = Annotated[
     Path | None,
     typer.Option("--html", help="Write a page: recall against bytes, and what each method keeps.", show_default=False),
@@ -73,7 +73,7 @@ def cache(
     data: Data = None,
     items: Items = None,
     questions: Questions = None,
-    question: Annotated[str, typer.Option(help="inside or outside of what is compressed.")] = "inside,outside",
+    question: Annotated[str, typer.Option(help="Where the question stands: inside or outside the compressed text.")] = "inside,outside",
     split: Split = None,
     min_full: MinFull = 0.3,
     max_new_tokens: MaxNewTokens = None,
@@ -87,7 +87,7 @@ def cache(
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
-    """Recall against bytes of several methods and budgets, beside the full cache on the same questions."""
+    """Compare cache methods at several budgets: exact answers against bytes held, beside the full cache on the same questions."""
     path = o.output_path(output, model, "cache", overwrite)
     asked = Asked(tasks, lengths, items, questions, split, seed, ruler, data, chat, max_new_tokens)
     asked.check()

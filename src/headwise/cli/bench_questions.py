@@ -37,12 +37,12 @@ class Asked(NamedTuple):
         for name in ("tasks", "lengths", "questions", "split"):
             if source and getattr(self, name) is not None:
                 raise HeadwiseError(
-                    f"{source} brings its own texts and questions, so --{name} has no meaning with it; leave it out"
+                    f"{source} has its own texts and questions, so --{name} has no meaning with it; leave it out"
                 )
         if not source and self.chat:
-            raise HeadwiseError("--chat goes with --ruler or --data; tasks have a wording of their own")
+            raise HeadwiseError("--chat goes with --ruler or --data; tasks have their own wording")
         if not self.data and self.max_new_tokens is not None:
-            raise HeadwiseError("--max-new-tokens goes with --data; tasks and RULER's rows say themselves how long answers are")
+            raise HeadwiseError("--max-new-tokens goes with --data; tasks and RULER's files set the length of their answers")
         for name in ("items", "max_new_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise HeadwiseError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")

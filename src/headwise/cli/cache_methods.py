@@ -69,7 +69,7 @@ def with_heads(text: str, model: str | None) -> str:
     if not path.is_file():
         command = f"headwise detect {detector} {model or ''}".strip()
         raise HeadwiseError(
-            f"{name} needs a head file: {name}:heads=FILE. Without one it takes {path}, which is not there yet; to make it, run: {command}"
+            f"{name} needs a head file: {name}:heads=FILE. Without one it takes {path}, which does not exist yet; to make it, run: {command}"
         )
     return f"{name}:heads={path}{',' if colon else ''}{rest}"
 

@@ -16,12 +16,12 @@ def convert(
     to: Annotated[str, typer.Option(help="headwise, wu, headkv or duo.")] = "headwise",
     group: Annotated[
         int | None,
-        typer.Option(help="Query heads per KV head: spreads a table per KV head over query heads.", show_default=False),
+        typer.Option(help="Query heads per KV head: gives each query head the score of its KV head.", show_default=False),
     ] = None,
     shape: Annotated[
         str | None,
         typer.Option(
-            help="Layers x query heads of the model, e.g. 32x32, for a list that does not name all heads.", show_default=False
+            help="Layers x query heads of the model, e.g. 32x32; for a list that does not name all heads.", show_default=False
         ),
     ] = None,
     json: o.Json = False,

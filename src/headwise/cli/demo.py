@@ -22,7 +22,7 @@ LENGTHS, SHORT = ("--lengths", "256,512,1024"), ("--lengths", "512")
 
 def demo(
     model: o.ModelName = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; older ones are replaced.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; older results in it are replaced.")] = Path(
         "headwise-out/demo"
     ),
     json: o.Json = False,
@@ -62,7 +62,7 @@ def _take(output: Path) -> None:
         raise HeadwiseError(f"{output} is a file; give a folder with --output")
     held = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if MARK not in held and any(not name.startswith(f".{MARK}.") for name in held):  # a killed process leaves a temporary one
-        raise HeadwiseError(f"{output} holds files, but no demo of headwise; give another --output, or an empty folder")
+        raise HeadwiseError(f"{output} holds files that no demo of headwise wrote; give another --output, or an empty folder")
     write_atomically(output / MARK, b"headwise demo 1\n")
 
 

@@ -11,7 +11,7 @@ from headwise.cli import options as o
 
 
 def doctor(json: o.Json = False) -> None:
-    """Report versions, devices, caches and extras, and what is missing for which feature; status 1 if headwise cannot work."""
+    """Report versions, devices, caches and extras, and what each feature lacks; status 1 if headwise cannot work."""
     facts = examine()
     if json:
         o.print_json(facts)
@@ -101,5 +101,5 @@ def _verdict(facts: Mapping[str, Any]) -> str:
     if not facts["works"]:
         return "headwise cannot work like this. Install it anew: pip install --upgrade headwise"
     lacking = [name for name, extra in facts["extras"].items() if extra["missing"]]
-    told = f"without {', '.join(lacking)} the features named above are refused" if lacking else "all extras are there"
+    told = f"without {', '.join(lacking)} the features named above are refused" if lacking else "all extras are installed"
     return f"Ready; {told}. Next: headwise demo"

@@ -13,15 +13,15 @@ from headwise.cli import options as o
 def export(
     model: o.ModelName = None,
     heads: Annotated[Path, typer.Option(help="Head file.")] = ...,  # type: ignore[assignment]
-    top: Annotated[int, typer.Option(help="Silence the K strongest heads.")] = 10,
-    mode: Annotated[str, typer.Option(help="zero (no output) or uniform (no query).")] = "zero",
+    top: Annotated[int, typer.Option(help="Ablate the K strongest heads.")] = 10,
+    mode: Annotated[str, typer.Option(help="Ablated heads get zero (output 0) or uniform (query 0).")] = "zero",
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")] = ...,  # type: ignore[assignment]
     device: o.Device = "cpu",
     dtype: Annotated[str, typer.Option(help="saved (as in the checkpoint), float32, bfloat16 or float16.")] = "saved",
     revision: o.Revision = None,
     json: o.Json = False,
 ) -> None:
-    """Write a checkpoint whose chosen heads are silenced in the weights; any engine can serve it."""
+    """Write a checkpoint with the chosen heads ablated in the weights; any engine can serve it."""
     from headwise.heads import load_heads
 
     chosen = load_heads(heads).top(top)
@@ -33,4 +33,4 @@ def export(
     if json:
         o.print_json({"checkpoint": str(output), "mode": mode, "heads": [str(head) for head in chosen], "dtype": kept})
     else:
-        typer.echo(f"checkpoint {output}: {len(chosen)} heads silenced ({mode}), {kept}: {', '.join(map(str, chosen))}")
+        typer.echo(f"checkpoint {output}: {len(chosen)} heads ablated ({mode}), {kept}: {', '.join(map(str, chosen))}")

@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 def generate(
     model: o.ModelName = None,
     prompt: Annotated[str | None, typer.Option(help="The prompt.", show_default=False)] = None,
-    prompt_file: Annotated[Path | None, typer.Option(help="A text file that holds it.", show_default=False)] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="A text file that holds the prompt.", show_default=False)] = None,
     cache: Annotated[
         str | None,
         typer.Option(help="Method, e.g. snapkv:budget=256 or compresskv:heads=FILE,budget=0.1.", show_default="full"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 64,
     prefill_chunk: Annotated[
-        int | None, typer.Option(help="Read the prompt so many tokens at a time.", show_default="all at once")
+        int | None, typer.Option(help="Read the prompt in chunks of this many tokens.", show_default="all at once")
     ] = None,
     save_cache: Annotated[
         Path | None, typer.Option(help="Also write the prompt's cache (safetensors).", show_default=False)
     ] = None,
     load_cache: Annotated[
-        Path | None, typer.Option(help="Go on from a cache of --save-cache: the prompt comes behind its text.", show_default=False)
+        Path | None, typer.Option(help="Continue from a cache that --save-cache wrote; the prompt follows its text.", show_default=False)
     ] = None,
     chat: o.Chat = False,
     chat_template_args: o.ChatArgs = None,
@@ -43,7 +43,7 @@ def generate(
     revision: o.Revision = None,
     json: o.Json = False,
 ) -> None:
-    """Answer a prompt greedily from a compressed cache, and tell how much of the full cache was held."""
+    """Answer a prompt greedily from a compressed cache, and report how much of the full cache was held."""
     from headwise.cli.cache_methods import parse_cache, with_heads
 
     text = _text(prompt, prompt_file)
@@ -90,7 +90,7 @@ def _check_loading(file: Path, cache: str | None, chat: bool, chunk: int | None)
     if cache is not None:
         raise HeadwiseError("--load-cache brings its own cache; leave --cache out")
     if chat or chunk is not None:
-        raise HeadwiseError("--load-cache goes on with a text that has been read; leave --chat and --prefill-chunk out")
+        raise HeadwiseError("--load-cache continues a text that was already read; leave --chat and --prefill-chunk out")
     if not file.is_file():
         raise HeadwiseError(f"no such cache file: {file}")
 
@@ -123,7 +123,7 @@ def _behind(loaded: Model, file: Path, text: str) -> tuple[KeptCache, Tensor]:
         )
     rows = next(iter(kept.kept_layers.values())).batch_size
     if rows != 1:
-        raise HeadwiseError(f"the cache holds {rows} texts; --load-cache goes on with one")
+        raise HeadwiseError(f"the cache holds {rows} texts; --load-cache can continue only one")
     with torch.no_grad():
         return kept, forward(loaded.hf, token_tensor(loaded.hf, ids), kept, logits_to_keep=1).logits[:, -1]
 

@@ -59,7 +59,7 @@ def run() -> None:
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
             sys.exit(error.exit_code)
-        command = f" ({error.ctx.command_path} --help tells more)" if error.ctx else ""
+        command = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         _fail(error.format_message() + command)
     except (HeadwiseError, MissingExtraError) as error:
         _fail(str(error))

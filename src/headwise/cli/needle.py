@@ -1,4 +1,4 @@
-"""`headwise needle`: the needle grid alone."""
+"""`headwise needle`: the needle grid, with no head ablated."""
 
 from __future__ import annotations
 

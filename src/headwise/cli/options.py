@@ -30,7 +30,7 @@ ModelName = Annotated[
     ),
 ]
 Name = Annotated[
-    str | None, typer.Option(help="What results call the model.", show_default="its hub id, or the name of its folder")
+    str | None, typer.Option(help="Name of the model in results.", show_default="its hub id, or the name of its folder")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16 (auto: float32 on a CPU, as saved elsewhere).")]

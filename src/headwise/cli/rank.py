@@ -20,7 +20,7 @@ Split = Annotated[
     str | None, typer.Option(help="Judgements of --beir: test, dev or train.", show_default="test, or the only ones")
 ]
 MaxWords = Annotated[
-    int | None, typer.Option(help="Cut longer passages to so many words, and say how many were.", show_default="none is cut")
+    int | None, typer.Option(help="Cut longer passages to this many words, and report how many were cut.", show_default="none is cut")
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Where to write the TREC run.", show_default="headwise-out/...")
@@ -30,16 +30,16 @@ Html = Annotated[
     typer.Option("--html", help="Write a page: the best passages and the words that drew attention.", show_default=False),
 ]
 Span = Annotated[
-    str, typer.Option(help="official (all rows from the instruction on) or query (its words only).")
+    str, typer.Option(help="Which rows count: official (all from the instruction on) or query (only its words).")
 ]
-HeadFile = Annotated[Path | None, typer.Option(help="Head file, best of `headwise detect query`.", show_default="all heads")]
+HeadFile = Annotated[Path | None, typer.Option(help="Head file; best one from `headwise detect query`.", show_default="all heads")]
 
 
 def rank(
     model: o.ModelName = None,
     queries: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
     passages: Passages = None,
-    beir: Annotated[Path | None, typer.Option(help="Folder in BEIR layout, instead of both.", show_default=False)] = None,
+    beir: Annotated[Path | None, typer.Option(help="Folder in BEIR layout, instead of --queries and --passages.", show_default=False)] = None,
     split: Split = None,
     heads: HeadFile = None,
     top: Annotated[int, typer.Option(help="How many of the strongest heads to rank with.")] = 8,
@@ -48,11 +48,11 @@ def rank(
     evaluate: Annotated[Path | None, typer.Option(help="Judgements (BEIR or TREC form).", show_default="those of --beir")] = None,
     official: Annotated[bool, typer.Option("--official", help="The released QRHead procedure, step by step.")] = False,
     span: Span = "official",
-    normalize: Annotated[str, typer.Option(help="sum, mean or sqrt over a passage's tokens.")] = "sum",
+    normalize: Annotated[str, typer.Option(help="How a passage's tokens are combined: sum, mean or sqrt.")] = "sum",
     order: Annotated[
-        str, typer.Option(help="given, or reversed (the first candidate next to the query; QRHead's choice for BEIR only).")
+        str, typer.Option(help="Order of the passages: given, or reversed (the first candidate next to the query, as QRHead does for BEIR).")
     ] = "given",
-    overflow: Annotated[str, typer.Option(help="More than fits: tournament, anchored or refuse.")] = "tournament",
+    overflow: Annotated[str, typer.Option(help="If the passages do not fit: tournament, anchored or refuse.")] = "tournament",
     wording: Annotated[str, typer.Option(help="Wording around passages: plain or instructed.")] = "plain",
     chat: o.Chat = False,
     chat_template_args: o.ChatArgs = None,
@@ -65,7 +65,7 @@ def rank(
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
-    """Rank passages for queries without generating; one pass reads all passages, each query is a short pass behind them."""
+    """Rank passages for queries without generating text: one pass reads all passages, then each query is a short pass."""
     path = o.output_path(output, model, "run", overwrite, ".trec")
     from headwise.heads.files import write_atomically
     from headwise.methods.query.ranker import Ranker, rank_collection

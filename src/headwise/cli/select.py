@@ -1,4 +1,4 @@
-"""`headwise select`: score a corpus by what its texts lose without retrieval heads, choose a share of it, look at the choice."""
+"""`headwise select`: score documents by their loss increase when retrieval heads are ablated, choose a share, look at the choice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import typer
 from headwise.cli.select_choose import choose, report
 from headwise.cli.select_score import score
 
-app = typer.Typer(name="select", help="Choose pretraining data by the influence of retrieval heads.", no_args_is_help=True)
+app = typer.Typer(name="select", help="Choose pretraining data by how much ablating retrieval heads raises the loss.", no_args_is_help=True)
 app.command("score")(score)
 app.command("choose")(choose)
 app.command("report")(report)

@@ -14,18 +14,18 @@ from headwise.heads.errors import HeadwiseError
 
 Out = Annotated[str, typer.Argument(help="Folder or URL with the scores, as given to `select score --output`.")]
 Where = Annotated[
-    list[str] | None, typer.Option("--inputs", help="Where the scored files are now.", show_default="where they were")
+    list[str] | None, typer.Option("--inputs", help="Where the scored inputs are now, if they were moved.", show_default="where they were")
 ]
 
 
 def choose(
     out: Out,
     share: Annotated[float, typer.Option(help="Share of each domain, in (0, 1].")] = ChoiceOptions.share,
-    by: Annotated[str, typer.Option(help="The share is one of docs (the paper's) or of tokens.")] = ChoiceOptions.by,
+    by: Annotated[str, typer.Option(help="What the share counts: docs (as in the paper) or tokens.")] = ChoiceOptions.by,
     rank: Annotated[str, typer.Option(help="score, or a control: random, longest, perplexity (lowest loss).")] = ChoiceOptions.rank,
     strata: Annotated[int, typer.Option(help="Strata of length in each domain, each with its own cut.")] = ChoiceOptions.strata,
-    least_loss: Annotated[float, typer.Option(help="Leave out documents with a lower loss (nats).")] = ChoiceOptions.least_loss,
-    flagged: Annotated[bool, typer.Option("--flagged", help="Rank flagged documents too.")] = False,
+    least_loss: Annotated[float, typer.Option(help="Leave out documents with a loss below this (nats).")] = ChoiceOptions.least_loss,
+    flagged: Annotated[bool, typer.Option("--flagged", help="Also rank flagged documents.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random control and of ties.")] = ChoiceOptions.seed,
     copy: Annotated[bool, typer.Option("--copy", help="Also write the chosen rows of the inputs.")] = False,
     inputs: Where = None,
@@ -33,7 +33,7 @@ def choose(
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
-    """Choose the best share of every domain: a file of yes and no beside each score file, the cuts, and a manifest."""
+    """Choose the best share of every domain; write for each row whether it is chosen, the cuts, and a manifest."""
     from headwise.corpus import choose as c
     from headwise.report.console import print_all
     from headwise.report.influence_table import choice_table
@@ -55,13 +55,13 @@ def report(
     selection: Annotated[
         str | None, typer.Option(help="Folder of the choice to show.", show_default="OUT/selected, else the best 20 %")
     ] = None,
-    documents: Annotated[int, typer.Option(help="Documents to show per domain and kind.")] = NAMED,
+    documents: Annotated[int, typer.Option(help="Documents per domain: so many each of the highest, the lowest and at the cut.")] = NAMED,
     inputs: Where = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page.", show_default="OUT.html")] = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
-    """A page about the scores and the choice: distributions, length, other filters, and documents to read."""
+    """Write a page about the scores and the choice: distributions, length, other filters, and documents to read."""
     if documents < 0:
         raise HeadwiseError(f"the number of documents must be 0 or more; got {documents}")
     path = output or Path(f"{out.rstrip('/')}.html" if "://" not in out else "influence.html")

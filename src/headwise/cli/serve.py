@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 def serve(
     model: o.ModelName = None,
     heads: Annotated[
-        Path | None, typer.Option(help="Head file, best of `headwise detect query`.", show_default=False)
+        Path | None, typer.Option(help="Head file; best one from `headwise detect query`.", show_default=False)
     ] = None,
     top: Annotated[int, typer.Option(help="How many of the strongest heads to rank with.")] = 8,
-    all_heads: Annotated[bool, typer.Option("--all-heads", help="Rank with all heads, instead of --heads.")] = False,
+    all_heads: Annotated[bool, typer.Option("--all-heads", help="Rank with all heads instead of those of --heads.")] = False,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; beyond this machine only with a key or --no-auth.")
+        str, typer.Option(help="Address to listen on; other machines can be served only with a key or --no-auth.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one and says which.")] = 8080,
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one and prints it.")] = 8080,
     wording: Annotated[
         str | None, typer.Option(help="Wording around passages: plain or instructed.", show_default="plain")
     ] = None,
@@ -39,22 +39,22 @@ def serve(
     ] = False,
     max_body: Annotated[int, typer.Option(help="Largest request in bytes.")] = 4 * 2**20,
     max_passages: Annotated[int, typer.Option(help="Most passages per request.")] = 1000,
-    queue: Annotated[int, typer.Option(help="Most requests that wait; those beyond are refused (429).")] = 128,
-    cache_tokens: Annotated[int, typer.Option(help="Tokens of passages kept computed for further queries.")] = 32_768,
-    max_connections: Annotated[int, typer.Option(help="Most open connections; idle ones give way to new ones.")] = 512,
+    queue: Annotated[int, typer.Option(help="Most requests that wait; further ones are refused (429).")] = 128,
+    cache_tokens: Annotated[int, typer.Option(help="Tokens of computed passages to keep for later queries.")] = 32_768,
+    max_connections: Annotated[int, typer.Option(help="Most open connections; beyond them the idlest is closed.")] = 512,
     timeout: Annotated[float, typer.Option(help="Longest wait for an answer, in seconds.")] = 60.0,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Serve beyond this machine without a key.")] = False,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Serve other machines without a key.")] = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
 ) -> None:
-    """Serve /rerank as clients of Cohere, Jina and text-embeddings-inference speak it; the key is read from HEADWISE_API_KEY."""
+    """Rank passages over HTTP: /rerank for clients of Cohere, Jina and text-embeddings-inference; the key is read from HEADWISE_API_KEY."""
     try:
         from headwise.serve import limits, run
     except ImportError as error:
         raise MissingExtraError(error.name or "FastAPI", "serve") from error
     if official and wording is not None:
-        raise HeadwiseError("--official has a wording of its own; drop --wording")
+        raise HeadwiseError("--official has its own wording; leave --wording out")
     key = limits.key_from(os.environ, no_auth)
     limits.check_exposure(host, key, no_auth)
     bounds = {"max_body": max_body, "max_passages": max_passages, "queue": queue, "cache_tokens": cache_tokens}

@@ -50,7 +50,7 @@ def show(
     if model is not None and html is None:
         raise HeadwiseError("--model is for pages only; give --html PAGE as well")
     if html is not None and (output is not None or format is not None):
-        raise HeadwiseError("--output and --format are for pictures, --html is for a page; run headwise show once for each")
+        raise HeadwiseError("--output and --format are for pictures and --html is for a page; run headwise show once for each")
     from headwise.heads.headfile import load_result
 
     results: list[Result] = [(file, *load_result(file)) for file in files]

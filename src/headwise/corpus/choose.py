@@ -1,10 +1,10 @@
-"""Choosing a share of a scored corpus: a file of yes and no beside each score file, the cuts, and a manifest.
+"""Choosing a share of a scored corpus: which rows are chosen (a file beside each score file), the cuts, and a manifest.
 
     OUT/selected/.choice            marks the folder as ours; one without it must be new or empty
     OUT/selected/<name>.parquet     the rows of OUT/scores/<name>.parquet, and so of the input, in the same order: row int64, selected bool
     OUT/selected/thresholds.json    cuts and shares of every domain
     OUT/selected/manifest.json      written last: inputs, configuration, options, counts; a folder with it is complete
-    OUT/selected/rows/<name>        on demand: the chosen rows of each input, in its own format
+    OUT/selected/rows/<name>        if asked for: the chosen rows of each input, in its own format
 
 A reader keeps rows by `selected`; nothing is joined or sorted.
 """

@@ -1,7 +1,7 @@
-"""Who works on what, in a folder that several processes share: one small file per claimed name, touched as long as its owner lives.
+"""Locks in a folder that several processes share: one small file per claimed name, touched as long as its owner lives.
 
-A claim saves double work; it is not what keeps results right. Should two processes score the same file after all, both write their own
-temporary file with the same bytes, and one rename follows the other.
+A claim only avoids double work; results are right without it. If two processes score the same file after all, both write their own
+temporary file with the same bytes, and the second rename replaces the first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arrow columns as Python values, one by one where a column holds something unusable.
+"""Arrow columns as Python values; where a column holds something unusable, its values are converted one by one.
 
 `a.b` names the column with that very name, or the field `b` of the column `a`.
 """

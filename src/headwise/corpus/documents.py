@@ -1,4 +1,4 @@
-"""What scoring a corpus hands around: documents as token ids, their scores, what any scorer offers, and the table that scores become.
+"""The types of corpus scoring: documents as token ids, their scores, the protocol of scorers, and the table of scores.
 
 `corpus/` streams files through a `DocumentScorer` and knows nothing about models; methods implement the protocol and know nothing about files.
 """

@@ -1,7 +1,7 @@
 """What scoring a corpus will cost: tokens counted on a sample, speed measured on it, hours and GPUs computed from both.
 
 Tokens of the whole = bytes of all files x tokens per byte, where tokens per byte come from rows of some files (the sample). The 95 % interval
-is a bootstrap over the sampled files (unless all were) and, within each, over its rows; it knows nothing of rows unlike all sampled ones.
+is a bootstrap over the sampled files (unless all were) and, within each, over its rows; it cannot know of rows that differ from all sampled ones.
 """
 
 from __future__ import annotations

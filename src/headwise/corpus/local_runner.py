@@ -2,7 +2,7 @@
 
 Files are scored one after another: a thread reads, a pool tokenises, and the calling thread scores and writes.
 
-Between them stands a queue of bounded length, which is all the back-pressure there is: when scoring is slower, reading waits. Chunks keep their
+Between them stands a queue of bounded length: when it is full, because scoring is slower, reading waits. Chunks keep their
 order, so what is written depends on the file alone.
 """
 

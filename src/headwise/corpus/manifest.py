@@ -1,4 +1,4 @@
-"""What a choice writes down about itself: the cut and the shares of every domain, and what it was made from."""
+"""The records of a choice: the cut and the shares of every domain, and the scores and options behind them."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class ChoiceOptions:
         if not 1 <= self.strata <= MOST_GROUPS:
             raise HeadwiseError(f"the number of length strata must lie in 1 to {MOST_GROUPS}; got {self.strata}")
         if not 0 <= self.least_loss < float("inf"):
-            raise HeadwiseError(f"the least loss must be 0 or more nats; got {self.least_loss:g}")
+            raise HeadwiseError(f"--least-loss must be 0 or more nats; got {self.least_loss:g}")
         if not 0 <= self.seed < 2**63:
             raise HeadwiseError(f"the seed must lie in 0 to 2^63 - 1; got {self.seed}")
 

@@ -1,4 +1,4 @@
-"""The rows that scores belong to, read back from the inputs: whole rows of a choice, and the texts of a few documents."""
+"""Input rows read back for their scores: the whole rows of a choice, and the texts of a few documents."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Originals:
             with contextlib.suppress(HeadwiseError):  # no such file any more
                 file = find_inputs([record.path]).files[0]
         if record is None or file is None:
-            raise HeadwiseError(f"the input of {name} is not where it was; say where the inputs are: --inputs")
+            raise HeadwiseError(f"the input of {name} is not where it was; say where the inputs are now with --inputs")
         if record.version["size"] != file.size:
             raise HeadwiseError(f"{file.path} has changed since it was scored ({file.size} bytes now); score it again")
         if self._named is None and not (record.version == file.version and file.path == record.path):
-            raise HeadwiseError(f"the input of {name} was touched since it was scored; say where the inputs are: --inputs")
+            raise HeadwiseError(f"the input of {name} was touched since it was scored; say where the inputs are now with --inputs")
         return replace(file, name=record.name)
 
     def texts(self, name: str, rows: Sequence[int]) -> list[str | None]:

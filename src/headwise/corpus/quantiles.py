@@ -1,6 +1,6 @@
 """The exact k-th largest of numbers that lie in many pieces, without sorting: histograms of 16-bit digits that add up.
 
-A number becomes an unsigned integer of the same order. Its first 16 bits are counted in 65,536 bins; the bin in which the cut falls is known
+Each number becomes an unsigned integer so that the order stays the same. Its first 16 bits are counted in 65,536 bins; the bin of the cut is known
 then, and a second reading counts the last 16 bits inside it. Histograms of pieces are added, so pieces may be read in any order and by anybody.
 Equal numbers are told apart by a tie number (a hash of where they stand), which is counted the same way if the cut falls between them. This is
 a radix selection. Hua et al. 2025 keep a share of each domain's documents and do not say how they find it.

@@ -1,6 +1,6 @@
 """The same job on a Ray cluster: rows of a Ray dataset are file paths, and warm actors score whole files as a single process would.
 
-Ray does placement, retries and growing; texts and scores never pass through its object store, so memory stays bounded, and the output is the
+Ray does placement, retries and scaling; texts and scores never pass through its object store, so memory stays bounded, and the output is the
 one of `score_files`, byte for byte. A file whose worker dies is scored again from its beginning by another.
 """
 

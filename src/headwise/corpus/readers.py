@@ -1,7 +1,7 @@
 """Files as rows, and rows as chunks: bounded memory, one row for every row or line of the file, whatever is wrong with it.
 
 A line is a row, blank or broken lines too; a line ends at a line feed and nowhere else.
-A text file is one row. What makes a row unusable is told by a reason and a detail; what makes a file unreadable from some point
+A text file is one row. An unusable row has a reason and a detail; what makes a file unreadable from some point
 on ends it (lines) or its row group (Parquet), and is kept in `Reader.damaged`. Reading always takes place in the same steps, so a damaged file
 gives the same rows each time.
 """

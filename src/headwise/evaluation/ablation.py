@@ -1,4 +1,4 @@
-"""Ablation sweep: what a model answers without its top heads, without as many random or weak ones, and with all (Wu et al. 2024, sec. 4)."""
+"""Ablation sweep: recall of the whole model, and with its top heads or as many random or weak heads ablated (Wu et al. 2024, sec. 4)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def ablation_curve(
     directory: RunDirectory | None = None,
     report: Report = silent,
 ) -> AblationResult:
-    """Measure what a model loses without its top K heads, beside the K weakest and random ones (Wu et al. 2024, section 4).
+    """Measure what ablating a model's top K heads costs, beside ablating the K weakest and K random ones (Wu et al. 2024, section 4).
 
     Every prompt of the task is answered under every variant: with all heads, and for each K without the top K, without the K weakest, and
     without layer-matched random draws of K heads.

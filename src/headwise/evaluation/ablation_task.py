@@ -1,4 +1,4 @@
-"""What an ablation sweep runs on when it is not told, and how much work it is."""
+"""The default task of an ablation sweep, and how much work a sweep is."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def measure_compression(
     if not candidates or not contexts:
         raise HeadwiseError("nothing to measure: give at least one method and one context")
     if seed < 0 or not 0 <= min_full <= 1:
-        raise HeadwiseError(f"the seed must be 0 or more and the least share in [0, 1]; got {seed} and {min_full:g}")
+        raise HeadwiseError(f"the seed must be 0 or more and min_full in [0, 1]; got {seed} and {min_full:g}")
     total, done = len(protocols) * sum(map(_tokens, contexts)), 0.0
     found = Measurement([], [], [], [])
     for kind in dict.fromkeys((context.task, context.length) for context in contexts):

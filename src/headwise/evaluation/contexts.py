@@ -1,4 +1,4 @@
-"""Texts and the questions about them: what caches are compared on, from tasks, from RULER's files and from a user's own lines."""
+"""Texts and questions on which caches are compared: from tasks, from RULER's files, or from a user's own file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a model as it is at the moment, ablated or not."""
+"""lm-evaluation-harness on a model in its present state, ablated or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The needle grid: how well a model answers needle questions over lengths and depths, heads left alone."""
+"""The needle grid: how well a model answers needle questions over context lengths and depths, with no head ablated."""
 
 from __future__ import annotations
 

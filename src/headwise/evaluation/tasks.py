@@ -1,4 +1,4 @@
-"""Tasks of `headwise bench cache` that need nothing but headwise: needles in novels, and tables of keys and values."""
+"""The built-in tasks of `headwise bench cache`: needles in novels, and tables of keys and values."""
 
 from __future__ import annotations
 

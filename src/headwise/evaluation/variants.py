@@ -1,4 +1,4 @@
-"""Variants of an ablation sweep: which heads are taken away in each."""
+"""Variants of an ablation sweep: which heads each of them ablates."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def export_ablated(model: Model, heads: Heads, mode: str, folder: Path | str) ->
         raise HeadwiseError(f"{folder} exists and is not an empty folder; give a new one")
     chosen = model.check(heads)
     if not len(chosen):
-        raise HeadwiseError("no head to silence; choose at least one")
+        raise HeadwiseError("no head to ablate; choose at least one")
     source = describe_model(model)
     if model.adapter is not None:
         source |= {"adapter": "merged into the weights"}

@@ -170,7 +170,7 @@ def _refused(name: str, error: Exception, fault: str | None, hint: str = "") -> 
     text = str(error)
     if "trust_remote_code" in text:
         hint = "look at the code, then allow it with trust_remote_code=True (--trust-remote-code)"
-        return HeadwiseError(f"model {name!r} brings Python code of its own, which is not run unasked; {hint}")
+        return HeadwiseError(f"model {name!r} comes with its own Python code, which runs only if you allow it; {hint}")
     seen = fault or text.strip().split("\n")[0].rstrip(".:") or type(error).__name__
     return HeadwiseError(f"cannot load model {name!r}: {seen}" + (f"; {hint}" if hint and not fault else ""))
 

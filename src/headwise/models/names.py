@@ -99,7 +99,7 @@ def _ask_hub(name: str, revision: str | None) -> Path | None:
     if "/" not in name and get_close_matches(asked, known, cutoff=SLIP):  # not a hub id: do not wait for the network
         raise HeadwiseError(f"{told}; {hint}")
     if constants.HF_HUB_OFFLINE:
-        raise HeadwiseError(f"{told}, and HF_HUB_OFFLINE forbids to ask the hub; {hint}")
+        raise HeadwiseError(f"{told}, and HF_HUB_OFFLINE forbids asking the hub; {hint}")
     answer = _within(PATIENCE, lambda: HfApi().model_info(name, revision=revision, timeout=PATIENCE))
     if isinstance(answer, GatedRepoError):
         raise HeadwiseError(

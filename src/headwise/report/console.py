@@ -56,7 +56,7 @@ def lm_eval_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     """One line per run of lm-evaluation-harness and task (of a group: the group and each of its tasks), one column per metric of any of them."""
     tasks = list(dict.fromkeys(task for run in runs for task in run["results"]))
     metrics = list(dict.fromkeys(key for task in runs[0]["results"].values() for key in _metrics(task)))
-    titles = ["heads removed", *(["task"] if len(tasks) > 1 else []), *(metric.split(",")[0] for metric in metrics)]
+    titles = ["heads ablated", *(["task"] if len(tasks) > 1 else []), *(metric.split(",")[0] for metric in metrics)]
     table = Table(*titles, box=None, header_style="bold", pad_edge=False)
     for run in runs:
         draw = f" (draw {run['draw'] + 1})" if run["kind"] == "random" else ""

@@ -46,8 +46,8 @@ class LabelledPassages:
     data: str | Path | Sequence[RankingExample] | None = option(
         None, "JSON lines with query, passages and gold.", "64 needle questions over passages of novels"
     )
-    span: str = option("official", "Average over all from the instruction behind the passages on (official), or the query's words only.")
-    max_passage_words: int | None = option(None, "Cut longer passages to so many words.", "none is cut")
+    span: str = option("official", "Rows to average: all from the instruction behind the passages on (official), or only the query's words (query).")
+    max_passage_words: int | None = option(None, "Cut longer passages to this many words.", "none is cut")
     wording: str = option("plain", "Wording around passages: plain or instructed.")
     chat: bool = option(False, "Wrap the prompt in the model's chat template.")
     chat_template_args: str | Mapping[str, Any] | None = option(None, "Variables for the chat template, as JSON.")

@@ -121,7 +121,7 @@ async def _read(body: Body, request: Request) -> bytes:
     state.reading += 1
     try:
         return await asyncio.wait_for(body.read(state.settings.max_body), state.settings.timeout)
-    except asyncio.TimeoutError as error:
+    except TimeoutError as error:
         raise RefusalError(408, "body_too_slow", f"the body did not arrive in {state.settings.timeout:g} s") from error
     finally:
         state.reading -= 1

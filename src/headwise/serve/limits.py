@@ -179,7 +179,7 @@ class Body:
 
         try:
             await asyncio.wait_for(drain(), DRAIN_SECONDS)
-        except (asyncio.TimeoutError, ClientDisconnect):
+        except (TimeoutError, ClientDisconnect):
             self._more = False
 
     async def _next(self) -> bytes:

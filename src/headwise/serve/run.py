@@ -65,11 +65,12 @@ def bind(host: str, port: int) -> socket.socket:
         HeadwiseError: The address cannot be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if not 0 <= port <= 65_535:  # Python's sockets would be left open
+        raise HeadwiseError(f"cannot listen on {host}:{port}: ports are 0 to 65535; give another --host or --port")
     try:
         return socket.create_server((host, port), family=family, backlog=QUEUE)
-    except (OSError, OverflowError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise HeadwiseError(f"cannot listen on {host}:{port}: {why}; give another --host or --port") from error
+    except OSError as error:
+        raise HeadwiseError(f"cannot listen on {host}:{port}: {error.strerror or error}; give another --host or --port") from error
 
 
 def make_server(make: MakeRanker, settings: Settings) -> Server:

@@ -73,9 +73,9 @@ def judge(models: Sequence[Evidence]) -> Property:
     """
     checks = [check for found in models for check in _checks(found)]
     measured = [found.ablation for found in models if found.ablation.get("rows")]
-    claim = "Removing the strongest heads destroys recall; removing as many random heads does not."
+    claim = "Ablating the strongest heads destroys recall; ablating as many random heads does not."
     notes = [
-        "Random heads: drawn from the same layers, none of them among the removed ones. Recall: words of the gold answer, on needles that "
+        "Random heads: drawn from the same layers, none of them among the ablated ones. Recall: words of the gold answer, on needles that "
         "detection never saw. p: sign flips over needles; rank among the random draws. Random heads and perplexity are judged at the first K "
         "that halves recall.",
     ]
@@ -85,9 +85,12 @@ def judge(models: Sequence[Evidence]) -> Property:
 def _checks(found: Evidence) -> list[Check]:
     half, m = f"below {HALF:g} of the whole model's", found.ablation
     if not m.get("rows"):
-        return [missing(found.name, "recall without 5 % of the heads", half, found.why or str(m.get("why", "")))]
+        return [missing(found.name, "recall with 5 % of the heads ablated", half, found.why or str(m.get("why", "")))]
     whole, checks = row_of(m["rows"], "recall", "none")["mean"], []
-    for name, what in (("near_paper", "recall without 5 % of the heads"), ("near_over", "recall without the heads over 0.1")):
+    for name, what in (
+        ("near_paper", "recall with 5 % of the heads ablated"),
+        ("near_over", "recall with the heads over 0.1 ablated"),
+    ):
         top = row_of(m["rows"], "recall", "top", m[name])["mean"]
         checks.append(Check(found.name, what, f"{whole:.2f} → {top:.2f} (K = {m[name]})", half, top < HALF * whole))
     k = m["halved_at"] or m["near_over"]
@@ -116,4 +119,4 @@ def _line(measured: Sequence[dict[str, Any]]) -> str:
     whole = span_of([row_of(m["rows"], "recall", "none")["mean"] for m in measured])
     top, random = (span_of([row_of(rows, "recall", kind, k)["mean"] for rows, k in at]) for kind in ("top", "random"))
     ks = " or ".join(str(k) for k in sorted({k for _, k in at}))
-    return f"recall {whole} → {top} without the top {ks} heads; without as many random heads {random}"
+    return f"recall {whole} → {top} with the top {ks} heads ablated; {random} with as many random heads ablated"

@@ -26,7 +26,7 @@ FLOOR = 0.3  # the same for direct answers, which models find hard
 HALF, HARDLY, LEVEL = 0.5, 0.25, 0.05  # of the whole model's share; of the loss on written steps; of tests
 KEEPS = f"keeps at least {HALF:g} of its share"
 DRAWS, SAMPLES = 2_000, 2
-EVERYWHERE = ("steps", "closed_book")  # tasks also measured with heads removed at every position
+EVERYWHERE = ("steps", "closed_book")  # tasks also measured with heads ablated at every position
 
 
 def measure(model: Model, scores: HeadScores, settings: Settings) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def judge(models: Sequence[Evidence], seed: int) -> Property:
         for task, name in (("steps", "two-hop with steps"), ("closed_book", "closed book")):
             whole, top = ([_mean(m, task, kind) for m in able] for kind in ("none", "top"))
             parts.append(f"{name} {span_of(whole)} → {span_of(top)}")
-        line = "; ".join(parts) + f" without the top {' or '.join(str(k) for k in sorted({m['k'] for m in able}))}"
+        line = "; ".join(parts) + f" with the top {' or '.join(str(k) for k in sorted({m['k'] for m in able}))} heads ablated"
     notes = [
         "Direct two-hop answers need the text as much as written steps do; the paper's answer-only tasks are answered from memory.",
         f"A loss is judged where the whole model answers at least {ABLE:g} of the questions ({FLOOR:g} for direct answers).",
@@ -153,7 +153,7 @@ def _memory_check(m: dict[str, Any], seed: int, scope: str | None, rule: str) ->
     losses = [_mean(m, task, "none", scope) - _mean(m, task, "top", scope) for task in ("steps", "closed_book")]
     _, low, high = difference_of_losses(_task(m, "steps", scope), _task(m, "closed_book", scope), seed)
     text = f"loss {losses[1]:.2f} against {losses[0]:.2f}, difference {low:.2f} to {high:.2f} (95 %)"
-    what = "closed book" if scope is None else "closed book, heads removed at every position"
+    what = "closed book" if scope is None else "closed book, heads ablated at every position"
     return Check(m["name"], what, text, rule, losses[1] <= HARDLY * losses[0] and low > 0, main=scope is None)
 
 

@@ -16,7 +16,7 @@ class Settings:
 
     seed: of haystack windows, random heads, micro-world items, intervals. lengths: context lengths in tokens for detection, those that
     do not fit a model are left out. depths: number of needle depths. needles: of the detection and the test half each. top: numbers of
-    heads removed (the largest at most half of the heads). controls: random draws per number. ablation_length, ablation_depths: of the
+    heads ablated (the largest at most half of the heads). controls: random draws per number. ablation_length, ablation_depths: of the
     ablation sweep. mode, scope: of every ablation, see `headwise.attention.ablate`. items: questions per micro-world task; closed-book
     ones, which are short, are twice as many. item_controls: random draws there; all_controls: where heads are removed at every
     position. step_length: context of the view by steps.

@@ -1,4 +1,4 @@
-"""Figures of `headwise lab properties`, second part: when heads copy, what is lost without them, and the negative control."""
+"""Figures of `headwise lab properties`, second part: when heads copy, what ablating them costs, and the negative control."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TASKS = {
     ("direct", "answer"): "two-hop, direct",
     ("closed_book", "answer"): "closed book",
     ("contradiction", "answer"): "contradicted fact",
-    ("steps", "all"): "steps, removed everywhere",
+    ("steps", "all"): "steps, ablated everywhere",
     ("closed_book", "all"): "closed book, everywhere",
 }
 
@@ -155,16 +155,18 @@ def draw_always(data: Data) -> Figure:
 
 
 def causal_panels(data: Data) -> list[Panel]:
-    """Recall against the number of heads removed, per model; perplexity of all."""
+    """Recall against the number of heads ablated, per model; perplexity of all."""
     found = []
     for model in data["models"]:
         k = model["halved_at"]
-        text = f"{model['name']}: needle recall without the strongest, as many random, and the weakest heads. "
-        text += f"It is halved at {heads_of(k)}." if k else "It is not halved by any number that was removed."
+        text = (
+            f"{model['name']}: needle recall with the strongest heads ablated, with as many random heads, and with the weakest. "
+        )
+        text += f"It is halved at {heads_of(k)}." if k else "No number of heads that was ablated halves it."
         found.append(Panel(f"ablation-{model['name']}", partial(draw_recall, model), text))
     if data["models"]:
         found.append(
-            Panel("causal-perplexity", partial(draw_perplexity, data), "Perplexity of plain text without the same heads.")
+            Panel("causal-perplexity", partial(draw_perplexity, data), "Perplexity of plain text with the same heads ablated.")
         )
     return found
 
@@ -204,7 +206,7 @@ def draw_recall(model: Data) -> Figure:
     axes.set_xticks(x, [str(row["k"]) for row in top])
     axes.set_xticks([], minor=True)
     axes.set_ylim(-0.04, 1.06)
-    style(axes, f"Heads removed of {model['heads']} (log)", "Needle recall")
+    style(axes, f"Heads ablated of {model['heads']} (log)", "Needle recall")
     set_name(figure, axes, model["name"], f"{model['items']} prompts, {model['needles']} needles")
     legend_of(figure, axes)
     return figure
@@ -239,7 +241,7 @@ def draw_perplexity(data: Data) -> Figure:
     ticks = [t for t in (1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 30, 100) if t <= high * 1.05]
     axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
-    style(axes, "Heads removed, % of all (log scale)", "Perplexity / whole model's")
+    style(axes, "Heads ablated, % of all (log scale)", "Perplexity / whole model's")
     handles, labels = axes.get_legend_handles_labels()
     keys = dict(zip(labels, handles, strict=True))
     keys |= {"strongest heads": Line2D([], [], color=INK), "random heads": Line2D([], [], color=INK, linestyle=":")}
@@ -257,10 +259,8 @@ def reasoning_panels(data: Data) -> list[Panel]:
     """Share right per task with and without heads, and what contradicted answers follow."""
     found = []
     for model in data["models"]:
-        text = f"{model['name']}: share of right answers, whole and without {heads_of(model['k'])}, random, the weakest or the strongest ones. "
-        text += (
-            "Contradicted fact: right is what the passage says. Removed everywhere: while reading, too, not only while answering."
-        )
+        text = f"{model['name']}: share of right answers of the whole model, and with {heads_of(model['k'])} ablated: random, weakest, strongest. "
+        text += "Contradicted fact: the passage's value counts as right. Ablated everywhere: while the model reads, too, not only while it answers."
         found.append(Panel(f"reasoning-{model['name']}", partial(draw_tasks, model), text))
         for task in model["tasks"]:
             if task["task"] == "contradiction" and "top" in task["means"]:
@@ -302,7 +302,7 @@ def draw_tasks(model: Data) -> Figure:
     style(axes, "Share of right answers", "")
     axes.tick_params(axis="y", length=0)
     removed = any(row["kind"] == "top" for task in tasks for row in task["rows"])
-    remark = f"without {heads_of(model['k'])} of {model['heads']}" if removed else "too few right answers to lose any"
+    remark = f"{heads_of(model['k'])} of {model['heads']} ablated" if removed else "too few right answers to lose any"
     set_name(figure, axes, model["name"], remark)
     legend_of(figure, axes)
     return figure
@@ -316,7 +316,7 @@ def draw_sources(name: str, task: Data) -> Figure:
     axes = figure.subplots()
     kinds = [
         (k, label)
-        for k, label in (("none", "whole model"), ("random", "random removed"), ("top", "strongest removed"))
+        for k, label in (("none", "whole model"), ("random", "random ablated"), ("top", "strongest ablated"))
         if k in task["means"]
     ]
     colours = {"the passage": BLUE, "memory": ORANGE, "something else": GREY}

@@ -145,7 +145,7 @@ def _checks(checks: Sequence[Data]) -> Html:
 
 def _samples(data: Data) -> Html:
     """What a model writes with and without heads: the first question of each kind of the first model that was asked without heads."""
-    names = {"gold": "right", "none": "whole model", "random": "without random heads", "top": "without the strongest heads"}
+    names = {"gold": "right", "none": "whole model", "random": "random heads ablated", "top": "strongest heads ablated"}
     for model in data.get("models", ()):
         shown = [task for task in model.get("tasks", ()) if task["scope"] != "all" and "top" in task["means"] and task["samples"]]
         if shown:

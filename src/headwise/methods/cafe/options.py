@@ -27,7 +27,7 @@ class Evidence(LabelledPassages):
     name: ClassVar[str] = "evidence"
     summary: ClassVar[str] = "Heads whose attention to passages falls on those that answer (CAFE, Peng et al. 2025)."
 
-    doc_pool: str = option("sum", "sum or mean over a passage's tokens, as the heads will be used.")
+    doc_pool: str = option("sum", "Over a passage's tokens: sum or mean; take the one that you will use later.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,8 +28,8 @@ class Semantic(NeedleQuestions):
     name: ClassVar[str] = "semantic"
     summary: ClassVar[str] = "Heads that look at the answer in a needle while the model says it (CompressKV, Lin et al. 2025)."
 
-    extremes: str = option("keep", "keep the depths 0 and 1, or drop them.")
-    min_runs: int = option(30, "With fewer solved runs there is no ranking.")
+    extremes: str = option("keep", "Depths 0 and 1: keep or drop them.")
+    min_runs: int = option(30, "Fewest solved runs that make a ranking.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,9 +28,9 @@ def query_head_counts(scores: Scores, budget: int, beta: float) -> NDArray[np.in
     """
     found = np.nan_to_num(np.asarray(scores, dtype=np.float64))
     if beta < 1:
-        raise HeadwiseError(f"beta must be at least 1 (all of the budget goes by score then); got {beta:g}")
+        raise HeadwiseError(f"beta must be at least 1 (at 1 the whole budget is divided by score); got {beta:g}")
     if (found < 0).any() or found.sum() == 0:
-        raise HeadwiseError("head scores must not be negative, nor all zero, to share a budget by them")
+        raise HeadwiseError("head scores must not be negative, nor all zero, to divide a budget by them")
     pool = int(budget / beta)
     counts: NDArray[np.int64] = np.rint(budget - pool + found / found.sum() * pool * found.size).astype(np.int64)
     return counts

@@ -1,6 +1,6 @@
-"""AttentionInfluence: what a text loses when retrieval heads see nothing in particular (Hua et al. 2025, arXiv:2505.07293).
+"""AttentionInfluence: the relative loss increase of a text when retrieval heads are ablated (Hua et al. 2025, arXiv:2505.07293).
 
-score = (loss without the heads - loss) / loss, both mean losses per token of one document (eq. 5). Compare scores inside one domain only.
+score = (loss with the heads ablated - loss) / loss, both mean losses per token of one document (eq. 5). Compare scores inside one domain only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def influence(base: float, changed: float, floor: float) -> float:
 
     Args:
         base: Mean loss in nats of the model.
-        changed: Mean loss in nats without the heads.
+        changed: Mean loss in nats with the heads ablated.
         floor: Keeps texts that are known by heart (base near 0) from any score that one likes.
     """
     return (changed - base) / max(base, floor)
@@ -119,7 +119,7 @@ class AttentionInfluence:
         return [self._row(document, sums[i], int(scored[i])) for i, document in enumerate(documents)]
 
     def token_losses(self, document: Encoded) -> NDArray[np.float32]:
-        """Losses [2, n] of one document's tokens: of the model, and without the heads. NaN where there is none (a window's first token)."""
+        """Losses [2, n] of one document's tokens, of the unchanged model and with the heads ablated. NaN: none (a window's first token)."""
         table = np.full((2, len(document.ids)), np.nan, dtype=np.float32)
         for window, losses in self._losses([document]):
             table[:, window.start + 1 : window.stop] = losses

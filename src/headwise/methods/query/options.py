@@ -34,10 +34,10 @@ class Query(LabelledPassages):
     name: ClassVar[str] = "query"
     summary: ClassVar[str] = "Heads that look from a question to the passages that answer it (QRHead, Zhang et al. 2025)."
 
-    rule: str = option("calibrated_mass", "mass, calibrated_mass, ndcg, mrr or contrastive.")
-    temperature: float = option(0.1, "Of the contrastive rule.")
+    rule: str = option("calibrated_mass", "How heads are scored: mass, calibrated_mass, ndcg, mrr or contrastive.")
+    temperature: float = option(0.1, "Temperature of the contrastive rule.")
     trim: float | None = option(
-        None, "Leave out tokens so many standard deviations below their passage's mean (released code: 2).", "none is left out"
+        None, "Leave out tokens this many standard deviations below their passage's mean (released code: 2).", "none is left out"
     )
     strict: bool = option(False, "With --trim: leave out tokens exactly at the bound too, as the released code does.")
 
