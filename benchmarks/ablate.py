@@ -10,7 +10,7 @@ from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.heads import HeadSet
 from headwise.models.load import load
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, GroupSpec, Task, make_group
 from headwise.prompts.haystack import Haystack, bundled_texts

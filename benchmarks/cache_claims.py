@@ -25,9 +25,8 @@ from headwise.methods.compresskv.semantic import semantic_scores
 from headwise.methods.copy.options import Copy
 from headwise.methods.copy.run import copy_scores
 from headwise.models.load import load
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
-from headwise.models.registry import bundled_model, bundled_names
+from headwise.models.model import Model, describe_model
+from headwise.models.names import bundled_model, bundled_names
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, even_depths
 from headwise.prompts.haystack import Haystack, bundled_texts

@@ -18,7 +18,8 @@ from cache_claims import PARTS, Lab, Result, over_seeds, share
 from scipy.stats import spearmanr
 
 from headwise.attention import ablate
-from headwise.attention.plan import Call, attached
+from headwise.attention.call import Call
+from headwise.attention.plan import attached
 from headwise.caches.gated import gated, last_hidden, streaming_loss
 from headwise.caches.groups import Window
 from headwise.caches.kept_cache import compress

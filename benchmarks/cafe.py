@@ -24,7 +24,7 @@ from headwise.methods.cafe.formula import passage_shares, relevance, votes
 from headwise.methods.cafe.reader import Boost, PassageReader
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.passages import RankingExample
 from headwise.runtime.answer import stop_ids
 from headwise.runtime.passage_table import PassageTable, measure_passages

@@ -19,7 +19,7 @@ from headwise.methods.copy.options import Copy
 from headwise.methods.copy.run import copy_scores
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task, even_depths, group_specs, make_group
 from headwise.prompts.haystack import Haystack, bundled_texts

@@ -24,7 +24,7 @@ from headwise.caches.shared import fork
 from headwise.maths.copy import copy_hits
 from headwise.models.load import load
 from headwise.models.model import as_model
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, GroupSpec, Task, even_depths, make_group
 from headwise.prompts.haystack import Haystack, bundled_texts

@@ -21,7 +21,7 @@ from headwise.methods.influence.proxy import proxy_scores, top_share
 from headwise.methods.influence.scorer import AttentionInfluence
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import bundled_texts
 from headwise.stats.controls import layer_matched_random

@@ -13,7 +13,7 @@ from common import hardware, show
 
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.models.registry import bundled_model, bundled_names
+from headwise.models.names import bundled_model, bundled_names
 from headwise.prompts.encoder import PieceEncoder
 from headwise_lab.microworld.facts import Fact, Page, Scene
 from headwise_lab.microworld.relations import relations

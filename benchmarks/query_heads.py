@@ -16,7 +16,7 @@ from headwise.methods.query.formula import RULES
 from headwise.methods.query.run import query_scores
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.models.registry import bundled_model, bundled_names
+from headwise.models.names import bundled_model, bundled_names
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import Passage, PassageComposer, RankingExample
 from headwise.runtime.passage_table import PassageTable, measure_passages

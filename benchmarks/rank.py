@@ -15,7 +15,7 @@ from common import best_of, hardware, options, peak_memory, show
 from headwise.heads import HeadSet
 from headwise.methods.query.ranker import Ranker
 from headwise.models.load import load
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import PassageComposer
 from headwise.runtime.passage_index import as_passage

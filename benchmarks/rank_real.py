@@ -26,7 +26,7 @@ from headwise.methods.query.formula import query_score
 from headwise.methods.query.run import query_scores
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.models.registry import bundled_model, bundled_names
+from headwise.models.names import bundled_model, bundled_names
 from headwise.prompts.collections import beir_files, read_passages, read_qrels, read_queries
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, Task

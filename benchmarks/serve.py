@@ -26,7 +26,7 @@ from common import hardware, options, show
 
 from headwise.methods.query.ranker import Ranker
 from headwise.models.load import load
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise_lab.ranking import microworld_examples
 
 MODEL, CLIENTS, SINGLES = "world-6m", 50, 20

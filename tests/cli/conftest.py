@@ -35,7 +35,7 @@ def headwise(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        monkeypatch.setattr("headwise.heads.progress._kept", set())  # each call stands for a process of its own
+        monkeypatch.setattr("headwise.heads.files._kept", set())  # each call stands for a process of its own
         monkeypatch.setattr(sys, "argv", ["headwise", *map(str, arguments)])
         code = 0
         try:

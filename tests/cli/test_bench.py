@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headwise.heads import HeadwiseError
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.encoder import newline_ids
 from headwise.prompts.questions import read_questions
 from headwise.report.compression import compression_tables, draw_recall, held_line, recall_figure

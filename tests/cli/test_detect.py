@@ -11,7 +11,6 @@ import typer.main
 import headwise as hw
 from headwise.cli import detect, options
 from headwise.heads import HeadwiseError, load_heads
-from headwise.methods import registry
 from headwise.methods.copy.options import Copy
 from headwise.models.load import load
 from headwise.runtime.detector import find
@@ -130,10 +129,10 @@ def plugin(tmp_path_factory, monkeypatch):
     (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: lasthead\nVersion: 1.0\n")
     (meta / "entry_points.txt").write_text("[headwise.detectors]\nlast = lasthead:LastHead\nlost = no_such_package:Lost\n")
     monkeypatch.syspath_prepend(str(folder))
-    registry.installed.cache_clear()
+    options.installed.cache_clear()
     importlib.invalidate_caches()
     yield folder
-    registry.installed.cache_clear()
+    options.installed.cache_clear()
     sys.modules.pop("lasthead", None)
 
 

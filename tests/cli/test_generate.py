@@ -10,11 +10,11 @@ from headwise.caches.controls import Full, RandomTokens
 from headwise.caches.kept_cache import compress
 from headwise.caches.kept_file import load_cache
 from headwise.cli.cache_methods import known_options, parse_cache, read_budget, shown, split_specs
+from headwise.cli.options import installed
 from headwise.heads import HeadScores, HeadwiseError, save_heads
 from headwise.methods.adakv.press import AdaKV
 from headwise.methods.compresskv.layer_errors import LayerErrors
 from headwise.methods.pyramidkv.press import PyramidKV
-from headwise.methods.registry import installed
 from headwise.methods.snapkv.press import SnapKV
 from headwise.methods.streamingllm.press import StreamingLLM
 from headwise.models.load import load

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from headwise.heads import HeadwiseError
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise_lab.eval_tasks import GOALS
 from tests.cli.test_refusals import check_refused
 

@@ -35,7 +35,7 @@ def test_a_command_stopped_before_its_picture_is_finished_by_the_same_command(
 ):
     arguments, draw, picture = command(planted, heads, name)
     with monkeypatch.context() as patch:
-        patch.setattr(f"headwise.report.figures.{draw}", stop_by(number))
+        patch.setattr(f"headwise.report.{draw}.{draw}", stop_by(number))
         stopped = headwise(*arguments)
     assert stopped.code == code
     assert stopped.err.splitlines()[-1] == "headwise: stopped; run the same command again to continue"

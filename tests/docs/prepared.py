@@ -77,7 +77,7 @@ def reason_not_to_run(words: list[str]) -> str | None:
 def prepare(folder: Path, page: str) -> None:
     """Put models, head files, texts and questions into `folder`, under the names that pages use."""
     from headwise.heads import save_heads
-    from headwise.models.registry import bundled_model
+    from headwise.models.names import bundled_model
     from headwise.prompts.haystack import bundled_texts
     from headwise.prompts.needles import bundled_needles
 

@@ -50,7 +50,7 @@ def pages_that_run():
 @pytest.fixture(scope="session")
 def common():
     from headwise import load
-    from headwise.models.registry import bundled_model
+    from headwise.models.names import bundled_model
 
     return common_names(load(str(bundled_model()), device="cpu"))
 

@@ -7,8 +7,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
 from headwise.attention import ablate, observe, steer
-from headwise.attention.function import headwise_mask
-from headwise.attention.plan import attached
+from headwise.attention.plan import attached, headwise_mask
 from headwise.caches.allocation import Adaptive, Pyramid, Uniform
 from headwise.caches.groups import Window
 from headwise.caches.kept_cache import compress

@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from headwise.attention.function import headwise_mask
-from headwise.attention.plan import attached
+from headwise.attention.plan import attached, headwise_mask
 from headwise.caches.gated import gated, streaming_loss
 from headwise.caches.groups import Window
 from headwise.heads import HeadwiseError

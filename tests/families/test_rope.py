@@ -9,8 +9,7 @@ from headwise.caches.controls import Full
 from headwise.caches.kept_cache import compress
 from headwise.caches.shared import full_cache
 from headwise.heads import HeadwiseError
-from headwise.models.forward import forward
-from headwise.models.rope import table_of
+from headwise.models.forward import forward, table_of
 from headwise.prompts.prompt import Span
 from headwise.runtime.passages import PassageCache, Suffix
 from headwise.runtime.runner import leaves, prefill

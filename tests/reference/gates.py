@@ -6,7 +6,7 @@ import itertools
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from headwise.attention.function import headwise_mask
+from headwise.attention.plan import headwise_mask
 from headwise.models.model import as_model
 
 

@@ -13,7 +13,7 @@ from headwise.evaluation.contexts import CacheTask, longest, place_of
 from headwise.evaluation.tasks import SHOTS, key_value_contexts, needle_contexts
 from headwise.heads import HeadwiseError
 from headwise.models.load import load
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.needles import bundled_needles
 from headwise.testing.tokenizers import character_tokenizer

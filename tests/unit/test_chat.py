@@ -12,8 +12,7 @@ from headwise.prompts.grid import GridOptions, Task, describe_task, group_specs,
 from headwise.prompts.haystack import Haystack
 from headwise.prompts.needles import Needle, NeedleComposer
 from headwise.prompts.passages import Passage, PassageComposer
-from headwise.prompts.prompt import Piece, PromptBuilder, Turn
-from headwise.runtime.options import chat_arguments
+from headwise.prompts.prompt import Piece, PromptBuilder, Turn, chat_arguments
 from headwise.testing.tokenizers import character_tokenizer
 from tests.reference.tokenizers import KINDS, TEXT
 

@@ -25,7 +25,7 @@ from headwise.methods.snapkv.press import SnapKV
 from headwise.methods.streamingllm.press import StreamingLLM
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder, newline_ids
 from headwise.prompts.prompt import Span
 from headwise.prompts.ruler import COLUMNS, RulerRow, read_ruler, string_match

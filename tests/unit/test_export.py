@@ -16,8 +16,7 @@ from headwise.attention import ablate
 from headwise.heads import HeadSet, HeadwiseError
 from headwise.models.export import export_ablated
 from headwise.models.load import load
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, describe_model
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from headwise.testing.tokenizers import character_tokenizer
 
@@ -131,7 +130,7 @@ from pathlib import Path
 from headwise.heads import HeadwiseError
 from headwise.models.export import export_ablated
 from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import describe_model
 from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
 model = Model(tiny_model("llama"), character_tokenizer())

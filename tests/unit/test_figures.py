@@ -12,12 +12,11 @@ import pytest
 from headwise.evaluation.ablation_table import AblationResult
 from headwise.evaluation.variants import Variant
 from headwise.heads import HeadId, HeadScores, HeadSet, HeadwiseError, load_heads
-from headwise.report import figures
-from headwise.report.ablation_curves import BOTTOM, NONE, RANDOM, TOP, draw_ablation_curves
+from headwise.report.ablation_curves import BOTTOM, NONE, RANDOM, TOP, ablation_curves, draw_ablation_curves
 from headwise.report.canvas import shortened, spaced, thinned
-from headwise.report.distribution import draw_distribution
-from headwise.report.heat_map import OUTLINED, SLIDING, draw_heat_map
-from headwise.report.needle_grid import draw_needle_grid, tabulate
+from headwise.report.distribution import distribution, draw_distribution
+from headwise.report.heat_map import OUTLINED, SLIDING, draw_heat_map, heat_map
+from headwise.report.needle_grid import draw_needle_grid, needle_grid, tabulate
 
 NAN = float("nan")
 PUBLISHED = Path(__file__).parents[1] / "data" / "published-head-scores"
@@ -373,10 +372,10 @@ def test_broken_ablation_results_are_refused_in_one_line(broken):
 
 
 WRITERS = [
-    (figures.heat_map, table()),
-    (figures.distribution, table()),
-    (figures.needle_grid, cells()),
-    (figures.ablation_curves, sweep()),
+    (heat_map, table()),
+    (distribution, table()),
+    (needle_grid, cells()),
+    (ablation_curves, sweep()),
 ]
 START = {".png": b"\x89PNG\r\n", ".svg": b"<?xml"}
 
@@ -402,7 +401,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
     path = tmp_path / "map.png"
     path.write_bytes(b"old")
     with pytest.raises(HeadwiseError, match=r"^no head has a copy score"):
-        figures.heat_map(HeadScores(np.full((2, 2), NAN), "copy"), path)
+        heat_map(HeadScores(np.full((2, 2), NAN), "copy"), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -410,16 +409,16 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "map.png").mkdir()
     with pytest.raises(HeadwiseError, match=r"^could not write [^\n]*; the file is as it was before$"):
-        figures.heat_map(table(), tmp_path / "map.png")
+        heat_map(table(), tmp_path / "map.png")
     assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_the_users_settings_neither_matter_nor_change(suffix, tmp_path):
-    figures.heat_map(table(), tmp_path / f"plain{suffix}")
+    heat_map(table(), tmp_path / f"plain{suffix}")
     with matplotlib.rc_context({"axes.grid": True, "font.size": 30, "figure.facecolor": "black", "lines.linewidth": 9}):
         before = dict(matplotlib.rcParams)
-        figures.heat_map(table(), tmp_path / f"styled{suffix}")
+        heat_map(table(), tmp_path / f"styled{suffix}")
         assert dict(matplotlib.rcParams) == before
     assert (tmp_path / f"plain{suffix}").read_bytes() == (tmp_path / f"styled{suffix}").read_bytes()
 
@@ -432,7 +431,8 @@ def test_dollars_in_a_model_name_are_dollars():
 
 def test_drawing_needs_no_pyplot_and_importing_no_matplotlib():
     code = (
-        "import sys; import headwise.report.figures, headwise.report.tables; assert 'matplotlib' not in sys.modules, 'imported early'\n"
+        "import sys; import headwise.report.distribution, headwise.report.needle_grid, headwise.report.ablation_curves, headwise.report.tables\n"
+        "assert 'matplotlib' not in sys.modules, 'imported early'\n"
         "import numpy as np; from headwise.heads import HeadScores; from headwise.report.heat_map import draw_heat_map\n"
         "figure = draw_heat_map(HeadScores(np.eye(3), 'copy')); figure.canvas.draw()\n"
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"

@@ -24,7 +24,7 @@ from headwise.models.export import export_ablated
 from headwise.models.fingerprint import weights_digest
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import bundled_texts
 from headwise.testing.tiny import tiny_model

@@ -11,7 +11,7 @@ import torch
 from headwise.evaluation.perplexity import perplexity
 from headwise.heads import HeadwiseError
 from headwise.models.load import load
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.runtime.answer import stop_ids
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from headwise_lab import batches, evaluation

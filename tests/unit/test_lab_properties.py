@@ -14,7 +14,7 @@ from headwise.evaluation.variants import head_variants
 from headwise.heads import HeadId, HeadScores, HeadSet, HeadwiseError, PromptError
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.needles import read_needles
 from headwise.testing.planted import planted_copier, planted_task
 from headwise.testing.tiny import tiny_model

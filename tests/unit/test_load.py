@@ -16,7 +16,7 @@ from headwise.heads import HeadwiseError, UnsupportedModelError
 from headwise.models import names
 from headwise.models.load import load
 from headwise.models.model import Model, as_model, label
-from headwise.models.registry import bundled_names
+from headwise.models.names import bundled_names
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from headwise.testing.tokenizers import character_tokenizer, word_tokenizer
 

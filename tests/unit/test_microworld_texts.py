@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from headwise.heads import HeadwiseError
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.prompt import Piece
 from headwise.prompts.words import SPLITS

@@ -13,7 +13,7 @@ from headwise.methods.influence.prompts import INTRO, ProxyPrompts
 from headwise.methods.influence.proxy import describe_run, proxy_scores, top_share
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import bundled_texts
 from headwise.runtime.rundir import RunDirectory

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from headwise.attention.depth import run_to_layer
 from headwise.heads import HeadSet, HeadwiseError
-from headwise.maths.columns import attention_columns
-from headwise.maths.passages import pool_passages
+from headwise.maths.columns import attention_columns, pool_passages
 from headwise.methods.query.formula import RULES, query_score
 from headwise.models.model import as_model
 from headwise.prompts.prompt import Span

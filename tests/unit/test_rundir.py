@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headwise.heads import HeadwiseError
-from headwise.heads.progress import can_continue
+from headwise.heads.files import can_continue
 from headwise.runtime.rundir import RunDirectory
 
 CELL = {"scores": np.arange(6, dtype=np.float32).reshape(1, 2, 3)}, [{"depth": 0.5}]
@@ -120,7 +120,7 @@ def test_the_marker_says_what_the_run_was(tmp_path):
 
 
 def test_a_run_can_be_continued_between_its_first_cell_and_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("headwise.heads.progress._kept", set())
+    monkeypatch.setattr("headwise.heads.files._kept", set())
     assert not can_continue()
     directory = RunDirectory(tmp_path / "run", {})
     assert not can_continue()

@@ -34,7 +34,7 @@ OUTSIDE = {
     "corpus": {"numpy", "pyarrow", "fsspec", "ray"},
 }
 
-FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 1000
+FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 600
 
 
 def room_of(path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise.prompts.haystack import bundled_texts
 from headwise_lab.microworld.registry import TASKS, make_example
 from headwise_lab.recipe.facts import FactMaker

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from headwise.attention.plan import device_of
 from headwise.heads.errors import HeadwiseError
 from headwise.models.forward import forward
+from headwise.models.model import device_of
 
 BATCH_TOKENS = 8192  # padded tokens of a batch
 ALONE = 1024  # tokens; a longer prompt runs alone, because without padding attention needs no mask and is twice as fast

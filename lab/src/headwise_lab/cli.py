@@ -68,7 +68,7 @@ def evaluate(
 
 
 def _bundled() -> list[str]:
-    from headwise.models.registry import bundled_names
+    from headwise.models.names import bundled_names
 
     return bundled_names()
 

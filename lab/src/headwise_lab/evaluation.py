@@ -16,8 +16,7 @@ from scipy.stats import binomtest
 from headwise.evaluation.perplexity import window_losses
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, describe_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import bundled_texts
 from headwise.prompts.prompt import Piece

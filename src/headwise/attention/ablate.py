@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from headwise.attention.answer import AnswerRows
-from headwise.attention.plan import Call, Pass, attached
-from headwise.attention.provider import KeyProvider
+from headwise.attention.call import Call, KeyProvider, Pass
+from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads, HeadSet
 

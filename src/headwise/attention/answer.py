@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from headwise.attention.plan import Call, Pass
+from headwise.attention.call import Call, Pass
 from headwise.heads.errors import HeadwiseError
 
 ADVICE = "give answer_from, the position of the last prompt token"

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headwise.attention.ablate import ablate
-from headwise.attention.plan import attached, device_of
+from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError, UnsupportedModelError
 from headwise.heads.types import HeadSet
 from headwise.maths.losses import token_losses
-from headwise.models.model import as_model
+from headwise.models.model import as_model, device_of
 
 Run = Callable[[Tensor], Tensor]
 PAD = 0  # any id will do: nobody looks at what stands behind a text

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached
+from headwise.attention.call import Call
+from headwise.attention.plan import attached
 
 
 class Captured(NamedTuple):

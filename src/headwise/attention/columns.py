@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached
+from headwise.attention.call import Call
+from headwise.attention.plan import attached
 from headwise.heads.types import Heads
 from headwise.maths.columns import attention_columns
 

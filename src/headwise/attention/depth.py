@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached
+from headwise.attention.call import Call
+from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
 from headwise.models.forward import forward
 

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached, device_of
+from headwise.attention.call import Call
+from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
+from headwise.models.model import device_of
 
 
 class _Totals:

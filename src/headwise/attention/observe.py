@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached
-from headwise.attention.provider import KeyPart
+from headwise.attention.call import Call, KeyPart
+from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
 from headwise.maths.rows import RowStats, row_statistics
 

@@ -1,7 +1,7 @@
-"""The plan: what the attention function of one model does besides attention while a `with` block is open.
+"""The plan: what the attention of one model does besides attention while a `with` block is open; and the one attention function that runs it.
 
-Every layer's attention is a pipeline: *choose keys, edit query and keys, attend, edit the output, look*. A step says by its methods in which of
-these it takes part; `Plan.running(step)` lets it do so inside a block.
+The function, and the mask function that must go with it, are *added* to those of transformers under a name of our own; no entry is replaced and
+no class is patched. Without a registered mask function transformers would pass no mask at all, also for padded batches.
 """
 
 from __future__ import annotations
@@ -10,158 +10,32 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from typing import Any, Protocol, runtime_checkable
+from functools import cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers.masking_utils import sdpa_mask
 
-from headwise.attention.provider import KeyProvider, Whole
+from headwise.attention.call import (
+    Attends,
+    Begins,
+    Call,
+    ChoosesKeys,
+    EditsInputs,
+    EditsOutput,
+    KeyProvider,
+    Looks,
+    Pass,
+    Step,
+    Whole,
+)
 from headwise.heads.errors import HeadwiseError
 from headwise.models.model import Model, as_model, transformers_model
 
 NAME = "headwise"
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One pass of the whole model, as it begins.
-
-    Attributes:
-        before: Positions in front of it, in its cache.
-        inputs: Token ids [B, T] or embeddings [B, T, width]; None if the caller hides them.
-        mask: The attention mask as it was given.
-        has_cache: The caller gave a cache, be it an empty one.
-        ends_prompt: Whether a prompt ends with this pass; None where nobody knows.
-    """
-
-    before: int
-    inputs: Tensor | None
-    mask: Any
-    has_cache: bool
-    ends_prompt: bool | None
-
-
-@dataclass
-class Call:
-    """One attention call on its way through the pipeline.
-
-    Attributes:
-        plan: The plan of its model.
-        layer: Decoder layer.
-        query: [B, H, T, d] after position encoding.
-        source: Where its keys and values come from.
-        scaling: Factor of query times key.
-        softcap, sinks: As in `row_statistics`.
-    """
-
-    plan: Plan
-    layer: int
-    query: Tensor
-    source: KeyProvider
-    scaling: float
-    softcap: float | None
-    sinks: Tensor | None
-
-    @cached_property
-    def output(self) -> Tensor:
-        """[B, T, H, d] with all edits. Made when it is first asked for: a look that stops the pass then costs no attention."""
-        for step in self.plan.attending:
-            out = step.attend(self)
-            if out is not None:
-                break
-        else:
-            out = self.source.attend(self.query, scaling=self.scaling, softcap=self.softcap, sinks=self.sinks)
-        for edit in self.plan.outputs:
-            out = edit.edit_output(self, out)
-        return out
-
-    @cached_property
-    def start(self) -> int:
-        """Position of the first query row in the text (padding counts)."""
-        return self.plan.start(self.layer, self.query.shape[2], self.source)
-
-    @property
-    def whole(self) -> Whole:
-        """The source, for steps that need all keys. Raises `HeadwiseError` over a compressed cache."""
-        if isinstance(self.source, Whole):
-            return self.source
-        raise HeadwiseError(
-            f"layer {self.layer}: this needs all keys, but a compressed cache holds only some of them; run it over a full cache"
-        )
-
-    @property
-    def keys(self) -> tuple[Tensor, ...]:
-        """Segments [B or 1, G, S_i, d] of all keys; see `whole`."""
-        return self.whole.keys
-
-    @property
-    def values(self) -> tuple[Tensor, ...]:
-        """Segments [B or 1, G, S_i, d] of all values; see `whole`."""
-        return self.whole.values
-
-    @property
-    def mask(self) -> Tensor | None:
-        """Mask over all keys, None for causal; see `whole`."""
-        return self.whole.mask
-
-    @property
-    def visible(self) -> Tensor | None:
-        """The mask as bool; see `whole`."""
-        return self.whole.visible
-
-
-@runtime_checkable
-class ChoosesKeys(Protocol):
-    """First stage: over which keys a layer attends."""
-
-    def choose_keys(self, call: Call) -> KeyProvider:
-        """The source that takes the place of `call.source`."""
-
-
-@runtime_checkable
-class EditsInputs(Protocol):
-    """Second stage: changes query, keys or values."""
-
-    def edit_inputs(self, call: Call) -> tuple[Tensor, KeyProvider]:
-        """The query and the source to go on with."""
-
-
-@runtime_checkable
-class Attends(Protocol):
-    """Third stage: attends in its own way."""
-
-    def attend(self, call: Call) -> Tensor | None:
-        """The output [B, T, H, d], or None to leave the call to others."""
-
-
-@runtime_checkable
-class EditsOutput(Protocol):
-    """Fourth stage: changes what heads give."""
-
-    def edit_output(self, call: Call, output: Tensor) -> Tensor:
-        """The output [B, T, H, d] to go on with; `output` is what the steps before have made of it."""
-
-
-@runtime_checkable
-class Looks(Protocol):
-    """Last stage: sees the call and changes nothing."""
-
-    def look(self, call: Call) -> None:
-        """One layer of one pass. `call.output` is what the model goes on with."""
-
-
-@runtime_checkable
-class Begins(Protocol):
-    """A step that must know each pass before its first layer."""
-
-    def begin(self, now: Pass) -> None:
-        """A pass of the whole model begins."""
-
-
-Step = ChoosesKeys | EditsInputs | Attends | EditsOutput | Looks | Begins
 
 
 @dataclass
@@ -283,8 +157,6 @@ def attached(model: Any) -> Iterator[Plan]:
     Yields:
         The plan, to which steps are added with `Plan.running`.
     """
-    from headwise.attention.function import register
-
     register()
     hf = transformers_model(model)
     plan = _PLANS.get(hf)
@@ -315,6 +187,84 @@ def attached(model: Any) -> Iterator[Plan]:
             _PLANS.pop(hf, None)
 
 
+def register() -> None:
+    """Make the name known (idempotent)."""
+    AttentionInterface.register(NAME, headwise_attention)
+    AttentionMaskInterface.register(NAME, headwise_mask)
+
+
+def headwise_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor | KeyProvider,
+    value: Any,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention as the pipeline of the model's plan.
+
+    Args:
+        module: The attention module that asks.
+        query: [B, H, T, d], after position encoding.
+        key: [B, G, S, d] as transformers passes it, or what a cache of ours hands over in place of keys and values.
+        value: [B, G, S, d], or the same as `key`.
+        attention_mask: [B or 1, 1, T, S], or None for causal.
+        scaling: Factor of query times key; None: 1 / sqrt(d).
+        dropout: Must be 0.
+        softcap: Cap of the logits; see `row_statistics`.
+        s_aux: Sink logits [H].
+
+    Returns:
+        ([B, T, H, d], None).
+    """
+    no_dropout(dropout)
+    plan, layer = plan_for_module(module)
+    source = Whole((key,), (value,), attention_mask) if isinstance(key, Tensor) else key
+    call = Call(plan, layer, query, source, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    for chooser in plan.choosing:
+        call.source = chooser.choose_keys(call)
+    for edit in plan.inputs:
+        call.query, call.source = edit.edit_inputs(call)
+    for step in plan.looking:
+        step.look(call)
+    if plan.keeper:
+        plan.keeper.look(call)
+    return call.output, None
+
+
+def headwise_mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    **rest: Any,
+) -> Tensor | None:
+    """A bool mask [B, 1, T, S], or None where plain causal attention over all keys is meant, also for T > 1 over a past."""
+    whole = kv_offset == 0 and int(q_offset) + q_length == kv_length and (local_size is None or kv_length < local_size)
+    unpadded = attention_mask is None or bool(attention_mask[:, :kv_length].all())
+    if allow_is_causal_skip and whole and unpadded:
+        return None
+    mask: Tensor | None = sdpa_mask(
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        allow_is_causal_skip=False,
+        **rest,
+    )
+    return mask if mask is None or mask.dtype == torch.bool else mask.bool()
+
+
 @cache
 def _parameters(kind: Any) -> Sequence[str]:
     """Names of what the `forward` of a model class takes, in order."""
@@ -336,20 +286,3 @@ def no_dropout(dropout: float) -> None:
     """Attention dropout would make every statistic random; refuse it."""
     if dropout:
         raise HeadwiseError(f"the model is in training mode with attention dropout {dropout:g}; call model.eval() or set it to 0")
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes, and so where its inputs belong: the device of its first parameter.
-
-    Parameters that accelerate has moved away (offload) lie on `meta` between passes; then its hook names the device.
-    """
-    first = next(module.parameters()).device
-    if first.type != "meta":
-        return first
-    for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
-        for own in getattr(hook, "hooks", (hook,)):
-            device = getattr(own, "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-    raise HeadwiseError("the model's weights are on the device 'meta', that is, nowhere; load them first")

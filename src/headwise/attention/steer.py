@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached
-from headwise.attention.provider import KeyPart, Whole
+from headwise.attention.call import Call, KeyPart, Whole
+from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads
 from headwise.maths.attend import attend

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headwise.attention.plan import Call, attached
-from headwise.attention.provider import Whole
+from headwise.attention.call import Call, Whole
+from headwise.attention.plan import attached
 
 
 @dataclass(frozen=True)

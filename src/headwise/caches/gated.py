@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached, device_of
+from headwise.attention.call import Call
+from headwise.attention.plan import attached
 from headwise.caches.groups import Window
 from headwise.heads.errors import HeadwiseError
 from headwise.maths.gates import gate_loss
 from headwise.maths.gates import mix as mixture
 from headwise.maths.sink_window import sink_window_attention
-from headwise.models.model import Model, as_model
+from headwise.models.model import Model, as_model, device_of
 
 MIXES = ("teacher", "self")
 

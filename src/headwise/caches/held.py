@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from headwise.attention.provider import KeyPart
+from headwise.attention.call import KeyPart
 from headwise.caches.groups import Part, seen_mask
 from headwise.heads.errors import HeadwiseError
 from headwise.maths.attend import attend

@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from headwise.attention.plan import Call, attached, keeper_of
+from headwise.attention.call import Call
+from headwise.attention.plan import attached, keeper_of
 from headwise.caches.kept_layer import Compressor, KeptLayer, Pass
 from headwise.heads.errors import HeadwiseError
-from headwise.models.forward import forward
+from headwise.models.forward import forward, set_length
 from headwise.models.model import as_model
-from headwise.models.rope import set_length
 
 
 class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed

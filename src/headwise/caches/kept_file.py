@@ -18,14 +18,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from headwise.attention.plan import device_of
 from headwise.caches.groups import EMPTY, Group, Growing, Sliding, Window
 from headwise.caches.kept_cache import KeptCache
 from headwise.caches.kept_layer import Compressor, Keep, KeptLayer, View
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.headfile import write_atomically
+from headwise.heads.files import write_atomically
 from headwise.models.fingerprint import tokenizer_digest, weights_digest
-from headwise.models.model import Model
+from headwise.models.model import Model, device_of
 
 SCHEMA, KEY = 2, "headwise_cache"  # 2: digests of weights and tokenizer, and which rotary table the keys have
 MOST = 2**40  # tokens, where a model names no limit

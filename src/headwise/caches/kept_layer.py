@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from headwise.attention.plan import Call
+from headwise.attention.call import Call
 from headwise.caches.groups import EMPTY, Arrival, Group, Growing, Sliding, Window
 from headwise.caches.held import Held
 from headwise.heads.errors import HeadwiseError

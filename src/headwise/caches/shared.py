@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
-from headwise.attention.plan import Call, attached
-from headwise.attention.provider import KeyProvider, Whole
+from headwise.attention.call import Call, KeyProvider, Whole
+from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
 
 

@@ -67,8 +67,8 @@ def ablate(
         run_task(loaded, scores, task, options, limit, include_path, path, overwrite, json)
         return
     from headwise.prompts.grid import even_depths
+    from headwise.prompts.prompt import chat_arguments
     from headwise.runtime.needle_runs import needle_task
-    from headwise.runtime.options import chat_arguments
 
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
     grid = needle_task(
@@ -88,21 +88,19 @@ def _sweep(
     given: dict[str, Any] = asdict(options) | {"task": grid, "perplexity": perplexity, "directory": directory}
     with progress("ablating", hidden=json) as report:
         result = ablation_curve(loaded, scores, report=report, **given)
-    from headwise.cli.pictures import draw
-    from headwise.report.figures import ablation_curves
+    from headwise.report.ablation_curves import ablation_curves
 
-    picture = draw(partial(ablation_curves, result.to_json()), path.with_suffix(".png"))
+    picture = o.draw(partial(ablation_curves, result.to_json()), path.with_suffix(".png"))
     result.save(path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     directory.remove()
     _tell(result.to_json(), path, picture, json)
 
 
 def _tell(data: dict[str, object], path: Path, picture: str | None, json: bool) -> None:
-    from headwise.cli.pictures import picture_line
     from headwise.report.console import print_all
     from headwise.report.tables import ablation_table
 
     if json:
         o.print_json({"result": str(path), "picture": picture, "summary": data["summary"]})
     else:
-        print_all(ablation_table(data), f"result     {path}", *picture_line(picture))
+        print_all(ablation_table(data), f"result     {path}", *o.picture_line(picture))

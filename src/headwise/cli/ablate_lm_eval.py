@@ -28,7 +28,7 @@ def run_task(
     from headwise.evaluation.perplexity import text_windows, with_bos
     from headwise.evaluation.variants import describe_scores, head_variants
     from headwise.heads.headfile import write_json
-    from headwise.models.provenance import describe_model
+    from headwise.models.model import describe_model
     from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.haystack import Haystack, bundled_texts
     from headwise.runtime.rundir import RunDirectory

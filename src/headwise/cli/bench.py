@@ -100,7 +100,7 @@ def cache(
             candidate.make.check(loaded)  # all of them before any work
     from headwise.evaluation.compression import measure_compression
     from headwise.heads.headfile import write_json
-    from headwise.models.provenance import describe_model
+    from headwise.models.model import describe_model
 
     contexts = asked.contexts(loaded)
     protocols = [part.strip() for part in question.split(",")]
@@ -122,11 +122,10 @@ def cache(
 
 
 def _tell(result: dict[str, Any], path: Path, html: Path | None, json: bool) -> None:
-    from headwise.cli.pictures import draw, picture_line
     from headwise.report.compression import NOTE, compression_tables, label_of, recall_figure
     from headwise.report.console import print_all
 
-    picture = draw(partial(recall_figure, result), path.with_suffix(".png"))
+    picture = o.draw(partial(recall_figure, result), path.with_suffix(".png"))
     rows = [_short(row) for row in result["rows"]]
     if json:
         kept = {name: result[name] for name in ("gate", "gates", "left_out")}
@@ -134,7 +133,7 @@ def _tell(result: dict[str, Any], path: Path, html: Path | None, json: bool) -> 
         return
     notes = [f"{label_of(gate)}: {gate['note']}" for gate in result["gates"] if gate["note"]]
     pages = [] if html is None else [f"page       {html}"]
-    print_all(*compression_tables(result), NOTE, *notes, *result["left_out"], f"result     {path}", *picture_line(picture), *pages)
+    print_all(*compression_tables(result), NOTE, *notes, *result["left_out"], f"result     {path}", *o.picture_line(picture), *pages)
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,9 @@ def _example(loaded: Model, candidates: Sequence[Candidate], context: Context, p
 
     from headwise.attention.plan import attached
     from headwise.caches.kept_cache import KeptCache
+    from headwise.models.forward import token_tensor
     from headwise.prompts.prompt import Prompt
     from headwise.runtime.head_trace import text_pieces
-    from headwise.runtime.runner import token_tensor
 
     asked = context.questions[:1] if protocol == "inside" else context.questions
     ids = context.ids + asked[0].rest if protocol == "inside" else context.ids

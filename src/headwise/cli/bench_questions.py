@@ -65,8 +65,8 @@ class Asked(NamedTuple):
         return self._of_tasks(loaded)
 
     def _of_tasks(self, loaded: Model) -> list[Context]:
+        from headwise.cli.options import method_named
         from headwise.evaluation.contexts import CacheTask
-        from headwise.methods.registry import method_named
 
         names = list(dict.fromkeys(name.strip() for name in (self.tasks or TASKS).split(",")))
         tasks: dict[str, CacheTask] = {name: method_named("tasks", name) for name in names}

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from headwise.cli.options import output_path
+from headwise.cli.options import method_named, output_path
 from headwise.heads.errors import HeadwiseError
-from headwise.methods.registry import method_named
 
 if TYPE_CHECKING:
     from headwise.caches.kept_layer import Compressor

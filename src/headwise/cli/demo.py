@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 
 from headwise.cli import options as o
-from headwise.cli.pictures import picture_line
 
 Say = Callable[[str], None]
 ABLATED = (1, 2, 4, 8, 16)
@@ -29,7 +28,7 @@ def demo(
     json: o.Json = False,
 ) -> None:
     """A tour of three commands: find the retrieval heads of a model, ablate them, and write a page to explore them."""
-    from headwise.models.registry import DEFAULT
+    from headwise.models.names import DEFAULT
 
     _take(output)
     started, name, say = time.perf_counter(), model or DEFAULT, _keep_still if json else _say
@@ -46,7 +45,7 @@ def demo(
     if json:
         o.print_json({"heads": found, "ablation": removed, "page": shown["page"]})
     say(f"\nhead file  {found['head_file']}")
-    for line in (*picture_line(found["heat_map"], "heat map"), *picture_line(removed["picture"], "curves")):
+    for line in (*o.picture_line(found["heat_map"], "heat map"), *o.picture_line(removed["picture"], "curves")):
         say(line)
     say(f"explorer   {shown['page']}  (open it in a browser)")
     say(
@@ -57,7 +56,7 @@ def demo(
 def _take(output: Path) -> None:
     """Mark the folder as ours. One with other things in it is refused: results replace files of the same names."""
     from headwise.heads.errors import HeadwiseError
-    from headwise.heads.headfile import write_atomically
+    from headwise.heads.files import write_atomically
 
     if output.exists() and not output.is_dir():
         raise HeadwiseError(f"{output} is a file; give a folder with --output")

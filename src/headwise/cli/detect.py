@@ -16,9 +16,9 @@ import typer
 from typer.core import TyperGroup
 
 from headwise.cli import options as o
+from headwise.cli.options import installed, method_named
 from headwise.cli.progress import progress
 from headwise.heads.errors import HeadwiseError, MissingExtraError, NoSuccessfulRunError
-from headwise.methods.registry import installed, method_named
 
 if TYPE_CHECKING:
     from headwise.heads.types import HeadScores
@@ -147,17 +147,16 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 def _tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:
-    from headwise.cli.pictures import draw, picture_line
     from headwise.heads.headfile import save_heads
     from headwise.report.console import print_all
-    from headwise.report.figures import heat_map
+    from headwise.report.heat_map import heat_map
     from headwise.report.tables import head_table, summary_lines
 
-    picture = draw(partial(heat_map, scores), path.with_suffix(".heatmap.png"))
+    picture = o.draw(partial(heat_map, scores), path.with_suffix(".heatmap.png"))
     save_heads(scores, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     if json:
         from headwise.report.show import facts_of
 
         o.print_json({"head_file": str(path), "heat_map": picture, **facts_of(scores)})
     else:
-        print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", *picture_line(picture, "heat map"))
+        print_all(head_table(scores), *summary_lines(scores), f"head file  {path}", *o.picture_line(picture, "heat map"))

@@ -25,7 +25,7 @@ def examine() -> dict[str, Any]:
     from headwise import __version__
     from headwise.cli import environment as e
     from headwise.models.families import FAMILIES
-    from headwise.models.registry import bundled_names
+    from headwise.models.names import bundled_names
 
     needed = e.packages()
     extras = {name: e.packages(name) for name in e.FEATURES}

@@ -98,7 +98,7 @@ def _check_loading(file: Path, cache: str | None, chat: bool, chunk: int | None)
 def _read(loaded: Model, compressor: Any, method: str, ids: Sequence[int], chunk: int | None) -> tuple[KeptCache, Tensor]:
     """A cache of the prompt, and the logits [1, vocabulary] of its last token."""
     from headwise.caches.kept_cache import KeptCache
-    from headwise.runtime.runner import token_tensor
+    from headwise.models.forward import token_tensor
 
     keeps = getattr(compressor, "positions_for", None)
     if keeps is not None and keeps(len(ids)) >= len(ids):
@@ -112,9 +112,8 @@ def _behind(loaded: Model, file: Path, text: str) -> tuple[KeptCache, Tensor]:
     import torch
 
     from headwise.caches.kept_file import load_cache
-    from headwise.models.forward import forward
+    from headwise.models.forward import forward, token_tensor
     from headwise.prompts.encoder import PieceEncoder
-    from headwise.runtime.runner import token_tensor
 
     kept = load_cache(file, loaded)
     ids, before = PieceEncoder(loaded.tokenizer).encode(text), kept.get_seq_length()
@@ -143,14 +142,15 @@ def _text(prompt: str | None, file: Path | None) -> str:
 def _ids(loaded: Model, text: str, chat: bool, chat_template_args: str | None) -> tuple[int, ...]:
     """The user's turn of the chat template; without `chat` the prompt as it is, behind what the tokenizer puts in front of a text."""
     from headwise.prompts.encoder import PieceEncoder
-    from headwise.prompts.prompt import Piece, PromptBuilder, Turn
-    from headwise.runtime.options import chat_arguments
 
     encoder = PieceEncoder(loaded.tokenizer)
-    builder = PromptBuilder(encoder, chat, chat_arguments(chat_template_args))
     # A raw prompt may spell control tokens on purpose.
-    raw = (*encoder.bos, *loaded.tokenizer.encode(text, add_special_tokens=False))
-    ids = builder.build([Turn("user", (Piece(text),))]).ids if chat else raw
+    ids = raw = (*encoder.bos, *loaded.tokenizer.encode(text, add_special_tokens=False))
+    if chat or chat_template_args is not None:
+        from headwise.prompts.prompt import Piece, PromptBuilder, Turn, chat_arguments
+
+        builder = PromptBuilder(encoder, chat, chat_arguments(chat_template_args))
+        ids = builder.build([Turn("user", (Piece(text),))]).ids if chat else raw
     most = loaded.positions
     if most is not None and len(ids) > most:
         raise HeadwiseError(f"the prompt has {len(ids)} tokens, but {loaded.name} has {most} positions; shorten it")

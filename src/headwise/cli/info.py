@@ -40,7 +40,7 @@ def info(
 
 def _facts(model: Model) -> dict[str, Any]:
     from headwise.models.families import PARTS
-    from headwise.models.provenance import describe_model
+    from headwise.models.model import describe_model
 
     family, readout = model.family, model.readout
     return describe_model(model) | {

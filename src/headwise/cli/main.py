@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import typer
 
 from headwise.cli import ablate, bench, convert, demo, detect, doctor, export, generate, info, needle, rank, select, serve, show
-from headwise.cli.remote_code import Root
+from headwise.cli.options import Root
 from headwise.heads.errors import HeadwiseError, MissingExtraError
-from headwise.heads.progress import can_continue
+from headwise.heads.files import can_continue
 from headwise.heads.text import one_line
 
 NEXT = "Start with: headwise demo (about two minutes, nothing is downloaded). What is installed: headwise doctor"

@@ -33,14 +33,13 @@ def needle(
     """Measure how well a model answers needle questions, over context lengths and depths."""
     path = o.output_path(output, model, "needle", overwrite)
     wanted = None if lengths is None else o.numbers(lengths, "lengths")
-    from headwise.cli.pictures import draw, picture_line
     from headwise.evaluation.needle import measure_needle_grid
     from headwise.heads.headfile import write_json
     from headwise.prompts.grid import describe_task, even_depths
+    from headwise.prompts.prompt import chat_arguments
     from headwise.report.console import grid_table, print_all
-    from headwise.report.figures import needle_grid
+    from headwise.report.needle_grid import needle_grid
     from headwise.runtime.needle_runs import needle_task
-    from headwise.runtime.options import chat_arguments
     from headwise.runtime.rundir import RunDirectory
 
     loaded = o.load(model, device, dtype, revision)
@@ -53,7 +52,7 @@ def needle(
     )
     with progress("needle grid", hidden=json) as report:
         result = measure_needle_grid(loaded, task, max_new_tokens, directory, report)
-    picture = draw(partial(needle_grid, result["cells"]), path.with_suffix(".png"))
+    picture = o.draw(partial(needle_grid, result["cells"]), path.with_suffix(".png"))
     write_json(result, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     directory.remove()
     if json:
@@ -63,5 +62,5 @@ def needle(
         grid_table(result["cells"]),
         f"recall {result['recall']:.3f}   exact {result['exact']:.3f}   runs {result['runs']}",
         f"result     {path}",
-        *picture_line(picture),
+        *o.picture_line(picture),
     )

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they are turned into."""
+"""What commands share: options, what these are turned into, and how results are printed and drawn."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import dataclasses
 import difflib
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import typer
+from typer.core import TyperGroup
 
-from headwise.heads.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError, MissingExtraError
 
 if TYPE_CHECKING:
     from headwise.heads.types import HeadSet
@@ -61,18 +64,93 @@ Output = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
+# Methods: of headwise, and of any other package that registers an entry point. A class is imported when it is asked for.
+GROUPS = {"detectors": "headwise.detectors", "presses": "headwise.presses", "tasks": "headwise.tasks"}
+WORDS = {"detectors": "detector", "presses": "cache method", "tasks": "task"}
+REMOTE_CODE = "Run Python code that comes with the model."
+_allowed = False
+
+
+@cache
+def installed(kind: str) -> dict[str, EntryPoint]:
+    """Name -> entry point of every installed method of a kind (`detectors`, `presses` or `tasks`), our own first."""
+    found = sorted(entry_points(group=GROUPS[kind]), key=lambda entry: (not entry.value.startswith("headwise."), entry.name))
+    return {entry.name: entry for entry in reversed(found)}  # a name of ours is never taken over by another package
+
+
+def method_named(kind: str, name: str) -> Any:
+    """The class registered under a name.
+
+    Raises:
+        HeadwiseError: No such method, with the nearest names; or its package cannot be imported.
+    """
+    known = installed(kind)
+    if name not in known:
+        near = difflib.get_close_matches(name, known) or sorted(known)
+        raise HeadwiseError(f"unknown {WORDS[kind]} {name!r}; use {', '.join(near)}")
+    try:
+        return known[name].load()
+    except MissingExtraError:
+        raise
+    except (ImportError, AttributeError) as error:
+        raise HeadwiseError(f"the method {name!r} ({known[name].value}) cannot be imported: {error}") from error
+
+
+class Root(TyperGroup):
+    """The root of all commands, which gives `--trust-remote-code` to those that take a model, also to those of other packages."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        _give(self)
+
+
+def _give(command: Any) -> Any:
+    """Add the option to a command that takes a model; to those of a group, also where the group makes them when they are asked for."""
+    if isinstance(command, TyperGroup):
+        for below in command.commands.values() if type(command.commands) is dict else ():
+            _give(below)
+        group: Any = command
+        group.get_command = _giving(command.get_command)
+    elif command is not None:
+        names = {parameter.name for parameter in command.params}
+        if "model" in names and "allow" not in names:
+            command.params.append(_option())
+    return command
+
+
+def _giving(get_command: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given: _give(get_command(*given))
+
+
+@cache
+def _option() -> Any:
+    """The option as typer makes it, taken from a command that has no other."""
+
+    def command(allow: Annotated[bool, typer.Option("--trust-remote-code", help=REMOTE_CODE, callback=_set)] = False) -> None: ...
+
+    app = typer.Typer(add_completion=False)
+    app.command()(command)
+    (option,) = typer.main.get_command(app).params
+    option.expose_value = False  # `_set` keeps it; the command's function has no such argument
+    return option
+
+
+def _set(value: bool) -> None:
+    global _allowed
+    _allowed = value
+
+
 def load(model: str | None, device: str, dtype: str, revision: str | None = None, name: str | None = None) -> Model:
     """Load the model, quietly; a bundled one by its name, and without a name the default. name: what results call it."""
     from transformers.utils import logging
 
-    from headwise.cli import remote_code
     from headwise.models.load import load as load_model
-    from headwise.models.registry import DEFAULT
+    from headwise.models.names import DEFAULT
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     given = DEFAULT if model is None else model
-    loaded = load_model(given, device, dtype, revision, trust_remote_code=remote_code.allowed())
+    loaded = load_model(given, device, dtype, revision, trust_remote_code=_allowed)
     if name is None and Path(loaded.name).is_absolute():
         name = Path(loaded.name).name  # where a folder lies on this machine is nobody's business
     return loaded if name is None else dataclasses.replace(loaded, name=name)
@@ -150,7 +228,7 @@ def _hint(kind: type, field: dataclasses.Field[Any]) -> Any:
 
 def output_path(output: Path | None, model: str | None, kind: str, overwrite: bool, end: str = ".json") -> Path:
     """Where to write; an existing file is refused before any work is done."""
-    from headwise.models.registry import DEFAULT
+    from headwise.models.names import DEFAULT
 
     name = DEFAULT if model is None else Path(model).name or "model"
     path = output or Path("headwise-out") / f"{name}.{kind}{end}"
@@ -181,3 +259,36 @@ def print_json(data: Any) -> None:
     import json
 
     typer.echo(json.dumps(data, allow_nan=False))
+
+
+def can_draw() -> bool:
+    """Whether pictures can be drawn; if not, one line on standard error says what to install."""
+    from headwise.report.canvas import require_matplotlib
+
+    try:
+        require_matplotlib()
+    except MissingExtraError as error:
+        sys.stderr.write(f"headwise: no picture is drawn: {error}\n")
+        return False
+    return True
+
+
+def draw(write: Callable[[Path], None], path: Path) -> str | None:
+    """Write the picture of a result that stands without it.
+
+    Args:
+        write: draws and writes, such as `headwise.report.heat_map.heat_map` with its data.
+        path: of the picture.
+
+    Returns:
+        The path as text, or None if the extra `report` is not installed.
+    """
+    if not can_draw():
+        return None
+    write(path)
+    return str(path)
+
+
+def picture_line(picture: str | None, name: str = "picture") -> list[str]:
+    """The line that tells where the picture is; none without one."""
+    return [] if picture is None else [f"{name:<10} {picture}"]

@@ -67,10 +67,10 @@ def rank(
 ) -> None:
     """Rank passages for queries without generating text: one pass reads all passages, then each query is a short pass."""
     path = o.output_path(output, model, "run", overwrite, ".trec")
-    from headwise.heads.headfile import write_atomically
+    from headwise.heads.files import write_atomically
     from headwise.methods.query.ranker import Ranker, rank_collection
     from headwise.prompts.collections import trec_lines
-    from headwise.runtime.options import chat_arguments
+    from headwise.prompts.prompt import chat_arguments
 
     texts, asked, judged = _collection(queries, passages, beir, split, evaluate)
     chosen = _without_identical(_candidates(candidates, texts, asked, judged), beir)

@@ -61,13 +61,12 @@ def show(
 
 
 def _pictures(results: list[Result], output: Path | None, format: str | None, top: int, json: bool) -> None:
-    from headwise.cli.pictures import can_draw, picture_line
     from headwise.report.canvas import require_matplotlib
     from headwise.report.console import print_all
 
     if output is not None or format is not None:
         require_matplotlib()  # pictures were asked for: refused before anything is printed
-    drawn, told = can_draw(), []
+    drawn, told = o.can_draw(), []
     for file, kind, data in results:
         shown = _shown(file, kind, data, top)
         stem = file.name.removesuffix(".gz").removesuffix(file.suffix).removesuffix(".json")
@@ -78,7 +77,7 @@ def _pictures(results: list[Result], output: Path | None, format: str | None, to
             pictures.append(str(path))
         told.append({"file": str(file), "pictures": pictures, **shown.facts})
         if not json:
-            print_all(*shown.parts, *(line for path in pictures for line in picture_line(path)))
+            print_all(*shown.parts, *(line for path in pictures for line in o.picture_line(path)))
     if json:
         o.print_json(told[0] if len(told) == 1 else {"files": told})
 

@@ -24,7 +24,8 @@ from headwise.corpus.options import Config, ScoreOptions, ScorerFactory, Summary
 from headwise.corpus.output import LostFileError, Output, Sidecar
 from headwise.corpus.readers import Reader, UnreadableError, check_columns
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.progress import Report, silent, work_is_done, work_is_kept
+from headwise.heads.files import work_is_done, work_is_kept
+from headwise.heads.progress import Report, silent
 
 T = TypeVar("T")
 

@@ -19,7 +19,8 @@ from headwise.corpus.options import Config, RayOptions, ScoreOptions, ScorerFact
 from headwise.corpus.output import Output
 from headwise.corpus.readers import check_columns
 from headwise.heads.errors import HeadwiseError, MissingExtraError
-from headwise.heads.progress import Report, silent, work_is_done, work_is_kept
+from headwise.heads.files import work_is_done, work_is_kept
+from headwise.heads.progress import Report, silent
 
 
 def score_files_with_ray(

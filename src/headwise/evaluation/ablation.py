@@ -21,8 +21,7 @@ from headwise.evaluation.perplexity import digest_of, losses_without, plain_wind
 from headwise.evaluation.variants import Variant, describe_scores, distinct_sets, head_variants
 from headwise.heads import HeadScores, HeadSet, HeadwiseError
 from headwise.heads.progress import Report, silent
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, describe_model
 from headwise.prompts.encoder import Stops, read_answer
 from headwise.prompts.grid import Group, Task, describe_task
 from headwise.runtime.answer import answer_variants, stop_ids

@@ -22,10 +22,10 @@ from headwise.evaluation.contexts import Context, Question
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.maths.memory import cache_bytes, full_counts
+from headwise.models.forward import token_tensor
 from headwise.models.model import Model
 from headwise.prompts.prompt import Prompt, Span
 from headwise.runtime.answer import decode_rows
-from headwise.runtime.runner import token_tensor
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
 PROTOCOLS = ("inside", "outside")

@@ -11,7 +11,7 @@ from typing import Any
 
 from headwise.heads import HeadSet, HeadwiseError, MissingExtraError
 from headwise.heads.types import Heads
-from headwise.models.provenance import describe_model
+from headwise.models.model import describe_model
 
 # Harness's name -> ours. Its `versions` are those of task definitions; ours are those of packages.
 KEPT = {

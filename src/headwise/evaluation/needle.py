@@ -10,8 +10,7 @@ from typing import Any
 
 from headwise.attention.plan import attached
 from headwise.heads.progress import Report, silent
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, describe_model
 from headwise.prompts.grid import Group, Task
 from headwise.runtime.answer import answer_variants, judged_answer, stop_ids
 from headwise.runtime.needle_runs import all_info, run_groups

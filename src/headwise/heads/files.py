@@ -1,18 +1,25 @@
-"""How every text file of a user is read: one encoding, one line end, one limit, and one line that says what is wrong."""
+"""How files are read and written.
+
+Every text file of a user is read with one encoding, one line end, one limit, and one line that says what is wrong. Results are written whole or
+not at all; unfinished work that the same command would continue is noted.
+"""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from headwise.heads.errors import HeadwiseError
+from headwise.heads.errors import HeadFileError, HeadwiseError
 
 UNPACKED_LIMIT = 512 * 2**20  # bytes that a .gz file may unpack to
 _STEP = 2**20
+_kept: set[str] = set()  # places where unfinished work of this process is kept
 
 
 def read_text(path: str | Path, what: str = "text", error: type[HeadwiseError] = HeadwiseError) -> str:
@@ -93,6 +100,43 @@ def read_json_lines(path: str | Path, what: str, error: type[HeadwiseError] = He
         if line.strip():
             place = f"{path}, line {number}"
             yield place, parse_json(line, place, error)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside `path`, flush to disk, then rename: readers see the old file or the whole new one.
+
+    Raises:
+        HeadFileError: If it cannot be written; what was there before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise HeadFileError(f"could not write {path}: {error.strerror or error}; the file is as it was before") from error
+
+
+def work_is_kept(place: object) -> None:
+    """Note that finished parts of unfinished work lie in `place`: the same call would continue there."""
+    _kept.add(str(place))
+
+
+def work_is_done(place: object) -> None:
+    """Note that nothing is left to continue in `place`."""
+    _kept.discard(str(place))
+
+
+def can_continue() -> bool:
+    """Whether this process leaves unfinished work behind that the same command would continue."""
+    return bool(_kept)
 
 
 def _unpacked(raw: bytes) -> bytes:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from headwise.heads.errors import HeadFileError
-from headwise.heads.headfile import number, write_atomically
+from headwise.heads.files import write_atomically
+from headwise.heads.headfile import number
 from headwise.heads.text import shorten
 from headwise.heads.types import MOST_HEADS, HeadId, HeadScores, check_grid
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
-import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from headwise.heads.errors import HeadFileError
+from headwise.heads.files import write_atomically
 from headwise.heads.plain import plain
 from headwise.heads.text import shorten
 from headwise.heads.types import HeadScores, Scores
@@ -20,28 +19,6 @@ from headwise.heads.types import HeadScores, Scores
 SCHEMA = 2  # 1 had no tables; they stood in the provenance
 MOST_BYTES = 256 * 2**20  # of a head file, unpacked: ten times what 1,000 runs of the largest models take
 DEEPEST = 64  # levels of provenance
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside `path`, flush to disk, then rename: readers see the old file or the whole new one.
-
-    Raises:
-        HeadFileError: If it cannot be written; what was there before is still there.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise HeadFileError(f"could not write {path}: {error.strerror or error}; the file is as it was before") from error
 
 
 def save_heads(scores: HeadScores, path: str | Path, overwrite: bool = False) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError
-from headwise.maths.logits import Keys, grouped_product, visible_logits
+from headwise.maths.rows import Keys, grouped_product, visible_logits
 
 EXPLICIT_LOGITS = 2**24  # logits held at once by the explicit path
 

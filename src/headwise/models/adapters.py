@@ -1,7 +1,4 @@
-"""Adapters of peft (LoRA and its kin): unwrapped for experiments, merged for an export, loaded from their folder.
-
-Nothing here imports peft unless an adapter is loaded: a `PeftModel` is known by its class's name.
-"""
+"""Adapters of peft (LoRA and its kin): loaded from their folder, merged for an export. Nothing here imports peft unless one is loaded."""
 
 from __future__ import annotations
 
@@ -14,21 +11,6 @@ from typing import Any
 from headwise.heads.errors import HeadwiseError, MissingExtraError
 
 CONFIG = "adapter_config.json"
-
-
-def without_adapter(hf: Any) -> Any:
-    """The transformers model inside a `PeftModel`, whose layers still run with the adapter; any other model as it is.
-
-    Raises:
-        HeadwiseError: The adapter is made of virtual tokens (prompt tuning), which only the wrapper adds.
-    """
-    if not any(base.__name__ == "PeftModel" and base.__module__.startswith("peft") for base in type(hf).__mro__):
-        return hf
-    kind = hf.active_peft_config
-    if kind.is_prompt_learning:
-        name = getattr(kind.peft_type, "value", kind.peft_type)
-        raise HeadwiseError(f"adapters of virtual tokens ({name}) cannot be used; adapters in the weights, such as LoRA, can")
-    return hf.get_base_model()
 
 
 def merged(adapter: Any) -> Any:

@@ -1,77 +1,16 @@
-"""Checks of a checkpoint: all weights are there, its files are whole, its tokenizer fits. Each fault is one line."""
+"""What is wrong with the files of a checkpoint, as far as it can be seen from outside. Each fault is one line."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from headwise.heads.errors import HeadwiseError
 
 SHOWN = 3  # names of tensors in a message
 LFS = b"version https://git-lfs"
 WEIGHTS = ("*.safetensors", "*.bin")
-# Buffers that old releases of transformers saved and that are computed today.
-STALE = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.(attn|attention)\.bias)$")
-
-
-def check_tensors(info: Mapping[str, Any], name: str) -> None:
-    """Raise if tensors are missing, left over or of another shape than the model's: transformers would fill them at random.
-
-    Args:
-        info: What `from_pretrained(..., output_loading_info=True)` returns beside the model; tied weights are not in it.
-        name: The model, for the message.
-    """
-    wrong = [f"{key} has shape {_shape(found)}, the model has {_shape(wanted)}" for key, found, wanted in info["mismatched_keys"]]
-    faults = {
-        "lacks": info["missing_keys"],
-        "holds tensors that this model does not have:": [key for key in info["unexpected_keys"] if not STALE.search(key)],
-        "does not fit its config.json:": wrong,
-    }
-    told = [f"{what} {_some(keys)}" for what, keys in faults.items() if keys]
-    if told:
-        raise HeadwiseError(f"the checkpoint of {name!r} {' and '.join(told)}; get all files of one revision anew")
-
-
-def check_tokenizer(tokenizer: Any, rows: int, name: str) -> None:
-    """Raise if the tokenizer gives ids that the embedding has no row for, or its chat template cannot be read.
-
-    Markers that text never holds may lie beyond the embedding (Gemma 3's text models have one for images), those of every text not.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        rows: Rows of the embedding.
-        name: The model, for the messages.
-    """
-    vocabulary = tokenizer.get_vocab()
-    needed = {getattr(tokenizer, f"{role}_token") for role in ("bos", "eos", "pad", "unk")}
-    unused = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - needed
-    beyond = sorted((i, token) for token, i in vocabulary.items() if i >= rows and token not in unused)
-    if beyond:
-        raise HeadwiseError(
-            f"the tokenizer of {name!r} has {len(beyond)} tokens beyond the {rows} rows of the embedding, such as {beyond[0][1]!r} "
-            f"with id {beyond[0][0]}; use the tokenizer that belongs to this checkpoint"
-        )
-    _check_template(tokenizer, name)
-
-
-def _check_template(tokenizer: Any, name: str) -> None:
-    if not getattr(tokenizer, "chat_template", None):
-        return
-    try:
-        from jinja2 import TemplateSyntaxError
-    except ImportError:  # then no chat template can be used at all, and transformers says so
-        return
-    try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-    except TemplateSyntaxError as error:
-        raise HeadwiseError(
-            f"the chat template of {name!r} cannot be read: line {error.lineno}: {error.message}; mend or remove it"
-        ) from error
-    except Exception:
-        return
 
 
 def fault_of(folder: Path | None, weights: bool = True) -> str | None:
@@ -97,7 +36,7 @@ def _fault_of_index(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{path.name} is no list of weight files"
     lacking = sorted(name for name in named if not (path.parent / str(name)).exists())
-    return f"{path.name} names files that are not there: {_some(lacking)}" if lacking else None
+    return f"{path.name} names files that are not there: {some_of(lacking)}" if lacking else None
 
 
 def _fault_of_file(path: Path) -> str | None:
@@ -135,7 +74,7 @@ def _fault_of_tensors(name: str, size: int, header: int, file: Any) -> str | Non
     return None if 8 + header + end == size else f"{name} is cut off: {size} bytes, its head names {8 + header + end}"
 
 
-def _some(names: Iterable[str]) -> str:
+def some_of(names: Iterable[str]) -> str:
     """At most three names, and how many there are beside them."""
     ordered = sorted(names, key=_natural)
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
@@ -145,7 +84,3 @@ def _some(names: Iterable[str]) -> str:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Layer 2 before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _shape(shape: Iterable[int]) -> str:
-    return "x".join(str(int(size)) for size in shape)

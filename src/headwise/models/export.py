@@ -15,8 +15,7 @@ from headwise.heads import HeadSet, HeadwiseError
 from headwise.heads.headfile import write_json
 from headwise.heads.types import Heads
 from headwise.models.adapters import adapted_parts, merged
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, describe_model
 from headwise.models.weights import silence_in_weights
 
 NOTE = "headwise_ablation.json"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import torch
 
 from headwise.heads.errors import HeadwiseError
 from headwise.models import adapters
-from headwise.models.checkpoint import check_tensors, check_tokenizer, fault_of
+from headwise.models.checkpoint import fault_of, some_of
 from headwise.models.families import family_of
 from headwise.models.model import Model, label, use_the_cap
-from headwise.models.names import folder_of
-from headwise.models.registry import bundled_models
+from headwise.models.names import bundled_models, folder_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+# Buffers that old releases of transformers saved and that are computed today.
+STALE = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.(attn|attention)\.bias)$")
 
 
 def load(
@@ -96,6 +98,67 @@ def _tokenizer(source: str | Path, options: dict[str, Any], name: str, folder: P
         return AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:
         raise _refused(name, error, fault_of(folder, weights=False), "its tokenizer is broken or incomplete") from error
+
+
+def check_tensors(info: Mapping[str, Any], name: str) -> None:
+    """Raise if tensors are missing, left over or of another shape than the model's: transformers would fill them at random.
+
+    Args:
+        info: What `from_pretrained(..., output_loading_info=True)` returns beside the model; tied weights are not in it.
+        name: The model, for the message.
+    """
+    wrong = [f"{key} has shape {_shape(found)}, the model has {_shape(wanted)}" for key, found, wanted in info["mismatched_keys"]]
+    faults = {
+        "lacks": info["missing_keys"],
+        "holds tensors that this model does not have:": [key for key in info["unexpected_keys"] if not STALE.search(key)],
+        "does not fit its config.json:": wrong,
+    }
+    told = [f"{what} {some_of(keys)}" for what, keys in faults.items() if keys]
+    if told:
+        raise HeadwiseError(f"the checkpoint of {name!r} {' and '.join(told)}; get all files of one revision anew")
+
+
+def check_tokenizer(tokenizer: Any, rows: int, name: str) -> None:
+    """Raise if the tokenizer gives ids that the embedding has no row for, or its chat template cannot be read.
+
+    Markers that text never holds may lie beyond the embedding (Gemma 3's text models have one for images), those of every text not.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        rows: Rows of the embedding.
+        name: The model, for the messages.
+    """
+    vocabulary = tokenizer.get_vocab()
+    needed = {getattr(tokenizer, f"{role}_token") for role in ("bos", "eos", "pad", "unk")}
+    unused = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - needed
+    beyond = sorted((i, token) for token, i in vocabulary.items() if i >= rows and token not in unused)
+    if beyond:
+        raise HeadwiseError(
+            f"the tokenizer of {name!r} has {len(beyond)} tokens beyond the {rows} rows of the embedding, such as {beyond[0][1]!r} "
+            f"with id {beyond[0][0]}; use the tokenizer that belongs to this checkpoint"
+        )
+    _check_template(tokenizer, name)
+
+
+def _check_template(tokenizer: Any, name: str) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        return
+    try:
+        from jinja2 import TemplateSyntaxError
+    except ImportError:  # then no chat template can be used at all, and transformers says so
+        return
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise HeadwiseError(
+            f"the chat template of {name!r} cannot be read: line {error.lineno}: {error.message}; mend or remove it"
+        ) from error
+    except Exception:
+        return
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "x".join(str(int(size)) for size in shape)
 
 
 def _has_tokenizer(folder: Path) -> bool:

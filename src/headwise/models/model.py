@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -15,9 +16,7 @@ from torch import nn
 from headwise.heads import HeadSet, HeadwiseError, UnsupportedModelError
 from headwise.heads.text import shorten
 from headwise.heads.types import Heads
-from headwise.models.adapters import without_adapter
 from headwise.models.families import Family, family_of
-from headwise.models.forward import cache_argument
 from headwise.models.readout import Readout
 
 
@@ -200,6 +199,8 @@ class Model:
         Raises:
             HeadwiseError: No tokenizer, an empty prompt, one that does not fit, or `max_new_tokens` below 1.
         """
+        from headwise.models.forward import cache_argument
+
         need_tokenizer(self, "generating text")
         if not isinstance(text, str) or not text:
             raise HeadwiseError(f"the prompt must be a text that is not empty; got {shorten(repr(text))}")
@@ -239,6 +240,7 @@ class Model:
 
 # Fields of `Family` whose paths start at the attention module; the other parts of a layer start at the layer.
 ATTENTION_PARTS = ("output", "query_norm", "key_norm", "sinks")
+PACKAGES = ("headwise", "torch", "transformers", "numpy")  # whose versions stand in a result
 
 
 def as_model(model: Any) -> Model:
@@ -264,6 +266,22 @@ def transformers_model(model: Any) -> Any:
     return without_adapter(model)
 
 
+def without_adapter(hf: Any) -> Any:
+    """The transformers model inside a `PeftModel`, whose layers still run with the adapter; any other model as it is.
+
+    Raises:
+        HeadwiseError: The adapter is made of virtual tokens (prompt tuning), which only the wrapper adds.
+    """
+    # Known by the class's name, so that peft need not be imported.
+    if not any(base.__name__ == "PeftModel" and base.__module__.startswith("peft") for base in type(hf).__mro__):
+        return hf
+    kind = hf.active_peft_config
+    if kind.is_prompt_learning:
+        name = getattr(kind.peft_type, "value", kind.peft_type)
+        raise HeadwiseError(f"adapters of virtual tokens ({name}) cannot be used; adapters in the weights, such as LoRA, can")
+    return hf.get_base_model()
+
+
 def need_tokenizer(model: Any, purpose: str) -> Model:
     """The `Model`, which must have a tokenizer.
 
@@ -274,6 +292,49 @@ def need_tokenizer(model: Any, purpose: str) -> Model:
     if found.tokenizer is None:
         raise HeadwiseError(f"{purpose} needs a tokenizer; give headwise.load(NAME), or headwise.Model(model, tokenizer)")
     return found
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """Where a result comes from. No time stamps: the same run gives the same bytes.
+
+    Returns:
+        Model, shape, tokenizer, dtype, device and library versions. The model is called by its name, never by the path of its folder, which is
+        nobody else's business.
+    """
+    config = model.hf.config
+    return {
+        "model": model.name,
+        "revision": getattr(config, "_commit_hash", None),
+        "model_type": config.model_type,
+        "layers": model.heads.shape[0],
+        "heads": model.heads.shape[1],
+        "kv_heads": model.heads.kv_heads,
+        "head_dim": model.heads.head_dim,
+        "sliding_layers": sorted(i for i, window in model.heads.windows.items() if window is not None),
+        "layers_without_heads": sorted(set(range(model.heads.shape[0])) - set(model.modules)),
+        "tokenizer": type(model.tokenizer).__name__ if model.tokenizer is not None else None,
+        "vocabulary": len(model.tokenizer.get_vocab()) if model.tokenizer is not None else None,
+        "dtype": str(model.hf.dtype).removeprefix("torch."),
+        "device": device_of(model.hf).type,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes, and so where its inputs belong: the device of its first parameter.
+
+    Parameters that accelerate has moved away (offload) lie on `meta` between passes; then its hook names the device.
+    """
+    first = next(module.parameters()).device
+    if first.type != "meta":
+        return first
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for own in getattr(hook, "hooks", (hook,)):
+            device = getattr(own, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    raise HeadwiseError("the model's weights are on the device 'meta', that is, nowhere; load them first")
 
 
 def _greedy(config: Any, limit: int) -> Any:

@@ -14,8 +14,7 @@ from typing import Any
 
 from headwise.heads.errors import PromptError
 from headwise.heads.files import read_text, split_lines
-from headwise.prompts.passages import Passage
-from headwise.prompts.ranking_data import passage_of, read_rows
+from headwise.prompts.passages import Passage, passage_of, read_rows
 
 Qrels = dict[str, dict[str, int]]
 Run = dict[str, dict[str, float]]

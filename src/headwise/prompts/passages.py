@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from headwise.heads.errors import PromptError
+from headwise.heads.files import read_json_lines
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Span
 
@@ -167,3 +169,24 @@ class PassageComposer:
         words = f"{title.rstrip('.')}. {text}" if title and text else title or text
         name = (f"passage/{number}",)
         return [Piece(self.layout.passage.format(number=number), name, wording=True), Piece(" " + words, name)]
+
+
+def read_rows(path: Path, what: str) -> list[tuple[str, Any]]:
+    """(place, value) of the lines of a JSON-lines file; place names file and line, for messages.
+
+    Raises:
+        PromptError: the file cannot be read or holds nothing, or a line is no JSON.
+    """
+    found = list(read_json_lines(path, what, PromptError))
+    if not found:
+        raise PromptError(f"{path} holds no {what}")
+    return found
+
+
+def passage_of(row: Any, place: str) -> Passage:
+    """A passage from a text or an object with `text` and, if wanted, `title`."""
+    if isinstance(row, str):
+        return Passage(row)
+    if isinstance(row, Mapping) and isinstance(row.get("text"), str) and isinstance(row.get("title") or "", str):
+        return Passage(row["text"], row.get("title") or "")
+    raise PromptError(f"{place}: a passage is a text, or an object with text and title; got {str(row)[:60]!r}")

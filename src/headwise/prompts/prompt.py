@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from headwise.heads.errors import PromptError
+from headwise.heads.errors import HeadwiseError, PromptError
+from headwise.heads.files import parse_json
 from headwise.prompts.encoder import THOUGHTS, PieceEncoder
 
 Encode = Callable[[str], Sequence[int]]
@@ -310,3 +311,16 @@ class PromptBuilder:
 
     def _plain(self, text: str) -> list[int]:
         return list(self.encoder.tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+
+def chat_arguments(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Variables for a chat template, from a mapping or a JSON object.
+
+    Raises:
+        HeadwiseError: No JSON, or JSON that is no object.
+    """
+    if isinstance(given, str):
+        given = parse_json(given, "--chat-template-args")
+        if not isinstance(given, dict):
+            raise HeadwiseError('--chat-template-args takes a JSON object, like \'{"enable_thinking": true}\'')
+    return dict(given or {})

@@ -9,25 +9,12 @@ from typing import Any
 import numpy as np
 
 from headwise.heads.errors import PromptError
-from headwise.heads.files import read_json_lines
 from headwise.prompts.haystack import bundled_texts
 from headwise.prompts.needles import bundled_needles
-from headwise.prompts.passages import Passage, RankingExample
+from headwise.prompts.passages import Passage, RankingExample, passage_of, read_rows
 
 PASSAGE_WORDS = 40
 WANTED = '{"query": "...", "passages": ["...", {"title": "...", "text": "..."}], "gold": [0]}'
-
-
-def read_rows(path: Path, what: str) -> list[tuple[str, Any]]:
-    """(place, value) of the lines of a JSON-lines file; place names file and line, for messages.
-
-    Raises:
-        PromptError: the file cannot be read or holds nothing, or a line is no JSON.
-    """
-    found = list(read_json_lines(path, what, PromptError))
-    if not found:
-        raise PromptError(f"{path} holds no {what}")
-    return found
 
 
 def read_ranking_examples(path: str | Path) -> list[RankingExample]:
@@ -37,15 +24,6 @@ def read_ranking_examples(path: str | Path) -> list[RankingExample]:
         PromptError: the file cannot be read, or a line is no example; file and line are named.
     """
     return [_example(row, place) for place, row in read_rows(Path(path), "queries")]
-
-
-def passage_of(row: Any, place: str) -> Passage:
-    """A passage from a text or an object with `text` and, if wanted, `title`."""
-    if isinstance(row, str):
-        return Passage(row)
-    if isinstance(row, Mapping) and isinstance(row.get("text"), str) and isinstance(row.get("title") or "", str):
-        return Passage(row["text"], row.get("title") or "")
-    raise PromptError(f"{place}: a passage is a text, or an object with text and title; got {str(row)[:60]!r}")
 
 
 def needle_examples(count: int, passages: int, seed: int = 0) -> list[RankingExample]:

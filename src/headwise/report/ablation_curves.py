@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise.report.canvas import BLUE, GREY, INK, RED, add_legend, new_figure, set_title, spaced, style
+from headwise.report.canvas import (
+    BLUE,
+    GREY,
+    INK,
+    RED,
+    add_legend,
+    new_figure,
+    set_title,
+    spaced,
+    style,
+    write_figure,
+)
 from headwise.report.sweep import Row, Sweep, read_sweep
 
 if TYPE_CHECKING:
@@ -19,6 +31,16 @@ TOP, BOTTOM, RANDOM, NONE = "top K heads, 95 % CI", "bottom K heads, 95 % CI", "
 SHOWN = (TOP, RANDOM, BOTTOM, NONE)
 PANEL = (3.7, 2.7)
 BAND = 0.25
+
+
+def ablation_curves(result: Mapping[str, Any], path: Path) -> None:
+    """Write an ablation sweep, metric against number of heads.
+
+    Args:
+        result: the JSON data of the ablation.
+        path: of the picture.
+    """
+    write_figure(lambda: draw_ablation_curves(result), path)
 
 
 def draw_ablation_curves(result: Mapping[str, Any]) -> Figure:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.heads.errors import HeadwiseError, MissingExtraError
-from headwise.heads.headfile import write_atomically
+from headwise.heads.files import write_atomically
 from headwise.report.numbers import public_name
 
 if TYPE_CHECKING:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from headwise.heads.types import HeadScores
-from headwise.report.canvas import BLUE, GREY, INK, LABEL, RED, SMALL, add_legend, new_figure, set_title, style, subject
+from headwise.report.canvas import (
+    BLUE,
+    GREY,
+    INK,
+    LABEL,
+    RED,
+    SMALL,
+    add_legend,
+    new_figure,
+    set_title,
+    style,
+    subject,
+    write_figure,
+)
 from headwise.report.numbers import capital, count, noun, scored, shares, thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+def distribution(scores: HeadScores, path: Path) -> None:
+    """Write the sorted scores of all heads."""
+    write_figure(lambda: draw_distribution(scores), path)
 
 
 def draw_distribution(scores: HeadScores) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from headwise.report.canvas import (
     style,
     subject,
     thinned,
+    write_figure,
 )
 from headwise.report.numbers import capital, count, noun, scored, thresholds
 
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OUTLINED, SLIDING = "outlined", "sliding"
+
+
+def heat_map(scores: HeadScores, path: Path) -> None:
+    """Write the map of all heads, layer by head."""
+    write_figure(lambda: draw_heat_map(scores), path)
 
 
 def draw_heat_map(scores: HeadScores) -> Figure:

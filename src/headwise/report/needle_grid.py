@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from headwise.report.canvas import (
     set_title,
     style,
     thinned,
+    write_figure,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +31,16 @@ MAP = "cividis"  # perceptually uniform and made for colour-blind readers
 MOST = 512  # lengths, or depths
 NUMBERED = 20
 """Grids of at most so many lengths show their numbers."""
+
+
+def needle_grid(cells: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write mean recall by length and depth.
+
+    Args:
+        cells: rows with length (tokens), depth and recall (both in [0, 1]), as in provenance["cells"].
+        path: of the picture.
+    """
+    write_figure(lambda: draw_needle_grid(cells), path)
 
 
 def draw_needle_grid(cells: Iterable[Mapping[str, Any]]) -> Figure:

@@ -51,7 +51,9 @@ def facts_of(scores: HeadScores, top: int = 10) -> dict[str, Any]:
 
 def show_heads(scores: HeadScores, top: int) -> Shown:
     """The strongest heads, the map of all heads, and numbers about the whole table; the needle grid too if the file holds one."""
-    from headwise.report.figures import distribution, heat_map, needle_grid
+    from headwise.report.distribution import distribution
+    from headwise.report.heat_map import heat_map
+    from headwise.report.needle_grid import needle_grid
     from headwise.report.tables import head_table, summary_lines
     from headwise.report.terminal_map import TerminalMap
 
@@ -63,8 +65,9 @@ def show_heads(scores: HeadScores, top: int) -> Shown:
 
 def show_result(data: dict[str, Any]) -> Shown:
     """An ablation or a needle grid."""
+    from headwise.report.ablation_curves import ablation_curves
     from headwise.report.console import grid_table
-    from headwise.report.figures import ablation_curves, needle_grid
+    from headwise.report.needle_grid import needle_grid
     from headwise.report.tables import ablation_table
 
     if "summary" in data:

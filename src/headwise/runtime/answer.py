@@ -25,10 +25,10 @@ from headwise.attention.observe import Observation
 from headwise.attention.tail import last_rows
 from headwise.caches.shared import cut_back, fork, shared_past
 from headwise.heads.errors import HeadwiseError
-from headwise.models.forward import forward
+from headwise.models.forward import forward, token_tensor
 from headwise.models.model import Model, as_model
 from headwise.prompts.encoder import Stops, answer_start, ends, read_answer
-from headwise.runtime.runner import Leaf, prefill, token_tensor
+from headwise.runtime.runner import Leaf, prefill
 from headwise.stats.metrics import judged
 
 DRAFT = 8  # tokens guessed at once

@@ -14,11 +14,11 @@ from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadId, Heads, HeadSet
-from headwise.models.forward import forward
+from headwise.models.forward import forward, token_tensor
 from headwise.models.model import Model
 from headwise.prompts.prompt import Prompt, Span
 from headwise.runtime.answer import decode_one
-from headwise.runtime.runner import prefill, token_tensor
+from headwise.runtime.runner import prefill
 
 KEPT = 8
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from headwise.runtime.options import chat_arguments, check_choice, check_least, check_seed, option, path_or, set_option
+from headwise.runtime.options import check_choice, check_least, check_seed, option, path_or, set_option
 
 if TYPE_CHECKING:
     from headwise.models.model import Model
@@ -54,6 +54,8 @@ class LabelledPassages:
     seed: int = option(0, "Seed of the order of passages and of the bundled questions.")
 
     def __post_init__(self) -> None:
+        from headwise.prompts.prompt import chat_arguments
+
         set_option(self, "data", path_or(self.data))
         check_choice("span", self.span, SPANS)
         check_least(1, max_passage_words=self.max_passage_words)
@@ -86,9 +88,10 @@ class LabelledPassages:
 
     def table(self, model: Model, run: Run) -> tuple[PassageTable, dict[str, Any]]:
         """What every head pays to every passage of the examples, and how it was made, as plain data."""
-        from headwise.models.provenance import describe_model
+        from headwise.models.model import describe_model
         from headwise.prompts.encoder import PieceEncoder
         from headwise.prompts.passages import PassageComposer
+        from headwise.prompts.prompt import chat_arguments
         from headwise.runtime.passage_table import measure_passages
 
         labelled = self.read()

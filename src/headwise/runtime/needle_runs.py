@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwise.heads.errors import HeadwiseError, NoSuccessfulRunError
-from headwise.runtime.options import chat_arguments, check_least, check_seed, option, path_or, set_option, whole_numbers
+from headwise.runtime.options import check_least, check_seed, option, path_or, set_option, whole_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +65,8 @@ class NeedleQuestions:
     seed: int = option(0, "Seed of the haystack windows and of the order of the runs.")
 
     def __post_init__(self) -> None:
+        from headwise.prompts.prompt import chat_arguments
+
         set_option(self, "lengths", whole_numbers("lengths", self.lengths))
         for name in ("needles", "haystack"):
             set_option(self, name, path_or(getattr(self, name)))
@@ -79,6 +81,7 @@ class NeedleQuestions:
     def task(self, model: Model) -> Task:
         """The prompts for a model. Raises `PromptError` for needles, texts or a template that cannot be used."""
         from headwise.prompts.grid import even_depths, paper_lengths
+        from headwise.prompts.prompt import chat_arguments
 
         lengths: Any = paper_lengths(model.positions) if self.paper_grid else self.lengths
         task = needle_task(

@@ -5,13 +5,12 @@ Nothing here needs torch or numpy, so that `headwise detect --help` can list eve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.files import parse_json
 
 T = TypeVar("T")
 COPY_RULES = ("set", "multiset")  # how copied tokens are counted, see `headwise.maths.copy.copy_score`
@@ -52,19 +51,6 @@ def check_least(least: int, **given: int | None) -> None:
 def check_seed(seed: int) -> None:
     """Raise `HeadwiseError` for a seed that numpy would refuse with a traceback."""
     check_least(0, seed=seed)
-
-
-def chat_arguments(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """Variables for a chat template, from a mapping or a JSON object.
-
-    Raises:
-        HeadwiseError: No JSON, or JSON that is no object.
-    """
-    if isinstance(given, str):
-        given = parse_json(given, "--chat-template-args")
-        if not isinstance(given, dict):
-            raise HeadwiseError('--chat-template-args takes a JSON object, like \'{"enable_thinking": true}\'')
-    return dict(given or {})
 
 
 def whole_numbers(name: str, given: Any) -> tuple[int, ...] | None:

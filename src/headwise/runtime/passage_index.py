@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadSet
-from headwise.maths.passages import pool_passages
+from headwise.maths.columns import pool_passages
 from headwise.prompts.passages import Passage, PassageComposer
 from headwise.runtime.passages import PassageCache, Scoring
 

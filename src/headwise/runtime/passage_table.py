@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
-from headwise.maths.passages import pool_passages
+from headwise.maths.columns import pool_passages
 from headwise.models.model import Model
 from headwise.prompts.passages import PassageComposer, RankingExample
 from headwise.runtime.passages import PassageCache, Scoring, scorable_heads

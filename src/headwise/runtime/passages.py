@@ -15,16 +15,14 @@ from torch import Tensor
 
 from headwise.attention.columns import Reduce, column_sums
 from headwise.attention.depth import run_to_layer
-from headwise.attention.plan import device_of
 from headwise.caches.shared import full_cache, shared_past
 from headwise.heads.errors import HeadwiseError, PromptError
 from headwise.heads.types import HeadId, HeadSet
-from headwise.maths.passages import NORMALIZE
-from headwise.models.model import Model, as_model
-from headwise.models.rope import set_length, table_of
+from headwise.maths.columns import NORMALIZE
+from headwise.models.forward import set_length, table_of, token_tensor
+from headwise.models.model import Model, as_model, device_of
 from headwise.prompts.passages import NULL_QUERY, PassageComposer
 from headwise.prompts.prompt import Span
-from headwise.runtime.runner import token_tensor
 
 CHUNK = 4096  # tokens of passages per pass
 BATCH_TOKENS = 2048  # tokens of queries per pass

@@ -26,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.headfile import write_atomically
-from headwise.heads.progress import work_is_done, work_is_kept
+from headwise.heads.files import work_is_done, work_is_kept, write_atomically
 
 Cell = tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]
 

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import DynamicCache
 
-from headwise.attention.plan import attached, device_of
+from headwise.attention.plan import attached
 from headwise.attention.tail import last_rows
 from headwise.caches.shared import cut_back, fork, full_cache
-from headwise.models.forward import forward
-from headwise.models.rope import set_length, table_of
+from headwise.models.forward import forward, set_length, table_of, token_tensor
 
 LEAST_SHARED = 16  # a shorter stretch costs more as a pass of its own than it saves
 
@@ -55,11 +53,6 @@ def prefill(model: Any, cache: DynamicCache, ids: Sequence[int]) -> None:
     if ids:
         with torch.no_grad(), last_rows(model, 1):
             forward(model, token_tensor(model, ids), cache, logits_to_keep=1)
-
-
-def token_tensor(model: Any, ids: Sequence[int], rows: int = 1) -> Tensor:
-    """[rows, T] int64 on the model's device, the same ids in each row."""
-    return torch.tensor([list(ids)], dtype=torch.int64, device=device_of(model)).expand(rows, -1)
 
 
 def _by_cutting_back(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Leaf]:

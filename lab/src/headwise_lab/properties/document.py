@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.heads import HeadwiseError
-from headwise.heads.headfile import write_atomically
+from headwise.heads.files import write_atomically
 
 BLOCK = re.compile(r"(<!-- properties: ([a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIGNS = {True: "yes", False: "**no**", None: "not measured"}

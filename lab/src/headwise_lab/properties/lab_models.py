@@ -11,7 +11,7 @@ from typing import Any
 from headwise.heads import HeadwiseError
 from headwise.models.load import load
 from headwise.models.model import Model
-from headwise.models.registry import bundled_model, bundled_models
+from headwise.models.names import bundled_model, bundled_models
 from headwise_lab.recipe.recipes import RECIPES
 
 EXTENDED, SEED, FAMILY, TEXT, OTHER = "extended", "other seed", "other architecture", "other training text", "unknown"

@@ -11,8 +11,7 @@ from typing import Any
 
 from headwise.heads import HeadwiseError, save_heads
 from headwise.heads.progress import Report, silent
-from headwise.models.model import Model
-from headwise.models.provenance import PACKAGES
+from headwise.models.model import PACKAGES, Model
 from headwise_lab.properties import causal, control, dynamic, intrinsic, reasoning, sparse, universal
 from headwise_lab.properties.detection import Evidence, detect, detect_long
 from headwise_lab.properties.lab_models import LabModel

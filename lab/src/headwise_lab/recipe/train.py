@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headwise.models.registry import bundled_model
+from headwise.models.names import bundled_model
 from headwise_lab.recipe.corpus import tokenize_books, training_books
 from headwise_lab.recipe.facts import FactMaker
 from headwise_lab.recipe.find_rows import read_wikitext

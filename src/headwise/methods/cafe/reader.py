@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from headwise.attention.steer import steer
 from headwise.caches.shared import full_cache, shared_past
 from headwise.heads.types import HeadSet
-from headwise.maths.passages import pool_passages
+from headwise.maths.columns import pool_passages
 from headwise.models.model import as_model
 from headwise.prompts.passages import PassageComposer
 from headwise.runtime.answer import decode_one

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headwise.attention.plan import Call, attached
+from headwise.attention.call import Call
+from headwise.attention.plan import attached
 from headwise.caches.kept_layer import View
 from headwise.caches.press import Press
 from headwise.heads import HeadFileError, HeadwiseError
@@ -27,9 +28,8 @@ from headwise.heads.progress import Report, silent
 from headwise.maths.attend import attend
 from headwise.maths.select import best_places, protected
 from headwise.methods.compresskv.formula import layer_shares, row_errors
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
-from headwise.runtime.runner import token_tensor
+from headwise.models.forward import token_tensor
+from headwise.models.model import Model, describe_model
 
 
 @dataclass(frozen=True)

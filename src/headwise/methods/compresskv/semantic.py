@@ -21,8 +21,7 @@ from headwise.heads.progress import Report, silent
 from headwise.heads.types import HeadScores
 from headwise.methods.compresskv.formula import matching_steps, semantic_lift, semantic_score
 from headwise.methods.compresskv.options import Semantic
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, describe_model
 from headwise.prompts.encoder import answer_start
 from headwise.prompts.grid import Group, Task, describe_task, plan_groups
 from headwise.runtime.answer import judged_answer, traced_answer

@@ -19,8 +19,7 @@ from headwise.heads.progress import Report, silent
 from headwise.heads.types import HeadScores
 from headwise.maths.copy import copy_score
 from headwise.methods.copy.options import Copy
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, describe_model
 from headwise.prompts.encoder import answer_start
 from headwise.prompts.grid import Group, Task, describe_task
 from headwise.runtime.answer import judged_answer, traced_answer

@@ -22,8 +22,7 @@ from headwise.heads.progress import Report, silent
 from headwise.maths.gates import gate_loss
 from headwise.methods.duo.options import Gates
 from headwise.methods.duo.prompts import LabelledText
-from headwise.models.model import Model, as_model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, as_model, describe_model
 
 SCORE_VERSION = 1
 STATED = ("steps", "rate", "sinks", "recent", "penalty", "form", "mix", "per", "seed", "min_right")

@@ -21,8 +21,7 @@ from headwise.heads.progress import Report, silent
 from headwise.maths.copy import copy_score
 from headwise.methods.influence.options import Proxy
 from headwise.methods.influence.prompts import ProxyPrompts
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, describe_model
 from headwise.runtime.answer import verify_draft
 from headwise.runtime.rundir import RunDirectory
 

@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headwise.attention.branches import LossHead, branch_losses, branches, first_changed_layer
-from headwise.attention.plan import device_of
 from headwise.corpus.documents import DocumentScore, Encoded, Window, batches_of, encode_documents, windows_of
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads
 from headwise.methods.influence.defaults import CPU_TOKENS, FLOOR, LEAST_TOKENS, MANY_TOKENS, MAX_LEN, MODE
 from headwise.models.fingerprint import weights_digest
-from headwise.models.model import Model
-from headwise.models.provenance import describe_model
+from headwise.models.model import Model, describe_model, device_of
 from headwise.prompts.encoder import PieceEncoder
 
 SCORE_VERSION = 1

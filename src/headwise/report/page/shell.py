@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from headwise.heads.headfile import write_atomically
+from headwise.heads.files import write_atomically
 from headwise.heads.plain import plain
 from headwise.report.canvas import BLUE, GREY, INK, RED
 
