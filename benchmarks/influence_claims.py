@@ -89,7 +89,7 @@ def documents(count: int, words: int, seed: int) -> dict[str, list[str]]:
 
 def score(model: Model, heads: HeadSet, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores, base losses, lengths in tokens; every document is ranked, however short."""
-    scorer = AttentionInfluence(model, heads, least_tokens=0)
+    scorer = AttentionInfluence(model, heads, min_tokens=0)
     rows = scorer.score(scorer.encode(texts))
     return tuple(np.array([getattr(row, name) for row in rows]) for name in ("score", "loss_base", "n_tokens"))  # type: ignore[return-value]
 

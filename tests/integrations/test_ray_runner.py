@@ -15,7 +15,7 @@ from tests.unit.test_corpus_runner import make_corpus, tree  # noqa: E402
 
 pytestmark = pytest.mark.slow
 OPTIONS = ScoreOptions(id_column="id", domain_column="domain", chunk_rows=64, workers=2)
-MAKE = partial(StubScorer, least_tokens=2)
+MAKE = partial(StubScorer, min_tokens=2)
 
 
 @pytest.fixture(scope="module")

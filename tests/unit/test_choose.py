@@ -167,11 +167,11 @@ def test_documents_without_a_score_flagged_ones_and_low_losses_are_not_ranked(tm
     rows["loss_base"][200:250] = 0.1
     rows["score"][200:250] = 99
     write_scores(tmp_path, "a", rows)
-    result = choose(str(tmp_path), ChoiceOptions(least_loss=0.2, share=1.0))
+    result = choose(str(tmp_path), ChoiceOptions(min_loss=0.2, share=1.0))
     assert (result["all"]["documents"], result["all"]["ranked"], result["all"]["chosen"]) == (500, 250, 250)
     assert selected(tmp_path / "selected", "a")[1].nonzero()[0].tolist() == list(range(250, 500))
     for rank in ("random", "longest", "perplexity"):  # controls draw from the same documents
-        assert choose(str(tmp_path), ChoiceOptions(rank=rank, least_loss=0.2), overwrite=True)["all"]["ranked"] == 250
+        assert choose(str(tmp_path), ChoiceOptions(rank=rank, min_loss=0.2), overwrite=True)["all"]["ranked"] == 250
     assert choose(str(tmp_path), ChoiceOptions(flagged=True, share=1.0), overwrite=True)["all"]["chosen"] == 400
 
 
@@ -193,7 +193,7 @@ def test_null_values_and_missing_domains(tmp_path):
         ({"by": "bytes"}, "unknown unit 'bytes'; a share is of docs or tokens"),
         ({"rank": "best"}, "unknown ranking 'best'; choose one of score, random"),
         ({"strata": 0}, "length strata must lie in 1 to 256; got 0"),
-        ({"least_loss": -1}, "--least-loss must be 0 or more"),
+        ({"min_loss": -1}, "--min-loss must be 0 or more"),
     ],
 )
 def test_wrong_options(options, message):

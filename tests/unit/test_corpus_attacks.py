@@ -222,7 +222,7 @@ def test_score_files_with_a_broken_description(scored, metadata):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"share": 7}, {"share": "x"}, {"strata": 1.5}, {"flagged": 1}, {"seed": -1}, {"extra": 1}, {"least_loss": float("inf")}],
+    [{"share": 7}, {"share": "x"}, {"strata": 1.5}, {"flagged": 1}, {"seed": -1}, {"extra": 1}, {"min_loss": float("inf")}],
 )
 def test_options_of_a_changed_manifest(changes):
     good = ChoiceOptions().to_json()

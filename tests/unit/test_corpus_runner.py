@@ -22,7 +22,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.testing.stub_scorer import StubScorer
 
 OPTIONS = ScoreOptions(id_column="id", domain_column="domain", chunk_rows=64, chunk_bytes=1 << 14, workers=2)
-STUB = StubScorer(least_tokens=2)
+STUB = StubScorer(min_tokens=2)
 
 
 def make_corpus(folder, rows=400, seed=0):
@@ -154,7 +154,7 @@ class Breaking(StubScorer):
     """Fails in one call."""
 
     def __init__(self, at, where):
-        super().__init__(least_tokens=2)
+        super().__init__(min_tokens=2)
         self.left, self.where, self.lock = at, where, threading.Lock()
 
     def _count(self, where):
@@ -209,14 +209,14 @@ def test_leftovers_of_a_dead_process_are_removed(corpus, result, tmp_path, late)
             return super().score(documents)
 
     leave()
-    score_files([str(corpus[0])], str(out), lambda: Late(least_tokens=2) if late else STUB, OPTIONS)
+    score_files([str(corpus[0])], str(out), lambda: Late(min_tokens=2) if late else STUB, OPTIONS)
     assert tree(out) == tree(result[1])
 
 
 def test_another_configuration_is_refused(corpus, result):
     before = tree(result[1])
     for scorer, options in [
-        (StubScorer(seed=1, least_tokens=2), OPTIONS),
+        (StubScorer(seed=1, min_tokens=2), OPTIONS),
         (STUB, ScoreOptions(**{**vars(OPTIONS), "chunk_rows": 65})),
     ]:
         with pytest.raises(

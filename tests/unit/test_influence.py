@@ -203,7 +203,7 @@ def test_other_modes_equal_ablation(model, mode):
 
 def test_rows_that_cannot_be_scored_stay_in_place(model):
     texts = ["a usable text of some length", "", "  \n", None, float("nan"), "half \ud800 a pair", 7, b"bytes", "x"]
-    scorer = AttentionInfluence(model, HEADS, least_tokens=5)
+    scorer = AttentionInfluence(model, HEADS, min_tokens=5)
     encoded = scorer.encode(texts)
     rows = scorer.score(encoded)
     assert [row.reason for row in rows] == [None, *["no text"] * 4, *["not valid text"] * 3, "too short"]
@@ -265,7 +265,7 @@ def test_texts_are_encoded_in_several_threads(model):
 def test_losses_of_tokens_and_spans(model):
     document = texts_of(30)[0]
     ids, twin = document.ids.tolist(), reference_model(model.hf, HEADS)
-    scorer = AttentionInfluence(model, HEADS, max_len=16, least_tokens=4)
+    scorer = AttentionInfluence(model, HEADS, max_len=16, min_tokens=4)
     table = scorer.token_losses(document)
     expected = np.full((2, 30), np.nan)
     for row, hf in enumerate((model.hf, twin)):
@@ -294,7 +294,7 @@ def test_the_description_holds_all_that_could_change_a_score(model):
     means = torch.zeros(4, 8, 16)
     others = [
         told(HeadSet.of([(2, 5)], SHAPE)), told(mode="zero"), told(mode="mean", means=means), told(mode="mean", means=means + 1),
-        told(max_len=64), told(max_windows=3), told(tokens_per_batch=64), told(least_tokens=8), told(floor=0.1), told(hf=changed),
+        told(max_len=64), told(max_windows=3), told(tokens_per_batch=64), told(min_tokens=8), told(floor=0.1), told(hf=changed),
         told(hf=replace(model, tokenizer=character_tokenizer())),
     ]  # fmt: skip
     assert len({told(), *others}) == 1 + len(others)
@@ -309,7 +309,7 @@ def test_the_description_holds_all_that_could_change_a_score(model):
         ({"max_len": 1}, "windows need at least 2 tokens"),
         ({"max_windows": 0}, "max_windows must be at least 1; got 0"),
         ({"tokens_per_batch": 0}, "tokens_per_batch must be at least 1; got 0"),
-        ({"least_tokens": -1}, "least_tokens must be at least 0; got -1"),
+        ({"min_tokens": -1}, "min_tokens must be at least 0; got -1"),
         ({"floor": 0.0}, "the floor must be above 0 nats; got 0"),
         ({"floor": math.nan}, "the floor must be above 0 nats; got nan"),
         ({"mode": "magic"}, "unknown ablation mode 'magic'"),

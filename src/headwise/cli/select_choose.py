@@ -24,7 +24,7 @@ def choose(
     by: Annotated[str, typer.Option(help="What the share counts: docs (as in the paper) or tokens.")] = ChoiceOptions.by,
     rank: Annotated[str, typer.Option(help="score, or a control: random, longest, perplexity (lowest loss).")] = ChoiceOptions.rank,
     strata: Annotated[int, typer.Option(help="Strata of length in each domain, each with its own cut.")] = ChoiceOptions.strata,
-    least_loss: Annotated[float, typer.Option(help="Leave out documents with a loss below this (nats).")] = ChoiceOptions.least_loss,
+    min_loss: Annotated[float, typer.Option(help="Leave out documents with a loss below this (nats).")] = ChoiceOptions.min_loss,
     flagged: Annotated[bool, typer.Option("--flagged", help="Also rank flagged documents.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random control and of ties.")] = ChoiceOptions.seed,
     copy: Annotated[bool, typer.Option("--copy", help="Also write the chosen rows of the inputs.")] = False,
@@ -38,7 +38,7 @@ def choose(
     from headwise.report.console import print_all
     from headwise.report.influence_table import choice_table
 
-    options = ChoiceOptions(share, by, rank, strata, least_loss, flagged, seed)
+    options = ChoiceOptions(share, by, rank, strata, min_loss, flagged, seed)
     with progress("choosing", hidden=json) as report:
         done = c.choose(out, options, output, copy=copy, inputs=inputs or (), overwrite=overwrite, report=report)
     where = output or f"{out.rstrip('/')}/selected"

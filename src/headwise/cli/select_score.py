@@ -58,7 +58,7 @@ def score(
     max_len: Annotated[int | None, typer.Option(help="Longest pass in tokens.", show_default=LENGTH)] = None,
     max_windows: Annotated[int | None, typer.Option(help="Read at most this many windows of a document.", show_default="all")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Most tokens of a batch, padding included.", show_default=BATCH)] = None,
-    least_tokens: Annotated[int, typer.Option(help="Documents with fewer scored tokens are flagged.")] = defaults.LEAST_TOKENS,
+    min_tokens: Annotated[int, typer.Option(help="Documents with fewer scored tokens are flagged.")] = defaults.MIN_TOKENS,
     floor: Annotated[float, typer.Option(help="Documents with a loss below this (nats) are flagged.")] = defaults.FLOOR,
     runner: Annotated[str, typer.Option(help="local (this process) or ray (a cluster).")] = "local",
     shard: Annotated[str, typer.Option(help="i/n: score the i-th of n parts of the files, i from 0.")] = "0/1",
@@ -88,7 +88,7 @@ def score(
         text_column=text, domain_column=domain, domain_from=domain_from, id_column=id, shard=parse_shard(shard), **threads
     )  # fmt: skip
     limits: dict[str, Any] = {"max_len": max_len, "max_windows": max_windows, "tokens_per_batch": batch_tokens}
-    limits |= {"least_tokens": least_tokens, "floor": floor}
+    limits |= {"min_tokens": min_tokens, "floor": floor}
     job = Job(model, device, dtype, revision, read_heads(heads, top, share), mode, tuple(limits.items()))
     if estimate or output is None:
         run_estimate(inputs, job, options, sample, machine or [], json)

@@ -117,7 +117,7 @@ class ChoiceOptions:
         by: The share is one of `docs` (Hua et al. 2025, sec. 3) or of `tokens`: documents from the top until their tokens reach it.
         rank: What is taken first: `score` (the highest), and three controls: `random`, `longest`, `perplexity` (the lowest loss_base).
         strata: Within each domain so many strata of n_tokens with a cut of their own, about equally many documents in each.
-        least_loss: Documents with a lower loss_base (nats) are not ranked.
+        min_loss: Documents with a lower loss_base (nats) are not ranked.
         flagged: Whether flagged documents with a score are ranked.
         seed: Of the random order and of ties, in [0, 2^63).
     """
@@ -126,7 +126,7 @@ class ChoiceOptions:
     by: str = "docs"
     rank: str = "score"
     strata: int = 1
-    least_loss: float = 0.0
+    min_loss: float = 0.0
     flagged: bool = False
     seed: int = 0
 
@@ -139,8 +139,8 @@ class ChoiceOptions:
             raise HeadwiseError(f"unknown ranking {self.rank!r}; choose one of {', '.join(RANKS)}")
         if not 1 <= self.strata <= MOST_GROUPS:
             raise HeadwiseError(f"the number of length strata must lie in 1 to {MOST_GROUPS}; got {self.strata}")
-        if not 0 <= self.least_loss < float("inf"):
-            raise HeadwiseError(f"--least-loss must be 0 or more nats; got {self.least_loss:g}")
+        if not 0 <= self.min_loss < float("inf"):
+            raise HeadwiseError(f"--min-loss must be 0 or more nats; got {self.min_loss:g}")
         if not 0 <= self.seed < 2**63:
             raise HeadwiseError(f"the seed must lie in 0 to 2^63 - 1; got {self.seed}")
 

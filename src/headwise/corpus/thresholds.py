@@ -77,7 +77,7 @@ def keys_of(batch: Any, name: str, domains: Domains, options: ChoiceOptions, new
     """Keys of the documents of one batch of the score file `name`. Documents without a score are never ranked, whatever the ranking."""
     loss, score = floats(batch, "loss_base"), floats(batch, "score")
     tokens, rows = whole_numbers(batch, "n_tokens"), whole_numbers(batch, "row")
-    ranked = np.isfinite(score) & np.isfinite(loss) & (loss >= options.least_loss)
+    ranked = np.isfinite(score) & np.isfinite(loss) & (loss >= options.min_loss)
     if not options.flagged:
         ranked &= ~batch.column("flagged").fill_null(True).to_numpy(zero_copy_only=False).astype(bool)
     if options.rank == "longest":
@@ -180,7 +180,7 @@ def find_thresholds(files: ScoreFiles, options: ChoiceOptions, report: Report = 
             lengths[domain] = lengths.get(domain, np.zeros(BINS, dtype=np.int64)) + np.bincount(codes, minlength=BINS)
     if not ranked:
         raise HeadwiseError(
-            f"no document of {files.out.location} can be ranked: all are flagged, have no score, or lie below --least-loss"
+            f"no document of {files.out.location} can be ranked: all are flagged, have no score, or lie below --min-loss"
         )
     if len(domains.names) * options.strata > MOST_GROUPS:
         raise HeadwiseError(

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from headwise.maths.attend import attend
 
-LEAST_BLOCK = 32  # positions; shorter windows still use blocks of this size
+MIN_BLOCK = 32  # positions; shorter windows still use blocks of this size
 
 
 def sink_window_attention(
@@ -43,7 +43,7 @@ def sink_window_attention(
         [B, T, H, d].
     """
     batch, length = query.shape[0], query.shape[2]
-    block = max(recent, LEAST_BLOCK)
+    block = max(recent, MIN_BLOCK)
     count = -(-length // block)
     first = min(sinks, length)
     folded = _blocks(query, block, count).transpose(1, 2).flatten(0, 1)

@@ -113,8 +113,8 @@ def _choice_line(options: Data) -> str:
     line = f"{options['share']:.0%} of each domain's {unit}, by {FILTERS[options['rank']]}"
     if options["strata"] > 1:
         line += f", in {options['strata']} strata of length"
-    if options["least_loss"]:
-        line += f", of documents with a loss of at least {options['least_loss']:g} nats"
+    if options["min_loss"]:
+        line += f", of documents with a loss of at least {options['min_loss']:g} nats"
     return line + "."
 
 

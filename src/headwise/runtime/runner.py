@@ -17,7 +17,7 @@ from headwise.attention.tail import last_rows
 from headwise.caches.shared import cut_back, fork, full_cache
 from headwise.models.forward import forward, set_length, table_of, token_tensor
 
-LEAST_SHARED = 16  # a shorter stretch costs more as a pass of its own than it saves
+MIN_SHARED = 16  # a shorter stretch costs more as a pass of its own than it saves
 
 
 @dataclass
@@ -93,7 +93,7 @@ def sharing_order(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     return list(zip(order, shared, strict=True))
 
 
-def branch_points(shared: Sequence[int], start: int, least: int = LEAST_SHARED) -> list[int]:
+def branch_points(shared: Sequence[int], start: int, least: int = MIN_SHARED) -> list[int]:
     """Lengths above `start` at which later prompts leave the present one, ascending and at least `least` apart.
 
     shared: the second entries of `sharing_order` for the prompts after the present one.

@@ -27,7 +27,7 @@ class StubScorer:
         self,
         tokens_per_second: float | None = None,
         seed: int = 0,
-        least_tokens: int = 0,
+        min_tokens: int = 0,
         die_once: str | None = None,
         die_after: int = 0,
     ) -> None:
@@ -36,21 +36,21 @@ class StubScorer:
         Args:
             tokens_per_second: Sleep as a model of this speed would take.
             seed: Of the scores, from 0.
-            least_tokens: Shorter documents are not scored ("too short").
+            min_tokens: Shorter documents are not scored ("too short").
             die_once: Path of a file; if it does not exist, it is made in call number `die_after` of `score`, and the process kills itself (SIGKILL).
             die_after: See `die_once`.
 
         Raises:
             HeadwiseError: A seed out of range.
         """
-        self._speed, self._seed, self._least = tokens_per_second, checked_seed(seed), least_tokens
+        self._speed, self._seed, self._least = tokens_per_second, checked_seed(seed), min_tokens
         self._die_once, self._die_after, self._calls = die_once, die_after, 0
         self.seconds = 0.0  # spent in `score` so far
 
     @property
     def description(self) -> Mapping[str, Any]:
         """What its scores depend on."""
-        return {"scorer": "stub", "seed": self._seed, "least_tokens": self._least}
+        return {"scorer": "stub", "seed": self._seed, "min_tokens": self._least}
 
     def encode(self, texts: Sequence[object]) -> list[Encoded]:
         """Texts to every fourth byte of their UTF-8 form."""

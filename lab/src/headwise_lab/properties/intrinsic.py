@@ -23,13 +23,13 @@ from headwise_lab.properties.verdict import Check, Property, missing, span_of
 UNRELATED = 0.3
 SHUFFLES = 1000
 TOP = 8
-LEAST_NEEDLES = 4
+MIN_NEEDLES = 4
 
 
 def reliability(found: Evidence, seed: int) -> float:
     """Expected correlation with a map from as many other needles: halves of the needles, corrected to full length (Spearman and Brown)."""
     runs = found.needle_runs
-    if len(runs) < LEAST_NEEDLES:
+    if len(runs) < MIN_NEEDLES:
         return float("nan")
     half = split_half_reliability(runs, seed=seed)
     return 2 * half / (1 + half)

@@ -11,7 +11,7 @@ from headwise_lab.properties.detection import Evidence
 from headwise_lab.properties.paper import RETRIEVAL, STRONG
 from headwise_lab.properties.verdict import Check, Property, missing, share, span_of
 
-LEAST_MODELS = 2
+MIN_MODELS = 2
 
 
 def judge(models: Sequence[Evidence]) -> Property:
@@ -28,8 +28,8 @@ def judge(models: Sequence[Evidence]) -> Property:
         checks.append(Check(found.name, "strongest head", f"{best:.2f}", "over 0.5", best > STRONG, main=False))
     known = [found for found in models if found.scores is not None]
     if known:
-        rule = f"at least {LEAST_MODELS}: one model shows nothing universal"
-        checks.append(Check("all", "models measured", str(len(known)), rule, len(known) >= LEAST_MODELS, main=False))
+        rule = f"at least {MIN_MODELS}: one model shows nothing universal"
+        checks.append(Check("all", "models measured", str(len(known)), rule, len(known) >= MIN_MODELS, main=False))
     claim = "Every model that finds needles has heads that copy them."
     return Property("universal", "Universal", claim, _line(known, len(models)), checks, {"models": [_row(m) for m in models]})
 

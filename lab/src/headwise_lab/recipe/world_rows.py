@@ -24,7 +24,7 @@ from headwise_lab.recipe.noise import noisy_example
 from headwise_lab.recipe.recall import recall_text
 from headwise_lab.recipe.recipes import Phase
 
-LEAST_ROOM = 32  # tokens; smaller gaps at the end of a row are filled with book text
+MIN_ROOM = 32  # tokens; smaller gaps at the end of a row are filled with book text
 ATTEMPTS = 6
 
 
@@ -242,7 +242,7 @@ class WorldRows:
     def _packed(self, rng: np.random.Generator, length: int, mix: Mix) -> Row:
         ids, weights = np.zeros(0, dtype=np.int64), np.zeros(0)
         missed = 0
-        while length - len(ids) >= LEAST_ROOM and missed < ATTEMPTS:
+        while length - len(ids) >= MIN_ROOM and missed < ATTEMPTS:
             found = self._text(rng, length - len(ids), mix)
             if found is None:
                 missed += 1

@@ -27,7 +27,7 @@ from headwise.models.model import Model, as_model, describe_model
 SCORE_VERSION = 1
 STATED = ("steps", "rate", "sinks", "recent", "penalty", "form", "mix", "per", "seed", "min_right")
 WINDOWS = 3  # a text must be this many times as long as what a streaming head sees
-LEAST_RATE = 0.1  # of the peak, at both ends of the schedule
+MIN_RATE = 0.1  # of the peak, at both ends of the schedule
 ASKED = 8  # texts on which the teacher is checked
 
 
@@ -103,7 +103,7 @@ def _share_right(model: Any, texts: Sequence[LabelledText], ids: Sequence[Tensor
 def rate_factor(step: int, steps: int) -> float:
     """Factor on the peak learning rate at a step in [0, steps): linear from 0.1 to 1 in a fifth of all steps, and back in the last fifth."""
     ramp = steps / 5
-    return min(1.0, max((step + 1) / ramp, LEAST_RATE), max((steps - step) / ramp, LEAST_RATE))
+    return min(1.0, max((step + 1) / ramp, MIN_RATE), max((steps - step) / ramp, MIN_RATE))
 
 
 def _order(count: int, options: Gates) -> list[int]:

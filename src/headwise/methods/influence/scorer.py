@@ -18,7 +18,7 @@ from headwise.attention.branches import LossHead, branch_losses, branches, first
 from headwise.corpus.documents import DocumentScore, Encoded, Window, batches_of, encode_documents, windows_of
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads
-from headwise.methods.influence.defaults import CPU_TOKENS, FLOOR, LEAST_TOKENS, MANY_TOKENS, MAX_LEN, MODE
+from headwise.methods.influence.defaults import CPU_TOKENS, FLOOR, MANY_TOKENS, MAX_LEN, MIN_TOKENS, MODE
 from headwise.models.fingerprint import weights_digest
 from headwise.models.model import Model, describe_model, device_of
 from headwise.prompts.encoder import PieceEncoder
@@ -52,7 +52,7 @@ class AttentionInfluence:
         max_len: int | None = None,
         max_windows: int | None = None,
         tokens_per_batch: int | None = None,
-        least_tokens: int = LEAST_TOKENS,
+        min_tokens: int = MIN_TOKENS,
         floor: float = FLOOR,
     ) -> None:
         """Check everything on a few tokens; nothing is scored yet.
@@ -66,7 +66,7 @@ class AttentionInfluence:
                 windows of that length, side by side.
             max_windows: Windows of a document that are read (None: all).
             tokens_per_batch: Padding included (None: `CPU_TOKENS` on a CPU, `MANY_TOKENS` elsewhere).
-            least_tokens: A document with fewer scored tokens is scored and flagged.
+            min_tokens: A document with fewer scored tokens is scored and flagged.
             floor: A document with a lower loss in nats is scored and flagged.
 
         Raises:
@@ -76,10 +76,10 @@ class AttentionInfluence:
         self.max_len = min(MAX_LEN, positions or MAX_LEN) if max_len is None else max_len
         usual = CPU_TOKENS if device == "cpu" else MANY_TOKENS
         self.tokens_per_batch = usual if tokens_per_batch is None else tokens_per_batch
-        self.max_windows, self.least_tokens, self.floor = max_windows, least_tokens, floor
+        self.max_windows, self.min_tokens, self.floor = max_windows, min_tokens, floor
         if positions is not None and self.max_len > positions:
             raise HeadwiseError(f"max_len {self.max_len} is more than the model's {positions} positions; choose at most that")
-        for name, least in (("max_windows", 1), ("tokens_per_batch", 1), ("least_tokens", 0)):
+        for name, least in (("max_windows", 1), ("tokens_per_batch", 1), ("min_tokens", 0)):
             if (given := getattr(self, name)) is not None and given < least:
                 raise HeadwiseError(f"{name} must be at least {least}; got {given}")
         if not (floor > 0 and math.isfinite(floor)):
@@ -102,7 +102,7 @@ class AttentionInfluence:
             "scorer": "attention-influence", "score_version": SCORE_VERSION, "weights": self._weights,
             "heads": sorted(str(head) for head in self.heads), "mode": self.mode, "means": means,
             "first_changed_layer": self.first_layer, "max_len": self.max_len, "max_windows": self.max_windows, "bos": list(self._bos),
-            "tokens_per_batch": self.tokens_per_batch, "least_tokens": self.least_tokens, "floor": self.floor,
+            "tokens_per_batch": self.tokens_per_batch, "min_tokens": self.min_tokens, "floor": self.floor,
             "model": describe_model(self.model),
         }  # fmt: skip
 
@@ -162,7 +162,7 @@ class AttentionInfluence:
         base, changed = (float(total) / scored for total in sums)
         if not (math.isfinite(base) and math.isfinite(changed)):
             return DocumentScore.missing("loss not finite", tokens)
-        reason = "few tokens" if scored < self.least_tokens else "loss at the floor" if base < self.floor else None
+        reason = "few tokens" if scored < self.min_tokens else "loss at the floor" if base < self.floor else None
         cut = self.max_windows is not None and tokens > self.max_windows * self._size
         score = influence(base, changed, self.floor)
         return DocumentScore(base, changed, score, tokens, scored, cut, reason is not None, reason)
