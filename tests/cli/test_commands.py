@@ -51,6 +51,7 @@ def test_detect_options_reach_the_run(planted, headwise, tmp_path):
     assert load_heads(tmp_path / "c.json").provenance["template"].startswith("{context}\nquestion")
 
 
+@pytest.mark.slow
 def test_paper_grid_has_twenty_lengths_ten_depths_three_needles(planted, headwise, tmp_path):
     done = headwise("detect", planted.model, *planted.own, "--paper-grid", "-o", "p.json", "--json")
     assert done.code == 0, done.err
@@ -76,6 +77,7 @@ def test_show_draws_all_pictures(heads, headwise, tmp_path):
     assert "L1H2" in done.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
 def test_ablation_of_the_planted_head_ends_recall(planted, heads, headwise, tmp_path, mode):
     done = headwise(

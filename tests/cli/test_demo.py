@@ -58,6 +58,7 @@ def test_json_is_all_that_is_printed(headwise, commands):
     assert json.loads(done.out) == {"heads": ANSWERS["detect"], "ablation": ANSWERS["ablate"], "page": "E"}
 
 
+@pytest.mark.slow
 def test_a_failure_ends_it(headwise):
     done = headwise("demo", "no/such/folder")  # the command's own error is on the terminal by then
     assert (done.code, done.err) == (2, "")

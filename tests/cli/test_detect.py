@@ -127,7 +127,7 @@ def plugin(tmp_path_factory, monkeypatch):
     meta = folder / "lasthead-1.0.dist-info"
     meta.mkdir()
     (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: lasthead\nVersion: 1.0\n")
-    (meta / "entry_points.txt").write_text("[headwise.detectors]\nlast = lasthead:LastHead\nlost = no_such_package:Lost\n")
+    (meta / "entry_points.txt").write_text("[headwise.detectors]\nlast = lasthead:LastHead\nlost = no_such_package:Lost\nbare = json:dumps\n")
     monkeypatch.syspath_prepend(str(folder))
     options.installed.cache_clear()
     importlib.invalidate_caches()
@@ -140,6 +140,9 @@ def test_another_packages_detector_is_a_command(plugin, planted, headwise, tmp_p
     shown = headwise("detect", "--help").out
     assert "The last head of every layer, always." in shown
     assert "cannot be imported" in shown  # a broken package is named, and the others still work
+    bare = headwise("detect", "bare", planted.model)
+    assert (bare.code, bare.err.count("\n")) == (2, 1)
+    assert "must be a dataclass with a text `summary`" in bare.err
     done = headwise("detect", "last", planted.model, "--strength", "2", "--layers", "1", "-o", "last.json", "--json")
     assert done.code == 0, done.err
     assert load_heads(tmp_path / "last.json").values.tolist() == [[0, 0, 0, 0], [0, 0, 0, 2]]

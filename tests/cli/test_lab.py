@@ -10,6 +10,7 @@ from headwise_lab.eval_tasks import GOALS
 from tests.cli.test_refusals import check_refused
 
 
+@pytest.mark.slow
 def test_json_table_and_file(headwise, tmp_path):
     done = headwise("lab", "eval", "lab-6m", "--items", "1", "--json", "-o", "given/result.json")
     assert done.code == 0, done.err

@@ -30,6 +30,7 @@ DETECTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", DETECTED)
 def test_files_of_every_detector_are_shown(planted, headwise, tmp_path, score):
     given = DETECTED[score] if score != "semantic" else [planted.model, *planted.own, *DETECTED[score]]

@@ -32,6 +32,7 @@ def commands(planted, heads):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["detect", "needle", "ablate", "bench"])
 def test_results_are_written_without_their_picture(planted, heads, headwise, bare, tmp_path, command):
     given = commands(planted, heads)[command]

@@ -88,6 +88,7 @@ async def stop_in_the_middle(url, process, count=24):
         return await asyncio.gather(*asked)
 
 
+@pytest.mark.slow
 def test_a_stopped_service_answers_what_it_has_taken_on(planted, heads):
     with started(planted.model, "--heads", heads, "--top", "1", "--dtype", "float32", key="k") as (process, url):
         assert httpx.get(url + "/v1/models").status_code == 401
@@ -102,6 +103,7 @@ def test_a_stopped_service_answers_what_it_has_taken_on(planted, heads):
             httpx.get(url + "/health")
 
 
+@pytest.mark.slow
 def test_idle_strangers_use_up_no_descriptors(planted, heads):
     with ExitStack() as stack:
         process, url = stack.enter_context(started(planted.model, "--heads", heads, "--top", "1", key="k", files=256))
@@ -121,6 +123,7 @@ def test_idle_strangers_use_up_no_descriptors(planted, heads):
         assert "connections were closed because they sent no request" in err
 
 
+@pytest.mark.slow
 def test_a_service_can_be_stopped_while_it_loads():
     with started("--all-heads") as (process, _):
         process.send_signal(signal.SIGINT)

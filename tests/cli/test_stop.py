@@ -28,6 +28,7 @@ def command(planted, heads, name):
     }[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("name", ["detect", "needle", "ablate"])
 def test_a_command_stopped_before_its_picture_is_finished_by_the_same_command(

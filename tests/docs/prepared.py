@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from headwise.cli.options import installed
+
 # Commands that cannot run here, wherever they stand. They are still checked against the command line.
 NOT_RUN = {
     r"--chat\b": "needs a model with a chat template",
@@ -64,9 +66,14 @@ QUERY = "Who has the key?"
 def smaller(words: list[str]) -> list[str]:
     """The command with the options of the first fitting line of SMALLER behind it."""
     for start, options in SMALLER.items():
-        if all(part in words for part in start.split()):
+        if all(part in words for part in start.split()) and not (start == "headwise detect" and words[2:3] and words[2] in _detectors()):
             return [*words, *options.split()]
     return words
+
+
+def _detectors() -> set[str]:
+    """Detectors that have options of their own; `copy` is meant where none is named."""
+    return set(installed("detectors")) - {"copy"}
 
 
 def reason_not_to_run(words: list[str]) -> str | None:

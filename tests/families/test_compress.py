@@ -96,6 +96,7 @@ def masked(hf, ids, visible, watch=lambda **_: None):
     return passes(twin, ids, DynamicCache(config=hf.config))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("allocation", [Uniform(), Pyramid(3), Adaptive()])
 def test_selected_tokens_are_what_is_attended_to(model, ids, allocation):
@@ -118,6 +119,7 @@ def test_a_budget_above_the_prompt_changes_nothing(model, ids):
         torch.testing.assert_close(passes(model, ids, cache), expected, **TOLERANCE)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("prefill", ["dense", "chunked", "windowed"])
 def test_streaming_heads_see_their_window(model, ids, prefill):
@@ -161,6 +163,7 @@ def of_streams(prefill, window, kv_heads):
 SPANS = ((0, 5), (30, 44), (3, 60))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     "method", [SnapKV(budget=12, window=4, sinks=2, allocation=Adaptive()), *map(Streams, ("dense", "chunked", "windowed"))]
@@ -194,6 +197,7 @@ def test_what_is_seen_over_a_compressed_cache_is_that_of_the_slow_reference(mode
         assert torch.equal(own.argmax[clear], argmax[clear])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("mode", ["zero", "uniform"])
 @pytest.mark.parametrize("method", [SnapKV(budget=12, window=4, sinks=2, allocation=Adaptive()), Streams("dense")])
@@ -260,6 +264,7 @@ def test_positions_of_padded_rows_are_refused_by_name(model, ids):
             model(ids[:, PROMPT : PROMPT + 1], **with_cache(cache))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     "compressor", [SnapKV(budget=10, window=4, sinks=2), Streams("dense"), Streams("chunked"), Streams("windowed")]

@@ -100,6 +100,7 @@ def one_at_a_time(model, prompt, answer, enter, limit):
     return unigram_recall(text, answer), exact_match(text, answer), float(logprob), tuple(said.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
 @pytest.mark.parametrize("scope", ["answer", "all"])
 def test_answers_of_batched_variants_equal_plain_generation(model, task, mode, scope):
@@ -120,6 +121,7 @@ def test_answers_of_batched_variants_equal_plain_generation(model, task, mode, s
         assert len({found.gold_logprob for found in got}) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["answer", "all"])
 def test_the_sweep_equals_one_variant_at_a_time(model, task, scope):
     scores = random_scores(model.heads.shape)
@@ -140,6 +142,7 @@ def test_the_sweep_equals_one_variant_at_a_time(model, task, scope):
                 assert result.items[item]["answer"] == model.tokenizer.decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_scope_all_equals_edited_weights(model, task):
     result = sweep(model, random_scores(model.heads.shape), task, options(scope="all"))
     row = result.rows_of("top", 3)[0]
@@ -152,6 +155,7 @@ def test_scope_all_equals_edited_weights(model, task):
     assert np.abs(result.values["logprob"][row] - result.values["logprob"][0]).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["answer", "all"])
 def test_neither_batches_nor_repetition_matter(model, task, scope, monkeypatch):
     scores = random_scores(model.heads.shape)
@@ -230,6 +234,7 @@ def test_wrong_input_is_refused_before_any_work(model, task):
         ablation_curve(replace(model, tokenizer=None), random_scores((4, 8)))
 
 
+@pytest.mark.slow
 def test_texts_come_from_the_task_where_none_are_given(model, task):
     scores, chosen = random_scores(model.heads.shape), options(mode="mean", controls=1, top=(1,))
     given = sweep(model, scores, task, chosen, *plain_windows(task, model.positions))
@@ -240,6 +245,7 @@ def test_texts_come_from_the_task_where_none_are_given(model, task):
     )
 
 
+@pytest.mark.slow
 def test_heads_in_an_order_are_swept_like_scores(model, task):
     scores = random_scores(model.heads.shape)
     listed = [tuple(head) for head in scores.top(3)]
@@ -400,6 +406,7 @@ def test_work_is_counted_as_the_passes_read_it(model):
         hook.remove()
 
 
+@pytest.mark.slow
 def test_finished_perplexities_are_not_measured_again(model, task, tmp_path, monkeypatch):
     scores, chosen = random_scores(model.heads.shape), options(controls=1)
     texts = plain_windows(task, 256)

@@ -34,6 +34,7 @@ def ablated(model, mode="zero", **options):
     return ablate(model, HEADS, mode=mode, scope="answer", means=means, **options)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("beams", [1, 3])

@@ -185,6 +185,7 @@ def test_a_row_that_sees_nothing_sends_no_gradient(name):
     check_gradient(name, *make(name, 2))
 
 
+@pytest.mark.slow
 def test_an_empty_past_is_no_past():
     # In a process of its own: today it is killed by a signal.
     code = (

@@ -27,6 +27,7 @@ def model():
     return load(str(bundled_model()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("questions", [1, 3])
 def test_prompts_fill_the_length_and_hold_their_answers(model, task, questions):
@@ -80,6 +81,7 @@ def test_the_same_seed_draws_the_same(model, task):
     assert [c.ids for c in draw(seed=1)] == [c.ids for c in draw(seed=1)] != [c.ids for c in draw(seed=2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "message"),
     [

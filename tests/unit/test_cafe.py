@@ -107,6 +107,7 @@ def test_chosen_heads_of_padded_rows_equal_written_out_attention(models, family)
     torch.testing.assert_close(got[mask.bool()], wanted[mask.bool()], **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", list(LAST))
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_pieces_over_any_cache_equal_one_pass(models, family, rows):

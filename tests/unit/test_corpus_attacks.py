@@ -259,6 +259,7 @@ def write_many(out, files=6, rows=4000):
         pq.write_table(pa.table(columns).replace_schema_metadata({HASH_KEY: b"abc"}), out / "scores" / f"{i}.parquet")
 
 
+@pytest.mark.slow
 def test_choices_side_by_side_never_mix(tmp_path):
     out = tmp_path / "out"
     write_many(out)
@@ -481,6 +482,7 @@ except HeadwiseError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["score", "choose"])
 def test_a_disk_without_room_is_one_line_and_the_same_call_goes_on(tmp_path, what):
     given, out = tmp_path / "given", tmp_path / "out"

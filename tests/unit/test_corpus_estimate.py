@@ -32,6 +32,7 @@ def corpus(folder, files, kind, rows=300):
         (folder / f"{place:02}.jsonl{kind}").write_bytes(codec.compress(data, asbytes=True) if kind else data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "", ".zst"])
 @pytest.mark.parametrize("files", [4, 30])
 def test_the_truth_lies_near_the_interval(tmp_path, files, kind):

@@ -73,6 +73,7 @@ def methods(keep, **options):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefill", PREFILLS)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
 def test_a_text_inside_the_window_loses_nothing(family, ids, prefill):

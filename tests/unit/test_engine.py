@@ -302,6 +302,7 @@ def answered(model, ids, gold, stop, limit):
     return tuple(traced.ids), traced
 
 
+@pytest.mark.slow
 def test_drafts_never_change_the_answer(model):
     ids, said, last = lively(model, 12)
     stop, end = {last}, said.index(last) + 1

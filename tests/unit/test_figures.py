@@ -206,6 +206,7 @@ def test_distribution_of_other_scores_has_neither_thresholds_nor_shares():
     assert axes.get_ylabel() == "Gate score"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("runs", [0, 1, 3])
 def test_distribution_is_legible_at_any_shape(shape, runs):
@@ -380,6 +381,7 @@ WRITERS = [
 START = {".png": b"\x89PNG\r\n", ".svg": b"<?xml"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("write", "data"), WRITERS)
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".PNG"])
 def test_figures_are_written_whole_and_leave_nothing_else(write, data, suffix, tmp_path):

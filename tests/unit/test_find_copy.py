@@ -388,6 +388,7 @@ def start(folder, slow):
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(slow)], env=environment, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_a_run_killed_by_kill_minus_nine_continues_to_the_same_bytes(tmp_path):
     folder = tmp_path / "killed"
     process = start(folder, slow=1.0)

@@ -45,6 +45,7 @@ def test_plain_transformers_can_load_it():
     assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id
 
 
+@pytest.mark.slow
 def test_it_answers_needles_it_has_never_seen(lab):
     result = measure_needle_grid(lab, task_of(lab, bundled_needles(), (256, 512)))
     assert result["runs"] == 128

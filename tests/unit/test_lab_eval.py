@@ -84,6 +84,7 @@ def test_batches_give_the_answers_of_one_prompt_after_the_other(family, monkeypa
             torch.testing.assert_close(found, model(input_ids=torch.tensor([prompt])).logits[0, -1, [7, 3]], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_batches_give_the_lab_models_answers(lab):
     drawer, stop = Drawer(lab, 3, "test", 0), stop_ids(lab)
     items = [

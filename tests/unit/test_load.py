@@ -279,6 +279,7 @@ def test_offline_the_hub_is_not_asked(name, monkeypatch):
     assert time.perf_counter() - start < 0.5
 
 
+@pytest.mark.slow
 def test_models_of_the_hubs_cache_load_by_their_id_and_are_suggested(folder, tmp_path, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     place = tmp_path / "hub" / "models--owner--tiny-thing"
@@ -288,7 +289,9 @@ def test_models_of_the_hubs_cache_load_by_their_id_and_are_suggested(folder, tmp
     for module in ("huggingface_hub.constants", "transformers.utils.hub.constants"):
         monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert names.folder_of("owner/tiny-thing") == place / "snapshots" / commit
-    assert load("owner/tiny-thing", "cpu").name == "owner/tiny-thing"
+    monkeypatch.setattr("huggingface_hub.utils._http.http_backoff", lambda *_, **__: pytest.fail("the hub was asked"))
+    cached = load("owner/tiny-thing", "cpu")
+    assert (cached.name, cached.hf.config._commit_hash) == ("owner/tiny-thing", commit)
     assert load(str(place / "snapshots" / commit), "cpu").name == "owner/tiny-thing"
     refused("tiny-think", "did you mean owner/tiny-thing?")
 

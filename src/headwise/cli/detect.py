@@ -5,6 +5,7 @@ The commands are made from the detectors themselves (entry points `headwise.dete
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
@@ -79,15 +80,20 @@ def with_default(args: list[str]) -> list[str]:
 
 def _command_of(name: str) -> Callable[..., None]:
     """The function behind `headwise detect NAME`: its signature is made of the detector's fields."""
-    kind = method_named("detectors", name)
+    kind: Any = method_named("detectors", name)
+    summary = getattr(kind, "summary", None)
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(summary, str)):
+        raise HeadwiseError(f"the detector {name!r} ({kind!r}) must be a dataclass with a text `summary`; see docs/add-a-detector.md")
     fields = o.parameters_of(kind)
+    if taken := [field.name for field in fields if field.name in COMMON]:
+        raise HeadwiseError(f"the detector {name!r} has a field {taken[0]!r}, a name that all commands use; choose another")
 
     def command(**given: Any) -> None:
         common = {option: given.pop(option) for option in COMMON}
         find_heads(o.made(kind, given), **common)
 
     parameters = [_parameter("model"), *fields, *(_parameter(option) for option in COMMON if option != "model")]
-    return with_signature(command, parameters, str(kind.summary))
+    return with_signature(command, parameters, str(summary))
 
 
 def _broken(error: Exception) -> Callable[..., None]:

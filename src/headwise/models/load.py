@@ -58,11 +58,15 @@ def load(
         wrapped = adapters.with_adapter(base.hf, folder)
         return Model(wrapped.to(place), tokenizer, name or label(name_or_path))
     bundled = name_or_path in bundled_models()
-    source: str | Path = folder if bundled and folder is not None else name_or_path
+    # A whole copy in the hub's cache is used as it is: given the hub id, transformers would ask the hub many times.
+    whole = folder is not None and (bundled or (fault_of(folder) is None and _has_tokenizer(folder)))
+    source: str | Path = folder if folder is not None and whole else name_or_path
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _quiet():
         hf = _weights(source, kind, options, name_or_path, folder)
         tokenizer = _tokenizer(source, options, name_or_path, folder)
+    if folder is not None and folder.parent.name == "snapshots":
+        hf.config._commit_hash = folder.name
     use_the_cap(hf)
     check_tokenizer(tokenizer, hf.get_input_embeddings().weight.shape[0], name_or_path)
     return Model(hf.to(place).eval(), tokenizer, name or (name_or_path if bundled else label(name_or_path)))
