@@ -20,7 +20,7 @@ def test_every_package_and_extra_is_looked_at(headwise):
     versions = {package["name"]: package["installed"] for package in facts["packages"]}
     for name in ("torch", "transformers", "safetensors", "numpy", "typer"):
         assert versions[name] == metadata.version(name)
-    assert set(FEATURES) == set(metadata.metadata("headwise").get_all("Provides-Extra")) - {"dev", "docs"}
+    assert set(FEATURES) == set(metadata.metadata("headwise").get_all("Provides-Extra")) - {"dev", "docs", "test"}
     assert facts["works"]
     assert "lab-6m" in facts["bundled_models"]
     assert {"llama", "gemma2"} <= set(facts["families"])
