@@ -45,7 +45,7 @@ hw.Ranker(model, ["L5H6"]).rank("key", ["a", "b"], top_k=1)
 """
 REVEALED = [
     "def (model: Any, rows: int | None =, spans: typing.Sequence[tuple[int, int]] =, argmax_only: bool =)",
-    "def (name: str",
+    "def (name_or_path: str",
     "def (self: headwise.heads.types.HeadScores, k: int) -> headwise.heads.types.HeadSet",
     "str",
     "HeadId",
