@@ -105,6 +105,14 @@ def test_passages_and_query_together_are_those_of_transformers(name):
     assert ids == official(tokenizer, [("user", content)])
 
 
+@pytest.mark.parametrize("change", ["upper", "escape", "replace('\\n', ' ')", "string | title"])
+def test_a_template_that_changes_what_is_said_is_refused(change):
+    """Its prompts would be others than those of transformers, although every mark of a turn comes back."""
+    tokenizer = tokenizer_with("characters", f"<s>{{{{ messages[0]['content'] | {change} }}}}")
+    with pytest.raises(PromptError, match="changes letters or signs of the user's text"):
+        PromptBuilder(PieceEncoder(tokenizer), chat=True)
+
+
 # ---- BOS
 
 
