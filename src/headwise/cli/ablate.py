@@ -55,10 +55,7 @@ def ablate(
     json: o.Json = False,
 ) -> None:
     """Ablate the strongest heads, and as many random and weak ones, and measure how recall and perplexity change."""
-    if task == "needle":
-        o.refuse_unused(context, ("limit", "include_path"), "goes with --task lm-eval:NAME; leave it out")
-    else:
-        o.refuse_unused(context, OF_NEEDLES, "goes with --task needle; leave it out")
+    _refuse_unused(context, task)
     kind = f"ablation-{mode}-{scope}" if task == "needle" else "ablation-" + task.replace(":", "-")
     path = o.output_path(output, model, kind, overwrite)
     from headwise.evaluation.ablation import AblationOptions
@@ -85,6 +82,13 @@ def ablate(
         template=template, chat=chat, chat_args=chat_arguments(chat_template_args), seed=seed,
     )  # fmt: skip
     _sweep(loaded, scores, grid, options, not no_perplexity, path, overwrite, json)
+
+
+def _refuse_unused(context: typer.Context, task: str) -> None:
+    if task == "needle":
+        o.refuse_unused(context, ("limit", "include_path"), "goes with --task lm-eval:NAME; leave it out")
+    else:
+        o.refuse_unused(context, OF_NEEDLES, "goes with --task needle; leave it out")
 
 
 def _sweep(
