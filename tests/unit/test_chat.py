@@ -122,8 +122,10 @@ def test_a_bos_token_that_opens_turns_is_no_double_bos():
     assert prompt.ids.count(tokenizer.bos_token_id) == 3
 
 
-def test_two_bos_tokens_side_by_side_are_refused():
+@pytest.mark.parametrize("bos", ["<s>", "<|im_start|>", None])  # what the tokenizer puts in front is one, whatever bos_token says
+def test_two_bos_tokens_side_by_side_are_refused(bos):
     tokenizer = tokenizer_with("characters", "<s><s>{{ messages[0]['content'] }}")
+    tokenizer.bos_token = bos
     with pytest.raises(PromptError, match="opens the prompt with 2 BOS tokens; expected one"):
         PromptBuilder(PieceEncoder(tokenizer), chat=True)
 

@@ -225,8 +225,8 @@ class PromptBuilder:
                 "the chat template changes letters or signs of the user's text, so headwise cannot place it; use --template without --chat"
             )
         trims = f" {marks[-1]}{_SAID}{marks[-1]} " not in spoken
-        head, bos = self._plain(parts[0]), self.encoder.tokenizer.bos_token_id
-        if bos is not None and head[:2] == [bos, bos]:
+        head, bos = self._plain(parts[0]), {self.encoder.tokenizer.bos_token_id, *self.encoder.bos}
+        if len(head) > 1 and head[0] == head[1] and head[0] in bos:
             raise PromptError("the chat template opens the prompt with 2 BOS tokens; expected one")
         return Frame(tuple(ord(mark) - _MARK for mark in found), tuple(parts), trims)
 
