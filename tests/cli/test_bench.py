@@ -1,11 +1,12 @@
 """`headwise bench cache`: a table, a figure and a result, for tasks, RULER's files and questions of the user."""
 
+import gzip
 import json
 
 import numpy as np
 import pytest
 
-from headwise.heads import HeadwiseError
+from headwise.heads import HeadwiseError, PromptError
 from headwise.models.names import bundled_model
 from headwise.prompts.encoder import newline_ids
 from headwise.prompts.questions import read_questions
@@ -170,6 +171,15 @@ def test_questions_of_the_user_and_their_answers(planted, headwise, tmp_path):
         [0.0],
     ]
     assert "oracle is left out of mine.jsonl" in " ".join(done.out.split())  # the third answer is not in the text
+
+
+def test_questions_of_the_user_may_be_packed(tmp_path):
+    path = own_questions(tmp_path / "mine.jsonl")
+    (tmp_path / "mine.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert read_questions(tmp_path / "mine.jsonl.gz") == read_questions(path)
+    path.write_text(json.dumps({"context": "a", "question": "b", "answer": "\ud83d"}))
+    with pytest.raises(PromptError, match="line 1: the text holds half of a surrogate pair"):
+        read_questions(path)
 
 
 def test_what_the_full_cache_cannot_answer_is_not_compared(planted, headwise, tmp_path):

@@ -150,6 +150,7 @@ def no_key(monkeypatch):
         (["--all-heads", "--max-connections", "0"], ["max-connections must be at least 1 and at most 100000; got 0"]),
         (["--all-heads", "--cache-tokens", "9999999999"], ["cache-tokens must be at least 1 and at most 1000000000"]),
         (["--all-heads", "--port", "-1"], ["cannot listen on 127.0.0.1:-1"]),
+        (["--all-heads", "--top", "3"], ["--top chooses among the heads of --heads FILE"]),
         (["--all-heads", "--official", "--wording", "plain"], ["--official", "--wording"]),
         (["--all-heads", "--port", "BUSY"], ["cannot listen on 127.0.0.1", "--port"]),
         (["/no/such/model", "--all-heads", "--port", "0"], ["no such model folder"]),

@@ -105,6 +105,14 @@ def test_passages_and_query_together_are_those_of_transformers(name):
     assert ids == official(tokenizer, [("user", content)])
 
 
+@pytest.mark.parametrize("change", ["upper", "escape", "replace('\\n', ' ')", "string | title"])
+def test_a_template_that_changes_what_is_said_is_refused(change):
+    """Its prompts would be others than those of transformers, although every mark of a turn comes back."""
+    tokenizer = tokenizer_with("characters", f"<s>{{{{ messages[0]['content'] | {change} }}}}")
+    with pytest.raises(PromptError, match="changes letters or signs of the user's text"):
+        PromptBuilder(PieceEncoder(tokenizer), chat=True)
+
+
 # ---- BOS
 
 
@@ -114,8 +122,10 @@ def test_a_bos_token_that_opens_turns_is_no_double_bos():
     assert prompt.ids.count(tokenizer.bos_token_id) == 3
 
 
-def test_two_bos_tokens_side_by_side_are_refused():
+@pytest.mark.parametrize("bos", ["<s>", "<|im_start|>", None])  # what the tokenizer puts in front is one, whatever bos_token says
+def test_two_bos_tokens_side_by_side_are_refused(bos):
     tokenizer = tokenizer_with("characters", "<s><s>{{ messages[0]['content'] }}")
+    tokenizer.bos_token = bos
     with pytest.raises(PromptError, match="opens the prompt with 2 BOS tokens; expected one"):
         PromptBuilder(PieceEncoder(tokenizer), chat=True)
 

@@ -95,6 +95,7 @@ HEAD = "query-id\tcorpus-id\tscore\n"
         "\ufeffq1 0 d2 1\nq2 0 d3 2\n",
         f"\ufeff{HEAD}q1\td2\t1\r\nq2\td3\t2\r\n",
         "q1\td2\t1.0\nq2\td3\t2.0",
+        "q1\td2\t1\r\n\ufeffq2\td3\t2\r\n",  # two files that were joined
         f"{HEAD.upper()}q1 d2 1\nq2 d3 2",
     ],
 )

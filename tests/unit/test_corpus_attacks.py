@@ -419,7 +419,10 @@ def test_several_members_of_gzip_and_line_ends_of_windows(tmp_path):
     assert damaged is None
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path):
+    joined = b"".join(b"\xef\xbb\xbf" + json.dumps({"text": text}).encode() + b"\n" for text in "xy")
+    (tmp_path / "joined.jsonl").write_bytes(joined)
+    assert [row.text for row in rows_of(tmp_path / "joined.jsonl")[0]] == ["x", "y"]
     for name, pack in (("a.jsonl", bytes), ("b.jsonl.gz", gzip.compress)):
         (tmp_path / name).write_bytes(pack(b"\xef\xbb\xbf" + json.dumps({"text": "x", "k": "d"}).encode()))
         assert [row.text for row in rows_of(tmp_path / name)[0]] == ["x"]

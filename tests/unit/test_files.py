@@ -78,7 +78,7 @@ def test_json_that_is_none_is_one_line(text, message):
 
 def test_json_lines_say_where_they_stand(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('\ufeff{"a": "x\u2028y"}\r\n\n[1]\n', "utf-8")
+    path.write_text('\ufeff{"a": "x\u2028y"}\r\n\n\ufeff[1]\n', "utf-8")
     assert list(read_json_lines(path, "rows")) == [(f"{path}, line 1", {"a": "x\u2028y"}), (f"{path}, line 3", [1])]
     path.write_text(json.dumps([1, 2]) + "\n")
     assert read_json(path, "a list") == [1, 2]

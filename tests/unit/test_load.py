@@ -126,6 +126,7 @@ def pointer(path):
         ("model.safetensors", Path.unlink, ["holds no weights (model.safetensors)"]),
         ("config.json", pointer, ["config.json is a git-LFS pointer"]),
         ("config.json", lambda path: path.write_text("{"), ["config.json is not JSON"]),
+        ("config.json", lambda path: path.write_text("[" * 100_000), ["config.json is not JSON"]),
         ("config.json", Path.unlink, ["give a folder with config.json"]),
         ("config.json", lambda path: path.write_text("{}"), ["cannot load model"]),
         ("tokenizer.json", pointer, ["tokenizer.json is a git-LFS pointer"]),

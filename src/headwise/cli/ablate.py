@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from headwise.models.model import Model
     from headwise.prompts.grid import Task
 
+OF_NEEDLES = (  # parameters that only the task `needle` looks at
+    "lengths", "depths", "windows", "needles", "haystack", "template", "chat", "chat_template_args", "max_new_tokens", "no_perplexity",
+)  # fmt: skip
+
 
 def ablate(
+    context: typer.Context,
     model: o.ModelName = None,
     heads: Annotated[Path, typer.Option(help="Head file from `headwise detect` (or of another project).")] = ...,  # type: ignore[assignment]
     top: Annotated[str, typer.Option(help="How many of the strongest heads to ablate, e.g. 1,2,4,8.")] = "1,2,4,8",
@@ -50,6 +55,7 @@ def ablate(
     json: o.Json = False,
 ) -> None:
     """Ablate the strongest heads, and as many random and weak ones, and measure how recall and perplexity change."""
+    _refuse_unused(context, task)
     kind = f"ablation-{mode}-{scope}" if task == "needle" else "ablation-" + task.replace(":", "-")
     path = o.output_path(output, model, kind, overwrite)
     from headwise.evaluation.ablation import AblationOptions
@@ -76,6 +82,13 @@ def ablate(
         template=template, chat=chat, chat_args=chat_arguments(chat_template_args), seed=seed,
     )  # fmt: skip
     _sweep(loaded, scores, grid, options, not no_perplexity, path, overwrite, json)
+
+
+def _refuse_unused(context: typer.Context, task: str) -> None:
+    if task == "needle":
+        o.refuse_unused(context, ("limit", "include_path"), "goes with --task lm-eval:NAME; leave it out")
+    else:
+        o.refuse_unused(context, OF_NEEDLES, "goes with --task needle; leave it out")
 
 
 def _sweep(

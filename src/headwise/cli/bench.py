@@ -148,7 +148,10 @@ def _candidates(methods: str, budgets: str, model: str | None) -> list[Candidate
 
     sizes = [read_budget("--budgets", part.strip()) for part in budgets.split(",")]
     found = [Candidate("full", None, parse_cache("full"))]
-    given = [text if text.partition(":")[0] == "oracle" else with_heads(text, model) for text in split_specs(methods)]
+    specs = split_specs(methods)
+    if not specs:
+        raise HeadwiseError("--methods names no method; give names separated by commas, like snapkv,streamingllm")
+    given = [text if text.partition(":")[0] == "oracle" else with_heads(text, model) for text in specs]
     for text, label in zip(given, shown(given), strict=True):
         name, _, options = text.partition(":")
         if name == "oracle":

@@ -239,6 +239,20 @@ def output_path(output: Path | None, model: str | None, kind: str, overwrite: bo
     return path
 
 
+def refuse_unused(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Refuse options on the command line that would change nothing.
+
+    Args:
+        context: Of the running command.
+        names: Names of the command's parameters.
+        reason: Why they change nothing, and what to do; it stands behind the option's name.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise HeadwiseError(f"--{name.replace('_', '-')} {reason}")
+
+
 def read_heads(file: Path | None, top: int) -> HeadSet | None:
     """The strongest heads of a head file; None for no file. A missing file is answered with those that lie near."""
     from headwise.heads.headfile import load_heads

@@ -36,6 +36,7 @@ HeadFile = Annotated[Path | None, typer.Option(help="Head file; best one from `h
 
 
 def rank(
+    context: typer.Context,
     model: o.ModelName = None,
     queries: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
     passages: Passages = None,
@@ -66,6 +67,7 @@ def rank(
     json: o.Json = False,
 ) -> None:
     """Rank passages for queries without generating text: one pass reads all passages, then each query is a short pass."""
+    _refuse_unused(context, heads, official)
     path = o.output_path(output, model, "run", overwrite, ".trec")
     from headwise.heads.files import write_atomically
     from headwise.methods.query.ranker import Ranker, rank_collection
@@ -91,6 +93,14 @@ def rank(
         write_ranking(html, ranker, texts, asked, run, chosen, judged)
     empty = len({key for keys in chosen.values() for key in keys if texts[key].is_empty})
     _tell(run, chosen, judged, candidates, cut, empty, path, html, json)
+
+
+def _refuse_unused(context: typer.Context, heads: Path | None, official: bool) -> None:
+    if heads is None:
+        o.refuse_unused(context, ("top",), "chooses among the heads of --heads FILE; give both, or leave it out to rank with all heads")
+    if official:
+        own = ("span", "normalize", "order", "overflow", "wording")
+        o.refuse_unused(context, own, "is settled by --official; leave one of them out")
 
 
 def _collection(

@@ -19,6 +19,7 @@ Where = Annotated[
 
 
 def choose(
+    context: typer.Context,
     out: Out,
     share: Annotated[float, typer.Option(help="Share of each domain, in (0, 1].")] = ChoiceOptions.share,
     by: Annotated[str, typer.Option(help="What the share counts: docs (as in the paper) or tokens.")] = ChoiceOptions.by,
@@ -38,6 +39,8 @@ def choose(
     from headwise.report.console import print_all
     from headwise.report.influence_table import choice_table
 
+    if not copy:
+        o.refuse_unused(context, ("inputs",), "says where --copy finds the rows; give both, or leave it out")
     options = ChoiceOptions(share, by, rank, strata, min_loss, flagged, seed)
     with progress("choosing", hidden=json) as report:
         done = c.choose(out, options, output, copy=copy, inputs=inputs or (), overwrite=overwrite, report=report)

@@ -40,6 +40,7 @@ LENGTH = f"the model's, at most {defaults.MAX_LEN}"
 
 
 def score(
+    context: typer.Context,
     inputs: Inputs,
     output: Scores = None,
     heads: HeadFile = None,
@@ -79,10 +80,9 @@ def score(
         raise HeadwiseError("name the heads with --heads FILE; find them first: headwise detect proxy MODEL")
     if output is None and not estimate:
         raise HeadwiseError("say where the scores go with --output FOLDER; the same command continues there")
-    if runner not in ("local", "ray"):
-        raise HeadwiseError(f"unknown runner {runner!r}; use local or ray")
     if mode not in ("uniform", "zero"):
         raise HeadwiseError(f"unknown --mode {mode!r}; use uniform or zero")
+    _check_runner(context, runner, estimate)
     threads: dict[str, Any] = {} if workers is None else {"workers": workers}
     options = ScoreOptions(
         text_column=text, domain_column=domain, domain_from=domain_from, id_column=id, shard=parse_shard(shard), **threads
@@ -99,6 +99,15 @@ def score(
         raise typer.Exit(1)
 
 
+def _check_runner(context: typer.Context, runner: str, estimate: bool) -> None:
+    if runner not in ("local", "ray"):
+        raise HeadwiseError(f"unknown runner {runner!r}; use local or ray")
+    if runner != "ray":
+        o.refuse_unused(context, ("actors", "cpus", "gpus"), "goes with --runner ray; leave it out")
+    if not estimate:
+        o.refuse_unused(context, ("sample", "machine"), "goes with --estimate; leave it out")
+
+
 def read_heads(path: Path, top: int | None, share: float | None) -> HeadSet:
     """The `top` strongest heads of a head file, or a share of all (rounded up; the paper takes 5 %).
 
@@ -107,6 +116,8 @@ def read_heads(path: Path, top: int | None, share: float | None) -> HeadSet:
     from headwise.heads.headfile import load_heads
     from headwise.methods.influence.proxy import SHARE, top_share
 
+    if top is not None and share is not None:
+        raise HeadwiseError("give --top or --share, not both: each says how many heads are ablated")
     scores = load_heads(path)
     if top is None:
         return top_share(scores, SHARE if share is None else share)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def serve(
+    context: typer.Context,
     model: o.ModelName = None,
     heads: Annotated[
         Path | None, typer.Option(help="Head file; best one from `headwise detect query`.", show_default=False)
@@ -55,6 +56,8 @@ def serve(
         raise MissingExtraError(error.name or "FastAPI", "serve") from error
     if official and wording is not None:
         raise HeadwiseError("--official has its own wording; leave --wording out")
+    if all_heads:
+        o.refuse_unused(context, ("top",), "chooses among the heads of --heads FILE; leave it out with --all-heads")
     key = limits.key_from(os.environ, no_auth)
     limits.check_exposure(host, key, no_auth)
     bounds = {"max_body": max_body, "max_passages": max_passages, "queue": queue, "cache_tokens": cache_tokens}

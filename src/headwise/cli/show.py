@@ -18,6 +18,7 @@ Result = tuple[Path, str, Any]
 
 
 def show(
+    context: typer.Context,
     files: Annotated[
         list[Path],
         typer.Argument(
@@ -49,6 +50,8 @@ def show(
         raise HeadwiseError(f"unknown picture format {format!r}; use png or svg")
     if model is not None and html is None:
         raise HeadwiseError("--model is for pages only; give --html PAGE as well")
+    if model is None:
+        o.refuse_unused(context, ("device", "dtype"), "is about the model of --model; give both, or leave it out")
     if html is not None and (output is not None or format is not None):
         raise HeadwiseError("--output and --format are for pictures and --html is for a page; run headwise show once for each")
     from headwise.heads.headfile import load_result

@@ -229,7 +229,7 @@ class Reader:
         """A line of JSON as a row; never raises."""
         options, size = self._options, len(line)
         try:
-            data = json.loads(line.decode())
+            data = json.loads(line.removeprefix(BOM).decode())  # files that were joined have one where the second begins
         except UnicodeDecodeError as error:
             return Row(None, self._domain, None, ("not UTF-8", one_line(error)), size)
         except (ValueError, RecursionError) as error:

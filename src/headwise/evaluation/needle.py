@@ -14,6 +14,7 @@ from headwise.models.model import Model, describe_model
 from headwise.prompts.grid import Group, Task
 from headwise.runtime.answer import answer_variants, judged_answer, stop_ids
 from headwise.runtime.needle_runs import all_info, run_groups
+from headwise.runtime.options import check_least
 from headwise.runtime.rundir import Cell, RunDirectory
 from headwise.runtime.runner import leaves, prefill
 
@@ -28,7 +29,9 @@ def measure_needle_grid(
     """Run every cell of the grid once.
 
     Returns {"cells": [{length, depth, needle, answer, recall, exact, gold_logprob, ...}], "recall", "exact": means in [0, 1], ...}.
+    Raises `HeadwiseError` unless answers may have at least one token.
     """
+    check_least(1, max_new_tokens=max_new_tokens)
     run = partial(_run_group, model, stop=stop_ids(model, task.composer.builder.opens_thought), limit=max_new_tokens)
     cells = all_info(run_groups(model, task, run, _tell, directory, report))
     means = {name: sum(cell[name] for cell in cells) / len(cells) for name in ("recall", "exact")}

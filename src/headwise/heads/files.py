@@ -59,8 +59,11 @@ def decode_text(raw: bytes, place: str, error: type[HeadwiseError] = HeadwiseErr
 
 
 def split_lines(text: str) -> list[str]:
-    r"""Lines of a text. They end at `\n` or `\r\n` only: U+2028 and its kin are characters inside a line."""
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    r"""Lines of a text. They end at `\n` or `\r\n` only: U+2028 and its kin are characters inside a line.
+
+    A byte order mark in front of a line is dropped: files that were joined have one where the second begins.
+    """
+    lines = [line.removeprefix("\ufeff").removesuffix("\r") for line in text.split("\n")]
     return lines[:-1] if not lines[-1] else lines
 
 

@@ -33,7 +33,7 @@ def fault_of(folder: Path | None, weights: bool = True) -> str | None:
 def _fault_of_index(path: Path) -> str | None:
     try:
         named = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return f"{path.name} is no list of weight files"
     lacking = sorted(name for name in named if not (path.parent / str(name)).exists())
     return f"{path.name} names files that are not there: {some_of(lacking)}" if lacking else None
@@ -57,7 +57,7 @@ def _fault_of_file(path: Path) -> str | None:
                 json.loads(head + file.read())
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"{path.name} is not JSON"
     return None
 
@@ -69,7 +69,7 @@ def _fault_of_tensors(name: str, size: int, header: int, file: Any) -> str | Non
     try:
         entries = json.loads(file.read(header))
         end = max((entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError):
         return f"{name} is no safetensors file"
     return None if 8 + header + end == size else f"{name} is cut off: {size} bytes, its head names {8 + header + end}"
 

@@ -164,10 +164,13 @@ def _haystack_tokens(spec: GroupSpec, task: Task, positions: int | None) -> int:
     return room
 
 
+MOST_DEPTHS = 1000
+
+
 def even_depths(count: int) -> tuple[float, ...]:
     """`count` depths from 0 to 1, evenly spaced; a single one is the middle."""
-    if count < 1:
-        raise PromptError(f"the number of depths must be at least 1; got {count}")
+    if not 1 <= count <= MOST_DEPTHS:
+        raise PromptError(f"the number of depths must be at least 1 and at most {MOST_DEPTHS}; got {count}")
     return (0.5,) if count == 1 else tuple(round(i / (count - 1), 6) for i in range(count))
 
 

@@ -15,6 +15,8 @@ Encode = Callable[[str], Sequence[int]]
 ROLES = ("system", "user", "assistant")
 # Given to chat templates that know the name: no thinking in front of an answer, and the same date every day (Llama's own default).
 CHAT_DEFAULTS: Mapping[str, Any] = {"enable_thinking": False, "thinking": False, "date_string": "26 Jul 2024"}
+# What a template may not change: letters of both cases, signs that markup escapes, white space inside.
+_SAID = "aB  'c' & <d>\n\n\"e\""
 _MARK = 0xE000  # private-use characters stand for the turns while a chat template is applied
 
 
@@ -217,9 +219,14 @@ class PromptBuilder:
                 "the chat template changes the user's text, so spans cannot be placed; use --template without --chat"
             )
         parts = re.split("|".join(marks), text)
-        trims = f" {marks[-1]} " not in self._apply(roles, [f" {mark} " for mark in marks])
-        head, bos = self._plain(parts[0]), self.encoder.tokenizer.bos_token_id
-        if bos is not None and head[:2] == [bos, bos]:
+        spoken = self._apply(roles, [f" {mark}{_SAID}{mark} " for mark in marks])
+        if any(f"{mark}{_SAID}{mark}" not in spoken for mark in marks):
+            raise PromptError(
+                "the chat template changes letters or signs of the user's text, so headwise cannot place it; use --template without --chat"
+            )
+        trims = f" {marks[-1]}{_SAID}{marks[-1]} " not in spoken
+        head, bos = self._plain(parts[0]), {self.encoder.tokenizer.bos_token_id, *self.encoder.bos}
+        if len(head) > 1 and head[0] == head[1] and head[0] in bos:
             raise PromptError("the chat template opens the prompt with 2 BOS tokens; expected one")
         return Frame(tuple(ord(mark) - _MARK for mark in found), tuple(parts), trims)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headwise.heads.errors import PromptError
+from headwise.heads.files import read_json_lines
 
 WANTED = '{"context": "...", "question": "...", "answer": "..."}, and if wanted "id" and "answer_prefix"'
 
@@ -40,11 +40,7 @@ def read_questions(path: str | Path) -> list[OwnQuestion]:
         PromptError: A file that cannot be read or holds nothing, a line that is not as above, or an id that comes twice.
     """
     path = Path(path)
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"cannot read questions from {path}: {error}") from error
-    found = [_question(line, number, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    found = [_question(row, place) for place, row in read_json_lines(path, "questions", PromptError)]
     if not found:
         raise PromptError(f"{path} holds no question; write one JSON object per line: {WANTED}")
     seen: set[str] = set()
@@ -55,13 +51,9 @@ def read_questions(path: str | Path) -> list[OwnQuestion]:
     return found
 
 
-def _question(line: str, number: int, place: str) -> OwnQuestion:
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{place}: no valid JSON ({error})") from error
+def _question(row: Any, place: str) -> OwnQuestion:
     if not isinstance(row, dict):
-        raise PromptError(f"{place}: a question is an object like {WANTED}; got {line.strip()[:60]!r}")
+        raise PromptError(f"{place}: a question is an object like {WANTED}; got {str(row)[:60]!r}")
     texts = {name: row.get(name) for name in ("context", "question")}
     for name, text in texts.items():
         if not isinstance(text, str) or not text.strip():
@@ -70,7 +62,7 @@ def _question(line: str, number: int, place: str) -> OwnQuestion:
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(text, str) and text.strip() for text in answers):
         raise PromptError(f"{place}: answer must be a text or a list of texts, none of them empty; a line is {WANTED}")
-    prefix, name = row.get("answer_prefix") or "", row.get("id", number)
+    prefix, name = row.get("answer_prefix") or "", row.get("id", int(place.rpartition(" ")[2]))
     if not isinstance(prefix, str) or not isinstance(name, str | int):
         raise PromptError(f"{place}: answer_prefix must be a text, and id a text or a number")
     return OwnQuestion(str(texts["context"]), str(texts["question"]), tuple(text.strip() for text in answers), str(name), prefix)
