@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -105,17 +106,19 @@ def _results(ray: Any, files: Sequence[InputFile], setup: _Setup, cluster: RayOp
         return
     least, most = cluster.actors
     paths = ray.data.from_items([{"file": json.dumps(asdict(file))} for file in files], override_num_blocks=len(files))
-    scored = paths.map_batches(
-        FileActor,
-        fn_constructor_args=(setup,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=min(least, len(files)), max_size=min(most, len(files)), max_tasks_in_flight_per_actor=2
-        ),
-        num_cpus=cluster.cpus,
-        num_gpus=cluster.gpus,
-        ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": cluster.retries},
-    )
+    with warnings.catch_warnings():  # up to Ray 2.63 there is no other way to let an actor restart than the one that goes in 2.64
+        warnings.simplefilter("ignore")
+        scored = paths.map_batches(
+            FileActor,
+            fn_constructor_args=(setup,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(least, len(files)), max_size=min(most, len(files)), max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=cluster.cpus,
+            num_gpus=cluster.gpus,
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": cluster.retries},
+        )
     for row in scored.iter_rows():
         yield json.loads(row["result"])
 
