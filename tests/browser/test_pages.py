@@ -15,6 +15,7 @@ NAMES = ("explorer", "several", "published", "ranking", "cache", "influence", "p
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_is_whole_at_every_width(visit, pages, name, width):
@@ -30,6 +31,7 @@ def test_a_page_is_whole_at_every_width(visit, pages, name, width):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(some_charts())))
 def test_every_kind_of_chart_is_drawn_without_a_warning(visit, tmp_path, index):
     chart = some_charts()[index]
@@ -48,6 +50,7 @@ def test_every_kind_of_chart_is_drawn_without_a_warning(visit, tmp_path, index):
     assert page.locator(".chart svg.marks path").count() > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["explorer", "several", "ranking", "cache", "influence", "properties"])
 def test_dark_pages_are_dark(visit, pages, name):
     page = visit(pages[name], 1280, "dark")
@@ -129,6 +132,7 @@ def test_the_keyboard_moves_opens_and_closes(visit, pages):
     assert page.told == []
 
 
+@pytest.mark.slow
 def test_an_address_opens_a_head(visit, pages):
     page = visit(pages["explorer"], fragment="#L3H4")
     assert chosen(page).inner_text() == "L3H4"
@@ -167,6 +171,7 @@ def test_a_head_is_followed_step_by_step(visit, pages):
     assert page.told == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_prompts_bring_is_text(visit, pages, name):
     page = visit(pages[name], fragment="#L3H4" if name == "explorer" else "")

@@ -50,6 +50,7 @@ def test_methods_and_budgets_are_measured_beside_the_full_cache(planted, headwis
         assert part.casefold() in done.out.casefold()
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes(lab, headwise, tmp_path):
     given = (
         "bench",
@@ -74,6 +75,7 @@ def test_the_same_command_gives_the_same_bytes(lab, headwise, tmp_path):
     check_refused(headwise(*given, "-o", "a.json"), "a.json exists")
 
 
+@pytest.mark.slow
 def test_rule_z5_takes_gates_with_a_measured_order(lab, headwise, tmp_path, monkeypatch):
     from headwise.heads import HeadScores, load_heads, save_heads
     from headwise.methods.duo import options
@@ -318,6 +320,7 @@ def test_what_is_not_measurable_is_marked_in_table_and_figure(capsys):
     assert titles == ["needle, 256 tokens, question inside", "needle, 256 tokens, question outside\n(not measurable)"]
 
 
+@pytest.mark.slow
 def test_the_figure(tmp_path):
     figure = draw_recall(RESULT)
     panels = [axes for axes in figure.axes if axes.get_visible()]

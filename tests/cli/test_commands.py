@@ -23,6 +23,7 @@ def test_detect_finds_the_planted_head_and_draws_it(planted, headwise, tmp_path)
     assert not path.with_name(path.name + ".run").exists()
 
 
+@pytest.mark.slow
 def test_detect_options_reach_the_run(planted, headwise, tmp_path):
     common = ["detect", planted.model, *planted.own, "--lengths", "90", "--depths", "2", "--json"]
     plain = json.loads(headwise(*common, "-o", "a.json").out)
@@ -93,6 +94,7 @@ def test_ablation_of_the_planted_head_ends_recall(planted, heads, headwise, tmp_
     assert headwise("show", "a.json").code == 0
 
 
+@pytest.mark.slow
 def test_perplexity_can_be_left_out(planted, heads, headwise, tmp_path, monkeypatch):
     from headwise.evaluation import perplexity
 

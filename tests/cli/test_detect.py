@@ -62,6 +62,7 @@ def test_without_a_name_the_default_detector_runs(planted, headwise, tmp_path):
     assert detect.with_default(["qwery"]) == ["copy", "qwery"]  # a folder of that name
 
 
+@pytest.mark.slow
 def test_python_is_the_command_line(planted, headwise, tmp_path):
     done = headwise(
         "detect", planted.model, *planted.own, "--lengths", "90,120", "--depths", "2", "--name", "mine", "-o", "a.json", "--json"

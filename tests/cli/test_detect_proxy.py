@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from headwise.heads import load_heads
 
 SMALL = ["--samples", "3", "--pairs", "4", "--json"]
 
 
+@pytest.mark.slow
 def test_the_proxy_score_makes_a_head_file(headwise, tmp_path):
     done = headwise("detect", "proxy", "world-6m", *SMALL, "--min-accuracy", "0", "--seed", "5", "-o", "p.json")
     assert done.code == 0, done.err
@@ -20,6 +23,7 @@ def test_the_proxy_score_makes_a_head_file(headwise, tmp_path):
     assert not (tmp_path / "p.json.run").exists()
 
 
+@pytest.mark.slow
 def test_wrong_input_is_refused_in_one_line(headwise, tmp_path):
     for arguments, message in (
         (["--lengths", "300,400"], "No such option"),

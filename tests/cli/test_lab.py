@@ -26,6 +26,7 @@ def test_json_table_and_file(headwise, tmp_path):
     check_refused(again, "exists", "--overwrite")
 
 
+@pytest.mark.slow
 def test_the_table_has_a_column_per_model(planted, headwise):
     done = headwise("lab", "eval", "lab-6m", planted.model, "lab-6m", "--items", "1", "--split", "selection")
     assert done.code == 0, done.err

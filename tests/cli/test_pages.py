@@ -13,6 +13,7 @@ def data_of(path):
     return json.loads(re.search(r'id="page-data">(.*?)</script>', path.read_text(), re.DOTALL)[1])
 
 
+@pytest.mark.slow
 def test_show_writes_a_page_and_says_where(heads, headwise, tmp_path):
     done = headwise("show", heads, heads, "--html", "page.html")
     assert done.code == 0, done.err
@@ -43,11 +44,13 @@ def test_files_of_every_detector_are_shown(planted, headwise, tmp_path, score):
     assert ("Needle grid" in (tmp_path / "page.html").read_text()) == (score == "semantic")
 
 
+@pytest.mark.slow
 def test_a_query_file_is_shown(headwise, query_file, tmp_path):  # noqa: F811
     assert headwise("show", query_file, "--html", "page.html").code == 0
     assert headwise("show", query_file).code == 0
 
 
+@pytest.mark.slow
 def test_a_model_adds_what_its_heads_look_at(planted, heads, headwise, tmp_path):
     done = headwise("show", heads, "--html", "page.html", "--model", planted.model, "--top", 2)
     assert done.code == 0, done.err
@@ -63,6 +66,7 @@ def test_a_model_adds_what_its_heads_look_at(planted, heads, headwise, tmp_path)
         assert trace["info"]["right"]
 
 
+@pytest.mark.slow
 def test_several_files_are_still_shown_as_tables(heads, headwise):
     done = headwise("show", heads, heads, "--json", "-o", "pictures")
     assert done.code == 0, done.err
@@ -96,6 +100,7 @@ def test_caches_have_a_page(planted, headwise, tmp_path):
     assert answer  # the oracle keeps the answer in every head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -57,6 +57,7 @@ def test_show_prints_and_says_once_what_is_missing(heads, headwise, bare, tmp_pa
     assert json.loads(headwise("show", heads, "--json").out)["pictures"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [["-o", "pictures"], ["--format", "svg"], ["--format", "png"]])
 def test_pictures_that_were_asked_for_are_refused(heads, headwise, bare, asked):
     done = headwise("show", heads, *asked)

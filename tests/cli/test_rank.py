@@ -54,6 +54,7 @@ def test_query_heads_are_found_and_rank(planted, headwise, files, query_file, tm
     assert [max(run[f"q{i}"], key=run[f"q{i}"].get) for i in range(4)] == ["p0", "p1", "p2", "p3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["mass", "ndcg", "mrr", "contrastive"])
 def test_every_rule_runs_and_is_named(planted, headwise, files, rule, tmp_path):
     done = headwise(
@@ -78,6 +79,7 @@ def test_candidates_may_be_judged_or_a_run_or_bm25(planted, headwise, files, tmp
     assert "First stage" in done.out
 
 
+@pytest.mark.slow
 def test_beir_official_windows_and_cut_passages(planted, headwise, files, tmp_path):
     folder = tmp_path / "given" / "beir"
     (folder / "qrels").mkdir(parents=True)

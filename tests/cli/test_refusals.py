@@ -35,6 +35,7 @@ def given(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_written")
 @pytest.mark.parametrize(
     ("arguments", "parts"),

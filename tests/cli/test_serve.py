@@ -135,6 +135,7 @@ def no_key(monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_key")
 @pytest.mark.parametrize(
     ("arguments", "parts"),

@@ -55,6 +55,7 @@ def test_a_command_that_keeps_nothing_does_not_say_that_it_would_continue(plante
     assert (stopped.code, stopped.err.strip()) == (code, "headwise: stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["detect", "needle", "ablate"])
 def test_a_folder_of_the_user_beside_the_result_is_not_touched(planted, heads, headwise, tmp_path, name):
     mine = tmp_path / "r.json.run" / "paper.tex"

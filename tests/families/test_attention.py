@@ -84,6 +84,7 @@ def test_rows_that_nobody_reads_can_be_left_out(model, ids):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.slow
 def test_generation_equals_eager(model, ids):
     mask = torch.ones_like(ids)
     mask[0, :4] = 0

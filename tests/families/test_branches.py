@@ -45,6 +45,7 @@ def losses_of(model, row):
     return torch.nn.functional.cross_entropy(logits, row[1:], reduction="none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("mode", ["uniform", "zero"])
@@ -106,6 +107,7 @@ def test_chunked_losses_in_bfloat16_are_near_those_of_the_model(model, ids):
     torch.testing.assert_close(torch.from_numpy(got[0]), losses_of(small, ids[0]), atol=0.15, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_claim_7_uniform_heads_of_an_exported_checkpoint_attend_equally(model, ids, tmp_path):
     wrapped = as_model(model)
     heads = heads_of(model, 0)

@@ -221,6 +221,7 @@ def test_steering_over_a_cache_that_keeps_everything_is_steering(model, ids):
             torch.testing.assert_close(passes(model, ids, cache), expected, **TOLERANCE)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("method", [SnapKV(budget=12, window=4, sinks=2, allocation=Adaptive()), Streams("dense")])
 def test_steering_moves_the_mass_of_what_is_held(model, ids, method):

@@ -66,6 +66,7 @@ def test_gates_of_one_are_the_plain_model(model, ids, mix):
     assert torch.equal(run(model, ids, gates_of(model, 1), mix), plain)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("mix", ["teacher", "self"])
 def test_gates_of_zero_are_the_lambda_mask(model, ids, mix):
@@ -76,6 +77,7 @@ def test_gates_of_zero_are_the_lambda_mask(model, ids, mix):
         assert (got - model(input_ids=ids, use_cache=False).logits).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("mix", ["teacher", "self"])
 def test_gates_between_mix_as_the_paper_and_its_code_do(model, ids, mix):

@@ -52,6 +52,7 @@ def loss_of(hf, ids, mask=None):
     return torch.nn.functional.cross_entropy(logits[1, 4:-1], ids[1, 5:])  # behind the padding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True])
 def test_gradients_equal_eager_while_heads_are_observed(model, ids, padded):
     mask = torch.ones_like(ids)
@@ -62,6 +63,7 @@ def test_gradients_equal_eager_while_heads_are_observed(model, ids, padded):
         assert_same(gradients(model, loss_of(model, ids, mask)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["zero", "uniform"])
 def test_gradients_of_an_ablated_model_are_those_of_edited_weights(model, ids, mode):
     layers = list(as_model(model).modules)

@@ -62,6 +62,7 @@ def state(hf):
     ]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [50, 64, 65, 110])
@@ -87,6 +88,7 @@ def test_the_case_is_one(kind):
     assert (late - plain(kind, ids)[:, -1]).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [30, 50, 64, 90])

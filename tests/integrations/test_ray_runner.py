@@ -37,6 +37,7 @@ def counts(summary):
     return {name: value for name, value in summary.to_json().items() if not name.endswith("seconds")}
 
 
+@pytest.mark.slow
 def test_both_runners_write_the_same_bytes(cluster, local):
     folder, expected = local
     seen = []

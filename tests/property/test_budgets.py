@@ -72,6 +72,7 @@ def test_whole_wishes_that_fit_are_granted(wanted):
     assert fitted([float(n) for n in wanted], sum(wanted), 0, 300) == (wanted if sum(wanted) else [0] * len(wanted))
 
 
+@pytest.mark.slow
 @many
 @given(wishes(), st.sampled_from([0.25, 4.0, 1024.0]))
 def test_only_proportions_count(case, factor):

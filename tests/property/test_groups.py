@@ -1,5 +1,6 @@
 """Groups of a compressed cache under any sequence of blocks: windows hold sinks and last positions, growing groups everything."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -103,6 +104,7 @@ def test_a_growing_group_gives_back_what_is_dropped(start, steps):
         assert sorted(held(group)) == list(range(length))
 
 
+@pytest.mark.slow
 @given(st.sampled_from(["growing", "sliding"]), windows, blocks, blocks, blocks)
 @many
 def test_forks_do_not_see_one_another(kind, window, before, one, other):
@@ -120,6 +122,7 @@ def test_forks_do_not_see_one_another(kind, window, before, one, other):
     assert set(held(group)) == (set(range(stop)) if kind == "growing" else expected(window, stop))
 
 
+@pytest.mark.slow
 @given(windows, st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), min_size=1, max_size=8))
 @many
 def test_rows_with_padding_hold_what_they_would_alone(window, blocks):

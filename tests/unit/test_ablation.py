@@ -171,6 +171,7 @@ def test_neither_batches_nor_repetition_matter(model, task, scope, monkeypatch):
             np.testing.assert_allclose(other.values[metric], whole.values[metric], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_hybrid_model_sweeps_in_both_scopes():
     hf = tiny_model("qwen3_next")
     model = Model(hf, character_tokenizer())
@@ -267,6 +268,7 @@ def test_the_table_in_words(planted):
     assert [line.split()[0] for line in lines[1::2]] == ["recall", "exact", "logprob"]
 
 
+@pytest.mark.slow
 def test_perplexity_is_measured_under_scope_all(model, task):
     calibration, plain = plain_windows(task, 256)
     result = sweep(model, random_scores(model.heads.shape), task, options(controls=7, top=(3,)), calibration, plain)
@@ -294,6 +296,7 @@ def planted():
     return Model(model, tokenizer), HeadScores(values, "copy"), make_task(tokenizer, needles, lengths=(80,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
 def test_the_planted_head_is_the_one_that_counts(planted, mode):
     model, scores, task = planted
@@ -311,6 +314,7 @@ def test_the_planted_head_is_the_one_that_counts(planted, mode):
     assert rows["logprob", "top"]["mean"] < rows["logprob", "none"]["mean"] - 10
 
 
+@pytest.mark.slow
 def test_summary_rows_agree_with_the_tables(model, task):
     result = sweep(model, random_scores(model.heads.shape), task, options(controls=5))
     table = result.values["logprob"]
@@ -325,6 +329,7 @@ def test_summary_rows_agree_with_the_tables(model, task):
             assert row["sd_draws"] == pytest.approx(table[found].mean(axis=1).std(ddof=1))
 
 
+@pytest.mark.slow
 def test_a_result_is_saved_with_its_provenance(model, task, tmp_path):
     scores = random_scores(model.heads.shape)
     result = sweep(model, scores, task, options(controls=1), *plain_windows(task, 256))
@@ -345,6 +350,7 @@ def test_a_result_is_saved_with_its_provenance(model, task, tmp_path):
     result.save(path, overwrite=True)
 
 
+@pytest.mark.slow
 def test_finished_groups_are_not_run_again(model, task, tmp_path, monkeypatch):
     scores, chosen = random_scores(model.heads.shape), options(controls=1)
     expected = sweep(model, scores, task, chosen)
@@ -371,6 +377,7 @@ def test_finished_groups_are_not_run_again(model, task, tmp_path, monkeypatch):
     assert resumed.to_json() == expected.to_json()
 
 
+@pytest.mark.slow
 def test_one_bar_counts_the_sweep_and_perplexity_in_tokens(model, task):
     seen = []
     result = sweep(
@@ -388,6 +395,7 @@ def test_one_bar_counts_the_sweep_and_perplexity_in_tokens(model, task):
     assert seen[-1][2].startswith("perplexity ")
 
 
+@pytest.mark.slow
 def test_work_is_counted_as_the_passes_read_it(model):
     """Tokens that go through the model, counted at its door, against the estimate."""
     encoder = PieceEncoder(character_tokenizer())

@@ -56,6 +56,7 @@ def test_prompts_fill_the_length_and_hold_their_answers(model, task, questions):
             assert asked.count('": "') == (SHOTS + 1 if task == "key_value" else 0)
 
 
+@pytest.mark.slow
 def test_needles_are_those_that_detection_never_uses(model):
     for split, other in (("test", "detect"), ("selection", "test")):
         asked = {question.id for context in needle_contexts(model, "needle", 300, 8, 2, split) for question in context.questions}
@@ -75,6 +76,7 @@ def test_a_table_is_json_and_demonstrations_are_true(model):
             assert table[asked.strip('": ')] == question.gold
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_the_same_seed_draws_the_same(model, task):
     draw = partial(TASKS[task], model, task, 256, 3)
@@ -107,6 +109,7 @@ def test_every_registered_task_has_the_signature_of_the_protocol():
         assert list(inspect.signature(entry.load()).parameters) == wanted
 
 
+@pytest.mark.slow
 def test_the_bundled_model_finds_needles_with_the_full_cache(model):
     contexts = needle_contexts(model, "needle", 256, 4)
     found = measure_compression(model, [Candidate("full", None, Full())], contexts, ["inside"])

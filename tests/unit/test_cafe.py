@@ -71,6 +71,7 @@ def some_heads(hf):
 # ---- steering
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", list(LAST))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steering_equals_an_additive_mask(models, family, rows):
@@ -361,6 +362,7 @@ def run(model, **options):
     return CoarseToFine(model, heads, fine, **{"m1": 2, "m2": 1} | options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "qwen3_next", "gpt2"])
 def test_question_rows_over_the_cache_equal_a_full_steered_pass(family):
     """Exactness (method card, claim 8), and the masses that the fine stage sees are those of a pass over everything."""

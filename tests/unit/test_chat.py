@@ -65,6 +65,7 @@ def official(tokenizer, turns, **variables):
     return tuple(tokenizer.apply_chat_template(said, tokenize=True, add_generation_prompt=True, return_dict=False, **variables))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["byte_level", "byte_level_without_bos", "unigram", "characters"])
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("said", CONVERSATIONS.values(), ids=CONVERSATIONS)

@@ -91,6 +91,7 @@ def rows(model, contexts):
     return {(row["question"], row["method"]): row for row in measure_compression(model, CANDIDATES, contexts).rows}
 
 
+@pytest.mark.slow
 def test_the_full_cache_and_the_oracle_answer_and_streaming_does_not(rows):
     for question in ("inside", "outside"):
         full, told, streaming = (rows[question, name] for name in ("full", "oracle", "streamingllm"))
@@ -139,6 +140,7 @@ class Streams:
         return self.streams(view.layer, view.model)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["gemma2", "qwen3_next"])
 def test_one_reading_for_all_methods_is_a_prefill_of_each(family):

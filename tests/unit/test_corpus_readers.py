@@ -201,6 +201,7 @@ class Failing:
     open_input_file = open_input_stream
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 @pytest.mark.parametrize("fails", [0, 60_000])
 def test_bytes_that_cannot_be_had_are_no_damage(tmp_path, name, fails):

@@ -209,6 +209,7 @@ def test_a_guess_is_what_followed_the_longest_match():
     assert guess([1, 2, 3], 4) == guess([7], 4) == guess([7, 7], 0) == []
 
 
+@pytest.mark.slow
 def test_drafts_from_the_text_do_not_change_greedy_answers(model):
     ids = tokens(20) * 2 + tokens(6, 3)
     expected = generated(model, ids, set(), 24)
@@ -375,6 +376,7 @@ def test_logits_that_are_not_finite_are_refused():
 TRACED = (*FAMILIES, "mistral", "gemma2", "smollm3", "qwen2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRACED)
 @pytest.mark.parametrize("draft", ["right", "wrong"])
 def test_traced_answers_equal_the_official_loop(name, draft):

@@ -143,6 +143,7 @@ except HeadwiseError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_write_that_the_system_refuses_is_one_line_and_leaves_nothing(tmp_path):
     """As on a full disk, with a limit on the size of a file in its place."""
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "new")], capture_output=True, text=True, check=True)

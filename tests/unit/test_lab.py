@@ -52,6 +52,7 @@ def test_it_answers_needles_it_has_never_seen(lab):
     assert result["exact"] >= 0.95
 
 
+@pytest.mark.slow
 def test_its_retrieval_heads_are_few_and_clear(lab):
     scores = copy_scores(lab, task_of(lab, bundled_needles("detect"), (256,)), Copy())
     strong, weak = (scores.values > 0.5).sum(), (scores.values < 0.1).sum()

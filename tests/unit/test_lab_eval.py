@@ -64,6 +64,7 @@ def slow_answer(model, prompt, limit, stop):
     return tuple(answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_batches_give_the_answers_of_one_prompt_after_the_other(family, monkeypatch):
     monkeypatch.setattr(batches, "BATCH_TOKENS", 60)
@@ -252,6 +253,7 @@ def rows_of(result):
     return {row["task"]: row for row in result["rows"]}
 
 
+@pytest.mark.slow
 def test_a_model_that_says_the_truth_meets_every_goal(lab, oracle):
     oracle(lambda item: f" {item.example.turns[-1].answer_text}{item.example.turns[-1].close}\n", (0.01, 0.3, 0.99))
     seen = []

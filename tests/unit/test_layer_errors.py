@@ -81,6 +81,7 @@ def slow_choice(model, chosen_of, length):
     return kept_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2", "gpt_oss", "phi3", "granite"])
 def test_errors_are_those_of_decoding_step_by_step(family):
     """One block of rows over one pass against a cache that grows token by token; sliding layers are left out."""

@@ -73,6 +73,7 @@ def numbers(result):
     return result["results"]["tiny_text"]["bits_per_byte,none"], result["results"]["tiny_choice"]["acc,none"]
 
 
+@pytest.mark.slow
 def test_an_ablation_changes_the_numbers_and_is_recorded(model, folder):
     tokens = len(model.tokenizer)
     plain = run_lm_eval(model, ["tiny_choice", "tiny_text"], include_path=folder)

@@ -231,6 +231,10 @@ def _restored_group(facts: dict[str, Any], tensors: Tensors, tokens: int) -> Gro
     return Sliding(heads, keys, values, positions, **common, window=Window(sinks, recent), exact=exact)
 
 
+# Attributes that layers of transformers 5.22 have only from their first tokens on.
+LATER = ("dtype", "device", "keys", "values")
+
+
 def _other_state(layer: Any) -> tuple[dict[str, Any], Tensors]:
     """A layer of transformers: its tensors, also those in dictionaries, and its plain values. Its device is that of the model."""
     facts: dict[str, Any] = {}
@@ -251,7 +255,7 @@ def _restore_other(layer: Any, facts: dict[str, Any], tensors: Tensors, tokens: 
     for key, value in {**facts, **tensors}.items():
         name, _, number = key.partition(".")
         own = vars(layer)
-        if name not in own:
+        if name not in own and name not in LATER:
             raise ValueError(f"a layer of another kind, with {name!r}")
         if number:
             if not isinstance(own[name], dict) or type(value) not in (bool, int, Tensor, type(None)):
