@@ -166,7 +166,6 @@ def test_there_are_fewer_connections_than_open_files(monkeypatch, files, most):
 SPELLED = ["</s>", "<s>", "<unk>", "the</s>key", "a <s> b </s> c"]
 
 
-@pytest.mark.xfail(reason="until the encoder of prompts/ encodes no control tokens from users' text (issue 16)", strict=False)
 @pytest.mark.parametrize("spelled", SPELLED)
 def test_control_tokens_that_are_spelled_out_are_text(ranker, spelled):
     special = set(ranker.model.tokenizer.all_special_ids)
