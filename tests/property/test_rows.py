@@ -219,7 +219,7 @@ VIEW = "grouped_product calls .view on a transposed query where keys are shared 
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_the_as_model_the_query_in_memory_does_not_matter(shared):
+def test_the_layout_of_the_query_in_memory_does_not_matter(shared):
     # transformers hands [B, T, H, d] seen as [B, H, T, d] to its attention function.
     query, keys = torch.randn(2, 5, 4, 8).transpose(1, 2), torch.randn(1 if shared else 2, 2, 7, 8)
     case = Case(query, keys, {"scaling": 0.3})
