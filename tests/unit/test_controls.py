@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwise.heads import HeadScores, HeadSet, HeadwiseError
-from headwise.stats.controls import layer_matched_random
+from headwise.stats.controls import any_layer_random, layer_matched_random, norm_matched_random
 
 NAN = float("nan")
 
@@ -79,3 +79,37 @@ def test_impossible_draws_are_refused():
         layer_matched_random(HeadSet.of([(0, 0), (0, 1)], pool.shape), pool, 0)
     with pytest.raises(HeadwiseError, match="the chosen heads belong to a model of 2 x 4, the pool to one of 2 x 3"):
         layer_matched_random(HeadSet.of([(0, 0)], (2, 4)), pool, 0)
+
+
+@given(choices(), st.integers(0, 2**31))
+def test_heads_of_any_layer_and_of_one_norm_are_disjoint_and_distinct_too(choice, seed):
+    chosen, pool = choice
+    norms = np.where(pool, np.random.default_rng(seed).random(pool.shape), NAN)
+    for draw in (lambda: any_layer_random(chosen, pool, seed), lambda: norm_matched_random(chosen, norms, seed)):
+        drawn = draw()
+        assert len(drawn) == len(chosen)
+        assert not set(drawn) & set(chosen)
+        assert all(pool[head] for head in drawn)
+        assert drawn == draw()
+
+
+def test_norm_matched_heads_have_the_nearest_norms():
+    norms = np.array([[1.0, 1.1, 5.0, 5.2], [1.2, 9.0, 5.1, NAN]])
+    chosen = HeadSet.of([(0, 0), (0, 2)], norms.shape)
+    drawn = norm_matched_random(chosen, norms, 0, nearest=1)
+    assert [tuple(head) for head in drawn] == [(0, 1), (1, 2)]
+    several = {tuple(norm_matched_random(chosen, norms, seed, nearest=2))[0] for seed in range(30)}
+    assert several == {(0, 1), (1, 0)}
+
+
+def test_heads_of_any_layer_come_from_any_layer():
+    chosen = HeadSet.of([(0, 0)], (3, 2))
+    layers = {tuple(any_layer_random(chosen, np.ones((3, 2), bool), seed))[0].layer for seed in range(40)}
+    assert layers == {0, 1, 2}
+
+
+def test_too_few_other_heads_are_refused():
+    chosen = HeadSet.of([(0, 0), (0, 1)], (1, 3))
+    for draw in (any_layer_random, norm_matched_random):
+        with pytest.raises(HeadwiseError, match="only 1 heads are left"):
+            draw(chosen, np.ones((1, 3), bool) if draw is any_layer_random else np.ones((1, 3)), 0)

@@ -8,7 +8,7 @@ from scipy import stats
 
 from headwise.heads import HeadwiseError
 from headwise.stats import paired as statistics
-from headwise.stats.paired import bootstrap_mean, rank_p, sign_flip_test
+from headwise.stats.paired import benjamini_hochberg, bootstrap_mean, rank_p, sign_flip_test
 
 numbers = st.lists(st.integers(-50, 50).map(lambda n: n / 8), min_size=1, max_size=9).map(np.array)
 
@@ -96,3 +96,13 @@ def test_unknown_options_are_refused():
         sign_flip_test(np.ones(3), "both")
     with pytest.raises(HeadwiseError, match=r"must lie in \(0, 1\); got 95"):
         bootstrap_mean(np.ones(3), level=95)
+
+
+@given(st.lists(st.integers(0, 1000).map(lambda n: n / 1000), min_size=1, max_size=12).map(np.array))
+def test_corrected_p_values_are_those_of_scipy(values):
+    assert benjamini_hochberg(values) == pytest.approx(stats.false_discovery_control(values))
+
+
+def test_p_values_outside_of_0_and_1_are_refused():
+    with pytest.raises(HeadwiseError, match="between 0 and 1"):
+        benjamini_hochberg(np.array([0.2, 1.2]))

@@ -97,6 +97,30 @@ def rank_p(top: float, controls: Values) -> float:
     return float((1 + (x <= top).sum()) / (1 + len(x)))
 
 
+def benjamini_hochberg(p_values: Values) -> NDArray[np.float64]:
+    """p-values corrected for a family of tests, so that the expected share of false ones among those below a level is that level.
+
+    Benjamini and Hochberg (1995), step-up: the i-th smallest of n values times n / i, never above a larger one's.
+
+    Args:
+        p_values: [test], each in (0, 1].
+
+    Returns:
+        [test], in the given order.
+
+    Raises:
+        HeadwiseError: There is no value, or one lies outside of [0, 1].
+    """
+    p = _checked(p_values)
+    if ((p < 0) | (p > 1)).any():
+        raise HeadwiseError("p-values lie between 0 and 1")
+    order = np.argsort(p)
+    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return corrected
+
+
 def _checked(values: Values) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not len(x):
