@@ -150,10 +150,13 @@ def estimate_cost(
     Args:
         inputs: Files, folders, globs or URLs.
         scorer: Is measured.
-        options: How files are read.
-        rows: About how many are in the sample.
+        options: How files are read; None: `ScoreOptions()`.
+        rows: About how many are in the sample, at least 2.
         seed: Which files and rows.
         machines: Other machines to estimate for.
+
+    Returns:
+        Tokens of the whole corpus with a 95 % interval, and the time on this machine and on the others.
 
     Raises:
         HeadwiseError: If there is no input, or if no sampled row can be scored.

@@ -93,7 +93,15 @@ class Folder:
             raise HeadwiseError(f"{self.location}/{name} cannot be read: {one_line(error)}") from error
 
     def write_json(self, name: str, data: Any) -> None:
-        """Write plain data, NaN as null, replacing an older file. Raises as `whole`."""
+        """Write plain data, replacing an older file.
+
+        Args:
+            name: Path of the file below the folder.
+            data: NaN becomes null; the text ends with a line break.
+
+        Raises:
+            HeadwiseError: As `whole`.
+        """
         with self.whole(name) as stream:
             stream.write((json.dumps(plain(data), allow_nan=False, indent=1) + "\n").encode())
 
