@@ -47,7 +47,15 @@ class AblationResult:
         return np.exp(self.losses.mean(axis=1)) if self.losses.size else np.full(len(self.variants), np.nan)
 
     def rows_of(self, kind: Kind, k: int) -> list[int]:
-        """Indices of the variants of one kind and K."""
+        """Rows of `values` and `losses` that belong to the variants of one kind and K.
+
+        Args:
+            kind: `none`, `top`, `bottom` or `random`.
+            k: Heads taken away; 0 for `none`.
+
+        Returns:
+            Indices into `variants`; one, but for random draws.
+        """
         return [i for i, variant in enumerate(self.variants) if (variant.kind, variant.k) == (kind, k)]
 
     def summary(self) -> list[Row]:
@@ -106,7 +114,15 @@ class AblationResult:
         }
 
     def save(self, path: Path, overwrite: bool = False) -> None:
-        """Write the result as JSON, atomically. An existing file is refused unless `overwrite`; it is replaced then, never merged."""
+        """Write the result as JSON, atomically.
+
+        Args:
+            path: Where to.
+            overwrite: Replace an existing file; it is never merged.
+
+        Raises:
+            HeadwiseError: The file exists and is not to be replaced, or it cannot be written.
+        """
         write_json(self.to_json(), path, overwrite)
 
     def _row(self, metric: str, kind: Kind, k: int) -> Row:
