@@ -47,6 +47,8 @@ class Plan:
         choosing, inputs, attending, outputs, looking, beginning: Steps by stage, in the order in which their blocks were opened.
         before: Positions in front of the pass that is running; None outside of the whole model.
         keeper: What a compressed cache does after each layer of that pass.
+        hooks: Handles of the hooks that call `enter` and `leave`.
+        depth: How many blocks are open; the last one to end takes the plan away.
         called: Layers whose attention has run in that pass.
     """
 

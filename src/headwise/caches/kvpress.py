@@ -73,7 +73,7 @@ def _press_class() -> Any:
 
     @dataclass
     class HeadwisePress(ScorerPress):  # type: ignore[misc]  # kvpress is not typed
-        """A press of headwise. compression_ratio: kvpress's wrappers may change it, and then theirs counts."""
+        """A press of headwise; its `compression_ratio` may be changed by kvpress's wrappers, and then theirs counts."""
 
         press: Any = None
         model = None  # no field: the name of a run is made of the fields
@@ -96,7 +96,19 @@ def _press_class() -> Any:
             attentions: Tensor | None,
             kwargs: dict[str, Any],
         ) -> Tensor:
-            """[B, KV heads, S] float32. hidden_states [B, S, width]: what the attention `module` read; keys, values [B, KV heads, S, d]."""
+            """Called by kvpress in the prefill of each layer.
+
+            Args:
+                module: The layer's attention.
+                hidden_states: [B, S, width], what it read.
+                keys: [B, KV heads, S, d] after rotation.
+                values: [B, KV heads, S, d].
+                attentions: Not used.
+                kwargs: What the attention was called with; its `position_embeddings` are used.
+
+            Returns:
+                [B, KV heads, S] float32.
+            """
             if self.model is None:
                 raise HeadwiseError("give as_kvpress the Model, or use the press as `with press(model)`")
             last = _looking_back(self.press, module, hidden_states, keys)

@@ -143,7 +143,7 @@ def estimate_cost(
     seed: int = 0,
     machines: Sequence[Machine] = (),
 ) -> Estimate:
-    """Count, measure, compute; nothing is written.
+    """What scoring a corpus will cost: count, measure, compute; nothing is written.
 
     Rows are drawn from the first `LOOK` rows of at most `FILES` files, which are drawn with chances in proportion to their size.
 
@@ -154,9 +154,6 @@ def estimate_cost(
         rows: About how many are in the sample, at least 2.
         seed: Which files and rows.
         machines: Other machines to estimate for.
-
-    Returns:
-        Tokens of the whole corpus with a 95 % interval, and the time on this machine and on the others.
 
     Raises:
         HeadwiseError: If there is no input, or if no sampled row can be scored.

@@ -53,7 +53,11 @@ class Folder:
         return bool(self._place.equals(other._place)) and f"{self._root}/".startswith(f"{other._root}/")
 
     def names(self, hidden: bool = False) -> list[str]:
-        """Paths of all files in it and in its folders, sorted. hidden: also those that begin with a dot."""
+        """Paths of all files in it and in its folders, sorted.
+
+        Args:
+            hidden: Also those that begin with a dot.
+        """
         infos = self._place.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
         names = (posixpath.relpath(info.path, self._root) for info in infos if info.type == fs.FileType.File)
         return sorted(name for name in names if hidden or not posixpath.basename(name).startswith("."))

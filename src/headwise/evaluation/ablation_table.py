@@ -59,14 +59,17 @@ class AblationResult:
         return [i for i, variant in enumerate(self.variants) if (variant.kind, variant.k) == (kind, k)]
 
     def summary(self) -> list[Row]:
-        """One row per metric, K and kind: means, what they are worth, and what they are compared with.
+        """Means, what they are worth, and what they are compared with: one row per metric, K and kind.
 
-        mean, low, high: mean over items and its 95 % interval (needles resampled: the prompts of one needle are no independent
-        evidence). drop, drop_low, drop_high: the same of none minus this.
-        Random rows are means over draws (geometric ones for perplexity); draws: value of each; sd_draws: their standard deviation (null for
-        one draw). p_paired: two-sided sign-flip test over needles against the mean random draw. p_rank: `rank_p` among the draws.
-        Rows of `perplexity` (scope `all`) have intervals over windows; there a negative drop is a loss. With a single needle, prompts take the
-        place of needles.
+        Returns:
+            Rows with
+            `mean`, `low`, `high`: mean over items and its 95 % interval (needles resampled: the prompts of one needle are no independent evidence;
+            with a single needle, prompts take the place of needles);
+            `drop`, `drop_low`, `drop_high`: the same of none minus this;
+            `p_paired`: two-sided sign-flip test over needles against the mean random draw, and `p_rank`: `rank_p` among the draws;
+            random rows are means over draws (geometric ones for perplexity), with `draws`, the value of each, and `sd_draws`, their standard
+            deviation (None for one draw).
+            Rows of `perplexity` (scope `all`) have intervals over windows; there a negative drop is a loss.
         """
         ks = sorted({variant.k for variant in self.variants} - {0})
         places: list[tuple[Kind, int]] = [("none", 0), *((kind, k) for k in ks for kind in ("top", "bottom", "random"))]

@@ -99,12 +99,15 @@ def error_shares(errors: Sequence[float], budget: int, least: int) -> list[float
 
 
 def head_shares(scores: Sequence[Sequence[float]], budget: int, beta: float) -> list[list[float]]:
-    """[layer][head] shares: a base for all, and a pool of 1 / beta of everything in proportion to the scores (HeadKV, Fu et al. 2024, sec. 3.2).
+    """Shares by score: a base for all heads, and a pool of 1 / beta of everything in proportion to the scores (HeadKV, Fu et al. 2024, sec. 3.2).
 
     Args:
         scores: [layer][KV head], not negative, not all 0; heads without a score (NaN) count as 0.
         budget: Mean positions per KV head.
         beta: At least 1.
+
+    Returns:
+        [layer][KV head], in positions, not rounded; their mean is `budget`.
 
     Raises:
         HeadwiseError: A beta below 1, or scores that are no such numbers.

@@ -78,6 +78,9 @@ def gate_loss(student: Tensor, teacher: Tensor, gates: Tensor, form: str = "mean
         gates: [L, G].
         form: See `penalty`.
 
+    Returns:
+        Mean squared difference of student and teacher, and the penalty without its weight.
+
     Raises:
         HeadwiseError: Another form.
     """
@@ -166,6 +169,9 @@ def binarise(gates: Scores, keep: float, averaged: Scores | None = None, retriev
         keep: In (0, 1].
         averaged: [L, G], gates averaged over training. Heads with equal gates are told apart by their unclamped gate, then by this one.
         retrieval: [L, G], a retrieval score, which decides where even those are equal; after it the lower index wins.
+
+    Returns:
+        The pattern [L, G], True for heads that keep the whole text.
 
     Raises:
         HeadwiseError: A share outside of (0, 1], no heads at all, a value that is missing, a table of another shape, or gates that are all equal.

@@ -125,7 +125,7 @@ def row_statistics(
     positions: Tensor | None = None,
     block: int = BLOCK,
 ) -> RowStats:
-    """Statistics of the given query rows over all keys they may see.
+    """Statistics of the given query rows over all keys they may see; gradients of log-sum-exp and mass reach query and keys.
 
     Args:
         query: [B, H, R, d], the rows after position encoding. They are the *last* R keys unless `mask` says otherwise.

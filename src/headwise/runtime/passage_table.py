@@ -73,6 +73,9 @@ def measure_passages(
         seed: The passages of every example are put into a random order, so that no head scores by place; None keeps the given one.
         report: `report(done, total, remark)` in examples.
 
+    Returns:
+        The values of all heads that see the whole text, in the examples' own order of passages.
+
     Raises:
         HeadwiseError: No example can be used, or no layer of the model sees the whole text.
         PromptError: The passages of an example do not fit the model.
