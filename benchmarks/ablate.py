@@ -10,7 +10,7 @@ from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.heads import HeadSet
 from headwise.models.load import load
-from headwise.models.names import bundled_model
+from headwise.models.names import DEFAULT
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import GridOptions, GroupSpec, Task, make_group
 from headwise.prompts.haystack import Haystack, bundled_texts
@@ -23,7 +23,7 @@ VARIANTS, LENGTH, LIMIT = 50, 1024, 32
 
 def main() -> None:
     chosen = options(__doc__)
-    model = load(str(bundled_model()))
+    model = load(chosen.model or DEFAULT)
     encoder = PieceEncoder(model.tokenizer)
     task = Task(
         bundled_needles("test")[:1], Haystack(bundled_texts(), encoder), NeedleComposer(encoder), GridOptions((LENGTH,), (0.5,))
@@ -56,6 +56,7 @@ def main() -> None:
     failing = sum(answer.ids != tuple(prompt.gold[: len(answer.ids)]) for answer in variants())
     show(
         {
+            "model": model.name,
             "prefills_for_50_variants": ours / one,
             "variants_that_changed_the_answer": failing,
             "context": LENGTH,

@@ -1,11 +1,15 @@
 """Ranking by attention: twenty queries over one set of passages, one query, and the memory of detection, against plain SDPA passes.
 
-Parts (--only): speed (bundled lab model, about 1,000 tokens of passages), memory (random model, 4,096 tokens).
+Parts (--only): speed (--model or the bundled lab model, about 1,000 tokens of passages; HotpotQA where HEADWISE_DATA names its folder), memory (random model, 4,096 tokens).
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 import multiprocessing
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +19,7 @@ from common import best_of, hardware, options, peak_memory, show
 from headwise.heads import HeadSet
 from headwise.methods.query.ranker import Ranker
 from headwise.models.load import load
-from headwise.models.names import bundled_model
+from headwise.models.names import DEFAULT
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import PassageComposer
 from headwise.runtime.passage_index import as_passage
@@ -23,6 +27,7 @@ from headwise.runtime.passage_table import measure_passages
 from headwise_lab.ranking import microworld_examples
 
 QUERIES, PASSAGES, LONG = 20, 24, 4096
+DATA = "HEADWISE_DATA"  # folder with hotpotqa-distractor; without it the passages are those of the micro-world
 
 
 def world(split: str = "test") -> tuple[list[str], list[str]]:
@@ -31,13 +36,20 @@ def world(split: str = "test") -> tuple[list[str], list[str]]:
     return [example.query for example in examples], [passage.text for passage in examples[0].passages]
 
 
-def speed(repeats: int) -> dict[str, Any]:
-    model = load(str(bundled_model()))
+def hotpot_set(data: Path) -> tuple[list[str], list[str]]:
+    """Twenty questions of HotpotQA over the ten paragraphs of the first one."""
+    raw = gzip.decompress((data / "hotpotqa-distractor" / "hotpotqa_dev_100.jsonl.gz").read_bytes()).decode()
+    rows = [json.loads(line) for line in raw.splitlines()[:QUERIES]]
+    return [row["question"] for row in rows], [" ".join(sentences) for sentences in rows[0]["context"]["sentences"]]
+
+
+def speed(repeats: int, name: str, data: Path | None) -> dict[str, Any]:
+    model = load(name or DEFAULT)
     layers = model.heads.shape[0]
     deepest = round(0.6 * layers) - 1  # the deepest head's layer lies within 60 % of the depth
     heads = HeadSet.of([(deepest, 0), (deepest, 3), (deepest - 1, 5), (deepest - 2, 6)], model.heads.shape)
     ranker = Ranker(model, heads)
-    queries, passages = world()
+    queries, passages = world() if data is None else hotpot_set(data)
     index = ranker.index(passages)
     shared = ranker.composer.passages([as_passage(text) for text in passages])
     one = [*shared.ids, *ranker.composer.query(queries[0]).ids]
@@ -55,6 +67,7 @@ def speed(repeats: int) -> dict[str, Any]:
     together = twenty()
     alone = np.concatenate([ranker.index(passages).scores([query]) for query in queries])
     return {
+        "model": model.name,
         "tokens": len(one),
         "prefills_for_20_queries": many / base,
         "one_query_vs_forward": first / base,
@@ -104,7 +117,7 @@ def main() -> None:
     parts = chosen.only.split(",") if chosen.only else ["speed", "memory"]
     result: dict[str, Any] = {}
     if "speed" in parts:
-        result |= speed(chosen.repeats)
+        result |= speed(chosen.repeats, chosen.model, Path(os.environ[DATA]) if DATA in os.environ else None)
     if "memory" in parts:
         result |= memory()
     show(result | {"hardware": hardware()}, chosen.json)

@@ -61,7 +61,18 @@ class Ablation:
         return call.query.masked_fill(chosen if rows is None else chosen & rows[:, None, :, None], 0), call.source
 
     def edit_output(self, call: Call, output: Tensor) -> Tensor:
-        """Replace the output of the chosen heads in modes `zero` and `mean`."""
+        """Replace the output of the chosen heads in modes `zero` and `mean`.
+
+        Args:
+            call: The attention call of one layer.
+            output: [B, T, H, d]; it is not changed in place.
+
+        Returns:
+            [B, T, H, d] in the same dtype.
+
+        Raises:
+            HeadwiseError: Scope `answer` in a pass whose answer rows are not known.
+        """
         if self._mode == "uniform" or call.layer not in self._layers:
             return output
         chosen = _on(self._masks, output.device)[:, call.layer, None, :, None]
@@ -103,6 +114,9 @@ def ablate(
         scope: `all` rows, or `answer`: each row's last real prompt token and everything behind it, whatever cache and padding.
         answer_from: Position of the last prompt token, padding counted, where the passes do not tell (see `AnswerRows`).
         means: [L, H, d] of `head_means`, for mode `mean` only.
+
+    Yields:
+        Nothing; after the block the model is what it was.
 
     Raises:
         HeadwiseError: Heads of another model, options that do not go together; and in a pass whose answer rows are not known.

@@ -49,10 +49,27 @@ class KeyProvider(Protocol):
     """Keys and values of one layer in a form of their own (whole, compressed, sparse, on another device)."""
 
     def attend(self, query: Tensor, *, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor:
-        """Softmax attention [B, T, H, d] of `query` [B, H, T, d] over what is held. softcap, sinks [H]: see `row_statistics`."""
+        """Softmax attention over what is held.
+
+        Args:
+            query: [B, H, T, d] after rotation, the newest T positions.
+            scaling: Factor of query times key.
+            softcap: See `row_statistics`.
+            sinks: [H], see `row_statistics`.
+
+        Returns:
+            [B, T, H, d].
+        """
 
     def parts(self, rows: int, stop: int) -> Sequence[KeyPart]:
-        """What the newest `rows` query rows attend to, every KV head once. stop: position behind the last of them.
+        """What the newest query rows attend to.
+
+        Args:
+            rows: How many of the newest query rows.
+            stop: Position behind the last of them.
+
+        Returns:
+            Every KV head once.
 
         Raises:
             HeadwiseError: What is held cannot be named by position.
@@ -85,13 +102,16 @@ class Whole:
         return self.mask > torch.finfo(self.mask.dtype).min / 2
 
     def attend(self, query: Tensor, *, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor:
-        """Attention of the newest rows; `query` may hold fewer than the mask."""
+        """Attention of the newest rows; `query` may hold fewer than the mask. See `KeyProvider.attend`."""
         mask = None if self.mask is None else self.mask[:, :, -query.shape[2] :]
         past = (self.keys[0], self.values[0]) if len(self.keys) == 2 else None
         return attend(query, self.keys[-1], self.values[-1], scaling=scaling, mask=mask, past=past, softcap=softcap, sinks=sinks)
 
     def parts(self, rows: int, stop: int) -> Sequence[KeyPart]:
-        """One part. Caches of transformers drop what a sliding window no longer sees, so the first key need not stand at 0."""
+        """One part, see `KeyProvider.parts`.
+
+        Caches of transformers drop what a sliding window no longer sees, so the first key need not stand at 0.
+        """
         mask = self.visible
         mask = None if mask is None else mask[:, :, -rows:]
         return (KeyPart(None, self.keys, self.values, mask, first=max(0, stop - self.length)),)
@@ -214,7 +234,15 @@ class EditsOutput(Protocol):
     """Fourth stage: changes what heads give."""
 
     def edit_output(self, call: Call, output: Tensor) -> Tensor:
-        """The output [B, T, H, d] to go on with; `output` is what the steps before have made of it."""
+        """Change what heads give.
+
+        Args:
+            call: The attention call of one layer.
+            output: [B, T, H, d], what the steps before have made of it. Return a new tensor if it changes.
+
+        Returns:
+            The output to go on with, of the same shape and dtype.
+        """
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class ColumnSums:
-    """Look: what the latest pass gave.
+    """Look: what the latest pass gave. Arguments as for `column_sums`, with the heads by layer.
 
     Attributes:
         heads: Layer -> the n wanted heads, ascending.
@@ -65,6 +65,9 @@ def column_sums(
         stop: Columns are the positions 0 to `stop` - 1.
         weights: [B, R], how much each of the R newest rows counts; see `attention_columns`.
         reduce: Applied to a layer's [B, n, stop] before it is kept, so that nothing as long as the text need be held for all layers.
+
+    Yields:
+        The sums; each pass replaces those of the one before.
 
     Raises:
         HeadwiseError: Heads of another model; and in a pass over a compressed cache, which does not hold all columns.

@@ -20,7 +20,11 @@ class LayerReachedError(Exception):
 
 @dataclass(frozen=True)
 class Stop:
-    """Look: end the pass at a layer, before its attention is computed."""
+    """Look: end the pass at a layer, before its attention is computed.
+
+    Attributes:
+        layer: Decoder layer. Its keys and values are in the cache by then.
+    """
 
     layer: int
 

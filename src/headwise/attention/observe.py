@@ -16,7 +16,13 @@ from headwise.maths.rows import RowStats, row_statistics
 
 
 class Observation:
-    """Look: row statistics of the latest forward pass, layer by layer.
+    """Look: row statistics of the latest forward pass, layer by layer. `observe` makes it.
+
+    Args:
+        layers: Of the model, L.
+        rows: As the attribute.
+        spans: As the attribute.
+        argmax_only: Leave log-sum-exp and mass out.
 
     Attributes:
         rows: How many of the newest query rows of each pass (None = all); may be changed between passes.

@@ -47,6 +47,8 @@ class Plan:
         choosing, inputs, attending, outputs, looking, beginning: Steps by stage, in the order in which their blocks were opened.
         before: Positions in front of the pass that is running; None outside of the whole model.
         keeper: What a compressed cache does after each layer of that pass.
+        hooks: Handles of the hooks that call `enter` and `leave`.
+        depth: How many blocks are open; the last one to end takes the plan away.
         called: Layers whose attention has run in that pass.
     """
 
@@ -87,7 +89,16 @@ class Plan:
         return [steps for kind, steps in kinds if isinstance(step, kind)]
 
     def enter(self, hf: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Hook: a pass of the whole model begins."""
+        """Hook: a pass of the whole model begins.
+
+        Args:
+            hf: The model that runs.
+            inputs: Its positional arguments.
+            options: Its named arguments.
+
+        Raises:
+            HeadwiseError: A compressed cache of another model among them, or what a step refuses at its beginning.
+        """
         self.called.clear()
         kind: Any = type(hf)
         given = dict(zip(_parameters(kind), inputs, strict=False)) | options
@@ -104,7 +115,16 @@ class Plan:
                 step.begin(now)
 
     def leave(self, hf: nn.Module, inputs: Any, output: Any) -> None:
-        """Hook: it has ended, or failed (output None). Layers that never came to our attention would be wrong without a word."""
+        """Hook: a pass has ended.
+
+        Args:
+            hf: The model that ran.
+            inputs: Not used.
+            output: What it gave; None if it failed.
+
+        Raises:
+            HeadwiseError: Layers never came to our attention, so what was seen or changed would be wrong without a word.
+        """
         watched = self.keeper or any((self.choosing, self.inputs, self.attending, self.outputs, self.looking))
         self.before = self.keeper = None
         missing = sorted(set(self.model.modules) - self.called) if output is not None and watched else []
@@ -117,7 +137,18 @@ class Plan:
             )
 
     def start(self, layer: int, rows: int, source: KeyProvider) -> int:
-        """Position of a layer's first query row. Its keys alone do not tell: caches of transformers drop what sliding windows cannot see."""
+        """Position of a layer's first query row.
+
+        Its keys alone do not tell: caches of transformers drop what sliding windows cannot see.
+
+        Args:
+            layer: Decoder layer.
+            rows: Query rows of the call, T.
+            source: Where its keys come from.
+
+        Raises:
+            HeadwiseError: A part of the model is called over a cache, and the layer has a sliding window.
+        """
         if self.before is not None:
             return self.before
         length = source.length if isinstance(source, Whole) else rows
@@ -133,7 +164,7 @@ _BY_MODULE: WeakKeyDictionary[nn.Module, tuple[Plan, int]] = WeakKeyDictionary()
 
 
 def plan_for_module(module: nn.Module) -> tuple[Plan, int]:
-    """The plan and layer index of an attention module."""
+    """The plan and layer index of an attention module. Raises `HeadwiseError` outside of all blocks."""
     found = _BY_MODULE.get(module)
     if found is None:
         raise HeadwiseError(f"attention {NAME!r} was used outside of a headwise `with` block")
@@ -247,7 +278,21 @@ def headwise_mask(
     allow_is_causal_skip: bool = True,
     **rest: Any,
 ) -> Tensor | None:
-    """A bool mask [B, 1, T, S], or None where plain causal attention over all keys is meant, also for T > 1 over a past."""
+    """The mask of headwise's attention; transformers calls it with the arguments of its own mask functions.
+
+    Args:
+        q_length: Query rows T.
+        kv_length: Keys S.
+        q_offset: Position of the first query row.
+        kv_offset: Position of the first key.
+        attention_mask: [B, positions] bool, False for padding.
+        local_size: Sliding window or chunk of the layer, None for full attention.
+        allow_is_causal_skip: Whether None may be given.
+        rest: Goes to the mask function of transformers as it is.
+
+    Returns:
+        Bool [B, 1, T, S], True = visible, or None where plain causal attention over all keys is meant, also for T > 1 over a past.
+    """
     whole = kv_offset == 0 and int(q_offset) + q_length == kv_length and (local_size is None or kv_length < local_size)
     unpadded = attention_mask is None or bool(attention_mask[:, :kv_length].all())
     if allow_is_causal_skip and whole and unpadded:
@@ -283,6 +328,6 @@ def _implementations(hf: Any) -> list[tuple[Any, str | None]]:
 
 
 def no_dropout(dropout: float) -> None:
-    """Attention dropout would make every statistic random; refuse it."""
+    """Raise `HeadwiseError` for attention dropout, which would make every statistic random."""
     if dropout:
         raise HeadwiseError(f"the model is in training mode with attention dropout {dropout:g}; call model.eval() or set it to 0")

@@ -52,7 +52,18 @@ class Steering:
         self._before_scaling = before_scaling
 
     def edit_output(self, call: Call, output: Tensor) -> Tensor:
-        """Attend once more for the steered rows and heads only, with the bias, and put their outputs in place."""
+        """Attend once more for the steered rows and heads only, with the bias, and put their outputs in place (CAFE, eq. 8-9).
+
+        Args:
+            call: The attention call of one layer.
+            output: [B, T, H, d]; it is not changed in place.
+
+        Returns:
+            [B, T, H, d] in the same dtype; the very same tensor where nothing is steered.
+
+        Raises:
+            HeadwiseError: A pass over a compressed cache whose rows have padding.
+        """
         chosen = self._heads.get(call.layer)
         rows = call.query.shape[2]
         first, stop = max(self._first - call.start, 0), rows if self._stop is None else min(rows, self._stop - call.start)
@@ -111,6 +122,9 @@ def steer(
         bias_position: `post_scale` multiplies the odds of those keys by exp(bias), also behind a cap of the logits; `pre_scale` adds the bias
             to query times key before the model's scaling (1 / sqrt(head size) in most families).
 
+    Yields:
+        Nothing; after the block the model is what it was.
+
     Raises:
         HeadwiseError: Unknown options, spans that are empty or reach into the question, a bias that is not finite, `pre_scale` on a model
             that caps its logits; and in a pass over a compressed cache whose rows have padding.
@@ -124,7 +138,14 @@ def steer(
 
 
 def check_steering(model: Any, bias: float, rows: str, bias_position: str) -> None:
-    """Raise `HeadwiseError` for options that `steer` does not take for this model."""
+    """Raise `HeadwiseError` for options that `steer` does not take for this model; its spans are not looked at.
+
+    Args:
+        model: A `Model`, or a transformers model.
+        bias: See `steer`.
+        rows: See `steer`.
+        bias_position: See `steer`.
+    """
     for name, given, allowed in (("rows", rows, ROWS), ("bias_position", bias_position, BIAS_POSITIONS)):
         if given not in allowed:
             raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")

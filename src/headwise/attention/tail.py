@@ -20,7 +20,12 @@ from headwise.attention.plan import attached
 
 @dataclass(frozen=True)
 class LastRows:
-    """Attends for the newest `rows` rows of one layer only; the others get zeros."""
+    """Attends for the newest rows of one layer only; the others get zeros.
+
+    Attributes:
+        layer: Decoder layer; the last one, since later layers would miss the keys of the zeros.
+        rows: How many, at least 1.
+    """
 
     layer: int
     rows: int
@@ -78,7 +83,15 @@ def _on_rows(part: nn.Module, rows: int) -> list[Any]:
 
 
 def padded(output: Tensor, length: int) -> Tensor:
-    """[B, n, ...] -> [B, length, ...] with zeros in front."""
+    """Rows put back in their places, with zeros in front.
+
+    Args:
+        output: [B, n, ...], the last n positions.
+        length: Positions in all, at least n.
+
+    Returns:
+        [B, length, ...]; the same tensor if none is missing.
+    """
     missing = length - output.shape[1]
     if not missing:
         return output

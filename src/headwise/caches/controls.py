@@ -16,7 +16,7 @@ from headwise.models.model import Model
 
 @dataclass(frozen=True)
 class Full:
-    """Keeps everything: the full cache, behind the same attention as every method."""
+    """Keeps everything: the full cache, behind the same attention as every method. Its `prefill` is dense, as it is for presses."""
 
     prefill: str = field(default="dense", init=False, repr=False)
 
@@ -33,7 +33,14 @@ class Full:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomTokens(Press):
-    """Random positions besides the first and last ones, other ones in every layer and KV head; a function of the seed and the position."""
+    """Random positions besides the first and last ones, other ones in every layer and KV head; a function of the seed and the position.
+
+    Attributes:
+        seed: At least 0; the same seed keeps the same positions again. The other attributes are those of `Press`.
+
+    Raises:
+        HeadwiseError: A negative seed, or what `Press` refuses.
+    """
 
     seed: int = 0
 
@@ -54,13 +61,17 @@ class Oracle(Press):
     """Keeps the given positions of the prompt first (those of the answer), then the most recent ones. For evaluation only: nobody knows them.
 
     Attributes:
-        positions: In the text, counted from 0; the latest of them if the budget does not hold all.
+        positions: In the text, counted from 0; the latest of them if the budget does not hold all. The other attributes are those of `Press`.
     """
 
     positions: tuple[int, ...]
 
     def scores(self, view: View) -> Tensor:
-        """[B or 1, 1, S]: the position, and given ones above all others."""
+        """[B or 1, 1, S]: the position, and given ones above all others.
+
+        Raises:
+            HeadwiseError: A position that the prompt does not have.
+        """
         length = int(view.positions.max()) + 1
         if not all(0 <= position < length for position in self.positions):
             raise HeadwiseError(f"the oracle's positions must lie in a prompt of {length} tokens; got {list(self.positions)}")

@@ -28,10 +28,18 @@ MIXES = ("teacher", "self")
 
 
 class Gating:
-    """The gates of one `gated` block.
+    """The gates of one `gated` block; `gated` makes it.
 
-    gates [L, KV heads] float32: read at every pass, so an optimiser may change them in place. skipped: layers that they do not reach, because
-    they have no full attention; those stay as they are.
+    Args:
+        hf: The transformers model.
+        model: The same model, as the plan knows it.
+        gates: [L, KV heads] float32: read at every pass, so an optimiser may change them in place.
+        window: What a streaming head sees.
+        mix: `teacher` or `self`, see above.
+
+    Attributes:
+        gates: As given.
+        skipped: Layers that they do not reach, because they have no full attention; those stay as they are.
     """
 
     def __init__(self, hf: Any, model: Model, gates: Tensor, window: Window, mix: str) -> None:
@@ -56,13 +64,32 @@ class Gating:
             self._teaching = False
 
     def both(self, ids: Tensor, places: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(teacher, student): last hidden states [B, n, width], after the final norm, at some places of texts [B, T]."""
+        """One pass of the full model, then one of the gated model over the same texts.
+
+        Args:
+            ids: Texts [B, T] int64 of equal length, without padding.
+            places: n positions in [0, T), the same in every text.
+
+        Returns:
+            (teacher, student): last hidden states [B, n, width] each, after the final norm. Only the student's carry gradients.
+        """
         with self.teacher():
             teacher = last_hidden(self._model, ids, places)
         return teacher, last_hidden(self._model, ids, places)
 
     def edit_output(self, call: Call, output: Tensor) -> Tensor:
-        """Mix the output [B, T, H, d] of a layer with full attention."""
+        """Mix the output of a layer with full attention: gate x full + (1 - gate) x streaming (DuoAttention, section 2.2).
+
+        Args:
+            call: The attention call of that layer.
+            output: [B, T, H, d], its output with full attention.
+
+        Returns:
+            [B, T, H, d]; the output as it was in skipped layers and in a pass of the teacher.
+
+        Raises:
+            HeadwiseError: A pass over a cache or with a padding mask, or mix `teacher` without a pass of the teacher before it.
+        """
         if call.layer not in self._layers:
             return output
         if call.start or len(call.keys) > 1 or call.query.shape[2] != call.keys[0].shape[2]:
@@ -98,8 +125,17 @@ class Gating:
 def gated(hf: Any, gates: Tensor, window: Window, mix: str = "self") -> Iterator[Gating]:
     """Run the model with gated attention inside the block; its weights are frozen there, and gradients reach the gates.
 
-    gates [L, KV heads] float32 on the model's device, clamped to [0, 1] where they are used. window: what a streaming head sees. mix: `self` or
-    `teacher` (see above). Raises `HeadwiseError` for gates of another shape and for a model without full attention.
+    Args:
+        hf: A transformers model.
+        gates: [L, KV heads] float32 on the model's device, clamped to [0, 1] where they are used: 1 is full attention, 0 streaming.
+        window: What a streaming head sees; sinks and recent of at least 1 each.
+        mix: `self` mixes two attentions over the gated model's own states; `teacher` takes the full one from a pass in `Gating.teacher`.
+
+    Yields:
+        The gates at work, with `teacher` and `both`. After the block the parameters that were trainable are so again.
+
+    Raises:
+        HeadwiseError: Another mix, window or shape, dtype or device of gates, or a model without full attention.
     """
     if mix not in MIXES:
         raise HeadwiseError(f"unknown mix {mix!r}; use {' or '.join(MIXES)}")
@@ -132,8 +168,14 @@ def streaming_loss(
 ) -> Callable[[NDArray[np.bool_]], float]:
     """Measures a pattern: mean distillation loss over the texts if heads stream where it is False (self-mixing, gates 0 and 1).
 
-    texts: (ids [1, T], places to compare). The function it gives takes bool [full-attention layers] or [full-attention layers, KV heads]: what
-    rule Z5 of `layer_pattern` asks for.
+    Args:
+        hf: A transformers model.
+        texts: (ids [1, T], places to compare) each; at least one.
+        window: What a streaming head sees.
+
+    Returns:
+        A function from bool [full-attention layers] or [full-attention layers, KV heads] to a number of at least 0, smaller is better: what
+        rule Z5 of `layer_pattern` asks for. Each call costs two passes per text.
     """
     model = as_model(hf)
 
@@ -149,6 +191,15 @@ def streaming_loss(
 
 
 def last_hidden(model: Any, ids: Tensor, places: Sequence[int]) -> Tensor:
-    """Last hidden states [B, n, width], after the final norm, at some places of texts [B, T]; no logits are computed."""
+    """Last hidden states after the final norm at some places of texts; no logits are computed.
+
+    Args:
+        model: A transformers model.
+        ids: Texts [B, T] int64.
+        places: n positions in [0, T), the same in every text.
+
+    Returns:
+        [B, n, width] in the model's dtype.
+    """
     hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return hidden[:, list(places)]

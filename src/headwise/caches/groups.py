@@ -21,7 +21,12 @@ EMPTY = -1  # position of padding and of places not yet used
 
 
 class Window(NamedTuple):
-    """The first `sinks` and the last `recent` positions, the newest token included."""
+    """The first and the last positions of a text, the newest token included.
+
+    Attributes:
+        sinks: How many first ones, at least 0.
+        recent: How many last ones, at least 1.
+    """
 
     sinks: int
     recent: int
@@ -33,7 +38,13 @@ class Window(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """Positions of `tokens` new tokens: from `start` on in every row, or `rows` [B, tokens] int32 where a batch has padding (`EMPTY`)."""
+    """Positions of new tokens.
+
+    Attributes:
+        start: Position of the first one, in every row.
+        tokens: How many, T.
+        rows: [B, T] int32, positions of each row in place of `start` where a batch has padding (`EMPTY`); None: no padding.
+    """
 
     start: int
     tokens: int
@@ -94,11 +105,20 @@ class Group(ABC):
 
     @abstractmethod
     def take(self, keys: Tensor, values: Tensor, new: Arrival) -> Part:
-        """Add new tokens [B, n, T, d]; gives what they attend to."""
+        """Add new tokens.
+
+        Args:
+            keys: [B, n, T, d] of this group's heads, after rotation.
+            values: [B, n, T, d].
+            new: Their positions.
+
+        Returns:
+            What the new tokens attend to. Its keys and values may be views of the buffers: good until the group changes again.
+        """
 
     @abstractmethod
     def drop(self, count: int) -> None:
-        """Take the newest `count` positions away again."""
+        """Take the newest `count` positions away again. Raises `HeadwiseError` where they cannot be."""
 
     def fork(self) -> Group:
         """The same content, shared until one side changes."""
@@ -128,7 +148,7 @@ class Growing(Group):
     """Keeps what it was given and every new token."""
 
     def take(self, keys: Tensor, values: Tensor, new: Arrival) -> Part:
-        """Add new tokens at the end."""
+        """Add new tokens at the end; see `Group.take`. All that is held is attended to, so there is a mask only if places are empty."""
         stop = self.used + new.tokens
         self._rows_for(new)
         if stop > self.keys.shape[2] or self.lent:
@@ -142,7 +162,7 @@ class Growing(Group):
         return Part(self.heads, held_keys, held_values, positions, mask)
 
     def drop(self, count: int) -> None:
-        """Take the newest positions away again."""
+        """Take the newest `count` positions away again. Raises `HeadwiseError` if fewer are held."""
         if count > self.used:
             raise HeadwiseError(f"cannot remove {count} tokens: a head holds only {self.used}")
         self.used -= count
@@ -160,7 +180,7 @@ class Growing(Group):
 
 @dataclass
 class Sliding(Group):
-    """Keeps a window.
+    """Keeps a window (StreamingLLM, Xiao et al. 2024, section 3.2, but with keys rotated for their positions in the text).
 
     Attributes:
         window: Which positions.
@@ -172,14 +192,25 @@ class Sliding(Group):
 
     @classmethod
     def empty(cls, heads: Tensor | None, keys: Tensor, values: Tensor, window: Window, exact: bool) -> Sliding:
-        """A window without content, for keys and values like the given ones [B, n, T, d]."""
+        """A window without content.
+
+        Args:
+            heads: [n] int64, KV heads; None for all in order.
+            keys: [B, n, T, d]; rows, heads, width, dtype and device of the buffers are taken from it.
+            values: [B, n, T, d], likewise.
+            window: Which positions it keeps.
+            exact: As the attribute of that name.
+        """
         shape = (*keys.shape[:2], window.size)
         positions = torch.full((1, 1, window.size), EMPTY, dtype=torch.int32, device=keys.device)
         buffers = keys.new_empty(*shape, keys.shape[-1]), values.new_empty(*shape, values.shape[-1])
         return cls(heads, *buffers, positions, used=0, window=window, exact=exact)
 
     def take(self, keys: Tensor, values: Tensor, new: Arrival) -> Part:
-        """Add new tokens where they belong in the window."""
+        """Add new tokens where they belong in the window; see `Group.take`.
+
+        A block of several tokens attends to what was held before it came and to itself, since storing it overwrites what its first tokens see.
+        """
         if self.lent:
             self.keys, self.values, self.positions = self.keys.clone(), self.values.clone(), self.positions.clone()
             self.lent = False
@@ -206,7 +237,7 @@ class Sliding(Group):
         return part
 
     def drop(self, count: int) -> None:
-        """Refused: others have been overwritten."""
+        """Always raises `HeadwiseError`, unless `count` is 0: older tokens have been overwritten."""
         if count:
             raise HeadwiseError(
                 "a sliding window cannot remove its newest tokens, because it has overwritten older ones; fork the cache first"
@@ -241,7 +272,16 @@ class Sliding(Group):
 
 
 def seen_mask(seen: Tensor, asking: Tensor, window: Window | None) -> Tensor:
-    """[B or 1, n or 1, T, S] bool from positions of the keys [B or 1, n or 1, S] and of the queries [B or 1, n or 1, T]."""
+    """Which keys a query may look at: no empty place, nothing later than itself, nothing outside of its window.
+
+    Args:
+        seen: Positions of the keys [B or 1, n or 1, S], `EMPTY` for none.
+        asking: Positions of the queries [B or 1, n or 1, T].
+        window: Sinks and recent ones before each query; None: all.
+
+    Returns:
+        Bool [B or 1, n or 1, T, S], True = visible.
+    """
     seen, asking = seen[..., None, :], asking[..., None]
     mask = (seen != EMPTY) & (seen <= asking)
     if window is not None:

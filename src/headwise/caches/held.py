@@ -30,11 +30,21 @@ class Held:
 
     @property
     def shape(self) -> NoReturn:
-        """Other attention functions read this first."""
+        """Other attention functions read this first. Always raises `HeadwiseError`."""
         raise HeadwiseError("a compressed cache works only inside the `compress` block of its model")
 
     def attend(self, query: Tensor, *, scaling: float, softcap: float | None = None, sinks: Tensor | None = None) -> Tensor:
-        """Softmax attention [B, T, H, d] of `query` [B, H, T, d] over the parts; query head h reads KV head h // (H / KV heads)."""
+        """Softmax attention over the parts; query head h reads KV head h // (H / KV heads).
+
+        Args:
+            query: [B, H, T, d] after rotation.
+            scaling: Factor of query times key.
+            softcap: As in `maths.attend.attend`.
+            sinks: [H], as there.
+
+        Returns:
+            [B, T, H, d] in the query's dtype.
+        """
         if len(self.held) == 1 and self.held[0].heads is None:
             return _attend_part(query, self.held[0], scaling, softcap, sinks)
         groups = sum(part.keys.shape[1] for part in self.held)
@@ -50,7 +60,14 @@ class Held:
         return out.flatten(2, 3)
 
     def parts(self, rows: int, stop: int) -> Sequence[KeyPart]:
-        """What the newest `rows` rows attend to, with the position in the text of every key.
+        """What the newest rows attend to, with the position in the text of every key.
+
+        Args:
+            rows: How many of the newest query rows.
+            stop: Not used: a part is given whole, whatever its last row.
+
+        Returns:
+            One entry per group of KV heads.
 
         Raises:
             HeadwiseError: The batch has padding.

@@ -32,8 +32,14 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
         compressor: The method.
 
     Attributes:
+        compressor: As given.
+        model: As a `Model`.
+        running: What the layers know of the pass that runs.
         skipped: Layers that are kept as transformers keeps them, because they have no full attention (sliding windows, recurrent states).
         ends_prompt: Inside `prefill`, whether the pass that runs is its last one; otherwise None.
+
+    Raises:
+        HeadwiseError: The method does not fit the model, or the model has no layer with full attention.
     """
 
     def __init__(self, model: Any, compressor: Compressor) -> None:
@@ -94,7 +100,11 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
         set_length(self, None)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Called by the model's attention. Refused outside of the block and for parts of a model, where nothing would ever be cut."""
+        """Called by the model's attention; as `KeptLayer.update`, with `layer_idx` the decoder layer.
+
+        Raises:
+            HeadwiseError: Outside of the block, and for parts of a model, where nothing would ever be cut.
+        """
         if keeper_of(self.model.modules[layer_idx]) is None:
             raise HeadwiseError("a compressed cache works only inside the `compress` block, and with the whole model")
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
@@ -145,7 +155,13 @@ class KeptCache(Cache):  # type: ignore[misc]  # transformers is not typed
         return logits
 
     def fork(self) -> KeptCache:
-        """A cache with the same content that grows independently: one compressed context, many questions."""
+        """A cache with the same content that grows independently: one compressed context, many questions.
+
+        Keys and values are shared until one side changes.
+
+        Raises:
+            HeadwiseError: The prefill has not ended.
+        """
         if any(layer.groups is None for layer in self.kept_layers.values()):
             raise HeadwiseError("only a cache whose prefill has ended can be forked")
         twin = copy.copy(self)

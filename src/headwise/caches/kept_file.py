@@ -33,7 +33,15 @@ Tensors = dict[str, Tensor]
 
 
 def save_cache(cache: KeptCache, path: Path) -> None:
-    """Write a cache whose prefill has ended. An existing file is refused."""
+    """Write a cache whose prefill has ended. The file appears whole or not at all.
+
+    Args:
+        cache: Of a `compress` block, filled. Its tensors are copied to the CPU one by one.
+        path: A new file; its folder is made if need be.
+
+    Raises:
+        HeadwiseError: The file exists or cannot be written, the cache is empty, or its prefill has not ended.
+    """
     if path.exists():
         raise HeadwiseError(f"{path} exists; give another name (caches are never replaced)")
     if not cache.get_seq_length() or any(layer.groups is None for layer in cache.kept_layers.values()):
@@ -97,7 +105,11 @@ def load_cache(path: Path, model: Any, compressor: Compressor | None = None) -> 
 
 @dataclass(frozen=True)
 class Filled:
-    """Stands for the method of a cache that was filled elsewhere. name: of the method."""
+    """Stands for the method of a cache that was filled elsewhere.
+
+    Attributes:
+        name: Of the method, for messages.
+    """
 
     name: str
     prefill: str = field(default="dense", init=False)
@@ -109,7 +121,7 @@ class Filled:
         """No windows: those of the file are in its groups."""
 
     def kept(self, view: View) -> Sequence[Keep]:
-        """Refused."""
+        """Always raises `HeadwiseError`: the method is not there, only what it kept."""
         raise HeadwiseError(f"a cache from a file can be continued, but not filled again; open a `compress` block with {self.name}")
 
 

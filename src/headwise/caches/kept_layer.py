@@ -71,10 +71,25 @@ class Compressor(Protocol):
         """Raise `HeadwiseError` if the method does not fit the model."""
 
     def streams(self, layer: int, model: Model) -> Sequence[Keep] | None:
-        """The layer's heads by window, without places; None for a method that selects tokens."""
+        """The windows that hold from the first token on.
+
+        Args:
+            layer: Decoder layer, one with full attention.
+            model: Whose layer it is.
+
+        Returns:
+            The layer's KV heads by window, every head once and without places; None for a method that selects tokens.
+        """
 
     def kept(self, view: View) -> Sequence[Keep]:
-        """What a layer keeps after a dense prefill. Every KV head comes up once."""
+        """What a layer keeps after a dense prefill.
+
+        Args:
+            view: All that the layer holds. Its tensors are the cache's own: read them, do not change them.
+
+        Returns:
+            Every KV head once; heads that keep equally many positions can share an entry.
+        """
 
 
 @dataclass
@@ -91,7 +106,19 @@ class Pass:
 
 
 class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not typed
-    """One attention layer: all of it during a dense prefill, then the groups that the method keeps."""
+    """One attention layer: all of it during a dense prefill, then the groups that the method keeps.
+
+    Args:
+        running: Of the cache; tells the layer about padding and when a prefill ends.
+        streams: The heads by window, for methods whose windows hold during the prefill already; None for a dense prefill.
+        exact: As `Sliding.exact`, for the windows of `streams` and for those that `kept` gives.
+
+    Attributes:
+        keys: [B, G, S, d] during a dense prefill, otherwise None.
+        values: [B, G, S, d], likewise.
+        groups: What is kept; None until the prefill has ended.
+        seen: Tokens that passed, kept or not.
+    """
 
     is_sliding = False
     is_croppable = False
@@ -116,7 +143,15 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Add new keys and values; gives full tensors during a dense prefill, and what is `Held` after it."""
+        """Add new keys and values.
+
+        Args:
+            key_states: [B, G, T, d] after rotation.
+            value_states: [B, G, T, d].
+
+        Returns:
+            (keys, values): full tensors [B, G, S, d] during a dense prefill; after it twice the same `Held`, which attends for itself.
+        """
         self.lazy_initialization(key_states, value_states)
         new = self._arrival(key_states)
         self.seen += new.tokens
@@ -136,7 +171,13 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         return self.keys, self.values
 
     def cut(self, compressor: Compressor, call: Call, model: Model) -> None:
-        """After the attention of the last prefill pass: keep what the method says, drop the rest."""
+        """After the attention of the last prefill pass: keep what the method says, drop the rest. In any other pass nothing happens.
+
+        Args:
+            compressor: The method.
+            call: The layer's attention call, with the queries that the method may use.
+            model: Whose layer it is.
+        """
         if self.groups is not None or not self.running.last or self.keys is None or self.values is None:
             return
         rows = max(positions.shape[0] for positions in self._positions)
@@ -146,7 +187,12 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         )
 
     def keep(self, compressor: Compressor, view: View) -> None:
-        """End the prefill: keep what the method says of what it is shown, drop the rest."""
+        """End the prefill: keep what the method says of what it is shown, drop the rest.
+
+        Args:
+            compressor: The method; only its `kept` is called.
+            view: The keys, values and positions to choose from. They need not be those of this layer's own pass.
+        """
         self.groups = [self._group(keep, view.keys, view.values, view.positions) for keep in compressor.kept(view)]
         self.keys = self.values = None
         self._positions = []
@@ -196,7 +242,15 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         return full + sum(group.nbytes for group in self.groups or ())
 
     def held_positions(self, row: int, kv_heads: int) -> list[Tensor]:
-        """Per KV head the positions that a batch row holds, ascending."""
+        """Per KV head the positions that a batch row holds.
+
+        Args:
+            row: Batch row.
+            kv_heads: Of the model, G.
+
+        Returns:
+            G tensors int32, ascending, without padding; an empty list while the prefill has not ended.
+        """
         found: list[Tensor] = [torch.empty(0)] * kv_heads if self.groups else []
         for group in self.groups or ():
             heads = range(kv_heads) if group.heads is None else group.heads.tolist()
@@ -231,7 +285,14 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         return -1 if held is None else int(held.shape[0])
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the newest tokens (a negative number, as in transformers); what was dropped before does not come back."""
+        """Take back the newest tokens; what was dropped before does not come back.
+
+        Args:
+            tokens_to_remove: A negative number, as in transformers.
+
+        Raises:
+            HeadwiseError: Before the end of the prefill, in a batch with padding, for more tokens than a head holds, and for sliding windows.
+        """
         count = -tokens_to_remove
         if count and (self.groups is None or self._counts is not None):
             raise HeadwiseError("only tokens after the prefill can be removed, and only from a batch without padding")

@@ -38,6 +38,9 @@ def as_kvpress(press: Press, model: Model | None = None) -> Any:
         press: With a compression ratio and equal budgets.
         model: The model it will run on; None: read from the model when the block begins.
 
+    Returns:
+        The press, with the compression ratio of `press`; wrappers of kvpress may change that, and then theirs counts.
+
     Raises:
         MissingKvpressError: kvpress is not installed.
         HeadwiseError: A press with an absolute budget or with unequal budgets, and methods that are no `Press` (DuoAttention keeps windows,
@@ -70,7 +73,7 @@ def _press_class() -> Any:
 
     @dataclass
     class HeadwisePress(ScorerPress):  # type: ignore[misc]  # kvpress is not typed
-        """A press of headwise. compression_ratio: kvpress's wrappers may change it, and then theirs counts."""
+        """A press of headwise; its `compression_ratio` may be changed by kvpress's wrappers, and then theirs counts."""
 
         press: Any = None
         model = None  # no field: the name of a run is made of the fields
@@ -93,7 +96,19 @@ def _press_class() -> Any:
             attentions: Tensor | None,
             kwargs: dict[str, Any],
         ) -> Tensor:
-            """[B, KV heads, S] float32. hidden_states [B, S, width]: what the attention `module` read; keys, values [B, KV heads, S, d]."""
+            """Called by kvpress in the prefill of each layer.
+
+            Args:
+                module: The layer's attention.
+                hidden_states: [B, S, width], what it read.
+                keys: [B, KV heads, S, d] after rotation.
+                values: [B, KV heads, S, d].
+                attentions: Not used.
+                kwargs: What the attention was called with; its `position_embeddings` are used.
+
+            Returns:
+                [B, KV heads, S] float32.
+            """
             if self.model is None:
                 raise HeadwiseError("give as_kvpress the Model, or use the press as `with press(model)`")
             last = _looking_back(self.press, module, hidden_states, keys)
@@ -122,7 +137,16 @@ def _looking_back(press: Press, module: Any, hidden_states: Tensor, keys: Tensor
 
 
 def rotated(query: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021) as Llama lays them out. query [B, H, T, d]; cos, sin [B or 1, T, r], r <= d: the others stay."""
+    """Rotary positions (RoPE, Su et al. 2021, arXiv:2104.09864, section 3.4.2) as Llama lays them out: number i turns with number i + r / 2.
+
+    Args:
+        query: [B, H, T, d] before rotation.
+        cos: [B or 1, T, r] with r <= d; the numbers from r on stay as they are.
+        sin: [B or 1, T, r].
+
+    Returns:
+        [B, H, T, d].
+    """
     turning, still = query[..., : cos.shape[-1]], query[..., cos.shape[-1] :]
     first, second = turning.chunk(2, dim=-1)
     turned = turning * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
@@ -130,9 +154,20 @@ def rotated(query: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def marked_scores(press: Press, module: Any, query: Tensor, keys: Tensor, values: Tensor, model: Model) -> Tensor:
-    """[B, KV heads, S] float32: the press's scores, with sinks and window 1 above the highest, so that every top-k takes them first.
+    """The press's scores, with sinks and window 1 above the highest, so that every top-k takes them first.
 
     They are finite because wrappers of kvpress multiply scores and take means of them.
+
+    Args:
+        press: Of headwise.
+        module: The attention module, for its layer and scaling.
+        query: [B, H, T, d] after rotation: the queries that look back, T = 0 for a press that needs none.
+        keys: [B, KV heads, S, d] after rotation, without padding.
+        values: [B, KV heads, S, d].
+        model: Whose layer it is.
+
+    Returns:
+        [B, KV heads, S] float32.
     """
     batch, heads, length = keys.shape[:3]
     positions = torch.arange(length, dtype=torch.int32, device=keys.device)[None]  # kvpress knows no padding

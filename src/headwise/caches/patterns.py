@@ -55,14 +55,24 @@ class StreamingPattern(ABC):
 
     @abstractmethod
     def pattern(self, model: Model) -> Pattern:
-        """What keeps the whole text: bool [full layers] or [full layers, KV heads]. Raises `HeadwiseError` for heads of another model."""
+        """What keeps the whole text.
+
+        Args:
+            model: Whose heads they are.
+
+        Returns:
+            `kept` is bool [layers with full attention] or [layers with full attention, KV heads], True for those that keep it.
+
+        Raises:
+            HeadwiseError: Heads of another model.
+        """
 
     def check(self, model: Model) -> None:
         """Raise `HeadwiseError` if the heads belong to another model."""
         self.pattern(model)
 
     def streams(self, layer: int, model: Model) -> Sequence[Keep]:
-        """A layer's heads that keep everything, and its streaming heads with their window."""
+        """A layer's heads that keep everything, and its streaming heads with their window; see `Compressor.streams`."""
         kept = np.asarray(self.pattern(model).kept[model.heads.full_layers.index(layer)])
         window = Window(self.sinks, self.recent)
         if kept.all() or not kept.any():

@@ -87,7 +87,17 @@ class Press(ABC):
         return min(max(round(length * (1 - (self.compression_ratio or 0))), self.least), length)
 
     def kept(self, view: View) -> Sequence[Keep]:
-        """The best positions of each head; a prompt no longer than the budget is kept whole."""
+        """The best positions of each head; a prompt no longer than the budget is kept whole.
+
+        Args:
+            view: All that the layer holds.
+
+        Returns:
+            One entry for all heads, or one for each number of positions that the allocation gives.
+
+        Raises:
+            HeadwiseError: Scores that are not finite.
+        """
         length = view.keys.shape[2]
         real = view.positions >= 0
         budget = self.positions_for(int(real.sum(dim=1).max()))  # a share of the longest row, without its padding
@@ -109,11 +119,16 @@ class Press(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class WindowPress(Press):
-    """Scores by the attention of the prompt's last queries, averaged over neighbours and over the query heads of each KV head (SnapKV).
+    """Scores by the attention of the prompt's last queries (SnapKV, Li et al. 2024, section 4).
+
+    It is averaged over neighbours and over the query heads of each KV head.
 
     Attributes:
-        queries: How many of the last tokens look back (None: `window`).
-        kernel: Odd width of the moving average.
+        queries: How many of the last tokens look back, at least 1 (None: `window`).
+        kernel: Odd width of the moving average; 1: none.
+
+    Raises:
+        HeadwiseError: An even kernel, fewer than 1 query, or what `Press` refuses.
     """
 
     queries: int | None = None
@@ -131,7 +146,15 @@ class WindowPress(Press):
         return group_mean(self.head_scores(view, None), view.model.heads.kv_heads)
 
     def head_scores(self, view: View, heads: Sequence[int] | None) -> Tensor:
-        """[B, n, S] of these query heads (None: all). Positions of the window itself have 0, and do not spread to their neighbours."""
+        """Scores before the mean over the query heads of a KV head.
+
+        Args:
+            view: All that the layer holds.
+            heads: n query heads in ascending order; None: all.
+
+        Returns:
+            [B, n, S] float32, at least 0. Positions of the window itself have 0, and do not spread to their neighbours.
+        """
         rows = min(self.queries or self.window, view.query.shape[2])
         positions = view.positions if view.positions.shape[0] > 1 else None
         each = view.query.shape[1] // view.keys.shape[1]
@@ -151,5 +174,5 @@ class WindowPress(Press):
         return self.smoothed(scores)
 
     def smoothed(self, scores: Tensor) -> Tensor:
-        """Scores [..., S] averaged over `kernel` neighbours."""
+        """Scores [..., S] averaged over `kernel` neighbours; the step of `head_scores` that a subclass may replace."""
         return pooled(scores, self.kernel)

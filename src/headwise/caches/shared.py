@@ -37,7 +37,7 @@ def fork(cache: DynamicCache, length: int | None = None) -> DynamicCache:
 
     Args:
         cache: Of `full_cache` or `shared_past`.
-        length: Take its first `length` positions only.
+        length: Take its first `length` positions only; None: all.
 
     Raises:
         HeadwiseError: A length is given, but there are recurrent states, which cannot be cut.
@@ -48,7 +48,12 @@ def fork(cache: DynamicCache, length: int | None = None) -> DynamicCache:
 
 
 def cut_back(cache: DynamicCache, count: int) -> None:
-    """Take the last `count` positions out of a cache of `full_cache` or `shared_past` (recurrent states cannot be cut)."""
+    """Take the newest positions out of a cache, in place.
+
+    Args:
+        cache: Of `full_cache` or `shared_past`, without recurrent states, which cannot be cut.
+        count: How many; 0 changes nothing.
+    """
     if count:
         cache.crop(-count)
 
@@ -81,7 +86,11 @@ class OwnLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
 
 
 class SharedPast:
-    """Step: puts keys and values that all batch rows share in front of each row's own. by_layer: layer -> [1, G, P, d] each."""
+    """Step: puts keys and values that all batch rows share in front of each row's own.
+
+    Attributes:
+        by_layer: Layer -> (keys, values) [1, G, P, d] each; layers that are missing keep what they have.
+    """
 
     def __init__(self) -> None:
         self.by_layer: dict[int, tuple[Tensor, Tensor]] = {}
@@ -97,7 +106,7 @@ class SharedPast:
 
 @contextmanager
 def shared_past(model: Any, past: DynamicCache, rows: int) -> Iterator[DynamicCache]:
-    """Yield a cache for `rows` batch rows that all continue the one row in `past`, without copying its keys and values.
+    """Run passes of many rows that all continue one row, without copying its keys and values.
 
     Passes inside the block must use the yielded cache (or a fork of it). Positions of the past are read once for all rows.
 
@@ -105,6 +114,9 @@ def shared_past(model: Any, past: DynamicCache, rows: int) -> Iterator[DynamicCa
         model: A `Model`, or a transformers model.
         past: A cache of one row; it is left as it is.
         rows: Batch rows.
+
+    Yields:
+        A cache of `rows` batch rows, as long as `past`, that holds only what the rows add.
 
     Raises:
         HeadwiseError: Another block with a shared past is open.

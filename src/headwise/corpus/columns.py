@@ -15,14 +15,17 @@ Parts = tuple[str | None, str | None, str | None, Problem | None, int]
 
 
 def rows_of(batch: Any, text: str, domain: str | None, id: str | None, whole: str | None = None) -> Iterator[Parts]:
-    """Each row of a RecordBatch as (text or None, domain, id, problem or None, bytes of the text).
+    """The rows of a RecordBatch, whatever is wrong with some of them.
 
     Args:
         batch: A pyarrow RecordBatch.
         text: Name of the column with the texts.
-        domain: Name of the column with the domains.
-        id: Name of the column with the ids.
+        domain: Name of the column with the domains; None: there is none.
+        id: Name of the column with the ids; None: there is none.
         whole: The domain of all rows where no column is named.
+
+    Yields:
+        Each row as (text or None, domain, id, problem or None, bytes of the text). A problem is (reason, detail); there is no text then.
     """
     texts, problems, sizes = _texts(batch, text)
     domains = [whole] * batch.num_rows if domain is None else _names(batch, domain)

@@ -62,7 +62,12 @@ class DocumentScore:
 
     @classmethod
     def missing(cls, reason: str, n_tokens: int = 0) -> DocumentScore:
-        """The row of a document that has no score."""
+        """The row of a document that has no score: flagged, with NaN for all losses.
+
+        Args:
+            reason: Why there is none.
+            n_tokens: Tokens of the document, if it got that far.
+        """
         nan = float("nan")
         return cls(nan, nan, nan, n_tokens, 0, False, True, reason)
 
@@ -145,8 +150,11 @@ def windows_of(lengths: Sequence[int], size: int, most: int | None = None) -> li
 
     Args:
         lengths: Tokens of each document.
-        size: Tokens of a window.
-        most: Windows per document, at most.
+        size: Tokens of a window, at least 2.
+        most: Windows per document, at most; None: all.
+
+    Returns:
+        In the order of the documents and of their tokens.
 
     Raises:
         HeadwiseError: For a size below 2.
@@ -161,9 +169,16 @@ def windows_of(lengths: Sequence[int], size: int, most: int | None = None) -> li
 
 
 def batches_of(windows: Sequence[Window], tokens: int) -> list[list[Window]]:
-    """Batches of at most `tokens` tokens, padding counted (one window at least); they depend on this list of windows alone.
+    """Batches for passes of the model; they depend on this list of windows alone.
 
     Windows are sorted by length, so that hardly any padding is needed; the longest come first, so that memory runs out at once or never.
+
+    Args:
+        windows: In any order.
+        tokens: Most tokens of a batch, padding counted. A single longer window is a batch of its own.
+
+    Returns:
+        Every window once.
     """
     batches: list[list[Window]] = []
     for window in sorted(windows, key=lambda w: (-w.scored, w)):
@@ -201,8 +216,11 @@ def schema_of(config: Config | None = None, with_id: bool = False) -> Any:
     document was not scored; `reason` says why then.
 
     Args:
-        config: Its hash and its JSON text become the schema's metadata.
+        config: Its hash and its JSON text become the schema's metadata; None: there is none.
         with_id: Whether there is a column `id`.
+
+    Returns:
+        A pyarrow Schema.
     """
     from headwise.corpus.arrow import pa
 
@@ -222,7 +240,7 @@ def schema_of(config: Config | None = None, with_id: bool = False) -> Any:
 def score_batch(
     scorer: DocumentScorer, batch: Any, text: str = "text", domain: str | None = None, id: str | None = None, first_row: int = 0
 ) -> Any:
-    """Scores of a RecordBatch: one row for each of its rows, in order, with the columns of `schema_of`. No files, no threads.
+    """Scores of a RecordBatch: one row for each of its rows, in order. No files, no threads.
 
     This is what to call from Spark, datatrove or any other engine; the runners of this package do the same in two steps. The whole batch is
     one call of `scorer.score`, which is one of the things that scores depend on in the last digits.
@@ -234,6 +252,12 @@ def score_batch(
         domain: Name of the column with the domains, if there is one.
         id: Name of the column with the ids, if there is one.
         first_row: Number of the first row.
+
+    Returns:
+        A pyarrow RecordBatch with the columns of `schema_of`.
+
+    Raises:
+        HeadwiseError: As `score_rows`.
     """
     from headwise.corpus.columns import rows_of
 
@@ -246,7 +270,16 @@ def score_batch(
 
 
 def score_rows(scorer: DocumentScorer, rows: Rows, encoded: Sequence[Encoded], schema: Any) -> tuple[Any, list[dict[str, Any]]]:
-    """(RecordBatch of one row per row, one {row, reason, detail} per row without a score).
+    """Scores of one chunk as rows of a score table.
+
+    Args:
+        scorer: Any scorer; it is called once.
+        rows: Where the documents come from. What has a problem there gets no score, whatever the scorer says.
+        encoded: The same documents as token ids.
+        schema: Of `schema_of`.
+
+    Returns:
+        (RecordBatch of one row per row, one {row, reason, detail} per row without a score).
 
     Raises:
         HeadwiseError: If the scorer gives another number of scores than there are rows.

@@ -143,15 +143,15 @@ def estimate_cost(
     seed: int = 0,
     machines: Sequence[Machine] = (),
 ) -> Estimate:
-    """Count, measure, compute; nothing is written.
+    """What scoring a corpus will cost: count, measure, compute; nothing is written.
 
     Rows are drawn from the first `LOOK` rows of at most `FILES` files, which are drawn with chances in proportion to their size.
 
     Args:
         inputs: Files, folders, globs or URLs.
         scorer: Is measured.
-        options: How files are read.
-        rows: About how many are in the sample.
+        options: How files are read; None: `ScoreOptions()`.
+        rows: About how many are in the sample, at least 2.
         seed: Which files and rows.
         machines: Other machines to estimate for.
 

@@ -53,7 +53,11 @@ class Folder:
         return bool(self._place.equals(other._place)) and f"{self._root}/".startswith(f"{other._root}/")
 
     def names(self, hidden: bool = False) -> list[str]:
-        """Paths of all files in it and in its folders, sorted. hidden: also those that begin with a dot."""
+        """Paths of all files in it and in its folders, sorted.
+
+        Args:
+            hidden: Also those that begin with a dot.
+        """
         infos = self._place.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
         names = (posixpath.relpath(info.path, self._root) for info in infos if info.type == fs.FileType.File)
         return sorted(name for name in names if hidden or not posixpath.basename(name).startswith("."))
@@ -93,7 +97,15 @@ class Folder:
             raise HeadwiseError(f"{self.location}/{name} cannot be read: {one_line(error)}") from error
 
     def write_json(self, name: str, data: Any) -> None:
-        """Write plain data, NaN as null, replacing an older file. Raises as `whole`."""
+        """Write plain data, replacing an older file.
+
+        Args:
+            name: Path of the file below the folder.
+            data: NaN becomes null; the text ends with a line break.
+
+        Raises:
+            HeadwiseError: As `whole`.
+        """
         with self.whole(name) as stream:
             stream.write((json.dumps(plain(data), allow_nan=False, indent=1) + "\n").encode())
 

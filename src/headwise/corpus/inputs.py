@@ -84,7 +84,15 @@ class Inputs:
     folder: str
 
     def domain_of(self, file: InputFile, domain_from: str) -> str | None:
-        """The domain of a whole file: see `ScoreOptions.domain_from`."""
+        """The domain of a whole file.
+
+        Args:
+            file: One of `files`.
+            domain_from: `file` (its name without endings), `folder` (the one it lies in, relative to the input) or `none`.
+
+        Returns:
+            None for `none`.
+        """
         if domain_from == "none":
             return None
         above, base = posixpath.split(file.name)
@@ -97,7 +105,10 @@ def find_inputs(inputs: Sequence[str], output: str | None = None) -> Inputs:
     Args:
         inputs: Files, folders (searched to the bottom), globs (`*`, `?`, `[...]`, `**`), or URLs of these. In folders, files of other
             kinds and names starting with "." or "_" are left out. Text files too (also of a glob), if it names Parquet or JSON lines as well.
-        output: Everything in this folder is left out.
+        output: Everything in this folder is left out; None: nothing is.
+
+    Returns:
+        Every file once, however many inputs name it.
 
     Raises:
         HeadwiseError: If an input names nothing, inputs lie in different file systems, a name cannot be used for a score file, or two
@@ -131,7 +142,16 @@ def find_inputs(inputs: Sequence[str], output: str | None = None) -> Inputs:
 
 
 def shard_of(files: Sequence[InputFile], index: int, count: int) -> list[InputFile]:
-    """The `index`-th of `count` parts with about equally many bytes, sorted by name; a function of the names and sizes alone."""
+    """One of several parts with about equally many bytes; a function of the names and sizes alone, so machines need not talk to each other.
+
+    Args:
+        files: All of them.
+        index: Which part, from 0.
+        count: How many parts.
+
+    Returns:
+        The files of the part, sorted by name; none if there are fewer files than parts.
+    """
     loads = [(0, shard) for shard in range(count)]
     mine = []
     for file in sorted(files, key=lambda file: (-file.size, file.name)):  # largest first, each to the part with the fewest bytes
@@ -149,9 +169,12 @@ def safe_name(name: object, of: str) -> str:
         name: From a listing, a record or a manifest.
         of: What it names, for the message.
 
+    Returns:
+        The name as it was given.
+
     Raises:
-        HeadwiseError: If it is no text, empty, absolute, has a part that is empty, `.` or `..`, a control character, no valid Unicode, or a
-            part of more than `LONGEST_NAME` bytes.
+        HeadwiseError: If it is no text, empty, absolute, has a part that is empty, `.` or `..`, a control character, a backslash, no valid
+            Unicode, or a part of more than `LONGEST_NAME` bytes.
     """
     shown = ascii(name if not isinstance(name, str) or len(name) <= 100 else name[:100] + "...")
     if not isinstance(name, str) or any(part in ("", ".", "..") for part in name.split("/")):
@@ -170,7 +193,17 @@ def safe_name(name: object, of: str) -> str:
 
 
 def resolve(text: str) -> tuple[Any, str]:
-    """A path or URL -> (pyarrow file system, path inside it). Kinds of URLs that pyarrow does not know are opened with fsspec."""
+    """Where a path or URL leads. Kinds of URLs that pyarrow does not know are opened with fsspec.
+
+    Args:
+        text: A path, also one that begins with `~`, or a URL. Nothing need be there.
+
+    Returns:
+        (pyarrow file system, path inside it).
+
+    Raises:
+        HeadwiseError: If it is too long, no valid Unicode, or of a kind that cannot be opened.
+    """
     _check_path(text)
     scheme, mark, rest = text.partition("://")
     if not mark or scheme == "file":

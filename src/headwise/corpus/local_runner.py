@@ -64,7 +64,15 @@ def score_files(
 
 @dataclass(frozen=True)
 class Piece:
-    """What the reading thread hands over: a chunk with its tokens under way, or (rows None) the end of a file."""
+    """What the reading thread hands over: a chunk, or the end of a file.
+
+    Attributes:
+        file: Where it comes from.
+        rows: The chunk; None: the file ends here.
+        encoded: Its tokens, which another thread may still be making.
+        damaged: At the end of a file, why it could not be read any further; None: it was read whole.
+        unreadable: At the end of a file, why its bytes could not be had at all; None: they could.
+    """
 
     file: InputFile
     rows: Rows | None = None
@@ -208,7 +216,17 @@ class _Work:
 
 
 def read_ahead(items: Generator[T], depth: int) -> Generator[T]:
-    """The same items, made in a thread that is at most `depth` items ahead. Closing it closes `items`; errors come out where they occur."""
+    """The same items, made in a thread of their own while earlier ones are used.
+
+    Closing it closes `items`; errors come out at the place where they occur.
+
+    Args:
+        items: What to make; it runs in the thread.
+        depth: How many items may wait, at least 1.
+
+    Yields:
+        The items in their order.
+    """
     waiting: queue.Queue[Callable[[], T] | None] = queue.Queue(depth)
     stopped = threading.Event()
 

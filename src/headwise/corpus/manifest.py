@@ -18,7 +18,13 @@ Arrays = Mapping[str, NDArray[np.int64]]
 def tables(cuts: Thresholds, counts: Arrays) -> dict[str, Any]:
     """Shares of the whole corpus and of each domain, and the cut of each domain's length strata, domains in the order of their names.
 
-    `document_share` and `token_share` are shares of the ranked documents and of their tokens; null if there are none.
+    Args:
+        cuts: Where each domain was cut.
+        counts: Name -> [group], as `thresholds.Counts` has them.
+
+    Returns:
+        `options`, `all` and `domains`, as plain data. `document_share` and `token_share` are shares of the ranked documents and of their
+        tokens; null if there are none.
     """
     strata, names = cuts.options.strata, cuts.domains.names
     rows: list[dict[str, Any]] = []
@@ -42,6 +48,9 @@ def manifest(files: ScoreFiles, cuts: Thresholds, counts: Arrays, chosen: Mappin
         cuts: Where each domain was cut.
         counts: Documents and tokens per group.
         chosen: Score file -> what was written of it.
+
+    Returns:
+        Plain data for JSON.
     """
     return {
         "headwise_selection": VERSION,
@@ -55,7 +64,15 @@ def manifest(files: ScoreFiles, cuts: Thresholds, counts: Arrays, chosen: Mappin
 
 
 def shares_of(counts: Arrays, groups: Sequence[int]) -> dict[str, Any]:
-    """Sums over some groups, and the shares of ranked documents and of their tokens that were chosen."""
+    """Sums over some groups, and the shares of ranked documents and of their tokens that were chosen.
+
+    Args:
+        counts: Name -> [group], as `thresholds.Counts` has them.
+        groups: Numbers of groups.
+
+    Returns:
+        The sum of each count, and `document_share` and `token_share` in [0, 1], None where nothing is ranked.
+    """
     found: dict[str, Any] = {name: int(values[list(groups)].sum()) for name, values in counts.items()}
     for unit, of in (("document_share", ("chosen", "ranked")), ("token_share", ("chosen_tokens", "ranked_tokens"))):
         found[unit] = found[of[0]] / found[of[1]] if found[of[1]] else None

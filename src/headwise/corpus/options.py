@@ -148,6 +148,10 @@ class ChoiceOptions:
     def from_json(cls, data: object, where: str) -> ChoiceOptions:
         """Options as a manifest holds them, checked.
 
+        Args:
+            data: All options by name, none missing.
+            where: The file that they come from, for the message.
+
         Raises:
             HeadwiseError: For missing, unknown or wrong ones, naming `where`.
         """
@@ -183,6 +187,10 @@ class Config:
     @classmethod
     def of(cls, scorer: Mapping[str, Any], options: ScoreOptions) -> Config:
         """From a scorer's description and the options that matter for the result.
+
+        Args:
+            scorer: `DocumentScorer.description`.
+            options: Those that only share out the work (workers, shard, claims) are left out: they do not change a score.
 
         Raises:
             HeadwiseError: If the description is no JSON data.

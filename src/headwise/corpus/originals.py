@@ -64,7 +64,15 @@ class Originals:
         return replace(file, name=record.name)
 
     def texts(self, name: str, rows: Sequence[int]) -> list[str | None]:
-        """The texts of some rows of the input of `name`, in their order; None for what cannot be read."""
+        """The texts of some rows of an input.
+
+        Args:
+            name: Of a score file.
+            rows: At least one, in any order.
+
+        Returns:
+            In the order of `rows`; None for what cannot be read, whatever the reason.
+        """
         try:
             file = self.file(name)
             found = self._parquet_texts(file, rows) if file.is_parquet else self._line_texts(file, max(rows), set(rows))

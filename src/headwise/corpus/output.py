@@ -54,14 +54,27 @@ class Record(NamedTuple):
 
 
 def write_record(file: InputFile, config_hash: str, counts: Mapping[str, Any]) -> bytes:
-    """The content of a done record."""
+    """The content of a done record.
+
+    Args:
+        file: The input that is finished.
+        config_hash: Of the configuration that it was scored with.
+        counts: `COUNTS`, `rejected` (reason -> rows) and `damaged`, as plain data.
+
+    Returns:
+        JSON, for `read_record`.
+    """
     source = {"path": file.path, "version": file.version}
     full = {"name": file.name, "input": source, "config_hash": config_hash, **counts}
     return json.dumps(full, sort_keys=True, indent=1).encode()
 
 
 def read_record(text: str | bytes, name: str) -> Record:
-    """A done record that stands under `name`.
+    """A done record, checked.
+
+    Args:
+        text: Its content.
+        name: The name under which it stands.
 
     Raises:
         HeadwiseError: If it is none: broken, of wrong types or ranges, of another name, or of an input whose path does not end in its name.
@@ -89,14 +102,20 @@ def _is_count(value: object) -> bool:
 
 
 class Output:
-    """An output folder, local or in any file system of pyarrow or fsspec."""
+    """An output folder, local or in any file system of pyarrow or fsspec.
+
+    Args:
+        location: A path or URL. It is opened, or made with its `run.json`.
+        config: What all results in it share.
+
+    Attributes:
+        config: As given.
+
+    Raises:
+        HeadwiseError: If it holds other things than scores, or results of another configuration.
+    """
 
     def __init__(self, location: str, config: Config) -> None:
-        """Open or make it.
-
-        Raises:
-            HeadwiseError: If it holds other things than scores, or results of another configuration.
-        """
         self.config = config
         self._location = location
         self._place, self._root = resolve(location)
@@ -129,6 +148,9 @@ class Output:
             file: An input.
             look_again: Also if none was there when the folder was opened.
 
+        Returns:
+            True if the file can be skipped.
+
         Raises:
             HeadwiseError: For a result of another configuration, or of another file with this name.
         """
@@ -148,7 +170,12 @@ class Output:
         return False
 
     def start(self, file: InputFile, schema: Any) -> Sidecar:
-        """A new score file; what a dead process left of it is removed."""
+        """A new score file; what a dead process left of it is removed.
+
+        Args:
+            file: The input, which no other process is scoring.
+            schema: Of `schema_of`.
+        """
         for result in (f"scores/{file.sidecar}", f"rejected/{file.name}.jsonl", f"done/{file.name}.json"):
             folder, name = posixpath.split(f"tmp/{result}")
             for found in self._names(folder, ".tmp", recursive=False):
@@ -162,7 +189,15 @@ class Output:
         return self._place.open_output_stream(self._full(path), compression=None)
 
     def rename(self, old: str, new: str) -> None:
-        """Flush a closed file to disk and give it its name, replacing what is there. Raises `LostFileError` if it is gone."""
+        """Flush a closed file to disk and give it its name, replacing what is there.
+
+        Args:
+            old: Its path below the folder.
+            new: Its new path below the folder.
+
+        Raises:
+            LostFileError: It is gone: another process has taken the file over.
+        """
         source, target = self._full(old), self._full(new)
         self._place.create_dir(posixpath.dirname(target), recursive=True)
         try:
@@ -186,7 +221,15 @@ class Output:
                 self._place.delete_file(self._full(path))
 
     def finish(self, file: InputFile, record: dict[str, Any]) -> None:
-        """Write the done record: from now on the file is skipped."""
+        """Write the done record: from now on the file is skipped.
+
+        Args:
+            file: The input.
+            record: As `counts` of `write_record`.
+
+        Raises:
+            HeadwiseError: If it cannot be written.
+        """
         self._write(f"done/{file.name}.json", write_record(file, self.config.hash, record))
 
     def _is_empty(self) -> bool:
@@ -230,7 +273,13 @@ class Output:
 
 
 class Sidecar:
-    """The score file of one input file while it is written."""
+    """The score file of one input file while it is written. Nothing has its final name before `commit`.
+
+    Args:
+        output: The folder.
+        file: The input.
+        schema: Of `schema_of`.
+    """
 
     def __init__(self, output: Output, file: InputFile, schema: Any) -> None:
         token = uuid.uuid4().hex
@@ -245,7 +294,12 @@ class Sidecar:
         self._reasons: dict[str, int] = {}
 
     def append(self, batch: Any, rejected: Sequence[dict[str, Any]]) -> None:
-        """The next rows, and those of them that have no score."""
+        """The next rows.
+
+        Args:
+            batch: A RecordBatch with the schema's columns.
+            rejected: {row, reason, detail} of each of them that has no score.
+        """
         scored = batch.column(batch.schema.names.index("score")).is_valid()
         kept = pa.RecordBatch.from_arrays(
             [batch.column("flagged"), batch.column("n_tokens")], names=["flagged", "tokens"]

@@ -50,7 +50,16 @@ def value_of(image: int) -> float:
 
 
 def tie_numbers(name: str, rows: NDArray[np.integer], seed: int = 0) -> Ties:
-    """[n] uint64 that look random and depend on nothing but a file's name, the row and the seed; different for different rows of a file."""
+    """Numbers that look random, to tell equal scores apart in the same way on every machine.
+
+    Args:
+        name: Of the file.
+        rows: [n], numbers of its rows.
+        seed: 0 or more.
+
+    Returns:
+        [n] uint64; different for different rows of a file.
+    """
     start = int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
     x = np.uint64(start) + np.asarray(rows).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     # The finaliser of splitmix64 (Steele et al. 2014): one to one, so rows of one file never share a number.
@@ -65,6 +74,12 @@ class TopCuts:
     A key is an image and, behind it, a tie number: 6 digits of 16 bits. Use: until `done`, make an empty `histogram()`, `count` every piece into
     it (or add histograms of pieces), `narrow`. Two rounds find the score at the cut; more are needed only where the cut falls between equal
     scores. What crosses the line is taken: weights of what is taken reach `wanted`, and without the last key they would not.
+
+    Args:
+        groups: How many.
+
+    Attributes:
+        nothing: [group] bool, True where nothing was wanted.
     """
 
     def __init__(self, groups: int) -> None:
@@ -123,7 +138,16 @@ class TopCuts:
         self._place += 1
 
     def takes(self, groups: NDArray[np.integer], images: Images, ties: Ties) -> NDArray[np.bool_]:
-        """[n] bool: which keys are taken."""
+        """Which keys are taken, once all cuts are `done`.
+
+        Args:
+            groups: [n] group of each key.
+            images: [n].
+            ties: [n].
+
+        Returns:
+            [n] bool.
+        """
         line = self._image[groups]
         found: NDArray[np.bool_] = (images > line) | ((images == line) & (ties >= self._tie[groups]))
         found &= ~self.nothing[groups]

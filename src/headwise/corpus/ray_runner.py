@@ -44,6 +44,9 @@ def score_files_with_ray(
         report: Told the progress in bytes of input.
         cluster: What each actor gets.
 
+    Returns:
+        As `score_files`.
+
     Raises:
         HeadwiseError: As `score_files`.
         MissingExtraError: Without Ray.

@@ -59,7 +59,19 @@ class Row(NamedTuple):
 
 
 class Source(io.RawIOBase):
-    """The bytes of an input file for pyarrow; counts them, and tells failures to get them from damage inside them."""
+    """The bytes of an input file for pyarrow; counts them, and tells failures to get them from damage inside them.
+
+    Args:
+        filesystem: Of pyarrow.
+        path: Inside it.
+        seekable: Whether the reader jumps in the file, as that of Parquet does.
+
+    Attributes:
+        count: Bytes read so far.
+
+    Raises:
+        UnreadableError: If it cannot be opened.
+    """
 
     def __init__(self, filesystem: Any, path: str, seekable: bool) -> None:
         try:
@@ -106,7 +118,11 @@ class Source(io.RawIOBase):
 
 
 def unpacked(source: Source, compression: str | None) -> Generator[bytes]:
-    """The bytes of a file in steps, unpacked, without a byte order mark at its start.
+    """The bytes of a file in steps of at most `STEP`, unpacked, without a byte order mark at its start.
+
+    Args:
+        source: The file.
+        compression: `gzip` or `zstd`; None: it is not packed.
 
     Raises:
         ValueError: At a damaged place, or for a file that unpacks to far more than it holds; `BROKEN` has all kinds of it.
@@ -125,16 +141,21 @@ def unpacked(source: Source, compression: str | None) -> Generator[bytes]:
 class Reader:
     """The rows of one file.
 
+    Args:
+        filesystem: The pyarrow file system that it lies in.
+        file: The file.
+        options: Columns and sizes of chunks.
+        domain: Of all rows, where no column gives it.
+
     Attributes:
         damaged: After the last row: what could not be read, or None.
         position: Share of the file read so far, in [0, 1].
     """
 
     def __init__(self, filesystem: Any, file: InputFile, options: ScoreOptions, domain: str | None = None) -> None:
-        """domain: of all rows, where no column gives it."""
         self._filesystem, self._file, self._options, self._domain = filesystem, file, options, domain
         self.damaged: str | None = None
-        self.position = 0.0  # share of the file read so far, in [0, 1]
+        self.position = 0.0
 
     def chunks(self) -> Iterator[Rows]:
         """The file cut into chunks of at most `chunk_rows` rows and `chunk_bytes` bytes; a larger row is a chunk of its own."""
@@ -277,6 +298,11 @@ def raw_lines(blocks: Iterable[bytes | None]) -> Iterator[bytes | None]:
 def check_columns(inputs: Inputs, files: Sequence[InputFile], options: ScoreOptions) -> None:
     """Refuse a column that none of the first files has: a misspelt name would give a corpus without scores.
 
+    Args:
+        inputs: The file system of the files.
+        files: Those that will be read; the first `LOOKED_AT` are opened.
+        options: Names of the columns.
+
     Raises:
         HeadwiseError: For such a column, naming those that there are.
     """
@@ -289,7 +315,12 @@ def check_columns(inputs: Inputs, files: Sequence[InputFile], options: ScoreOpti
 
 
 def field_of(data: Mapping[str, Any], name: str) -> tuple[bool, Any]:
-    """(whether it is there, its value) of a field of a JSON object, or of an object inside it."""
+    """A field of a JSON object, or of an object inside it: (whether it is there, its value).
+
+    Args:
+        data: The object.
+        name: `a.b` is the field of that very name, or the field `b` of the object `a`.
+    """
     if name in data:
         return True, data[name]
     found: Any = data
@@ -303,7 +334,13 @@ def field_of(data: Mapping[str, Any], name: str) -> tuple[bool, Any]:
 def names_in(
     fields: Iterable[tuple[str, Any]], inner: Callable[[Any], Iterable[tuple[str, Any]]], depth: int = DEEPEST
 ) -> list[str]:
-    """Names of all fields and of fields inside them, dotted. inner: the fields of a value, none if it has none."""
+    """Names of all fields and of fields inside them, dotted.
+
+    Args:
+        fields: (name, value) each.
+        inner: The fields of a value, none if it has none.
+        depth: How many more levels are looked into.
+    """
     found = []
     for name, value in fields:
         below = names_in(inner(value), inner, depth - 1) if depth else []

@@ -80,7 +80,14 @@ class ScoreFiles:
             yield from ((name, batch) for batch in self.read(name, columns))
 
     def read(self, name: str, columns: Sequence[str]) -> Iterator[Any]:
-        """Record batches of one file.
+        """Some columns of one file, at most `ROWS` rows at once.
+
+        Args:
+            name: Of a score file.
+            columns: Names among those of `schema_of`.
+
+        Yields:
+            Record batches.
 
         Raises:
             HeadwiseError: If a column is missing, of another type or holds a number that cannot be, or if the file is damaged.

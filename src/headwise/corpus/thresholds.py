@@ -43,17 +43,24 @@ class Keys:
 
 
 class Domains:
-    """Numbers of domain names, given in the order of their first appearance; a document without a domain has the name ""."""
+    """Numbers of domain names, given in the order of their first appearance; a document without a domain has the name "".
+
+    Attributes:
+        names: Name -> number, from 0.
+    """
 
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
 
     def numbers(self, column: Any, new: bool) -> Ints:
-        """Numbers [n] of an arrow column of names.
+        """Numbers of an arrow column of names.
 
         Args:
             column: Of n names.
             new: Unknown names get a number (else they are a `KeyError`).
+
+        Returns:
+            [n] int64.
 
         Raises:
             HeadwiseError: For more than `MOST_GROUPS` domains.
@@ -74,7 +81,18 @@ class Domains:
 
 
 def keys_of(batch: Any, name: str, domains: Domains, options: ChoiceOptions, new: bool = False) -> Keys:
-    """Keys of the documents of one batch of the score file `name`. Documents without a score are never ranked, whatever the ranking."""
+    """Keys of the documents of one batch. Documents without a score are never ranked, whatever the ranking.
+
+    Args:
+        batch: Of `ScoreFiles.read`.
+        name: Of the score file; ties depend on it.
+        domains: Grows if `new`.
+        options: What is ranked, and how.
+        new: Whether unknown domains get a number.
+
+    Raises:
+        HeadwiseError: For more than `MOST_GROUPS` domains.
+    """
     loss, score = floats(batch, "loss_base"), floats(batch, "score")
     tokens, rows = whole_numbers(batch, "n_tokens"), whole_numbers(batch, "row")
     ranked = np.isfinite(score) & np.isfinite(loss) & (loss >= options.min_loss)
@@ -106,13 +124,26 @@ COUNTS = ("documents", "ranked", "chosen", "tokens", "ranked_tokens", "chosen_to
 
 
 class Counts:
-    """Documents and tokens per group: of all, of those that are ranked, of the chosen ones; each [group] int64."""
+    """Documents and tokens per group.
+
+    Args:
+        groups: How many.
+
+    Attributes:
+        values: `COUNTS` -> [group] int64: of all documents, of those that are ranked, of the chosen ones.
+    """
 
     def __init__(self, groups: int) -> None:
         self.values = {name: np.zeros(groups, dtype=np.int64) for name in COUNTS}
 
     def add(self, keys: Keys, groups: NDArray[np.int64], chosen: NDArray[np.bool_]) -> None:
-        """Count one piece."""
+        """Count one piece of n documents.
+
+        Args:
+            keys: Of the documents.
+            groups: [n] group of each.
+            chosen: [n] whether it is chosen.
+        """
         everything = np.ones(len(groups), dtype=bool)
         for kind, where in (("", everything), ("ranked", keys.ranked), ("chosen", chosen)):
             np.add.at(self.values[kind or "documents"], groups[where], 1)
@@ -155,7 +186,15 @@ class Thresholds:
         return -value_of(image) if self.options.rank == "perplexity" else value_of(image)
 
     def longest(self, domain: int, stratum: int) -> int | None:
-        """Tokens of the longest document that belongs to a stratum; None: the last one has no end."""
+        """Tokens of the longest document that belongs to a length stratum.
+
+        Args:
+            domain: Number of the domain.
+            stratum: From 0, the shortest.
+
+        Returns:
+            None for the last stratum, which has no end.
+        """
         if stratum >= self.edges.shape[1]:
             return None
         return int(value_of((int(self.edges[domain, stratum]) << 16) | 0xFFFF))
@@ -168,6 +207,9 @@ def find_thresholds(files: ScoreFiles, options: ChoiceOptions, report: Report = 
         files: The scores.
         options: What is chosen.
         report: Told the rows of each reading.
+
+    Returns:
+        The exact cut of every domain and length stratum.
 
     Raises:
         HeadwiseError: If no document can be ranked, or for too many domains.

@@ -38,7 +38,17 @@ PERPLEXITY_DRAWS = 5  # random draws per K whose perplexity is measured
 class AblationOptions:
     """What to take away and how to measure it.
 
-    Attributes are the arguments of `ablation_curve` of the same names.
+    Attributes:
+        top: Different numbers of heads K, each at least 1.
+        mode: `zero`, `uniform` or `mean`.
+        scope: `answer` or `all`.
+        controls: Layer-matched random draws per K, at least 1.
+        seed: Of draws, intervals and tests, 0 or more.
+        max_new_tokens: Longest answer in tokens, at least 1.
+        rows: Variants in one batch, at least 1.
+
+    Raises:
+        HeadwiseError: A value that is none of these.
     """
 
     top: tuple[int, ...] = (1, 2, 4, 8)
@@ -157,6 +167,9 @@ def describe_run(
         task: The prompts.
         options: What is taken away, and how it is measured.
         calibration: Text of your own for the means of mode `mean`.
+
+    Returns:
+        JSON data; of the calibration text only a fingerprint.
     """
     run: dict[str, Any] = {
         "mode": options.mode,

@@ -47,18 +47,29 @@ class AblationResult:
         return np.exp(self.losses.mean(axis=1)) if self.losses.size else np.full(len(self.variants), np.nan)
 
     def rows_of(self, kind: Kind, k: int) -> list[int]:
-        """Indices of the variants of one kind and K."""
+        """Rows of `values` and `losses` that belong to the variants of one kind and K.
+
+        Args:
+            kind: `none`, `top`, `bottom` or `random`.
+            k: Heads taken away; 0 for `none`.
+
+        Returns:
+            Indices into `variants`; one, but for random draws.
+        """
         return [i for i, variant in enumerate(self.variants) if (variant.kind, variant.k) == (kind, k)]
 
     def summary(self) -> list[Row]:
-        """One row per metric, K and kind: means, what they are worth, and what they are compared with.
+        """Means, what they are worth, and what they are compared with: one row per metric, K and kind.
 
-        mean, low, high: mean over items and its 95 % interval (needles resampled: the prompts of one needle are no independent
-        evidence). drop, drop_low, drop_high: the same of none minus this.
-        Random rows are means over draws (geometric ones for perplexity); draws: value of each; sd_draws: their standard deviation (null for
-        one draw). p_paired: two-sided sign-flip test over needles against the mean random draw. p_rank: `rank_p` among the draws.
-        Rows of `perplexity` (scope `all`) have intervals over windows; there a negative drop is a loss. With a single needle, prompts take the
-        place of needles.
+        Returns:
+            Rows with
+            `mean`, `low`, `high`: mean over items and its 95 % interval (needles resampled: the prompts of one needle are no independent evidence;
+            with a single needle, prompts take the place of needles);
+            `drop`, `drop_low`, `drop_high`: the same of none minus this;
+            `p_paired`: two-sided sign-flip test over needles against the mean random draw, and `p_rank`: `rank_p` among the draws;
+            random rows are means over draws (geometric ones for perplexity), with `draws`, the value of each, and `sd_draws`, their standard
+            deviation (None for one draw).
+            Rows of `perplexity` (scope `all`) have intervals over windows; there a negative drop is a loss.
         """
         ks = sorted({variant.k for variant in self.variants} - {0})
         places: list[tuple[Kind, int]] = [("none", 0), *((kind, k) for k in ks for kind in ("top", "bottom", "random"))]
@@ -106,7 +117,15 @@ class AblationResult:
         }
 
     def save(self, path: Path, overwrite: bool = False) -> None:
-        """Write the result as JSON, atomically. An existing file is refused unless `overwrite`; it is replaced then, never merged."""
+        """Write the result as JSON, atomically.
+
+        Args:
+            path: Where to.
+            overwrite: Replace an existing file; it is never merged.
+
+        Raises:
+            HeadwiseError: The file exists and is not to be replaced, or it cannot be written.
+        """
         write_json(self.to_json(), path, overwrite)
 
     def _row(self, metric: str, kind: Kind, k: int) -> Row:

@@ -21,6 +21,10 @@ DEPTHS = 5
 def default_task(model: Model, seed: int = 0) -> Task:
     """Needle prompts of three lengths that fit the model, from the bundled needles that detection never uses.
 
+    Args:
+        model: With its tokenizer.
+        seed: Of the haystack windows and of the order of the runs.
+
     Raises:
         HeadwiseError: The model has no tokenizer.
     """
@@ -32,7 +36,18 @@ def default_task(model: Model, seed: int = 0) -> Task:
 
 
 def given_scores(heads: HeadScores | HeadSet | Iterable[tuple[int, int]], model: Model) -> HeadScores:
-    """Scores as they are; heads in an order as scores that fall from the first to the last of them, 0 for all others."""
+    """Scores for a sweep, also where only an order of heads is known.
+
+    Args:
+        heads: Scores, which are taken as they are; or at least one head, the most important first.
+        model: Whose heads they are.
+
+    Returns:
+        Of heads in an order: scores that fall by 1 from the first to the last of them, 0 for all others.
+
+    Raises:
+        HeadwiseError: No heads, or heads of another model.
+    """
     if isinstance(heads, HeadScores):
         return heads
     chosen = heads if isinstance(heads, HeadSet) else HeadSet.of(heads, model.heads.shape, "given heads")
@@ -52,6 +67,9 @@ def sweep_tokens(task: Task, sets: int, scope: str) -> float:
         task: The prompts: one context per length, needle and window, at all depths.
         sets: Sets of heads that are taken away.
         scope: With `answer` contexts are read once for all sets and share what stands in front of the needle; with `all` nothing is shared.
+
+    Returns:
+        Tokens, not rounded; what progress is counted in.
     """
     depths = sorted(task.grid.depths)
     gold = float(np.mean([len(task.composer.compose(Window((), (0,)), needle, 0.0).gold) for needle in task.needles])) + 1

@@ -73,7 +73,12 @@ class Size(NamedTuple):
 
 
 class Said(NamedTuple):
-    """An answer and how right it is, in [0, 1]."""
+    """One answer.
+
+    Attributes:
+        text: What was said, special tokens left out.
+        right: How right it is, in [0, 1], by the question's judge.
+    """
 
     text: str
     right: float
@@ -137,6 +142,9 @@ def measure_compression(
         seed: Of the intervals, 0 or more.
         report: Called with (done, total, remark); done and total count tokens of prompts.
         min_full: Share of the questions, in [0, 1], that the first method must answer; below it nothing can be said of the others.
+
+    Returns:
+        Rows, answers, gates and what was left out. Rows are there also where the gate failed, and say so.
 
     Raises:
         HeadwiseError: Nothing to measure, an unknown place of the question, or numbers out of range.
@@ -294,7 +302,14 @@ def _text(model: Model, ids: Sequence[int]) -> str:
 
 
 def size_of(cache: KeptCache) -> Size:
-    """Sizes of the layers that are compressed; `cache.skipped` are not counted. The prefill must have ended."""
+    """Sizes of the layers that are compressed; `cache.skipped` are not counted.
+
+    Args:
+        cache: Of one row, after its prefill.
+
+    Returns:
+        Measured bytes, and beside them what the formula says of the same and of a full cache.
+    """
     layers = list(cache.kept_layers.values())
     counts = [[len(head) for head in heads] for heads in cache.held_positions().values()]
     some = (layers[0].groups or [])[0]
@@ -305,7 +320,18 @@ def size_of(cache: KeptCache) -> Size:
 
 
 def continuation(model: Any, cache: KeptCache, logits: Tensor, stop: Collection[int], limit: int) -> tuple[int, ...]:
-    """Greedy answer behind a prompt whose prefill gave `logits` [1, vocabulary]; ends with a stop token or after `limit` tokens."""
+    """Greedy answer behind a prompt that a cache has just read.
+
+    Args:
+        model: A transformers model.
+        cache: Of one row; it grows.
+        logits: [1, vocabulary] behind the prompt, which give the first token.
+        stop: Tokens that end an answer.
+        limit: Longest answer in tokens; one token is said in any case.
+
+    Returns:
+        The tokens, a stop token included.
+    """
     token = int(logits[0].argmax())
     if token in stop or limit <= 1:
         return (token,)

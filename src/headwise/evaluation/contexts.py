@@ -92,7 +92,15 @@ def longest(context: Context) -> int:
 
 
 def check_drawing(model: Model, length: int, count: int, questions: int, seed: int) -> None:
-    """Raise `HeadwiseError` for numbers that no task can draw by."""
+    """Raise `HeadwiseError` for numbers that no task can draw by.
+
+    Args:
+        model: Its positions limit the length.
+        length: Tokens of prompt and answer.
+        count: Contexts, at least 1.
+        questions: Per context, at least 1.
+        seed: 0 or more.
+    """
     if count < 1 or questions < 1 or seed < 0:
         raise HeadwiseError(f"items and questions must be at least 1 and the seed 0 or more; got {count}, {questions} and {seed}")
     most = model.positions
@@ -109,6 +117,9 @@ def fitted_contexts(draw: Callable[[float, int], Context], length: int, count: i
         draw: (about how many tokens, number of the draw) -> a context.
         length: Tokens of prompt and answer, at most.
         count: Contexts wanted.
+
+    Returns:
+        The first `count` draws that fit.
 
     Raises:
         HeadwiseError: Nothing that is drawn fits.
@@ -139,6 +150,9 @@ def ruler_contexts(model: Model, rows: Sequence[RulerRow], chat: bool = False) -
         rows: What `read_ruler` gives.
         chat: Context and question stand in a user turn, as in kvpress's evaluation.
 
+    Returns:
+        One per row. Answers end where the model ends a text, not at a line break, and are judged by RULER's own measure.
+
     Raises:
         HeadwiseError: A row that the model has no positions for.
     """
@@ -166,6 +180,9 @@ def data_contexts(model: Model, asked: Sequence[OwnQuestion], name: str, limit: 
         limit: Longest answer in tokens.
         chat: Context and question stand in a user turn.
 
+    Returns:
+        One per different text, in the order of first appearance.
+
     Raises:
         HeadwiseError: A question that the model has no positions for.
     """
@@ -190,7 +207,17 @@ def data_contexts(model: Model, asked: Sequence[OwnQuestion], name: str, limit: 
 
 
 def place_of(encoder: PieceEncoder, ids: Sequence[int], text: str, answer: str) -> Span | None:
-    """Tokens of the only occurrence of an answer in a text; None if it stands there several times or never, or tokens do not give the text."""
+    """Tokens of the only occurrence of an answer in a text.
+
+    Args:
+        encoder: That made the ids.
+        ids: Of the text.
+        text: The text.
+        answer: Letter for letter, case included.
+
+    Returns:
+        Positions in `ids`; None if the answer stands there several times or never, or tokens do not give the text back.
+    """
     at = text.find(answer)
     if at < 0 or text.find(answer, at + 1) >= 0 or encoder.decode(ids) != text:
         return None

@@ -28,8 +28,20 @@ def measure_needle_grid(
 ) -> dict[str, Any]:
     """Run every cell of the grid once.
 
-    Returns {"cells": [{length, depth, needle, answer, recall, exact, gold_logprob, ...}], "recall", "exact": means in [0, 1], ...}.
-    Raises `HeadwiseError` unless answers may have at least one token.
+    Args:
+        model: With its tokenizer.
+        task: Needles, haystack and grid.
+        max_new_tokens: Longest answer in tokens, at least 1.
+        directory: Finished groups are kept there and not run again; None keeps nothing.
+        report: `report(done, total, remark)` in tokens of context.
+
+    Returns:
+        Plain data: `cells`, one {length, depth, needle, answer, recall, exact, gold_logprob, ...} per prompt; `recall` and `exact`, their means
+        in [0, 1]; `runs`, `grid`, and the model.
+
+    Raises:
+        HeadwiseError: Answers without a token.
+        PromptError: Prompts that cannot be made, before any work is done.
     """
     check_least(1, max_new_tokens=max_new_tokens)
     run = partial(_run_group, model, stop=stop_ids(model, task.composer.builder.opens_thought), limit=max_new_tokens)

@@ -24,7 +24,19 @@ WINDOWS = ((8, 512), (8, 256), (8, 128), (4, 128), (4, 64), (2, 64))  # (number,
 
 
 def perplexity(model: Any, windows: Tensor, rows: int = ROWS) -> float:
-    """Exp of the mean loss per predicted token, under whatever block is open. Arguments as for `window_losses`."""
+    """Exp of the mean loss per predicted token, under whatever block is open.
+
+    Args:
+        model: As for `window_losses`.
+        windows: As for `window_losses`.
+        rows: As for `window_losses`.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        HeadwiseError: As `window_losses`.
+    """
     return float(window_losses(model, windows, rows).double().mean().exp())
 
 
@@ -147,7 +159,15 @@ def plain_windows(task: Task, positions: int | None) -> tuple[Tensor, Tensor]:
 
 
 def with_bos(windows: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """Windows [n, T] with a BOS in front of each if the tokenizer puts one in front of a text."""
+    """Windows as the model expects the beginning of a text.
+
+    Args:
+        windows: Token ids [n, T].
+        tokenizer: Of the model.
+
+    Returns:
+        [n, T + 1] on the CPU, with a BOS in front, if the tokenizer puts one in front of a text; else [n, T].
+    """
     bos = torch.tensor(PieceEncoder(tokenizer).bos, dtype=windows.dtype)
     return torch.cat([bos.expand(len(windows), -1), windows.cpu()], dim=1)
 

@@ -26,9 +26,12 @@ KEY = 8  # characters of a key and of a value
 def needle_contexts(
     model: Model, task: str, length: int, count: int, questions: int = 1, split: str = "test", seed: int = 0
 ) -> list[Context]:
-    """Needles in a stretch of the bundled novels, asked for one by one (a `CacheTask`).
+    """Needles in a stretch of the bundled novels, asked for one by one (a `CacheTask`, which describes the arguments).
 
     An answer is right if the gold answer stands in it. Split `test` has the needles that detection never uses, the others those of detection.
+
+    Raises:
+        HeadwiseError: As `CacheTask`; also for more questions than there are needles.
     """
     check_drawing(model, length, count, questions, seed)
     needles = bundled_needles("test" if check_split(split) == "test" else "detect")
@@ -51,9 +54,12 @@ def needle_contexts(
 def key_value_contexts(
     model: Model, task: str, length: int, count: int, questions: int = 1, split: str = "test", seed: int = 0
 ) -> list[Context]:
-    """A JSON object of random keys and values, some of which are asked for (a `CacheTask`).
+    """A JSON object of random keys and values, some of which are asked for (a `CacheTask`, which describes the arguments).
 
     Each question stands behind three answered ones about other keys. An answer is right if it is the value up to its closing quotation mark.
+
+    Raises:
+        HeadwiseError: As `CacheTask`.
     """
     check_drawing(model, length, count, questions, seed)
     check_split(split)

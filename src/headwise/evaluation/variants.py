@@ -41,6 +41,9 @@ def head_variants(scores: HeadScores, top: Iterable[int], controls: int, seed: i
             many (few heads per layer), all there are.
         seed: Of the draws and of the order of equally weak heads.
 
+    Returns:
+        In that order.
+
     Raises:
         HeadwiseError: A K above half of the scored heads.
     """

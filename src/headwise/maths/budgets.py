@@ -20,10 +20,13 @@ def fitted(wanted: Sequence[float], total: int, least: int, most: int) -> list[i
     What limits take away from one goes to the others in proportion to what they wanted; equal wishes differ by at most 1, earlier ones larger.
 
     Args:
-        wanted: Weights; negative ones count as 0.
+        wanted: Weights; negative ones count as 0, and if all are 0, they count as equal.
         total: Sum of the counts.
         least: Lower limit of every count.
         most: Upper limit of every count.
+
+    Returns:
+        One count per weight, in the same order.
 
     Raises:
         HeadwiseError: A weight that is no finite number.
@@ -62,6 +65,9 @@ def pyramid(layers: int, budget: int, beta: float) -> list[float]:
         budget: Mean positions per layer.
         beta: At least 1.
 
+    Returns:
+        One share per layer, in positions, not rounded.
+
     Raises:
         HeadwiseError: A beta below 1.
     """
@@ -77,7 +83,10 @@ def error_shares(errors: Sequence[float], budget: int, least: int) -> list[float
     Args:
         errors: One per layer, finite and not negative, not all 0.
         budget: Mean positions per layer.
-        least: Floor of every share.
+        least: Floor of every share; with a floor above the budget nothing is left to divide.
+
+    Returns:
+        One share per layer, in positions, not rounded.
 
     Raises:
         HeadwiseError: Errors that are no such numbers.
@@ -90,12 +99,15 @@ def error_shares(errors: Sequence[float], budget: int, least: int) -> list[float
 
 
 def head_shares(scores: Sequence[Sequence[float]], budget: int, beta: float) -> list[list[float]]:
-    """[layer][head] shares: a base for all, and a pool of 1 / beta of everything in proportion to the scores (HeadKV, Fu et al. 2024, sec. 3.2).
+    """Shares by score: a base for all heads, and a pool of 1 / beta of everything in proportion to the scores (HeadKV, Fu et al. 2024, sec. 3.2).
 
     Args:
         scores: [layer][KV head], not negative, not all 0; heads without a score (NaN) count as 0.
         budget: Mean positions per KV head.
         beta: At least 1.
+
+    Returns:
+        [layer][KV head], in positions, not rounded; their mean is `budget`.
 
     Raises:
         HeadwiseError: A beta below 1, or scores that are no such numbers.
@@ -116,6 +128,9 @@ def adaptive_counts(scores: Tensor, budget: int, floor: float) -> list[int]:
         scores: [n, S], of n heads.
         budget: Mean positions per head.
         floor: Share of the budget in [0, 1] that every head keeps in any case (the paper's safeguard).
+
+    Returns:
+        n counts, whose sum is n x budget where the prompt has so many positions.
 
     Raises:
         HeadwiseError: A floor outside of [0, 1].

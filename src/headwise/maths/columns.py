@@ -75,12 +75,15 @@ def pool_passages(
         columns: [..., T], one value per token.
         spans: P ranges [start, stop).
         trim: Leave out tokens whose value is more than `trim` standard deviations (unbiased, over the passage's own tokens) below the
-            passage's mean.
+            passage's mean; None: count all.
         normalize: `sum`, `mean` (divided by the passage's tokens) or `sqrt` (by their square root).
         strict: As the released code has it, a token exactly at the bound is left out too, so that passages of one token count 0.
 
     Returns:
         [..., P] float32.
+
+    Raises:
+        HeadwiseError: Another `normalize`.
     """
     if normalize not in NORMALIZE:
         raise HeadwiseError(f"unknown normalize {normalize!r}; use {', '.join(NORMALIZE)}")

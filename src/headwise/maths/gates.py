@@ -22,7 +22,12 @@ HIGH = 0.9  # a head above this is one that the optimiser wanted to keep
 
 
 class GateLoss(NamedTuple):
-    """distillation: how far the gated model is from the full one. penalty: how much is kept, before its weight. Scalars, float32."""
+    """Both parts of the loss that gates are trained with; scalars, float32, at least 0.
+
+    Attributes:
+        distillation: How far the gated model is from the full one.
+        penalty: How much is kept, before its weight.
+    """
 
     distillation: Tensor
     penalty: Tensor
@@ -31,8 +36,10 @@ class GateLoss(NamedTuple):
 class Pattern(NamedTuple):
     """Which heads or layers are retrieval heads or layers, the others stream.
 
-    kept: bool, [layers, KV heads] or [layers]. tied: places among the kept ones that went to one of several equal candidates. cut: the highest
-    gate, or mean gate of a layer, in [0, 1] that streams; NaN if none does.
+    Attributes:
+        kept: Bool, [layers, KV heads] or [layers].
+        tied: Places among the kept ones that went to one of several equal candidates.
+        cut: The highest gate, or mean gate of a layer, in [0, 1] that streams; NaN if none does.
     """
 
     kept: NDArray[np.bool_]
@@ -46,26 +53,53 @@ class Pattern(NamedTuple):
 
 
 def mix(full: Tensor, stream: Tensor, gates: Tensor) -> Tensor:
-    """Mixture gate x full + (1 - gate) x stream of query heads [B, T, H, d] and gates [G] of their KV heads (H % G == 0).
+    """Mixture gate x full + (1 - gate) x stream (section 2.2). At gates 0 and 1 it is exactly one of the two.
 
-    Gates are clamped to [0, 1] and kept in their own dtype; the result has that of `full`. At 0 and 1 it is exactly one of the two.
+    Args:
+        full: Output of full attention [B, T, H, d], by query head.
+        stream: Output of attention to sinks and recent tokens, [B, T, H, d].
+        gates: [G], one per KV head, H % G == 0; clamped to [0, 1] and kept in their own dtype.
+
+    Returns:
+        [B, T, H, d] in the dtype of `full`.
     """
     share = gates.clamp(0, 1).repeat_interleave(full.shape[2] // len(gates)).view(1, 1, -1, 1)
     return (share * full + (1 - share) * stream).to(full.dtype)
 
 
 def gate_loss(student: Tensor, teacher: Tensor, gates: Tensor, form: str = "mean") -> GateLoss:
-    """The two parts of the loss, both means, so that their weight does not depend on the model's size (the paper writes sums, its code means).
+    """The two parts of the loss (section 2.2), both means, so that their weight does not depend on the model's size.
 
-    student, teacher [..., d]: last hidden states of the gated and of the full model at the label positions. gates: see `penalty`.
+    The paper writes sums, its code means.
+
+    Args:
+        student: Last hidden states [..., d] of the gated model at the label positions.
+        teacher: Those of the full model, [..., d].
+        gates: [L, G].
+        form: See `penalty`.
+
+    Returns:
+        Mean squared difference of student and teacher, and the penalty without its weight.
+
+    Raises:
+        HeadwiseError: Another form.
     """
     return GateLoss((student.float() - teacher.float()).square().mean(), penalty(gates, form))
 
 
 def penalty(gates: Tensor, form: str = "mean") -> Tensor:
-    """Mean of |gate| over gates [L, G], or with `group` the mean over layers of the row's length / sqrt(G), which empties whole rows.
+    """How much the gates keep.
 
-    Both are the same number for rows of equal gates. Raises `HeadwiseError` for another form.
+    Args:
+        gates: [L, G].
+        form: `mean` of |gate| (the paper's L1 term, section 2.2), or `group`: the mean over layers of the row's length / sqrt(G), which empties
+            whole rows (ours). Both are the same number if the gates of each row are equal.
+
+    Returns:
+        Scalar float32; at most 1 for gates in [0, 1].
+
+    Raises:
+        HeadwiseError: Another form.
     """
     if form not in PENALTIES:
         raise HeadwiseError(f"unknown penalty {form!r}; use {' or '.join(PENALTIES)}")
@@ -77,9 +111,20 @@ def penalty(gates: Tensor, form: str = "mean") -> Tensor:
 
 
 def kv_gates(scores: HeadScores, layers: int, heads: int, kv_heads: int, model: str) -> Scores:
-    """Gates [layers, KV heads] from a table with one column per query head (equal inside a KV head) or per KV head.
+    """Gates per KV head from a table with one column per query head (equal inside a KV head) or per KV head.
 
-    layers, heads, kv_heads: of the model. Raises `HeadwiseError` for the table of another model, and for scores of single query heads.
+    Args:
+        scores: Of a gate detector, or a released table.
+        layers: Of the model.
+        heads: Query heads of the model.
+        kv_heads: Of the model.
+        model: Its name, for messages.
+
+    Returns:
+        [layers, KV heads]; NaN stays where a layer has no gates.
+
+    Raises:
+        HeadwiseError: The table of another model, or scores that differ between the query heads of a KV head.
     """
     values = scores.values
     if values.shape == (layers, heads):
@@ -99,17 +144,37 @@ def kv_gates(scores: HeadScores, layers: int, heads: int, kv_heads: int, model: 
 
 
 def kept_count(keep: float, total: int) -> int:
-    """How many of `total` a share in (0, 1] is: the nearest whole number, at least 1."""
+    """How many of `total` a share is.
+
+    Args:
+        keep: In (0, 1].
+        total: All there are.
+
+    Returns:
+        The nearest whole number, halves up, and at least 1.
+
+    Raises:
+        HeadwiseError: A share outside of (0, 1].
+    """
     if not 0 < keep <= 1:
         raise HeadwiseError(f"keep is the share of retrieval heads and must lie in (0, 1]; got {keep:g}")
     return max(1, int(keep * total + 0.5))
 
 
 def binarise(gates: Scores, keep: float, averaged: Scores | None = None, retrieval: Scores | None = None) -> Pattern:
-    """The share `keep` of the heads with the highest gates. All tables [L, G].
+    """The share `keep` of the heads with the highest gates.
 
-    Gates count clamped to [0, 1]. Equal ones are told apart by their unclamped value, then by the gate averaged over training, then by a
-    retrieval score, each if given, then the lower index wins. Raises `HeadwiseError` for a missing gate and if all are equal.
+    Args:
+        gates: [L, G], finite; they count clamped to [0, 1].
+        keep: In (0, 1].
+        averaged: [L, G], gates averaged over training. Heads with equal gates are told apart by their unclamped gate, then by this one.
+        retrieval: [L, G], a retrieval score, which decides where even those are equal; after it the lower index wins.
+
+    Returns:
+        The pattern [L, G], True for heads that keep the whole text.
+
+    Raises:
+        HeadwiseError: A share outside of (0, 1], no heads at all, a value that is missing, a table of another shape, or gates that are all equal.
     """
     if not gates.size:
         raise HeadwiseError("there is no layer with full attention whose heads could be chosen")
@@ -154,9 +219,14 @@ def greedy_layers(means: Scores, count: int, loss: Callable[[NDArray[np.bool_]],
 
 
 def strongest(count: int, *ranked: Scores) -> tuple[NDArray[np.bool_], int]:
-    """(True for the `count` largest, how many of them the first table alone does not decide).
+    """The largest values of a table, ties decided by further ones.
 
-    ranked: tables of one shape; each decides between those that are equal in all before it, then the lower index wins.
+    Args:
+        count: How many, from 1 to the size of a table.
+        ranked: Tables of one shape; each decides between those that are equal in all before it, then the lower index wins.
+
+    Returns:
+        (True for the `count` largest, how many of them the first table alone does not decide).
     """
     first = ranked[0].ravel()
     order = np.lexsort([-table.ravel() for table in reversed(ranked)])  # the last key is the first to decide; stable

@@ -51,12 +51,28 @@ def window_attention(
 
 
 def pooled(scores: Tensor, kernel: int) -> Tensor:
-    """Moving average [..., S] over `kernel` (odd) neighbours; beyond the ends stand zeros, as in SnapKV's code."""
+    """Moving average over neighbouring positions; beyond the ends stand zeros, as in SnapKV's code.
+
+    Args:
+        scores: [..., S], with at least one dimension in front.
+        kernel: Odd width; 1 changes nothing.
+
+    Returns:
+        [..., S].
+    """
     if kernel == 1:
         return scores
     return avg_pool1d(scores.flatten(0, -2)[:, None], kernel, stride=1, padding=kernel // 2)[:, 0].view(scores.shape)
 
 
 def group_mean(scores: Tensor, groups: int) -> Tensor:
-    """[B, H, S] -> [B, G, S]: the mean over the query heads h = g * (H / G) ... of each KV head."""
+    """The mean over the query heads h = g * (H / G) ... of each KV head g.
+
+    Args:
+        scores: [B, H, S].
+        groups: KV heads G, H % G == 0.
+
+    Returns:
+        [B, G, S].
+    """
     return scores.view(scores.shape[0], groups, -1, scores.shape[-1]).mean(dim=2)

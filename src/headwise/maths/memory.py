@@ -34,11 +34,21 @@ def cache_bytes(counts: Sequence[Sequence[int]], *, key_width: int, value_width:
 
 
 def full_counts(length: int, layers: int, kv_heads: int) -> list[list[int]]:
-    """[layer][KV head] of a cache that holds a whole text of `length` tokens."""
+    """[layer][KV head] of a cache that holds a whole text of `length` tokens; what `cache_bytes` takes."""
     return [[length] * kv_heads for _ in range(layers)]
 
 
 def streaming_counts(length: int, is_streaming: Sequence[Sequence[bool]], sinks: int, recent: int) -> list[list[int]]:
-    """[layer][KV head] where streaming heads hold the first `sinks` and the last `recent` positions, and all others the whole text."""
+    """Positions held where streaming heads keep a window and all others the whole text; what `cache_bytes` takes.
+
+    Args:
+        length: Tokens of the text.
+        is_streaming: [layer][KV head].
+        sinks: First positions that streaming heads hold.
+        recent: Last positions that they hold.
+
+    Returns:
+        [layer][KV head].
+    """
     window = min(length, sinks + recent)
     return [[window if streams else length for streams in row] for row in is_streaming]

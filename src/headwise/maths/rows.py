@@ -20,7 +20,11 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys (or values) in segments along the sequence: [B or 1, G, S_i, d] each."""
+    """Keys (or values) of one layer in pieces that are not copied together, such as a shared past and new tokens.
+
+    Attributes:
+        segments: [B or 1, G, S_i, d] each, one after another along the sequence.
+    """
 
     segments: tuple[Tensor, ...]
 
@@ -73,7 +77,15 @@ def visible_logits(
 
 
 def grouped_product(rows: Tensor, columns: Tensor) -> Tensor:
-    """[B, H, R, a] @ [B or 1, G, a, b] -> [B, H, R, b], where query head h meets KV head h // (H / G); nothing is repeated."""
+    """Matrix product in which query head h meets KV head h // (H / G); nothing is repeated.
+
+    Args:
+        rows: [B, H, R, a], H % G == 0.
+        columns: [B or 1, G, a, b].
+
+    Returns:
+        [B, H, R, b].
+    """
     batch, heads, count, inner = rows.shape
     shared, groups, _, width = columns.shape
     if shared == 1 and batch > 1:
@@ -113,7 +125,7 @@ def row_statistics(
     positions: Tensor | None = None,
     block: int = BLOCK,
 ) -> RowStats:
-    """Statistics of the given query rows over all keys they may see.
+    """Statistics of the given query rows over all keys they may see; gradients of log-sum-exp and mass reach query and keys.
 
     Args:
         query: [B, H, R, d], the rows after position encoding. They are the *last* R keys unless `mask` says otherwise.

@@ -42,19 +42,37 @@ def stop_ids(model: Model, opened: bool = False) -> Stops:
     Args:
         model: With its tokenizer.
         opened: Whether the prompt opens thoughts, see `PromptBuilder.opens_thought`.
+
+    Returns:
+        What every function here takes as `stop`. A plain set of ids is taken too; it knows of no thoughts.
     """
     return Stops.of(model.tokenizer, model.stop_ids, opened)
 
 
 def judged_answer(model: Model, ids: Sequence[int], stop: Collection[int], gold: str) -> dict[str, Any]:
-    """`judged` of what stands behind the thoughts of an answer; `thoughts_never_ended` is among it if nothing does."""
+    """How good what stands behind the thoughts of an answer is.
+
+    Args:
+        model: With its tokenizer.
+        ids: The answer, a stop token included.
+        stop: What ended it.
+        gold: The right answer, as text.
+
+    Returns:
+        As `stats.metrics.judged`; with `thoughts_never_ended` beside it if nothing stands behind the thoughts.
+    """
     found = judged(read_answer(model.tokenizer, ids, stop), gold)
     return found if answer_start(stop, ids) is not None else found | {"thoughts_never_ended": True}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """ids: greedy tokens, the stop token included if one came. gold_logprob: log-probability of the gold ids, in nats."""
+    """One greedy answer.
+
+    Attributes:
+        ids: Its tokens, the stop token included if one came.
+        gold_logprob: Log-probability of all gold ids together, in nats.
+    """
 
     ids: tuple[int, ...]
     gold_logprob: float
@@ -63,8 +81,10 @@ class Answer:
 class Draft(NamedTuple):
     """Verification of a draft of n tokens in R rows.
 
-    predicted [R, n + 1]: greedy token at each step of the draft and after it. accepted [R]: leading draft tokens that the model says
-    itself. logprob [R] float32: log-probability of the draft.
+    Attributes:
+        predicted: [R, n + 1] int64, greedy token at each step of the draft and after it.
+        accepted: [R], leading draft tokens that the model says itself, 0 to n.
+        logprob: [R] float32, log-probability of the whole draft in nats.
     """
 
     predicted: Tensor
@@ -74,7 +94,21 @@ class Draft(NamedTuple):
 
 @torch.no_grad()
 def verify_draft(model: Any, cache: DynamicCache, rest: Sequence[int], gold: Sequence[int], rows: int = 1) -> Draft:
-    """One pass over rest + gold, appended to `cache`. Raises `HeadwiseError` if a logit is NaN or infinite."""
+    """One pass over rest + gold, which tells whether the model would say the gold answer.
+
+    Args:
+        model: A transformers model.
+        cache: The prompt without `rest`; it grows by rest + gold.
+        rest: Last tokens of the prompt, at least one.
+        gold: The draft, n tokens.
+        rows: Batch rows R of the cache; all get the same tokens.
+
+    Returns:
+        What the model says along the draft, row by row.
+
+    Raises:
+        HeadwiseError: A logit is NaN or infinite.
+    """
     count = len(gold)
     ids = token_tensor(model, [*rest, *gold], rows)
     with last_rows(model, count + 1):
@@ -89,7 +123,17 @@ def verify_draft(model: Any, cache: DynamicCache, rest: Sequence[int], gold: Seq
 
 
 def draft_answer(draft: Draft, row: int, stop: Collection[int], limit: int) -> tuple[int, ...] | None:
-    """The row's answer if the draft settles it (along it the model itself says a stop token, or `limit` tokens), else None."""
+    """The answer of a row if the draft settles it: along the draft the model itself says a stop token, or `limit` tokens.
+
+    Args:
+        draft: As it was verified.
+        row: Batch row.
+        stop: Tokens that end an answer.
+        limit: Longest answer in tokens.
+
+    Returns:
+        The tokens, a stop token included; None where the model leaves the draft, or goes on behind it.
+    """
     said = [int(token) for token in draft.predicted[row, : int(draft.accepted[row]) + 1]][:limit]
     for i in range(1, len(said) + 1):
         if ends(stop, said[:i]):
@@ -106,9 +150,22 @@ def answer_variants(
     stop: Collection[int],
     limit: int,
 ) -> list[Answer]:
-    """One greedy answer per variant; all continue the leaf's past (one row, left as it is) with its rest.
+    """One greedy answer per variant, all to the same prompt: one batch verifies the gold answer, a second one decodes where it is not said.
 
-    enter(variants) opens the block in which batch row i behaves as variants[i].
+    Args:
+        model: A transformers model.
+        leaf: The prompt; its past has one row and is left as it is.
+        gold: Ids of the gold answer.
+        variants: One per batch row.
+        enter: `enter(variants)` opens the block in which batch row i behaves as variants[i]. It is called anew for the rows that are decoded.
+        stop: Tokens that end an answer.
+        limit: Longest answer in tokens.
+
+    Returns:
+        In the order of `variants`.
+
+    Raises:
+        HeadwiseError: A logit is NaN or infinite.
     """
     rows, rest = len(variants), leaf.rest
     with enter(variants), shared_past(model, leaf.past, rows) as cache:
@@ -128,9 +185,12 @@ def answer_variants(
 
 @dataclass(frozen=True)
 class TracedAnswer:
-    """ids: greedy tokens, stop token included. argmax [L, H, T]: row t belongs to the query that predicts ids[t].
+    """A greedy answer, and what every head looked at for each of its T tokens.
 
-    gold_logprob: log-probability of the gold ids in nats.
+    Attributes:
+        ids: Its tokens, the stop token included if one came.
+        argmax: [L, H, T] int64, position of the strongest key of the row that predicts ids[t]; -1 in layers without softmax attention.
+        gold_logprob: Log-probability of all gold ids together, in nats.
     """
 
     ids: tuple[int, ...]
@@ -144,8 +204,19 @@ def traced_answer(
     """Greedy answer to a leaf inside `with observe(model) as seen`.
 
     The pass that verifies the gold draft also yields the statistics. Where the model says something else, its own answer is decoded
-    from there on and scored in one more pass over that answer alone. hybrid: the model has recurrent layers, whose state cannot be cut
-    back.
+    from there on and scored in one more pass over that answer alone.
+
+    Args:
+        model: A transformers model.
+        seen: The open observation; its `rows` and `paused` are set here.
+        leaf: The prompt; its past grows.
+        gold: Ids of the gold answer.
+        stop: Tokens that end an answer.
+        limit: Longest answer in tokens.
+        hybrid: The model has recurrent layers, whose state cannot be cut back.
+
+    Raises:
+        HeadwiseError: A logit is NaN or infinite.
     """
     past, last = leaf.past, len(leaf.ids) - 1
     if hybrid:
@@ -172,9 +243,18 @@ def traced_answer(
 def decode_rows(
     model: Any, cache: DynamicCache, rest: Sequence[int], stop: Collection[int], limit: int, rows: int
 ) -> list[tuple[int, ...]]:
-    """Greedy answers of all rows after `rest`; each ends with its first stop token or after `limit` tokens. Grows `cache`.
+    """Greedy answers of all rows to one prompt, token by token.
 
-    It also ends where the model's positions end.
+    Args:
+        model: A transformers model.
+        cache: The prompt without `rest`, `rows` batch rows; it grows.
+        rest: Last tokens of the prompt, at least one.
+        stop: Tokens that end an answer.
+        limit: Longest answer in tokens.
+        rows: Batch rows, which differ by what the open blocks do to them.
+
+    Returns:
+        Per row its tokens; each ends with its first stop token, after `limit` tokens, or where the model's positions end.
     """
     answers: list[list[int]] = [[] for _ in range(rows)]
     limit = _within_positions(model, cache.get_seq_length() + len(rest), limit)
@@ -193,9 +273,18 @@ def decode_rows(
 def decode_one(
     model: Any, cache: DynamicCache, ids: Sequence[int], stop: Collection[int], limit: int, said: Sequence[int] = ()
 ) -> tuple[int, ...]:
-    """Greedy answer to the prompt `ids`, ended as in `decode_rows`. Grows `cache`, which holds a part of ids + said.
+    """Greedy answer to one prompt, several tokens a pass where the text repeats itself (prompt lookup decoding, Saxena 2023).
 
-    said: first tokens of the answer that are known already (no stop token among them, fewer than `limit`).
+    Args:
+        model: A transformers model.
+        cache: One row that holds a part of ids + said; it grows, and may end with more or fewer tokens than the answer.
+        ids: The prompt.
+        stop: Tokens that end an answer.
+        limit: Longest answer in tokens.
+        said: First tokens of the answer that are known already (no stop token among them, fewer than `limit`).
+
+    Returns:
+        The tokens, `said` included, ended as in `decode_rows`.
     """
     answer, limit = list(said), _within_positions(model, len(ids), limit)
     most = 0 if as_model(model).is_hybrid else DRAFT  # a recurrent state cannot be taken back
@@ -215,9 +304,14 @@ def decode_one(
 
 
 def guess(text: Sequence[int], width: int) -> list[int]:
-    """`width` tokens that followed the last earlier occurrence of the end of `text`, repeated if the text ends first; [] if none.
+    """What may come next: tokens that followed the last earlier occurrence of the end of `text`.
 
-    The longest match of up to `LONGEST_MATCH` tokens decides.
+    Args:
+        text: Prompt and answer so far. The longest match of up to `LONGEST_MATCH` tokens decides.
+        width: How many are wanted.
+
+    Returns:
+        `width` tokens, repeated from their start if the text ends first; [] if the end has not occurred before, or `width` is below 1.
     """
     array = np.asarray(text)
     for count in range(min(LONGEST_MATCH, len(array) - 1) if width > 0 else 0, 0, -1):

@@ -58,7 +58,18 @@ class Detector(Protocol):
     summary: ClassVar[str]
 
     def find(self, model: Model, run: Run) -> HeadScores:
-        """Score all query heads of a model; NaN where a head is not scored."""
+        """Score all query heads of a model.
+
+        Args:
+            model: With its tokenizer.
+            run: Where progress is told and finished parts are kept; the detector calls `run.open` if it can continue.
+
+        Returns:
+            Scores of the model's shape [L, H]; NaN where a head is not scored.
+
+        Raises:
+            HeadwiseError: The model, the data or the options do not allow a score.
+        """
 
 
 def find(model: Model, detector: Detector, *, directory: str | Path | None = None, report: Report = silent) -> HeadScores:
@@ -80,7 +91,19 @@ def find(model: Model, detector: Detector, *, directory: str | Path | None = Non
 
 
 def run_detector(model: Model, detector: Detector, run: Run) -> HeadScores:
-    """`find` for a caller who keeps the `Run`, to remove its parts when the result is safe."""
+    """`find` for a caller who keeps the `Run`, to remove its parts when the result is safe.
+
+    Args:
+        model: As in `find`.
+        detector: As in `find`.
+        run: Of this call alone; `run.parts` is set if the detector keeps parts.
+
+    Returns:
+        As `find`.
+
+    Raises:
+        HeadwiseError: As `find`; also if a detector returns something else than scores of the model's shape.
+    """
     _check_model(model)
     _check_detector(detector)
     from headwise.heads.types import HeadScores

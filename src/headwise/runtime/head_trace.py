@@ -25,11 +25,17 @@ KEPT = 8
 
 @dataclass(frozen=True)
 class HeadTrace:
-    """One answered prompt. n heads, T steps (tokens of the answer, a stop token included), k positions per step.
+    """One answered prompt: n heads, T steps (tokens of the answer, a stop token included), k positions per step.
 
-    ids: the answer. pieces: text of every token, prompt first, then the answer; joined they are the whole text. prompt: how many of them
-    belong to the prompt. spans: parts of the prompt by name. positions [n, T, k] int64: the strongest keys of the row that predicts token t,
-    strongest first; weights [n, T, k] float32: their attention weights. info: where the prompt comes from.
+    Attributes:
+        ids: The answer, T tokens.
+        pieces: Text of every token, prompt first, then the answer; joined they are the whole text.
+        prompt: How many of the pieces belong to the prompt.
+        spans: Parts of the prompt by name.
+        heads: The n heads.
+        positions: [n, T, k] int64, the strongest keys of the row that predicts token t, strongest first; -1 where there are fewer than k keys.
+        weights: [n, T, k] float32 in [0, 1], their attention weights.
+        info: Where the prompt comes from.
     """
 
     ids: tuple[int, ...]
@@ -58,10 +64,21 @@ def trace_heads(
     keep: int = KEPT,
     info: Mapping[str, Any] | None = None,
 ) -> HeadTrace:
-    """Answer a prompt greedily and record, for every step, the `keep` strongest positions of each head.
+    """Answer a prompt greedily and record, for every step, the strongest positions of each head.
 
-    limit: longest answer in tokens. The answer is decoded first; then its tokens are given one by one, so that each step has one row.
-    Raises `HeadwiseError` for heads of another model, of layers without attention, or none at all.
+    The answer is decoded first; then its tokens are given one by one, so that each step has one row.
+
+    Args:
+        model: With its tokenizer.
+        prompt: What to answer.
+        heads: At least one, in layers with softmax attention.
+        stop: Tokens that end the answer.
+        limit: Longest answer in tokens.
+        keep: Positions per head and step, k, at least 1.
+        info: Kept with the trace, as plain data.
+
+    Raises:
+        HeadwiseError: Heads of another model, of layers without attention, or none at all; a `keep` below 1.
     """
     heads = model.check(heads)
     if not len(heads):
@@ -80,9 +97,16 @@ def trace_heads(
 
 
 def text_pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """Text of every token; joined they are the text of all. A token that ends inside a letter is empty, the next one holds the letter.
+    """Text of every token; joined they are the text of all.
 
     Tokens are decoded behind their neighbours, because tokenizers treat the start of a text specially.
+
+    Args:
+        tokenizer: Of transformers.
+        ids: Any tokens, special ones included.
+
+    Returns:
+        As many pieces as ids. A token that ends inside a letter is empty, the next one holds the letter.
     """
     pieces: list[str] = []
     start = done = 0  # ids[start:done] have been written out and are the anchor of the next piece

@@ -21,7 +21,13 @@ SPANS = ("official", "query")
 
 
 class Labelled(NamedTuple):
-    """Examples that were read, how many of their passages were cut, and what results call them."""
+    """Examples that were read.
+
+    Attributes:
+        examples: In the order of the file.
+        cut: How many of their passages were shortened.
+        source: What results call them.
+    """
 
     examples: Sequence[RankingExample]
     cut: int
@@ -87,7 +93,19 @@ class LabelledPassages:
         return Labelled([replace(e, passages=p) for e, p in zip(examples, shorter, strict=True)], cut, source)
 
     def table(self, model: Model, run: Run) -> tuple[PassageTable, dict[str, Any]]:
-        """What every head pays to every passage of the examples, and how it was made, as plain data."""
+        """What every head pays to every passage of the examples.
+
+        Args:
+            model: With its tokenizer.
+            run: Where progress is told.
+
+        Returns:
+            (the table, how it was made as plain data).
+
+        Raises:
+            PromptError: A file that cannot be read, or passages that do not fit the model.
+            HeadwiseError: No query has both a gold passage and another one, or no layer of the model sees the whole text.
+        """
         from headwise.models.model import describe_model
         from headwise.prompts.encoder import PieceEncoder
         from headwise.prompts.passages import PassageComposer
@@ -103,6 +121,14 @@ class LabelledPassages:
 
 
 def shortened(passage: Passage, most: int) -> Passage:
-    """The passage, its text cut to `most` words; the same object if it is short enough."""
+    """A passage of at most `most` words.
+
+    Args:
+        passage: Its title does not count, and stays.
+        most: Words, split at white space.
+
+    Returns:
+        The same object if it is short enough; otherwise a copy with single spaces between words.
+    """
     words = passage.text.split()
     return passage if len(words) <= most else passage._replace(text=" ".join(words[:most]))

@@ -92,7 +92,12 @@ class NeedleQuestions:
         return task.first_needles(PAPER_NEEDLES) if self.paper_grid else task
 
     def stop(self, model: Model, task: Task) -> frozenset[int]:
-        """Ids that end an answer."""
+        """Ids that end an answer; none with `ignore_eos`.
+
+        Args:
+            model: With its tokenizer.
+            task: Whose prompts say whether an answer begins inside thoughts.
+        """
         from headwise.runtime.answer import stop_ids
 
         return frozenset() if self.ignore_eos else stop_ids(model, task.composer.builder.opens_thought)
@@ -142,6 +147,12 @@ def needle_task(
         chat: Whether to use the chat template.
         chat_args: Variables for it.
         seed: Of the haystack windows and of the order of the runs.
+
+    Returns:
+        The task. Its prompts are made from the first 90 % of the haystack; the rest is left for perplexity and calibration.
+
+    Raises:
+        PromptError: Needles, texts or a template that cannot be used.
     """
     from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.grid import GridOptions, Task, default_lengths
@@ -213,7 +224,13 @@ def run_groups(
 
 
 def joined(cells: Sequence[Cell], name: str, axis: int = 0) -> NDArray[Any]:
-    """The arrays of that name of all groups, one behind the other."""
+    """The arrays of one name of all groups, one behind the other.
+
+    Args:
+        cells: As `run_groups` gives them, at least one.
+        name: Under which every cell holds an array.
+        axis: That of the runs.
+    """
     import numpy as np
 
     return np.concatenate([arrays[name] for arrays, _ in cells], axis=axis)

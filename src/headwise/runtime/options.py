@@ -23,6 +23,9 @@ def option(default: T, text: str, shown: str | None = None) -> T:
         default: Default value.
         text: One line for `--help`.
         shown: What `--help` names as the default where the value itself says too little (None: the value).
+
+    Returns:
+        The field. It is typed as its default, so that type checkers see the option's own type.
     """
     made: T = field(default=default, metadata={"help": text, "shown": shown})
     return made
@@ -34,7 +37,13 @@ def set_option(options: Any, name: str, value: Any) -> None:
 
 
 def check_choice(name: str, given: str, known: Iterable[str]) -> None:
-    """Raise `HeadwiseError` unless `given` is one of the `known` words."""
+    """Raise `HeadwiseError` unless an option is one of the words it may be.
+
+    Args:
+        name: Of the option, for the message.
+        given: Its value.
+        known: What is allowed.
+    """
     words = list(known)
     if given not in words:
         listed = " or ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} or {words[-1]}"
@@ -54,7 +63,14 @@ def check_seed(seed: int) -> None:
 
 
 def whole_numbers(name: str, given: Any) -> tuple[int, ...] | None:
-    """Positive whole numbers, each once, from one number or several; None stays None.
+    """Positive whole numbers from one number or several.
+
+    Args:
+        name: Of the option, for the message.
+        given: A number, an iterable of numbers, or None.
+
+    Returns:
+        Each number once, in the order given; None stays None.
 
     Raises:
         HeadwiseError: Anything else, or none at all.

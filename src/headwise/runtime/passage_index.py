@@ -89,7 +89,20 @@ class PassageIndex:
         return [found[self._order.index(i)] for i in range(len(found))]
 
     def rank(self, query: str, top_k: int | None = None, return_documents: bool = False) -> list[dict[str, Any]]:
-        """Passages from the most to the least relevant; see `ranked`."""
+        """Passages from the most to the least relevant.
+
+        Args:
+            query: Its text.
+            top_k: How many, at least 1; None: all.
+            return_documents: Add the passages' texts.
+
+        Returns:
+            As `ranked`.
+
+        Raises:
+            PromptError: Passages and query need more positions than the model has.
+            HeadwiseError: A `top_k` below 1.
+        """
         return ranked(self.scores([query])[0], self.passages, top_k, return_documents)
 
     def _calibrated(self, queries: Sequence[str]) -> Tensor:
@@ -119,7 +132,20 @@ def as_passage(text: Text) -> Passage:
 
 
 def ranked(scores: Scores, passages: Sequence[Text], top_k: int | None, with_text: bool) -> list[dict[str, Any]]:
-    """Rows with `corpus_id`, `score` and, if wanted, `text`, best first, as cross-encoders of sentence-transformers give them."""
+    """Passages in the order of their scores, as cross-encoders of sentence-transformers give them.
+
+    Args:
+        scores: [passage], higher is better.
+        passages: As many.
+        top_k: How many, at least 1; None: all.
+        with_text: Add the passages' texts, without titles.
+
+    Returns:
+        Best first, of equal ones the earlier first: `corpus_id` (its place in `passages`), `score` and, if wanted, `text`.
+
+    Raises:
+        HeadwiseError: A `top_k` below 1.
+    """
     if top_k is not None and top_k < 1:
         raise HeadwiseError(f"top_k must be at least 1; got {top_k}")
     order = np.argsort(-scores, kind="stable")[:top_k]

@@ -25,9 +25,17 @@ Floats = NDArray[np.float32]
 class PassageTable:
     """Values of all heads for all passages of E examples, in the examples' own order of passages.
 
-    raw, calibrated [E, L, H, P] float32: mean attention of the query's rows; the same minus that of the null query, trimmed. NaN for
-    layers that are not scored and where an example has fewer than P passages. gold [E, P]; lengths [E, P]: tokens, 0 = no passage.
-    skipped: examples without a gold passage, or with nothing else. scoring, seed, layers_left_out: how it was made.
+    Where an example has fewer than P passages, values are NaN.
+
+    Attributes:
+        raw: [E, L, H, P] float32, mean attention of the query's rows, pooled as `Scoring.normalize` says; NaN in layers that are not scored.
+        calibrated: [E, L, H, P] float32, the same minus that of the null query, trimmed as `Scoring.trim` says.
+        gold: [E, P], True for gold passages.
+        lengths: [E, P], tokens of each passage, 0 = no passage.
+        skipped: Examples without a gold passage, or with nothing else; they are not among the E.
+        scoring: How attention became one value per passage.
+        seed: Of the order in which the passages were shown; None: as given.
+        layers_left_out: Those that do not see the whole text.
     """
 
     raw: Floats
@@ -56,8 +64,21 @@ def measure_passages(
 ) -> PassageTable:
     """Two short passes (query, null query) per example behind one over its passages.
 
-    seed: the passages of every example are put into a random order, so that no head scores by place; None keeps the given one.
-    Raises `HeadwiseError` if no example can be used.
+    Args:
+        hf: The transformers model.
+        model: The same model, as a `Model`.
+        composer: Words around passages and query.
+        examples: Queries with passages, of which some are gold; at least one must have a gold passage and another one.
+        scoring: How attention becomes one value per passage; None: `Scoring()`.
+        seed: The passages of every example are put into a random order, so that no head scores by place; None keeps the given one.
+        report: `report(done, total, remark)` in examples.
+
+    Returns:
+        The values of all heads that see the whole text, in the examples' own order of passages.
+
+    Raises:
+        HeadwiseError: No example can be used, or no layer of the model sees the whole text.
+        PromptError: The passages of an example do not fit the model.
     """
     scoring = scoring or Scoring()
     usable = [example for example in examples if 0 < len(example.gold) < len(example.passages)]

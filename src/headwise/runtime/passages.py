@@ -30,7 +30,12 @@ SPANS = ("query", "official")
 
 
 class Suffix(NamedTuple):
-    """What stands behind the passages, and which of its rows count."""
+    """What stands behind the passages, and which of its rows count.
+
+    Attributes:
+        ids: Tokens from behind the last passage to the end of the prompt.
+        rows: Positions in `ids` of the query rows whose attention is averaged.
+    """
 
     ids: tuple[int, ...]
     rows: Span
@@ -38,9 +43,17 @@ class Suffix(NamedTuple):
 
 @dataclass(frozen=True)
 class Scoring:
-    """span: rows that are averaged: everything behind the passages (`official`, as in the released code), or the `query`'s own words.
+    """How the attention of a query's rows becomes one value per passage (QRHead, Zhang et al. 2025, arXiv:2506.09944, sec. 3).
 
-    trim, normalize, strict: see `pool_passages`; trimming acts on calibrated values only. null_query: what calibration subtracts.
+    Attributes:
+        span: Rows that are averaged: everything behind the passages (`official`, as in the released code), or the `query`'s own words.
+        trim: See `pool_passages`; it acts on calibrated values only.
+        normalize: See `pool_passages`.
+        strict: See `pool_passages`.
+        null_query: A query without content, whose attention calibration subtracts.
+
+    Raises:
+        HeadwiseError: An unknown span or way to normalize, or a trim that is not above 0.
     """
 
     span: str = "official"
@@ -57,7 +70,15 @@ class Scoring:
             raise HeadwiseError(f"trim must be above 0 standard deviations; got {self.trim:g}")
 
     def suffixes(self, composer: PassageComposer, queries: Iterable[str]) -> list[Suffix]:
-        """What stands behind the passages for each query, with the rows that count."""
+        """What stands behind the passages for each query, with the rows that count.
+
+        Args:
+            composer: The one that also made the passages' part of the prompt.
+            queries: Texts.
+
+        Raises:
+            PromptError: A query that cannot be used, such as an empty one.
+        """
         prompts = [composer.query(query) for query in queries]
         return [Suffix(prompt.ids, prompt.span(self.span)) for prompt in prompts]
 
@@ -67,10 +88,25 @@ OFFICIAL = Scoring(trim=2.0, strict=True)
 
 
 class PassageCache:
-    """Keys and values of a text up to one layer. heads: whose attention is wanted (None: all)."""
+    """Keys and values of a text up to one layer.
+
+    Args:
+        hf: A transformers model.
+        ids: The text, [T]. It is read at once, `CHUNK` tokens a pass.
+        heads: Whose attention is wanted; None: all.
+
+    Attributes:
+        model: As given.
+        length: T.
+        heads: As given.
+        deepest: The last layer with a wanted head; layers above it are never computed.
+
+    Raises:
+        HeadwiseError: Heads of another model.
+        PromptError: The text leaves no position for a query.
+    """
 
     def __init__(self, hf: Any, ids: Sequence[int], heads: HeadSet | None) -> None:
-        """Raises `PromptError` if the text leaves no position for a query."""
         model = as_model(hf)
         if heads is not None:
             model.check(heads)
@@ -94,10 +130,18 @@ class PassageCache:
         return self._caches[table]
 
     def columns(self, suffixes: Sequence[Suffix], reduce: Reduce = lambda x: x) -> dict[int, Tensor]:
-        """Mean attention of each suffix's rows to every position of the text: layer -> [suffixes, wanted heads of the layer, length].
+        """Mean attention of each suffix's rows to every position of the text.
 
-        reduce: applied to each layer's [batch, heads, length] at once; the batch is at least two
-        suffixes if there are two, and as many as fit into `BATCH_TOKENS`.
+        Args:
+            suffixes: At least one; each is read for itself, none sees another.
+            reduce: Applied to a layer's [batch, heads, T] at once. A batch is as many suffixes as fit into `BATCH_TOKENS`, but at least two if
+                there are two.
+
+        Returns:
+            Layer -> `reduce` of [suffixes, wanted heads of the layer, T] float32.
+
+        Raises:
+            PromptError: Text and suffix need more positions than the model has.
         """
         longest = max(len(suffix.ids) for suffix in suffixes)
         check_positions(self._positions, self.length + longest)
@@ -129,7 +173,19 @@ def _whole(columns: Tensor) -> Tensor:
 def suffix_columns(
     model: Any, past: Any, length: int, heads: HeadSet | None, suffixes: Sequence[Suffix], reduce: Reduce
 ) -> dict[int, Tensor]:
-    """`PassageCache.columns` of one batch over any cache of the text: `past` holds its `length` tokens in every wanted layer, and is not changed."""
+    """`PassageCache.columns` of one batch over any cache of the text.
+
+    Args:
+        model: A transformers model.
+        past: One row that holds the text's tokens in every wanted layer; it is not changed.
+        length: Tokens of the text, T.
+        heads: Whose attention is wanted; None: all.
+        suffixes: The rows of the batch.
+        reduce: Applied to a layer's [suffixes, heads, T].
+
+    Returns:
+        Layer -> `reduce` of [suffixes, wanted heads of the layer, T] float32.
+    """
     deepest = deepest_layer(model, heads)
     width = max(len(suffix.ids) for suffix in suffixes)
     padded = [[*s.ids, *[s.ids[-1]] * (width - len(s.ids))] for s in suffixes]  # nothing looks at the padding behind
@@ -143,12 +199,22 @@ def suffix_columns(
 
 
 def deepest_layer(model: Any, heads: HeadSet | None) -> int:
-    """The last layer with a wanted head (None: with any head)."""
+    """The last layer with a wanted head, beyond which nothing need be computed.
+
+    Args:
+        model: A `Model`, or a transformers model.
+        heads: At least one; None: all heads of attention layers.
+    """
     return max(as_model(model).modules) if heads is None else max(head.layer for head in heads)
 
 
 def check_positions(positions: int | None, tokens: int) -> None:
-    """Raise `PromptError` if passages and query need more tokens than the model has positions (None: no limit)."""
+    """Raise `PromptError` if passages and query need more tokens than the model has positions.
+
+    Args:
+        positions: Of the model; None: no limit.
+        tokens: Of passages and query together.
+    """
     if positions is not None and tokens > positions:
         raise PromptError(
             f"passages and query need {tokens} tokens, but the model has {positions} positions; use fewer passages at a time"

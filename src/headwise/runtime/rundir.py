@@ -70,6 +70,9 @@ class RunDirectory:
         """The finished cell `key`, or None.
 
         A file that cannot be read, was changed, or belongs to another key or run counts as unfinished.
+
+        Raises:
+            HeadwiseError: A key that is no file name.
         """
         path = self._file(key)
         try:
@@ -85,7 +88,16 @@ class RunDirectory:
         return arrays, info
 
     def save(self, key: str, arrays: Mapping[str, NDArray[Any]], info: list[dict[str, Any]]) -> None:
-        """Write a finished cell; the first one makes the folder."""
+        """Write a finished cell; the first one makes the folder.
+
+        Args:
+            key: Letters, digits, `-`, `_` and `.`.
+            arrays: Name -> array; `info` is no name.
+            info: Descriptions of the cell's runs, as JSON data.
+
+        Raises:
+            HeadwiseError: A key that is no file name, or a file that cannot be written.
+        """
         path = self._file(key)
         if not (self.path / MARKER).exists():
             text = json.dumps({"headwise_run": SCHEMA, "description": json.loads(self._description)}, sort_keys=True, indent=1)

@@ -26,6 +26,11 @@ class Leaf:
 
     The receiver may append to `past`: the prompt's own `rest` first, then what it likes. It must not change what is in there, and
     must be done with it when it asks for the next leaf.
+
+    Attributes:
+        index: Place of the prompt in the list that `leaves` was given.
+        ids: The whole prompt.
+        past: One row that holds the first tokens of it, never all.
     """
 
     index: int
@@ -39,7 +44,15 @@ class Leaf:
 
 
 def leaves(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Leaf]:
-    """Yield every prompt once, in the order that shares most text. Run inside `attached` (or any attach block)."""
+    """Every prompt once, every stretch of text that they share read once. Run inside `attached` (or any attach block).
+
+    Args:
+        model: A transformers model.
+        prompts: Token ids, at least one each.
+
+    Yields:
+        In the order that shares most text, which need not be the given one. The caller runs `rest` itself; the next leaf builds on what it left.
+    """
     with attached(model) as plan:
         hybrid = plan.model.is_hybrid
     if len({table_of(model, len(prompt)) for prompt in prompts}) > 1:  # rotated by their lengths: nothing can be shared
@@ -49,7 +62,13 @@ def leaves(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Leaf]:
 
 
 def prefill(model: Any, cache: DynamicCache, ids: Sequence[int]) -> None:
-    """Append tokens to a cache."""
+    """Append tokens to a cache, without gradients and logits.
+
+    Args:
+        model: A transformers model.
+        cache: One row; it grows.
+        ids: The tokens; none changes nothing.
+    """
     if ids:
         with torch.no_grad(), last_rows(model, 1):
             forward(model, token_tensor(model, ids), cache, logits_to_keep=1)
@@ -94,9 +113,15 @@ def sharing_order(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
 
 
 def branch_points(shared: Sequence[int], start: int, least: int = MIN_SHARED) -> list[int]:
-    """Lengths above `start` at which later prompts leave the present one, ascending and at least `least` apart.
+    """Lengths at which later prompts leave the present one: where a recurrent state is worth a copy.
 
-    shared: the second entries of `sharing_order` for the prompts after the present one.
+    Args:
+        shared: The second entries of `sharing_order` for the prompts after the present one.
+        start: What is in the cache already.
+        least: Shortest stretch between two of them, in tokens.
+
+    Returns:
+        Above `start`, ascending, at least `least` apart.
     """
     lowest: list[int] = []
     for length in shared:

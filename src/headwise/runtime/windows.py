@@ -20,12 +20,20 @@ Score = Callable[[Sequence[int]], Scores]
 
 
 def rank_in_windows(score: Score, costs: Sequence[int], room: int | None, overflow: str) -> Scores:
-    """A score per passage, higher is better.
+    """A score per passage, also where not all can be read at once.
 
-    score(chosen): scores of some passages (indices) that are read together. costs: tokens of each; room: how many may be read at once
-    (None: no limit). If all fit, the result is `score` of all. Otherwise `refuse` raises `PromptError`; after a `tournament` the scores are
-    places (larger for later rounds, then by the order inside the last window); `anchored` gives differences to the anchor, the passage of median
-    cost. A single passage that does not fit always raises.
+    Args:
+        score: Takes indices of passages that are read together, gives their scores in that order.
+        costs: Tokens of each passage.
+        room: How many tokens may be read at once; None: no limit.
+        overflow: What happens if not all fit: `tournament`, `anchored` (the anchor is the passage of median cost) or `refuse`.
+
+    Returns:
+        [passage], higher is better: `score` of all if they fit; after a tournament places (larger for later rounds, then by the order inside
+        the last window); for anchored windows differences to the anchor, which itself has 0.
+
+    Raises:
+        PromptError: A single passage does not fit; `refuse`, and not all do; `anchored`, and one does not fit beside the anchor.
     """
     everything = list(range(len(costs)))
     if room is None or sum(costs) <= room:
@@ -44,7 +52,16 @@ def rank_in_windows(score: Score, costs: Sequence[int], room: int | None, overfl
 
 
 def windows(chosen: Sequence[int], costs: Sequence[int], room: int) -> list[list[int]]:
-    """As few windows as dealing them out in turn needs, all of about the same cost, so that good neighbours are kept apart."""
+    """Passages dealt out in turn to as few windows as that needs, all of about the same cost, so that good neighbours are kept apart.
+
+    Args:
+        chosen: Indices of passages, best first if an order is known.
+        costs: Tokens of each passage, chosen or not.
+        room: Most tokens of a window; no single passage costs more.
+
+    Returns:
+        Indices, window by window.
+    """
     for count in range(-(-sum(costs[i] for i in chosen) // room), len(chosen) + 1):
         dealt = [list(chosen[start::count]) for start in range(count)]
         if all(sum(costs[i] for i in window) <= room for window in dealt):

@@ -25,7 +25,15 @@ def gini(values: Array) -> float:
 
 
 def pearson(a: Array, b: Array) -> float:
-    """Pearson correlation of two score tables over the heads that both score; NaN if one is constant."""
+    """Pearson correlation of two score tables.
+
+    Args:
+        a: scores of any shape; NaN = not scored.
+        b: of the same shape; only heads that both score count.
+
+    Returns:
+        A number in [-1, 1]; NaN if one is constant or no head is scored by both.
+    """
     both = ~(np.isnan(a) | np.isnan(b))
     if not both.any():
         return float("nan")
@@ -57,7 +65,16 @@ def split_half_reliability(runs: Array, splits: int = 50, seed: int = 0) -> floa
 
 
 def top_overlap(a: Array, b: Array, k: int) -> float:
-    """Share of the k strongest heads of `a` that are among the k strongest of `b`; NaN scores count as weakest."""
+    """Share of the k strongest heads that two score tables have in common.
+
+    Args:
+        a: scores of any shape; NaN counts as weakest, and of equal heads the earlier one is stronger.
+        b: of the same shape.
+        k: at least 1.
+
+    Returns:
+        A number in [0, 1].
+    """
     tops = [set(np.argsort(-np.nan_to_num(x, nan=-np.inf), axis=None, kind="stable")[:k].tolist()) for x in (a, b)]
     return len(tops[0] & tops[1]) / k
 

@@ -27,6 +27,9 @@ def layer_matched_random(chosen: Heads, pool: HeadScores | NDArray[np.bool_], se
         pool: heads that may be drawn: all scored heads, or a mask [layer, head].
         seed: the draw is a function of it.
 
+    Returns:
+        As many heads as were chosen, each in the place of the one that it matches.
+
     Raises:
         HeadwiseError: the pool holds too few heads, or belongs to a model of another shape.
     """

@@ -43,13 +43,22 @@ def unigram_recall(answer: str, gold: str) -> float:
 
 
 def exact_match(answer: str, gold: str) -> bool:
-    """Whether the first line of the answer is the gold answer, outer white space and a closing full stop aside."""
+    """Whether the first line of an answer is the gold answer.
+
+    Args:
+        answer: what the model said.
+        gold: the right answer; case counts, outer white space and a closing full stop do not.
+    """
     line = answer.strip().split("\n")[0]
     return line.strip().rstrip(STOPS).strip() == gold.strip().rstrip(STOPS).strip()
 
 
 def judged(answer: str, gold: str) -> dict[str, Any]:
     """How good an answer is, as it stands in the description of a run.
+
+    Args:
+        answer: what the model said.
+        gold: the right answer.
 
     Returns:
         `answer` (the text), `recall` (see `unigram_recall`) and `exact` (see `exact_match`).

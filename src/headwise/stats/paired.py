@@ -15,7 +15,13 @@ BLOCK = 2**22  # numbers held at once
 
 
 class Interval(NamedTuple):
-    """A mean and its confidence interval."""
+    """A mean and its confidence interval.
+
+    Attributes:
+        mean: of the items.
+        low: lower end.
+        high: upper end.
+    """
 
     mean: float
     low: float
@@ -31,8 +37,11 @@ def bootstrap_mean(values: Values, level: float = 0.95, draws: int = 10_000, see
         draws: number of resamplings.
         seed: of the resamplings.
 
+    Returns:
+        The mean of the items themselves, and the interval of the resampled means.
+
     Raises:
-        HeadwiseError: there is no item, or a value is NaN or infinite.
+        HeadwiseError: there is no item, a value is NaN or infinite, or the level is out of range.
     """
     x = _checked(values)
     if not 0 < level < 1:

@@ -55,7 +55,21 @@ def per_query(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES
 
 
 def summary(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES, seed: int = 0) -> list[dict[str, Any]]:
-    """Per measure: mean over queries, its 95 % bootstrap interval [low, high] and the number of queries. Arguments as `per_query`."""
+    """Measures of a run with 95 % bootstrap intervals over queries.
+
+    Args:
+        qrels: as in `per_query`.
+        run: as in `per_query`.
+        measures: as in `per_query`.
+        seed: of the intervals.
+
+    Returns:
+        Per measure a row with `measure`, `value` (the mean), `low`, `high` and the number of `queries`.
+
+    Raises:
+        HeadwiseError: as `per_query`.
+        MissingExtraError: as `per_query`.
+    """
     rows = []
     for name, values in per_query(qrels, run, measures).items():
         mean, low, high = bootstrap_mean(np.array(list(values.values())), seed=seed)

@@ -21,12 +21,28 @@ def average_ranks(values: Values) -> NDArray[np.float64]:
 
 
 def spearman(a: Values, b: Values) -> float:
-    """Rank correlation of two lists in [-1, 1]; NaN if one is constant or shorter than 2."""
+    """Spearman's rank correlation; equal values share the mean of their ranks.
+
+    Args:
+        a: [n].
+        b: [n].
+
+    Returns:
+        A number in [-1, 1]; NaN if one is constant or n is below 2.
+    """
     return pearson(average_ranks(a), average_ranks(b)) if len(a) > 1 else float("nan")
 
 
 def auc(positives: Values, negatives: Values) -> float:
-    """The chance that a positive value exceeds a negative one, ties counted half (Mann-Whitney); in [0, 1], NaN if a side is empty."""
+    """The chance that a positive value exceeds a negative one, ties counted half (Mann-Whitney).
+
+    Args:
+        positives: [n].
+        negatives: [m].
+
+    Returns:
+        A number in [0, 1]; NaN if a side is empty.
+    """
     n, m = len(positives), len(negatives)
     if not n or not m:
         return float("nan")
