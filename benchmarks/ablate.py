@@ -43,9 +43,7 @@ def main() -> None:
         with attached(model.hf):
             past = full_cache(model.hf)
             prefill(model.hf, past, prompt.ids[:-1])
-            return list(
-                answer_variants(model.hf, Leaf(0, prompt.ids, past), prompt.gold, sets, enter, stop_ids(model), LIMIT)
-            )
+            return list(answer_variants(model.hf, Leaf(0, prompt.ids, past), prompt.gold, sets, enter, stop_ids(model), LIMIT))
 
     @torch.no_grad()
     def plain() -> None:

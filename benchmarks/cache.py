@@ -1,8 +1,12 @@
 """Decoding over a compressed cache against transformers' own caches, what scoring adds to a prefill, and bytes against the formula.
 
-A random Llama of 8 layers, 512 wide, 8 heads and 4 KV heads. For decoding, caches are filled directly with random keys and values, so that no long
-prompt has to be read; the prefill is measured at its own, smaller length. All variants take turns. Ratios are medians over repeats of the ratio
-of one round; `spread` holds the smallest and the largest of them.
+A random Llama of 8 layers, 512 wide, 8 heads and 4 KV heads, or a real model (--model). For decoding, caches are filled directly with
+random keys and values, so that no long prompt has to be read; the prefill is measured at its own, smaller length. All variants take turns.
+Ratios are medians over repeats of the ratio of one round; `spread` holds the smallest and the largest of them.
+
+`bound_vs_...`: what no cache of this share can pass. `nothing` holds one position per KV head, so its step is all that is not attention
+over the text: F. A step over the whole text takes T, so a cache that holds a share s takes at least F + s (T - F), if attention costs what
+its positions do.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from headwise.evaluation.compression import size_of
 from headwise.heads import HeadScores
 from headwise.methods.compresskv.press import CompressKV
 from headwise.methods.snapkv.press import SnapKV
+from headwise.models.load import load
+from headwise.models.model import as_model
 from tests.helpers import with_cache
 
 WINDOW = Window(64, 256)
@@ -46,6 +52,9 @@ def sizes() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--model", default="", help="a real model in place of the random one: a name such as smollm2, or a folder"
+    )
     return parser.parse_args()
 
 
@@ -55,21 +64,26 @@ class Bench:
     def __init__(self, chosen: argparse.Namespace) -> None:
         torch.manual_seed(0)
         self.chosen, self.dtype = chosen, getattr(torch, chosen.dtype)
-        config = LlamaConfig(
-            vocab_size=8192, hidden_size=chosen.width, intermediate_size=11 * chosen.width // 4, num_hidden_layers=chosen.layers,
-            num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=2 * chosen.length,
-        )  # fmt: skip
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = LlamaForCausalLM(config).to(self.device, self.dtype).eval()
+        self.model = load(chosen.model, self.device, chosen.dtype).hf if chosen.model else self.random_model()
+        grid = as_model(self.model).heads
+        (self.layers, self.heads), self.kv, self.dim = grid.shape, grid.kv_heads, grid.head_dim
         self.one = torch.full((1, 1), 7, device=self.device)
 
+    def random_model(self) -> Any:
+        config = LlamaConfig(
+            vocab_size=8192, hidden_size=self.chosen.width, intermediate_size=11 * self.chosen.width // 4,
+            num_hidden_layers=self.chosen.layers, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=2 * self.chosen.length,
+        )  # fmt: skip
+        return LlamaForCausalLM(config).to(self.device, self.dtype).eval()
+
     def random(self, heads: int, length: int) -> torch.Tensor:
-        return torch.randn(1, heads, length, self.chosen.width // 8, device=self.device, dtype=self.dtype)
+        return torch.randn(1, heads, length, self.dim, device=self.device, dtype=self.dtype)
 
     def filled(self, cache: Any, length: int) -> Any:
         """A cache of transformers with `length` positions in every layer."""
-        for layer in range(self.chosen.layers):
-            cache.update(self.random(4, length), self.random(4, length), layer)
+        for layer in range(self.layers):
+            cache.update(self.random(self.kv, length), self.random(self.kv, length), layer)
         return cache
 
     def kept(self, length: int, groups: Callable[[int], list[Any]]) -> KeptCache:
@@ -82,12 +96,12 @@ class Bench:
     def growing(self, length: int, count: int, heads: list[int] | None = None) -> Growing:
         """Keeps `count` positions, evenly spread over the text."""
         positions = torch.linspace(0, length - 1, count, device=self.device).to(torch.int32)[None, None]
-        which, n = (None, 4) if heads is None else (torch.tensor(heads, device=self.device), len(heads))
+        which, n = (None, self.kv) if heads is None else (torch.tensor(heads, device=self.device), len(heads))
         return Growing(which, self.random(n, count), self.random(n, count), positions, count)
 
     def sliding(self, length: int, heads: list[int] | None = None) -> Sliding:
         """Keeps the window of a text of `length` tokens."""
-        which, n = (None, 4) if heads is None else (torch.tensor(heads, device=self.device), len(heads))
+        which, n = (None, self.kv) if heads is None else (torch.tensor(heads, device=self.device), len(heads))
         group = Sliding.empty(which, self.random(n, 1), self.random(n, 1), WINDOW, exact=False)
         for start, stop in ((0, WINDOW.sinks), (length - WINDOW.recent, length)):
             group.take(self.random(n, stop - start), self.random(n, stop - start), Arrival(start, stop - start))
@@ -168,20 +182,27 @@ def decode(bench: Bench) -> dict[str, Any]:
         "static": bench.filled(StaticCache(config=bench.model.config, max_cache_len=room), chosen.length),
         "full": bench.kept(chosen.length, lambda _: [bench.growing(chosen.length, chosen.length)]),
         "kept": bench.kept(chosen.length, lambda _: [bench.growing(chosen.length, count)]),
+        "nothing": bench.kept(chosen.length, lambda _: [bench.growing(chosen.length, 1)]),
     }
     times = bench.decoded(caches)
     result: dict[str, Any] = {"decode_ms": milliseconds(times), "spread": {}}
     for name in ("dynamic", "static", "full"):
         result[f"decode_speedup_vs_{name}"], result["spread"][f"decode_speedup_vs_{name}"] = ratio(times[name], times["kept"])
+        whole, rest = (result["decode_ms"][one] for one in (name, "nothing"))
+        result[f"bound_vs_{name}"] = whole / (rest + chosen.share * (whole - rest))
+        result[f"attention_share_of_{name}"] = 1 - rest / whole
     size = size_of(caches["kept"])
     return result | {"bytes_vs_formula": size.nbytes / size.formula, "bytes_vs_full": size.nbytes / size.full}
 
 
 def exclusive(bench: Bench) -> dict[str, Any]:
     """Half the KV heads of every layer stream, or all of every other layer: equal bytes, one group per layer or two."""
-    length = bench.chosen.length
+    length, half = bench.chosen.length, bench.kv // 2
+    if bench.kv % 2:
+        return {"spread": {}}  # three KV heads have no half
+    first, second = list(range(half)), list(range(half, bench.kv))
     caches = {
-        "mixed": bench.kept(length, lambda _: [bench.growing(length, length, [0, 1]), bench.sliding(length, [2, 3])]),
+        "mixed": bench.kept(length, lambda _: [bench.growing(length, length, first), bench.sliding(length, second)]),
         "exclusive": bench.kept(length, lambda i: [bench.sliding(length) if i % 2 else bench.growing(length, length)]),
     }
     times = bench.decoded(caches)
@@ -205,8 +226,8 @@ def flat(bench: Bench) -> dict[str, Any]:
 def prefill(bench: Bench) -> dict[str, Any]:
     """A prompt read with our attention into a plain cache, and the same prompt scored and cut down by a method."""
     chosen = bench.chosen
-    ids = torch.randint(2, 8192, (1, chosen.short), generator=torch.Generator().manual_seed(1)).to(bench.device)
-    scores = HeadScores(np.random.default_rng(0).random((chosen.layers, 8)), "random")
+    ids = torch.randint(2, 8000, (1, chosen.short), generator=torch.Generator().manual_seed(1)).to(bench.device)
+    scores = HeadScores(np.random.default_rng(0).random((bench.layers, bench.heads)), "random")
     methods = {
         "snapkv": SnapKV(compression_ratio=1 - chosen.share),
         "compresskv": CompressKV(scores, compression_ratio=1 - chosen.share),
@@ -248,7 +269,8 @@ def main() -> None:
             result["spread"] |= found.pop("spread")
             result |= found
     given = {
-        name: getattr(chosen, name) for name in ("repeats", "length", "short", "share", "tokens", "layers", "width", "dtype")
+        name: getattr(chosen, name)
+        for name in ("repeats", "length", "short", "share", "tokens", "layers", "width", "dtype", "model")
     }
     show(result | given | {"peak_memory": peak_memory(), "hardware": hardware()}, chosen.json)
 

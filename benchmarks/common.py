@@ -21,7 +21,9 @@ def options(description: str) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default="", help="names of parts, separated by commas")
-    parser.add_argument("--model", default="", help="a real model beside the random one, in place of lab-6m: a name such as smollm2, or a folder")
+    parser.add_argument(
+        "--model", default="", help="a real model beside the random one, in place of lab-6m: a name such as smollm2, or a folder"
+    )
     return parser.parse_args()
 
 

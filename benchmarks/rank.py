@@ -1,6 +1,7 @@
 """Ranking by attention: twenty queries over one set of passages, one query, and the memory of detection, against plain SDPA passes.
 
-Parts (--only): speed (--model or the bundled lab model, about 1,000 tokens of passages; HotpotQA where HEADWISE_DATA names its folder), memory (random model, 4,096 tokens).
+Parts (--only): speed (--model or the bundled lab model, about 1,000 tokens of passages; HotpotQA where HEADWISE_DATA names its folder),
+memory (random model, 4,096 tokens).
 """
 
 from __future__ import annotations
