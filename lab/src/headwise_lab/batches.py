@@ -20,10 +20,21 @@ Ids = Sequence[int]
 
 @torch.no_grad()
 def greedy_answers(model: Any, prompts: Sequence[Ids], limits: Sequence[int], stop: Collection[int]) -> list[tuple[int, ...]]:
-    """The greedy answer to each prompt; it ends with its first stop token or after its own limit of tokens (at least 1).
+    """The greedy answers to many prompts: those of one prompt after the other, up to rounding.
 
-    The answers are those of one prompt after the other, up to rounding. Runs under whatever attach block is open.
-    Raises `HeadwiseError` if a logit is NaN or infinite.
+    Runs under whatever attach block is open.
+
+    Args:
+        model: A transformers model.
+        prompts: Ids, at least one each.
+        limits: Longest answer to each prompt in tokens, at least 1.
+        stop: Ids that end an answer.
+
+    Returns:
+        Ids per prompt, the stop token included if one came.
+
+    Raises:
+        HeadwiseError: A logit is NaN or infinite.
     """
     answers: list[tuple[int, ...]] = [()] * len(prompts)
     for batch in _batches(prompts):
@@ -35,7 +46,19 @@ def greedy_answers(model: Any, prompts: Sequence[Ids], limits: Sequence[int], st
 
 @torch.no_grad()
 def next_token_logits(model: Any, prompts: Sequence[Ids], tokens: Ids) -> Tensor:
-    """Logits [prompt, token] float32 (on the CPU) of some tokens right after each prompt. Raises as `greedy_answers`."""
+    """Logits of some tokens right after each prompt.
+
+    Args:
+        model: A transformers model.
+        prompts: Ids, at least one each.
+        tokens: The ids to look at.
+
+    Returns:
+        [prompt, token] float32, on the CPU.
+
+    Raises:
+        HeadwiseError: A logit is NaN or infinite.
+    """
     out = torch.empty(len(prompts), len(tokens))
     for batch in _batches(prompts):
         ids, mask = _padded(model, [prompts[i] for i in batch])

@@ -39,6 +39,9 @@ def draw_contexts(
         split: `train`, `selection` or `test`.
         seed: 0 or more; the same seed and tokenizer give the same contexts.
 
+    Returns:
+        `count` contexts; an answer is right if it is the whole gold answer with its closing mark.
+
     Raises:
         HeadwiseError: Prompts of this length cannot be made, or exceed the model.
     """

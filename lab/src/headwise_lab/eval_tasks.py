@@ -44,7 +44,12 @@ class NotMeasured(HeadwiseError):
 
 
 class Item(NamedTuple):
-    """An example and the prompt of its last turn, whose `gold` holds the closing mark and a line break."""
+    """A question as a model gets it.
+
+    Attributes:
+        example: What is asked.
+        prompt: Of its last turn; `gold` holds the closing mark and a line break.
+    """
 
     example: Example
     prompt: Prompt
@@ -52,10 +57,16 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Spec:
-    """A task with its sizes. rows: names of the numbers that `judge` gives for an answer, each in [0, 1]; the first is the main one.
+    """A task with its sizes.
 
-    spare: tokens that an answer may have beyond the gold answer. share: one in so many items is asked. fills: tokens that prompts fill
-    (None: the sizes in `options`).
+    Attributes:
+        rows: Names of the numbers that `judge` gives for an answer, each in [0, 1]; the first is the main one.
+        task: Name of the micro-world task.
+        judge: (example, answer) -> the numbers.
+        options: Of the task.
+        spare: Tokens that an answer may have beyond the gold answer.
+        share: One in so many items is asked.
+        fills: Tokens that prompts fill; None: the sizes in `options`.
     """
 
     rows: tuple[str, ...]
@@ -118,7 +129,15 @@ def specs_for(positions: int | None) -> tuple[Spec, ...]:
 
 
 class Drawer:
-    """Draws items for one model. The same seed and tokenizer give the same items."""
+    """Draws items for one model. The same seed and tokenizer give the same items.
+
+    Attributes:
+        model: With its tokenizer.
+        items: Items of a task, before `Spec.share`.
+        split: train, selection or test.
+        seed: 0 or more.
+        encode: Ids of a piece; what was encoded before is remembered.
+    """
 
     def __init__(self, model: Model, items: int, split: str, seed: int) -> None:
         encoder = PieceEncoder(model.tokenizer)
@@ -136,7 +155,15 @@ class Drawer:
         return _sized(spec.task, size)
 
     def draw(self, spec: Spec, options: Mapping[str, Any]) -> list[Item]:
-        """Different items that fit; fewer than asked for where there are no more (facts of the world). `NotMeasured` if most do not fit."""
+        """Different items that fit the model; fewer than asked for where there are no more (facts of the world).
+
+        Args:
+            spec: The task.
+            options: As `options` gives them.
+
+        Raises:
+            NotMeasured: Most of them do not fit, or the task refuses its options.
+        """
         wanted = max(1, self.items // spec.share)
         room = min(n for n in (spec.fills, self.model.positions, 2**62) if n is not None)
         found: dict[Any, Item] = {}

@@ -39,7 +39,16 @@ Values = NDArray[np.float64]
 
 
 def check_options(items: int, split: str, seed: int) -> None:
-    """`HeadwiseError` for options that no evaluation can run with."""
+    """Refuse options that no evaluation can run with.
+
+    Args:
+        items: At least 1.
+        split: train, selection or test.
+        seed: 0 or more.
+
+    Raises:
+        HeadwiseError: One of them is something else.
+    """
     if items < 1:
         raise HeadwiseError(f"the number of items must be at least 1; got {items}")
     if seed < 0:
@@ -48,11 +57,22 @@ def check_options(items: int, split: str, seed: int) -> None:
 
 
 def evaluate_model(model: Model, items: int = 100, split: str = "test", seed: int = 0, report: Report = silent) -> dict[str, Any]:
-    """Measure one model on `items` prompts per task.
+    """Measure one model on every task.
 
-    Returns the model's description, the options and `rows`: per number its task, n, value (a share in [0, 1], or the `unit` it names), 95 %
-    interval [low, high] and how it was made, goal (None: none) and whether value >= goal, task options, mean prompt length in tokens, up to
-    `WRONG` wrong answers; or the `reason` why it was not measured. The same seed gives the same result.
+    Args:
+        model: With its tokenizer.
+        items: Prompts per task, at least 1.
+        split: train, selection or test.
+        seed: 0 or more; the same seed gives the same result.
+        report: `report(done, total, remark)`; progress in tasks.
+
+    Returns:
+        The model's description, the options and `rows`: per number its task, n, value (a share in [0, 1], or the `unit` it
+        names), 95 % interval [low, high] and how it was made, goal (None: none) and whether value >= goal, task options, mean
+        prompt length in tokens, up to `WRONG` wrong answers; or the `reason` why it was not measured.
+
+    Raises:
+        HeadwiseError: Options out of range.
     """
     check_options(items, split, seed)
     drawer = Drawer(model, items, split, seed)
@@ -86,7 +106,13 @@ def _answered(drawer: Drawer, spec: Spec) -> list[Row]:
 
 
 def say(model: Model, items: Sequence[Item], spare: int) -> list[str]:
-    """The model's answers as text, each of at most the gold answer's tokens and `spare` more."""
+    """The model's greedy answers as text.
+
+    Args:
+        model: With its tokenizer.
+        items: What is asked.
+        spare: Tokens that an answer may have beyond the gold answer.
+    """
     prompts = [item.prompt.ids for item in items]
     limits = [len(item.prompt.gold) + spare for item in items]
     answers = greedy_answers(model.hf, prompts, limits, stop_ids(model))

@@ -21,6 +21,17 @@ def from_microworld(example: Example) -> RankingExample:
 
 
 def microworld_examples(count: int, split: str, seed: int = 0, n: int = 8, **options: Any) -> list[RankingExample]:
-    """`count` queries over `n` passages of the micro-world each; the question shares no word of meaning with the passage."""
+    """Queries over passages of the micro-world; a question shares no word of meaning with the passage that answers it.
+
+    Args:
+        count: How many.
+        split: train, selection or test.
+        seed: 0 or more; an example depends on it and on its number, so more of them begin with the same ones.
+        n: Passages of each query.
+        **options: See `headwise_lab.microworld.passages.make`.
+
+    Raises:
+        HeadwiseError: An unknown split or option, or an option out of range.
+    """
     made = (make_example("passages", split, np.random.default_rng([seed, 23, i]), n=n, **options) for i in range(count))
     return [from_microworld(example) for example in made]

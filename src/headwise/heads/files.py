@@ -30,8 +30,12 @@ def read_text(path: str | Path, what: str = "text", error: type[HeadwiseError] =
         what: what the file holds, for messages ("needles", "a head file").
         error: class of the error to raise.
 
+    Returns:
+        The text with its line ends as they are, see `split_lines`.
+
     Raises:
-        HeadwiseError: the file is missing, unreadable, a broken or too large .gz (`UNPACKED_LIMIT`), or not UTF-8 (the line is named).
+        HeadwiseError: the file is missing, unreadable, a broken or too large .gz (`UNPACKED_LIMIT`), or not UTF-8 (the line is
+            named).
     """
     path = Path(path)
     try:
@@ -48,7 +52,19 @@ def read_text(path: str | Path, what: str = "text", error: type[HeadwiseError] =
 
 
 def decode_text(raw: bytes, place: str, error: type[HeadwiseError] = HeadwiseError) -> str:
-    """Bytes as UTF-8 without a byte order mark. place: what a message begins with. Raises `error` naming line and byte."""
+    """Bytes as UTF-8 without a byte order mark.
+
+    Args:
+        raw: the bytes.
+        place: what a message begins with.
+        error: class of the error to raise.
+
+    Returns:
+        The text.
+
+    Raises:
+        HeadwiseError: they are not UTF-8; line and byte are named.
+    """
     raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
         return raw.decode("utf-8")
@@ -68,7 +84,15 @@ def split_lines(text: str) -> list[str]:
 
 
 def parse_json(text: str, place: str, error: type[HeadwiseError] = HeadwiseError) -> Any:
-    """The JSON value of a text. place: what a message begins with.
+    """The JSON value of a text.
+
+    Args:
+        text: the whole of it.
+        place: what a message begins with.
+        error: class of the error to raise.
+
+    Returns:
+        Dicts, lists, texts, numbers, booleans or None.
 
     Raises:
         HeadwiseError: no JSON, nested too deeply, a number too long, or a text with half of a surrogate pair.
@@ -90,14 +114,35 @@ def parse_json(text: str, place: str, error: type[HeadwiseError] = HeadwiseError
 
 
 def read_json(path: str | Path, what: str, error: type[HeadwiseError] = HeadwiseError) -> Any:
-    """The JSON value of a file. Raises as `read_text` and `parse_json`."""
+    """The JSON value of a file.
+
+    Args:
+        path: the file, plain or .gz.
+        what: what it holds, for messages.
+        error: class of the error to raise.
+
+    Returns:
+        As `parse_json`.
+
+    Raises:
+        HeadwiseError: as `read_text` and `parse_json`.
+    """
     return parse_json(read_text(path, what, error), str(path), error)
 
 
 def read_json_lines(path: str | Path, what: str, error: type[HeadwiseError] = HeadwiseError) -> Iterator[tuple[str, Any]]:
-    """(place, value) of every line of a JSON-lines file that is not blank; place is `FILE, line N`, for messages.
+    """Values of a JSON-lines file, one by one.
 
-    Raises as `read_text` and `parse_json`.
+    Args:
+        path: the file, plain or .gz.
+        what: what it holds, for messages.
+        error: class of the error to raise.
+
+    Yields:
+        (place, value) of every line that is not blank; place is `FILE, line N`, for messages.
+
+    Raises:
+        HeadwiseError: as `read_text` and `parse_json`.
     """
     for number, line in enumerate(split_lines(read_text(path, what, error)), 1):
         if line.strip():
@@ -107,6 +152,10 @@ def read_json_lines(path: str | Path, what: str, error: type[HeadwiseError] = He
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside `path`, flush to disk, then rename: readers see the old file or the whole new one.
+
+    Args:
+        path: the file; missing folders are made.
+        data: all that it will hold.
 
     Raises:
         HeadFileError: If it cannot be written; what was there before is still there.

@@ -85,6 +85,9 @@ def spread(scores: HeadScores, group: int) -> HeadScores:
         scores: Of KV heads, as `read_foreign` gives them.
         group: Query heads per KV head, at least 1.
 
+    Returns:
+        Values and runs with `group` times as many columns.
+
     Raises:
         HeadFileError: The scores are those of query heads already, or no model has so many.
     """
@@ -104,6 +107,9 @@ def on_grid(scores: HeadScores, shape: tuple[int, int]) -> HeadScores:
     Args:
         scores: As `read_foreign` gives them.
         shape: (layers, query heads per layer) of the model.
+
+    Returns:
+        Scores of that shape, NaN where the list names no head.
 
     Raises:
         HeadFileError: The scores have a grid of their own, or do not fit into this one.

@@ -22,7 +22,16 @@ DEEPEST = 64  # levels of provenance
 
 
 def save_heads(scores: HeadScores, path: str | Path, overwrite: bool = False) -> None:
-    """Write a head file. An existing file is refused unless `overwrite`; it is replaced then, never merged."""
+    """Write a head file, whole or not at all.
+
+    Args:
+        scores: What it holds.
+        path: The file.
+        overwrite: Replace an existing file; it is never merged.
+
+    Raises:
+        HeadFileError: The file exists, cannot be written, or the scores cannot be read again (see `to_json`).
+    """
     path = Path(path)
     if path.exists() and not overwrite:
         raise HeadFileError(f"{path} exists; give another name or --overwrite (results are never merged)")
@@ -30,7 +39,16 @@ def save_heads(scores: HeadScores, path: str | Path, overwrite: bool = False) ->
 
 
 def write_json(data: Any, path: Path, overwrite: bool = False) -> None:
-    """Write any other result as JSON, under the same rules; NaN becomes null."""
+    """Write any other result as JSON, under the same rules as `save_heads`.
+
+    Args:
+        data: Mappings, lists, arrays and numbers; NaN becomes null.
+        path: The file.
+        overwrite: Replace an existing file.
+
+    Raises:
+        HeadFileError: The file exists, cannot be written, or a value is none that JSON can hold.
+    """
     if path.exists() and not overwrite:
         raise HeadFileError(f"{path} exists; give another name or --overwrite (results are never merged)")
     write_atomically(path, _dump(plain(data)))
@@ -116,6 +134,13 @@ def to_json(scores: HeadScores) -> dict[str, Any]:
 def from_json(data: dict[str, Any], path: Path) -> HeadScores:
     """Checked inverse of `to_json`; also reads schema 1, whose tables stood in the provenance.
 
+    Args:
+        data: The object that a head file holds.
+        path: Where it comes from, for messages.
+
+    Returns:
+        The scores; null becomes NaN.
+
     Raises:
         HeadFileError: Anything is missing or is not what `to_json` writes.
     """
@@ -145,14 +170,22 @@ def from_json(data: dict[str, Any], path: Path) -> HeadScores:
 
 
 def number(value: Any) -> float:
-    """A JSON number as it stands; raises `ValueError` for anything else (texts, true, null)."""
+    """A JSON number as it stands.
+
+    Raises:
+        ValueError: It is anything else (a text, true, null).
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{shorten(repr(value))} is no number")
     return float(value)
 
 
 def check_text(text: Any) -> str:
-    """The text itself; raises `ValueError` for anything that no file and no terminal could take (half of a surrogate pair)."""
+    """The text itself.
+
+    Raises:
+        ValueError: It is none, or one that no file and no terminal could take (half of a surrogate pair).
+    """
     if not isinstance(text, str):
         raise ValueError(f"{shorten(repr(text))} is no text")
     try:

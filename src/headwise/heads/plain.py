@@ -28,8 +28,15 @@ def plain(data: Any) -> Any:
 def checked_seed(seed: Any, name: str = "seed") -> int:
     """The seed as a whole number.
 
+    Args:
+        seed: What a user gave.
+        name: What a message calls it.
+
+    Returns:
+        An int from 0 to `LARGEST_SEED`.
+
     Raises:
-        HeadwiseError: It is no whole number, or not from 0 to 2^63 - 1; numpy and torch would fail in ways of their own.
+        HeadwiseError: It is no whole number, or out of that range; numpy and torch would fail in ways of their own.
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
         raise HeadwiseError(f"the {name} must be a whole number from 0 to {LARGEST_SEED}; got {shorten(repr(seed))}")

@@ -22,7 +22,12 @@ WRITTEN = re.compile(r"L?([0-9]{1,9})[H-]([0-9]{1,9})")
 
 
 class HeadId(NamedTuple):
-    """One query head, zero-based. Written `L17H24`."""
+    """One query head. Written `L17H24`.
+
+    Attributes:
+        layer: From 0.
+        head: Inside its layer, from 0.
+    """
 
     layer: int
     head: int
@@ -133,7 +138,11 @@ class HeadScores:
 
     @property
     def frequency(self) -> Scores:
-        """Activation frequency [layer, head]: the share of runs with a score above 0 (Wu et al. 2024, sec. 3.4)."""
+        """Activation frequency [layer, head]: the share of runs with a score above 0, NaN = not scored (Wu et al. 2024, sec. 3.4).
+
+        Raises:
+            HeadwiseError: The scores hold no per-run values.
+        """
         if self.runs is None or len(self.runs) == 0:
             raise HeadwiseError(f"the {self.score} scores hold no per-run values, so there is no activation frequency")
         frequency = (np.nan_to_num(self.runs) > 0).mean(axis=0)
@@ -156,18 +165,30 @@ class HeadScores:
         return [HeadId(int(i) // self.shape[1], int(i) % self.shape[1]) for i in order]
 
     def top(self, k: int) -> HeadSet:
-        """The k strongest heads, strongest first. Raises `HeadwiseError` like `ranking`, and for a k that is not in 1 to the scored heads."""
+        """The k strongest heads, strongest first.
+
+        Raises:
+            HeadwiseError: As `ranking`, and for a k that is not in 1 to the number of scored heads.
+        """
         return HeadSet(tuple(self._ranked("top", k)[:k]), self.shape, f"top {k} by {self.score} score")
 
     def bottom(self, k: int, seed: int = 0) -> HeadSet:
-        """The k weakest scored heads, weakest first; equal scores (often many zeros) in a seeded random order, not layer by layer."""
+        """The k weakest scored heads, weakest first.
+
+        Args:
+            k: From 1 to the number of scored heads.
+            seed: Equal scores (often many zeros) come in a random order of this seed, not layer by layer.
+
+        Raises:
+            HeadwiseError: As `top`, and for a seed out of range.
+        """
         ranking = self._ranked("bottom", k)
         shuffled = (ranking[i] for i in np.random.default_rng([checked_seed(seed), 9]).permutation(len(ranking)))
         weakest = sorted(shuffled, key=lambda head: float(self.values[head]))
         return HeadSet(tuple(weakest[:k]), self.shape, f"bottom {k} by {self.score} score")
 
     def above(self, threshold: float) -> HeadSet:
-        """All heads with a score above `threshold`, strongest first (may be empty)."""
+        """All heads with a score above `threshold`, strongest first (may be empty). Raises as `ranking`."""
         chosen = tuple(h for h in self.ranking() if self.values[h] > threshold)
         return HeadSet(chosen, self.shape, f"{self.score} score above {threshold:g}")
 
@@ -218,8 +239,11 @@ class HeadSet:
             chosen_by: How they were chosen, in words; not for a `HeadSet`, which knows.
             model: What an error calls the model.
 
+        Returns:
+            The heads in the order given.
+
         Raises:
-            HeadwiseError: `heads` is anything else, or does not belong to a model of this shape.
+            HeadwiseError: `heads` is anything else, names a head twice, or does not belong to a model of this shape.
         """
         if isinstance(heads, HeadSet):
             heads.check_fits(shape, model)
@@ -321,7 +345,15 @@ def check_grid(shape: tuple[int, ...]) -> None:
 
 
 def check_inside(heads: Iterable[HeadId], shape: tuple[int, int]) -> None:
-    """Raise `HeadwiseError` for a head that lies outside of a model of this shape."""
+    """Refuse heads that a model does not have.
+
+    Args:
+        heads: The heads.
+        shape: (layers, query heads per layer) of the model.
+
+    Raises:
+        HeadwiseError: One of them lies outside; it is named.
+    """
     layers, count = shape
     for head in heads:
         if not (0 <= head.layer < layers and 0 <= head.head < count):

@@ -119,7 +119,15 @@ def read_run(path: Path) -> Run:
 
 
 def trec_lines(run: Mapping[str, Mapping[str, float]], tag: str) -> Iterator[str]:
-    """Lines of a TREC run, best passage first; equal scores in the order given."""
+    """Lines of a TREC run, best passage first; equal scores in the order given.
+
+    Args:
+        run: query -> passage -> score.
+        tag: name of the run, the last field of every line; without white space.
+
+    Yields:
+        `query Q0 passage rank score tag`, without a line end; ranks count from 1, scores have nine digits.
+    """
     for query, scores in run.items():
         ordered = sorted(scores, key=lambda passage: -scores[passage])
         for rank, passage in enumerate(ordered, 1):

@@ -15,7 +15,12 @@ ANCHORS = ("a", ".", "\n", "0", ":")
 
 
 class Tokenizer(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
+    """What is needed of a Hugging Face tokenizer.
+
+    Attributes:
+        bos_token_id: id of the token that opens a text, or None.
+        chat_template: the template's text, or None for a base model.
+    """
 
     bos_token_id: int | None
     chat_template: Any
@@ -65,6 +70,9 @@ class PieceEncoder:
             text: the piece.
             wording: whether it comes from a template, so that control tokens spelled in it are meant. Never for text of others.
 
+        Returns:
+            Ids without special tokens.
+
         Raises:
             PromptError: the text spells a control token that the tokenizer cannot take apart.
         """
@@ -84,7 +92,19 @@ class PieceEncoder:
         return tuple(ids)
 
     def encode_behind(self, text: str, before: Sequence[int], wording: bool = False) -> tuple[int, ...]:
-        """Ids of a piece right behind `before`: behind a control token many tokenizers treat it as the start of a text."""
+        """Ids of a piece right behind `before`: behind a control token many tokenizers treat it as the start of a text.
+
+        Args:
+            text: the piece.
+            before: ids that stand in front of it; only the last one matters.
+            wording: as for `encode`.
+
+        Returns:
+            Ids of the piece alone.
+
+        Raises:
+            PromptError: as for `encode`.
+        """
         spells = not wording and self._spelled is not None and self._spelled.search(text) is not None
         if not before or before[-1] not in self.controls or spells:
             return self.encode(text, wording)
@@ -98,13 +118,33 @@ class PieceEncoder:
     def encode_checked(self, text: str, name: str, wording: bool = False) -> tuple[int, ...]:
         """Like `encode`, with a check that nothing is lost.
 
+        Args:
+            text: the piece.
+            name: which text it is, for messages.
+            wording: as for `encode`.
+
+        Returns:
+            Ids without special tokens, at least one.
+
         Raises:
-            PromptError: decoding does not give the text back (outer white space aside); `name` says which text it is.
+            PromptError: decoding does not give the text back (outer white space aside), or as for `encode`.
         """
         return self.checked(self.encode(text, wording), text, name)
 
     def checked(self, ids: tuple[int, ...], text: str, name: str) -> tuple[int, ...]:
-        """The ids themselves; raises `PromptError` unless they read as the text (outer white space aside)."""
+        """The ids themselves, if nothing was lost.
+
+        Args:
+            ids: of a piece.
+            text: what they have to read as, outer white space aside.
+            name: which text it is, for messages.
+
+        Returns:
+            `ids`.
+
+        Raises:
+            PromptError: they read otherwise, or there are none.
+        """
         if not ids or self.decode(ids).strip() != text.strip():
             raise PromptError(
                 f"{name} {text.strip()!r} does not survive tokenisation (it reads {self.decode(ids).strip()!r} afterwards); reword it"
@@ -174,6 +214,9 @@ class Stops(frozenset[int]):
             tokenizer: it says what breaks a line, and which tokens open and close thoughts.
             ends: further ids that end an answer, thoughts or not.
             opened: see `PromptBuilder.opens_thought`.
+
+        Returns:
+            The ids, which know what thoughts are.
         """
         breaks, known = newline_ids(tokenizer), tokenizer.get_vocab()
         made = cls(breaks | frozenset(ends))
@@ -201,16 +244,38 @@ class Stops(frozenset[int]):
 
 
 def ends(stop: Collection[int], said: Sequence[int]) -> bool:
-    """Whether the last id of an answer ends it. stop: ids that do, or `Stops`."""
+    """Whether the last id of an answer ends it.
+
+    Args:
+        stop: ids that do, or `Stops`, which let thoughts of a reasoning model go on.
+        said: ids of the answer so far, at least one.
+    """
     return stop.end(said) if isinstance(stop, Stops) else said[-1] in stop
 
 
 def answer_start(stop: Collection[int], said: Sequence[int]) -> int | None:
-    """Where the answer begins behind the thoughts in front of it: 0 without thoughts, None if they never ended."""
+    """Where the answer begins behind the thoughts in front of it.
+
+    Args:
+        stop: `Stops` know the marks of thoughts; plain ids know none, so that the answer begins at 0.
+        said: ids of the answer.
+
+    Returns:
+        Index in `said`: 0 without thoughts, None if they never ended.
+    """
     return stop.answer_start(said) if isinstance(stop, Stops) else 0
 
 
 def read_answer(tokenizer: Tokenizer, said: Sequence[int], stop: Collection[int]) -> str:
-    """Text of an answer, without the thoughts in front of it; empty if they never ended."""
+    """Text of an answer, without the thoughts in front of it.
+
+    Args:
+        tokenizer: it decodes; special tokens are left out.
+        said: ids of the answer.
+        stop: as for `answer_start`.
+
+    Returns:
+        The text; empty if the thoughts never ended.
+    """
     start = answer_start(stop, said)
     return "" if start is None else tokenizer.decode(list(said[start:]), skip_special_tokens=True)

@@ -89,7 +89,13 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """What a group will be, before its prompts are made."""
+    """What a group will be, before its prompts are made.
+
+    Attributes:
+        length: context length in tokens, needle included.
+        needle: index among the task's needles.
+        window: number of the haystack window, from 0.
+    """
 
     length: int
     needle: int
@@ -102,7 +108,15 @@ class GroupSpec:
 
 
 def group_specs(options: GridOptions, needles: int) -> list[GroupSpec]:
-    """All groups, in a seeded order that mixes lengths and needles."""
+    """All groups of a grid.
+
+    Args:
+        options: lengths, windows and seed.
+        needles: how many there are.
+
+    Returns:
+        windows x lengths x needles specs in a seeded order, so that the first ones already mix lengths and needles.
+    """
     specs = [GroupSpec(n, i, w) for w in range(options.windows) for n in options.lengths for i in range(needles)]
     order = np.random.default_rng([options.seed, 1]).permutation(len(specs))
     return [specs[i] for i in order]
@@ -113,7 +127,10 @@ def plan_groups(task: Task, positions: int | None) -> list[GroupSpec]:
 
     Args:
         task: what to run.
-        positions: what the model can hold, or None.
+        positions: what the model can hold in tokens, or None.
+
+    Returns:
+        As `group_specs`.
 
     Raises:
         PromptError: a prompt and its answer do not fit into the model, or a needle not into a length.
@@ -127,8 +144,17 @@ def plan_groups(task: Task, positions: int | None) -> list[GroupSpec]:
 def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
     """Compose the prompts of a group.
 
+    Args:
+        spec: which one; together with the task it decides every id.
+        task: where it comes from.
+        positions: as for `plan_groups`.
+
+    Returns:
+        One prompt per depth, in the order of the grid's depths.
+
     Raises:
-        PromptError: as `plan_groups`, or the haystack is too short, or a needle would stand far from its depth (see `Window.checked_place`).
+        PromptError: as `plan_groups`, or the haystack is too short, or a needle would stand far from its depth (see
+            `Window.checked_place`).
     """
     needle, options = task.needles[spec.needle], task.grid
     room = _haystack_tokens(spec, task, positions)
@@ -168,14 +194,28 @@ MOST_DEPTHS = 1000
 
 
 def even_depths(count: int) -> tuple[float, ...]:
-    """`count` depths from 0 to 1, evenly spaced; a single one is the middle."""
+    """`count` depths from 0 to 1, evenly spaced; a single one is the middle.
+
+    Raises:
+        PromptError: a count outside 1 to `MOST_DEPTHS`.
+    """
     if not 1 <= count <= MOST_DEPTHS:
         raise PromptError(f"the number of depths must be at least 1 and at most {MOST_DEPTHS}; got {count}")
     return (0.5,) if count == 1 else tuple(round(i / (count - 1), 6) for i in range(count))
 
 
 def default_lengths(positions: int | None) -> tuple[int, ...]:
-    """Three context lengths that fit the model with room for question and answer."""
+    """Context lengths of a first run.
+
+    Args:
+        positions: what the model can hold in tokens; None: no limit.
+
+    Returns:
+        At most three powers of two from 128 to 4,096 tokens, the largest that leave 128 positions for question and answer.
+
+    Raises:
+        PromptError: the model has fewer than 256 positions.
+    """
     known = [n for n in (128, 256, 512, 1024, 2048, 4096) if positions is None or n + 128 <= positions]
     if not known:
         raise PromptError(f"the model has only {positions} positions; give --lengths yourself")
@@ -183,7 +223,17 @@ def default_lengths(positions: int | None) -> tuple[int, ...]:
 
 
 def paper_lengths(positions: int | None) -> tuple[int, ...]:
-    """20 evenly spaced lengths from 1,000 to 50,000 tokens, or what fits of them (Wu et al. 2024, sec. 3)."""
+    """20 evenly spaced lengths from 1,000 to 50,000 tokens, or what fits of them (Wu et al. 2024, sec. 3).
+
+    Args:
+        positions: what the model can hold in tokens; None: no limit.
+
+    Returns:
+        Ascending lengths; 128 positions are left for question and answer.
+
+    Raises:
+        PromptError: the model has too few positions for such a grid.
+    """
     most = 50_000 if positions is None else min(50_000, positions - 128)
     least = min(1_000, max(64, most // 20))
     if most <= least:

@@ -79,7 +79,14 @@ class Window:
     places: tuple[int, ...]
 
     def place(self, depth: float) -> int:
-        """The last place at or before `depth` (fraction of the window, in [0, 1])."""
+        """The last place at or before a depth.
+
+        Args:
+            depth: fraction of the window, in [0, 1].
+
+        Returns:
+            One of `places`, in tokens.
+        """
         target = round(depth * len(self.ids))
         return max(place for place in self.places if place <= target)
 
@@ -108,6 +115,10 @@ class Haystack:
     def __init__(self, texts: Iterable[str], encoder: PieceEncoder) -> None:
         """Encode the texts.
 
+        Args:
+            texts: from first to last; each begins a new line.
+            encoder: of the model that reads the windows.
+
         Raises:
             PromptError: there is no text.
         """
@@ -133,6 +144,9 @@ class Haystack:
             tokens: its length.
             seed: the window is a function of it; no number is negative.
             part: which share of the haystack to draw from, as (from, to) fractions.
+
+        Returns:
+            Exactly `tokens` ids.
 
         Raises:
             PromptError: that share is too short; text is never repeated to reach a length.

@@ -63,6 +63,9 @@ def bundled_needles(split: str | None = None) -> list[Needle]:
 
     Args:
         split: `detect` (16, for finding heads), `test` (16 others, for tests and reports) or None for all.
+
+    Returns:
+        Always in the same order.
     """
     text = resources.files("headwise.prompts").joinpath("data/needles.jsonl").read_text("utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
@@ -107,7 +110,18 @@ class NeedleComposer:
     def __init__(
         self, encoder: PieceEncoder, template: str | None = None, chat: bool = False, chat_args: Mapping[str, Any] | None = None
     ) -> None:
-        """Check template and chat template. Raises `PromptError` for either (see `PromptBuilder`)."""
+        """Check template and chat template.
+
+        Args:
+            encoder: of the model that is asked.
+            template: text with {context}, {question} and, if wanted, {answer_prefix}; None: `CHAT_TEMPLATE` with `chat`, else
+                `BASE_TEMPLATE`.
+            chat: put it into the model's chat template.
+            chat_args: variables for the chat template, see `PromptBuilder`.
+
+        Raises:
+            PromptError: a template with other fields or without those it needs, or a chat template that cannot be used.
+        """
         template = template or (CHAT_TEMPLATE if chat else BASE_TEMPLATE)
         self._parts = _parse(template)
         self.builder = PromptBuilder(encoder, chat, chat_args)
@@ -140,7 +154,11 @@ class NeedleComposer:
         return self.builder.build([Turn("user", tuple(pieces))], self._gold(needle))
 
     def context_cost(self, needle: Needle) -> int:
-        """Tokens of the needle inside the context."""
+        """Tokens that the needle takes inside the context.
+
+        Raises:
+            PromptError: the needle does not survive tokenisation.
+        """
         encoder = self.builder.encoder
         return sum(len(encoder.encode_checked(piece.text, piece.check)) for piece in self._needle_pieces(needle))
 

@@ -19,7 +19,12 @@ NULL_QUERY = "N/A"  # a query without content (Chen et al. 2024, arXiv:2410.0264
 
 
 class Passage(NamedTuple):
-    """A text to rank, with a title if it has one."""
+    """A text to rank.
+
+    Attributes:
+        text: what it says.
+        title: read in front of the text; may be empty.
+    """
 
     text: str
     title: str = ""
@@ -101,7 +106,17 @@ class PassageComposer:
         chat: bool = False,
         chat_args: Mapping[str, Any] | None = None,
     ) -> None:
-        """Check the layout (a name of `LAYOUTS`, or one of your own) and the chat template. Raises `PromptError` for either."""
+        """Check the layout and the chat template.
+
+        Args:
+            encoder: of the model that reads the passages.
+            layout: a name of `LAYOUTS`, or one of your own.
+            chat: put it into the model's chat template.
+            chat_args: variables for the chat template, see `PromptBuilder`.
+
+        Raises:
+            PromptError: an unknown layout, or a chat template that cannot be used.
+        """
         if isinstance(layout, str):
             if layout not in LAYOUTS:
                 raise PromptError(f"unknown passage layout {layout!r}; use {' or '.join(LAYOUTS)}")
@@ -123,7 +138,11 @@ class PassageComposer:
         return self.builder.opening(pieces)
 
     def check(self, passages: Sequence[Passage]) -> None:
-        """Raise `PromptError` for an empty passage, by its place in this list, or none at all."""
+        """Refuse passages that cannot be read.
+
+        Raises:
+            PromptError: one is empty (its place in this list is named, from 1), or there are none.
+        """
         if not passages:
             raise PromptError("no passages were given")
         for number, passage in enumerate(passages, 1):
@@ -131,7 +150,15 @@ class PassageComposer:
                 raise PromptError(f"passage {number} is empty; leave it out")
 
     def passage(self, passage: Passage, number: int) -> tuple[int, ...]:
-        """Ids of one passage inside others: tag, title and text."""
+        """Ids of one passage inside others: tag, title and text.
+
+        Args:
+            passage: the passage.
+            number: what its tag says, from 1.
+
+        Returns:
+            Ids without the line break behind it.
+        """
         encode = self.builder.encoder.encode
         return tuple(i for piece in self._pieces(passage, number) for i in encode(piece.text, piece.wording))
 
@@ -172,7 +199,14 @@ class PassageComposer:
 
 
 def read_rows(path: Path, what: str) -> list[tuple[str, Any]]:
-    """(place, value) of the lines of a JSON-lines file; place names file and line, for messages.
+    """Values of the lines of a JSON-lines file.
+
+    Args:
+        path: the file, plain or .gz.
+        what: what it holds, for messages.
+
+    Returns:
+        (place, value) per line that is not blank; place names file and line, for messages.
 
     Raises:
         PromptError: the file cannot be read or holds nothing, or a line is no JSON.
@@ -184,7 +218,18 @@ def read_rows(path: Path, what: str) -> list[tuple[str, Any]]:
 
 
 def passage_of(row: Any, place: str) -> Passage:
-    """A passage from a text or an object with `text` and, if wanted, `title`."""
+    """A passage from what a JSON file may hold.
+
+    Args:
+        row: a text, or an object with `text` and, if wanted, `title`.
+        place: what a message begins with.
+
+    Returns:
+        The passage; it may be empty.
+
+    Raises:
+        PromptError: the row is anything else.
+    """
     if isinstance(row, str):
         return Passage(row)
     if isinstance(row, Mapping) and isinstance(row.get("text"), str) and isinstance(row.get("title") or "", str):

@@ -57,7 +57,11 @@ class Prompt:
                 raise PromptError(f"span {name!r} is [{span.start}, {span.stop}) in a prompt of {len(self.ids)} tokens")
 
     def span(self, name: str) -> Span:
-        """The span called `name`; `PromptError` names the known ones."""
+        """The span called `name`.
+
+        Raises:
+            PromptError: there is none; the known ones are named.
+        """
         if name not in self.spans:
             raise PromptError(f"the prompt has no span {name!r}; it has {', '.join(sorted(self.spans)) or 'none'}")
         return self.spans[name]
@@ -83,7 +87,12 @@ class Piece(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What one side says. role: system, user or assistant."""
+    """What one side says.
+
+    Attributes:
+        role: system, user or assistant.
+        pieces: its text, from first to last.
+    """
 
     role: str
     pieces: tuple[Piece, ...]
@@ -104,7 +113,16 @@ class Frame(NamedTuple):
 
 
 def lay_out(pieces: Iterable[Piece], encode: Callable[[Piece], Sequence[int]]) -> tuple[tuple[int, ...], dict[str, Span]]:
-    """Ids of all pieces, one behind the other, and the spans of their names."""
+    """Ids of all pieces, one behind the other, and the spans of their names.
+
+    Args:
+        pieces: from first to last.
+        encode: ids of one piece.
+
+    Returns:
+        Ids, and name -> span; a name of several pieces spans all from the first to the last, one of pieces without ids is left
+        out.
+    """
     ids: list[int] = []
     spans: dict[str, Span] = {}
     for piece in pieces:
@@ -151,6 +169,9 @@ class PromptBuilder:
             turns: what is said, from first to last.
             gold: the expected answer, as it would follow.
             aliases: further names of spans: new name -> name of a piece.
+
+        Returns:
+            The prompt, with a span per name of a piece and per alias.
 
         Raises:
             PromptError: a checked piece does not survive tokenisation, or the template cannot hold these turns.
@@ -201,7 +222,11 @@ class PromptBuilder:
         return {"chat_frame": list(frame.texts), "chat_args": dict(self.chat_args)}
 
     def frame(self, roles: tuple[str, ...]) -> Frame:
-        """What stands around turns of these roles. Rendered once, so that a date in it does not change during a run."""
+        """What stands around turns of these roles. Rendered once, so that a date in it does not change during a run.
+
+        Raises:
+            PromptError: an unknown role, or a chat template that fails or changes what is said.
+        """
         if roles not in self._frames:
             self._frames[roles] = (
                 self._rendered(roles) if self.chat else Frame(tuple(range(len(roles))), ("",) * (len(roles) + 1), False)
@@ -329,5 +354,5 @@ def chat_arguments(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     if isinstance(given, str):
         given = parse_json(given, "--chat-template-args")
         if not isinstance(given, dict):
-            raise HeadwiseError('--chat-template-args takes a JSON object, like \'{"enable_thinking": true}\'')
+            raise HeadwiseError("--chat-template-args takes a JSON object, like '{\"enable_thinking\": true}'")
     return dict(given or {})

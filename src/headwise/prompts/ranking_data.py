@@ -27,7 +27,7 @@ def read_ranking_examples(path: str | Path) -> list[RankingExample]:
 
 
 def needle_examples(count: int, passages: int, seed: int = 0) -> list[RankingExample]:
-    """`count` queries over `passages` passages of the bundled novels; one of them holds the sentence that answers the query.
+    """Queries over passages of the bundled novels; one passage of each holds the sentence that answers the query.
 
     Queries are the questions of the bundled needles of the detection split, in turn. A passage has about `PASSAGE_WORDS` words.
 
@@ -35,6 +35,12 @@ def needle_examples(count: int, passages: int, seed: int = 0) -> list[RankingExa
         count: number of queries.
         passages: number of passages of each query.
         seed: of passages and of the gold passage's place; at least 0.
+
+    Returns:
+        `count` examples; an example depends on its number and the seed, so more of them begin with the same ones.
+
+    Raises:
+        PromptError: a negative seed.
     """
     if seed < 0:
         raise PromptError(f"the seed must be at least 0; got {seed}")

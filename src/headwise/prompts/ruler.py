@@ -56,7 +56,15 @@ def read_ruler(path: Path) -> list[RulerRow]:
 
 
 def string_match(said: str, row: RulerRow) -> float:
-    """Share of the answers that the text contains, case ignored; for `qa` tasks 1.0 if it contains any. In [0, 1]."""
+    """RULER's measure of an answer: which of the expected texts it contains, case ignored (Hsieh et al. 2024).
+
+    Args:
+        said: what the model said.
+        row: the question; the task's name decides the rule.
+
+    Returns:
+        In [0, 1]: the share of the answers that are contained; for `qa` tasks 1.0 if any is.
+    """
     found = [answer.casefold() in said.casefold() for answer in row.answers]
     return float(any(found)) if row.task.startswith("qa") else sum(found) / len(found)
 

@@ -17,7 +17,11 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def check_split(split: str) -> str:
-    """The split itself; `HeadwiseError` unless it is train, selection or test."""
+    """The split itself.
+
+    Raises:
+        HeadwiseError: it is none of train, selection and test.
+    """
     if split not in SPLITS:
         raise HeadwiseError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     return split
@@ -31,7 +35,11 @@ def part_of(text: str) -> str:
 
 @cache
 def secret_words(split: str) -> tuple[str, ...]:
-    """Ordinary words that pass-keys of a split are made of."""
+    """Ordinary words that pass-keys of a split are made of; splits share none.
+
+    Raises:
+        HeadwiseError: as `check_split`.
+    """
     text = resources.files("headwise.prompts").joinpath("data/secret-words.txt").read_text("utf-8")
     rows = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
     return {split: tuple(words) for split, *words in rows}[check_split(split)]
@@ -45,7 +53,10 @@ def random_key(rng: np.random.Generator, split: str, length: int) -> str:
     Args:
         rng: source of chance.
         split: train, selection or test.
-        length: number of characters.
+        length: number of characters, at least 1.
+
+    Returns:
+        A key whose part (see `part_of`) is the split.
     """
     while True:
         places = (rng.random(length) * len(_LETTERS)).astype(int)

@@ -28,7 +28,11 @@ UNSCORED, HATCH = "#E6E6E6", "////"
 
 
 def require_matplotlib() -> None:
-    """Raise `MissingExtraError`, which names the extra `report`, unless pictures can be drawn."""
+    """Refuse to draw without matplotlib.
+
+    Raises:
+        MissingExtraError: it is not installed; the extra `report` is named.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -41,6 +45,9 @@ def new_figure(width: float, height: float) -> Figure:
     Args:
         width: inches.
         height: inches.
+
+    Returns:
+        The figure, which is known to no global state of matplotlib.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -55,7 +62,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def check_suffix(path: Path) -> None:
-    """Raise `HeadwiseError` unless the path names a kind of picture that can be written."""
+    """Refuse a name before anything is drawn.
+
+    Raises:
+        HeadwiseError: the path does not end in one of `SUFFIXES`.
+    """
     if path.suffix.lower() not in SUFFIXES:
         raise HeadwiseError(f"cannot write a figure to {str(path)!r}; end its name with {' or '.join(SUFFIXES)}")
 
@@ -95,7 +106,13 @@ def style(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def shortened(text: str, width: float, size: float = LABEL) -> str:
-    """`text` cut in its middle so that it fits into `width` inches at font size `size`."""
+    """A text cut in its middle so that it fits.
+
+    Args:
+        text: one line.
+        width: room in inches; 12 characters are left in any case.
+        size: of the font, in points.
+    """
     room = max(12, int(width * 72 / (WIDE * size)))
     if len(text) <= room:
         return text
@@ -108,7 +125,16 @@ def subject(provenance: Mapping[str, Any]) -> str:
 
 
 def thinned(count: int, cell: float, label: float = 0.24) -> NDArray[np.int64]:
-    """Positions 0, step, 2 step ... below `count`, so that labels of `label` inches fit beside cells of `cell` inches; [position]."""
+    """Places of labels beside a row of cells, so far apart that they do not touch.
+
+    Args:
+        count: number of cells.
+        cell: size of one, in inches.
+        label: size of a label, in inches.
+
+    Returns:
+        0, step, 2 step ... below `count`, where step is a power of 2.
+    """
     step = 1
     while step * cell < label:
         step *= 2
@@ -116,7 +142,15 @@ def thinned(count: int, cell: float, label: float = 0.24) -> NDArray[np.int64]:
 
 
 def spaced(places: Sequence[float], sizes: Sequence[float]) -> list[int]:
-    """Indices of ascending `places` whose labels of `sizes` do not touch; the last one is always kept."""
+    """Which labels to keep, so that they do not touch.
+
+    Args:
+        places: middles of the labels, ascending, in any unit.
+        sizes: of the labels, in that unit.
+
+    Returns:
+        Their indices, ascending; the last one is always kept.
+    """
     kept: list[int] = []
     for i in reversed(range(len(places))):
         if not kept or places[kept[-1]] - places[i] >= (sizes[i] + sizes[kept[-1]]) / 2:
@@ -140,7 +174,15 @@ def add_legend(figure: Figure, keys: Mapping[str, Any]) -> None:
 
 
 def add_colour_bar(figure: Figure, image: Any, axes: Axes, label: str, ticks: Iterable[float] | None = None) -> None:
-    """A plain colour bar on the right."""
+    """A plain colour bar on the right.
+
+    Args:
+        figure: the figure.
+        image: what it explains, a mappable of matplotlib.
+        axes: beside which it stands.
+        label: what the colours mean.
+        ticks: values to name; None leaves them to matplotlib.
+    """
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=max(10, 4 * figure.get_figheight()), fraction=0.06)
     if ticks is not None:
         bar.set_ticks(list(ticks))

@@ -70,7 +70,16 @@ def _table(label: str, rows: Sequence[Row], note: str | None) -> Table:
 
 
 def recall_figure(result: Mapping[str, Any], path: Path) -> None:
-    """Write recall against bytes, one panel per task, length and place of the question."""
+    """Write recall against bytes, one panel per task, length and place of the question.
+
+    Args:
+        result: JSON data of `headwise bench cache`.
+        path: of the picture, see `write_figure`.
+
+    Raises:
+        HeadwiseError: another result, or the file cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
     write_figure(lambda: draw_recall(result), path)
 
 

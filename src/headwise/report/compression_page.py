@@ -27,12 +27,18 @@ def write_page(result: Data, example: Data, path: Path) -> Path:
         result: of the benchmark.
         example: one context, and per method the share of KV heads (of all layers) that keep each token.
         path: of the page.
+
+    Returns:
+        `path`.
+
+    Raises:
+        HeadwiseError: the result is not one of a cache benchmark, or the file cannot be written.
     """
     return write_document(path, page(result, example))
 
 
 def page(result: Data, example: Data) -> str:
-    """The whole document."""
+    """The whole document; arguments and errors as for `write_page`."""
     rows, model = checked_rows(result), public_name(result["model"])
     labels = list(dict.fromkeys(map(label_of, rows)))
     drawn = [_recall([row for row in rows if label_of(row) == label], label) for label in labels]

@@ -31,7 +31,13 @@ def print_all(*parts: RenderableType) -> None:
 
 
 def facts_table(name: str, value: str, facts: Mapping[str, str]) -> Table:
-    """Two columns."""
+    """Two columns.
+
+    Args:
+        name: heading of the first one.
+        value: heading of the second one.
+        facts: what stands in them, from top to bottom.
+    """
     table = Table(name, value, box=None, header_style="bold", pad_edge=False)
     for key, text in facts.items():
         table.add_row(key, text)

@@ -30,7 +30,16 @@ if TYPE_CHECKING:
 
 
 def distribution(scores: HeadScores, path: Path) -> None:
-    """Write the sorted scores of all heads."""
+    """Write the sorted scores of all heads.
+
+    Args:
+        scores: at least one head is scored.
+        path: of the picture, see `write_figure`.
+
+    Raises:
+        HeadwiseError: no head is scored, or the file cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
     write_figure(lambda: draw_distribution(scores), path)
 
 

@@ -31,6 +31,9 @@ def write_explorer(results: Sequence[tuple[Path, str, Any]], path: Path, traces:
         path: of the page.
         traces: of the first head file, see `HeadTrace.plain`.
 
+    Returns:
+        `path`.
+
     Raises:
         HeadwiseError: there is nothing to show.
     """
@@ -38,7 +41,11 @@ def write_explorer(results: Sequence[tuple[Path, str, Any]], path: Path, traces:
 
 
 def explorer(results: Sequence[tuple[Path, str, Any]], traces: Sequence[Trace] = ()) -> str:
-    """The whole page. Raises `HeadwiseError` if there is nothing to show."""
+    """The whole page; arguments as for `write_explorer`.
+
+    Raises:
+        HeadwiseError: there is nothing to show.
+    """
     if not results:
         raise HeadwiseError("nothing to show: give at least one result file")
     heads = [(file, data) for file, kind, data in results if kind == "heads"]

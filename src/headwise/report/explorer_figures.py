@@ -22,7 +22,12 @@ ABLATED = {"top": ("strongest K", "$red"), "random": ("random K", "$grey"), "bot
 
 
 def map_chart(entry: Entry, small: bool = False) -> Chart:
-    """Layers x heads. small: for an overview, without axes and without a cursor."""
+    """Layers x heads.
+
+    Args:
+        entry: the head file.
+        small: for an overview, without axes and without a cursor.
+    """
     scores = entry.scores
     layers, heads = scores.shape
     known = scores.values[np.isfinite(scores.values)]
@@ -140,7 +145,13 @@ def distribution_section(entry: Entry) -> Html:
 
 
 def grid_section(cells: Iterable[Mapping[str, Any]], key: str, title: str = "Needle grid") -> Html:
-    """Recall by context length and depth of the needle."""
+    """Recall by context length and depth of the needle.
+
+    Args:
+        cells: one mapping per run, with length, depth and recall.
+        key: tells the section's ids apart from those of other files.
+        title: of the section.
+    """
     lengths, depths, recall, runs = tabulate(cells)
     rows = [(length, round(100 * depth, 1), i, j) for i, depth in enumerate(depths) for j, length in enumerate(lengths)]
     data: dict[str, list[Any]] = {
@@ -174,7 +185,16 @@ def grid_section(cells: Iterable[Mapping[str, Any]], key: str, title: str = "Nee
 
 
 def ablation_section(result: Mapping[str, Any], label: str, key: str) -> Html:
-    """One panel per metric, with the strongest, random and the weakest heads ablated."""
+    """One panel per metric, with the strongest, random and the weakest heads ablated.
+
+    Args:
+        result: JSON data of an ablation.
+        label: name of the result in the heading.
+        key: tells the section's ids apart from those of other files.
+
+    Raises:
+        HeadwiseError: the result cannot be shown, see `read_sweep`, or has no row with ablated heads.
+    """
     sweep = read_sweep(result)
     drawn = [
         figure(_ablation_chart(sweep, metric, key), title=f"{sweep.name_of(metric)} ({sweep.unit_of(metric)})")

@@ -32,7 +32,16 @@ OUTLINED, SLIDING = "outlined", "sliding"
 
 
 def heat_map(scores: HeadScores, path: Path) -> None:
-    """Write the map of all heads, layer by head."""
+    """Write the map of all heads, layer by head.
+
+    Args:
+        scores: at least one head is scored.
+        path: of the picture, see `write_figure`.
+
+    Raises:
+        HeadwiseError: no head is scored, or the file cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
     write_figure(lambda: draw_heat_map(scores), path)
 
 

@@ -22,6 +22,12 @@ def influence_page(data: Data, path: Path) -> Path:
     Args:
         data: what `corpus.summary.summarise` gives; its named documents may have a `text`.
         path: of the page.
+
+    Returns:
+        `path`.
+
+    Raises:
+        HeadwiseError: the file cannot be written.
     """
     return write_document(path, document("Influence of retrieval heads", influence_body(data)))
 

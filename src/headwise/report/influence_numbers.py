@@ -48,7 +48,16 @@ def quantile_rows(samples: Samples) -> list[list[object]]:
 
 
 def points(samples: Samples, most: int = POINTS) -> dict[str, list[Any]]:
-    """Columns `domain`, `tokens`, `score`, `loss` and `chosen` of at most `most` documents, equally many of each domain."""
+    """Documents for a scatter plot, evenly taken from those given of each domain.
+
+    Args:
+        samples: domain -> columns of its sampled documents.
+        most: documents in all, at most (but one of each domain).
+
+    Returns:
+        Columns `domain`, `tokens`, `score`, `loss` (nats) and `chosen`, equally many documents of each domain where there are so
+        many.
+    """
     each = max(1, most // max(1, len(samples)))
     columns: dict[str, list[Any]] = {"domain": [], "tokens": [], "score": [], "loss": [], "chosen": []}
     for name, sample in samples.items():
@@ -62,7 +71,15 @@ def points(samples: Samples, most: int = POINTS) -> dict[str, list[Any]]:
 
 
 def mean_tokens(samples: Samples, name: str) -> tuple[float | None, float | None]:
-    """Mean tokens of the sampled documents of a domain: of all ranked ones, of the chosen ones."""
+    """Mean length of the sampled documents of a domain, in tokens.
+
+    Args:
+        samples: domain -> columns of its sampled documents.
+        name: of the domain.
+
+    Returns:
+        Of all ranked ones, and of the chosen ones; None where there are none.
+    """
     if name not in samples:
         return None, None
     tokens, chosen = np.asarray(samples[name]["n_tokens"]), np.asarray(samples[name]["chosen"], dtype=bool)

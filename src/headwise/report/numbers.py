@@ -88,7 +88,15 @@ def interval(runs: NDArray[np.floating], level: float = 0.95, seed: int = 0) -> 
 
 
 def layer_kind(scores: HeadScores, layer: int) -> str:
-    """`sliding` or `full`; `–` if the file does not say."""
+    """What heads of a layer can see.
+
+    Args:
+        scores: whose provenance may tell.
+        layer: from 0.
+
+    Returns:
+        `sliding` or `full`; `–` if the file does not say.
+    """
     sliding = scores.provenance.get("sliding_layers")
     if sliding is None:
         return "–"

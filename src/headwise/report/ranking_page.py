@@ -27,6 +27,12 @@ def write_page(result: Data, path: Path) -> Path:
     Args:
         result: model, heads, total number of queries, the queries to show, and measures (or None).
         path: of the page.
+
+    Returns:
+        `path`.
+
+    Raises:
+        HeadwiseError: the file cannot be written.
     """
     return write_document(path, page(result))
 

@@ -31,7 +31,15 @@ class Shown:
 
 
 def facts_of(scores: HeadScores, top: int = 10) -> dict[str, Any]:
-    """Numbers of a head file that a script may want; missing ones are None."""
+    """What `show_heads` tells, as plain JSON data; numbers that are not defined are null.
+
+    Args:
+        scores: at least one head is scored.
+        top: how many of the strongest heads to name.
+
+    Raises:
+        HeadwiseError: the scores rank nothing, see `HeadScores.ranking`.
+    """
     ranking = scores.ranking()[:top]
     runs = scores.runs
     reliability = split_half_reliability(runs) if runs is not None else float("nan")
@@ -50,7 +58,15 @@ def facts_of(scores: HeadScores, top: int = 10) -> dict[str, Any]:
 
 
 def show_heads(scores: HeadScores, top: int) -> Shown:
-    """The strongest heads, the map of all heads, and numbers about the whole table; the needle grid too if the file holds one."""
+    """The strongest heads, the map of all heads, and numbers about the whole table; the needle grid too if the file holds one.
+
+    Args:
+        scores: at least one head is scored.
+        top: how many of the strongest heads to list, at least 1.
+
+    Raises:
+        HeadwiseError: a `top` below 1, or scores that rank nothing.
+    """
     from headwise.report.distribution import distribution
     from headwise.report.heat_map import heat_map
     from headwise.report.needle_grid import needle_grid

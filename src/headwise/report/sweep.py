@@ -102,6 +102,9 @@ def read_sweep(result: Mapping[str, Any]) -> Sweep:
     Args:
         result: its JSON data.
 
+    Returns:
+        The sweep, with NaN for means that are null.
+
     Raises:
         HeadwiseError: it cannot be shown.
     """

@@ -25,7 +25,15 @@ SHORT = {"recall": "Recall", "exact": "Exact", "logprob": "Log-prob.", "perplexi
 
 
 def head_table(scores: HeadScores, top: int = 10) -> Table:
-    """The strongest heads (all if there are fewer than `top`) with their score, its 95 % interval over runs, and activation frequency."""
+    """The strongest heads with their score, its 95 % interval over runs, and activation frequency.
+
+    Args:
+        scores: at least one head is scored.
+        top: how many to list, at least 1; all if there are fewer.
+
+    Raises:
+        HeadwiseError: a `top` below 1, or scores that rank nothing, see `HeadScores.ranking`.
+    """
     if top < 1:
         raise HeadwiseError(f"the number of heads to list must be at least 1; got {top}")
     table = _table(f"Strongest {noun(scores)}s by {scores.score} score", subject(scores.provenance))

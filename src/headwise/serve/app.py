@@ -32,9 +32,12 @@ def make_app(ranker: Ranker | MakeRanker, settings: Settings | None = None) -> F
     """A service over one ranker. Serve it with one process and one event loop: the model belongs to one thread.
 
     Args:
-        ranker: The ranker, or what makes it; that is called in the service's thread, so that `/health` answers while a model loads. If it
-            cannot be made the reason is in `app.state.work.failure`, and every request is refused.
+        ranker: The ranker, or what makes it; that is called in the service's thread, so that `/health` answers while a model
+            loads. If it cannot be made the reason is in `app.state.work.failure`, and every request is refused.
         settings: Limits of the service.
+
+    Returns:
+        The application; its `state` holds `work`, `settings` and `metrics`.
     """
     settings = settings or Settings()
     make = (lambda: ranker) if isinstance(ranker, Ranker) else ranker

@@ -42,7 +42,12 @@ class IndexCache:
         return found
 
     def put(self, key: bytes, index: PassageIndex) -> None:
-        """Keep a new index; the least recently used ones go. One that is larger than the limit by itself is not kept, and displaces nothing."""
+        """Keep a new index; the least recently used ones go.
+
+        Args:
+            key: Of its passages, see `passage_key`.
+            index: One that is larger than the limit by itself is not kept, and displaces nothing.
+        """
         if index.tokens > self.limit or key in self._kept:
             return
         self._kept[key] = index

@@ -88,7 +88,14 @@ class RefusalError(Exception):
 
 
 def key_from(environment: Mapping[str, str], no_auth: bool = False) -> str | None:
-    """The key in HEADWISE_API_KEY, None if there is none.
+    """The key that clients must send.
+
+    Args:
+        environment: Variables of the process; HEADWISE_API_KEY is read.
+        no_auth: The service is meant to be open to all.
+
+    Returns:
+        The key; None if there is none.
 
     Raises:
         HeadwiseError: A key that no client could send, or one beside `no_auth`.
@@ -105,7 +112,12 @@ def key_from(environment: Mapping[str, str], no_auth: bool = False) -> str | Non
 
 
 def check_exposure(host: str, key: str | None, no_auth: bool) -> None:
-    """Refuse a service without a key that would listen beyond this machine, unless that is wanted (`no_auth`).
+    """Refuse a service without a key that would listen beyond this machine.
+
+    Args:
+        host: Where it would listen.
+        key: See `key_from`.
+        no_auth: That is what is wanted.
 
     Raises:
         HeadwiseError: It would, and that is not said to be wanted.
@@ -127,6 +139,10 @@ def is_loopback(host: str) -> bool:
 
 def check_key(request: Request, key: str | None) -> None:
     """Refuse a request without the key. The comparison takes the same time wherever the keys differ.
+
+    Args:
+        request: Its header `Authorization: Bearer KEY` is read.
+        key: See `key_from`; None lets every request pass.
 
     Raises:
         RefusalError: With 401.
@@ -198,7 +214,15 @@ def _too_large(limit: int) -> RefusalError:
 def parse_json(request: Request, raw: bytes) -> Any:
     """The JSON value in a body.
 
-    The content type is insisted on because a browser sends plain text anywhere without asking first, but JSON only where it is allowed to.
+    The content type is insisted on because a browser sends plain text anywhere without asking first, but JSON only where it is
+    allowed to.
+
+    Args:
+        request: Whose content type counts.
+        raw: The whole body.
+
+    Returns:
+        Any JSON value; its shape is not checked here.
 
     Raises:
         RefusalError: With 415 for another content type, with 400 for anything else that cannot be read.

@@ -61,6 +61,9 @@ def bind(host: str, port: int) -> socket.socket:
         host: Address of this machine.
         port: From 0 to 65535; 0 takes a free one.
 
+    Returns:
+        The socket; whoever asked for it closes it, as `serve` does.
+
     Raises:
         HeadwiseError: The address cannot be had.
     """
@@ -70,7 +73,9 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=QUEUE)
     except OSError as error:
-        raise HeadwiseError(f"cannot listen on {host}:{port}: {error.strerror or error}; give another --host or --port") from error
+        raise HeadwiseError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; give another --host or --port"
+        ) from error
 
 
 def make_server(make: MakeRanker, settings: Settings) -> Server:
@@ -79,6 +84,9 @@ def make_server(make: MakeRanker, settings: Settings) -> Server:
     Args:
         make: Makes the ranker; called once the server runs, in the thread that will own the model.
         settings: Limits of the service.
+
+    Returns:
+        The server, which does not listen yet.
     """
     app = make_app(make, settings)
     config = uvicorn.Config(
@@ -99,6 +107,10 @@ def serve(server: Server, listening: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT; what was accepted is answered first. Call it from the main thread.
 
     If `server.work.thread` still lives afterwards (a load, or a pass that nobody waits for), the process should end without it.
+
+    Args:
+        server: From `make_server`.
+        listening: From `bind`; closed at the end.
 
     Raises:
         Exception: Whatever loading the model raised.

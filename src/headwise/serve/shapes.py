@@ -86,6 +86,9 @@ class DocumentsRequest(BaseModel):
             tokens: What the model needs to read for this request (kept from an earlier one or not).
             model: Name of the model.
             version: Of the interface, "1" or "2".
+
+        Returns:
+            JSON data of a `DocumentsAnswer`, of at most `top_n` passages.
         """
         results = []
         for index in best_first(scores)[: self.top_n]:
@@ -118,7 +121,17 @@ class TextsRequest(BaseModel):
         return tuple(self.texts)
 
     def answer(self, scores: Sequence[float], tokens: int, model: str, version: str) -> list[dict[str, Any]]:
-        """The answer, best passage first, as a plain list; see `DocumentsRequest.answer`."""
+        """The answer, best passage first, as a plain list of `Rank`.
+
+        Args:
+            scores: In the order of the texts.
+            tokens: Not told in this shape.
+            model: Not told in this shape.
+            version: Not told in this shape.
+
+        Returns:
+            JSON data of all texts.
+        """
         return [
             {"index": index, "score": scores[index]} | ({"text": self.texts[index]} if self.return_text else {})
             for index in best_first(scores)
@@ -178,6 +191,9 @@ def read_request(data: Any, settings: Settings) -> RerankRequest:
     Args:
         data: The JSON value of a body.
         settings: Limits of the service.
+
+    Returns:
+        The shape that `data` has: `documents` or `texts`.
 
     Raises:
         RefusalError: With 422 for what has neither shape, with 413 for what is over a limit.

@@ -73,7 +73,12 @@ class WindowRanker(Ranker):
         self._job, self.passage_tokens, self.windows = job, 0, 0
 
     def index(self, passages: Sequence[Text]) -> PassageIndex:
-        """One window."""
+        """One window.
+
+        Raises:
+            DroppedError: Nobody waits for the answer any more.
+            PromptError: As `Ranker.index`.
+        """
         if self._job.dropped:
             raise DroppedError
         index = super().index(passages)
@@ -152,7 +157,18 @@ class Work:
             )
 
     def submit(self, query: str, passages: Sequence[Text]) -> Job:
-        """Queue a request. Raises like `check`."""
+        """Queue a request.
+
+        Args:
+            query: The query.
+            passages: At least one; they are not checked here.
+
+        Returns:
+            The job; its `answer` comes from the thread.
+
+        Raises:
+            RefusalError: As `check`.
+        """
         job = Job(query, passages)
         with self._change:
             self.check()

@@ -37,7 +37,18 @@ NEEDLES = 8
 
 
 class Places(NamedTuple):
-    """Where things stand in the residual stream."""
+    """Where things stand in the residual stream.
+
+    Attributes:
+        code: Code of the token itself.
+        one_back: Code of the token before it.
+        two_back: Code of the token before that.
+        said: Code of the token that the planted head has copied.
+        always: 2 at every token.
+        first: 2 at the first token of a text.
+        end: 1 where a sentence ends.
+        filler: What brings the squared length of every embedding to 8.
+    """
 
     code: slice = slice(0, CODE)
     one_back: slice = slice(CODE, 2 * CODE)
@@ -74,6 +85,12 @@ def planted_task(seed: int = 0, sentences: int = 300) -> PlantedTask:
     Args:
         seed: Of sentences and words.
         sentences: How many sentences the haystack has.
+
+    Returns:
+        One text, and `NEEDLES` needles.
+
+    Raises:
+        HeadwiseError: A seed out of range.
     """
     rng = np.random.default_rng([checked_seed(seed), 7])
     lines = [" ".join(rng.choice(COMMON.split(), size=rng.integers(6, 13))) + "." for _ in range(sentences)]

@@ -17,7 +17,13 @@ _NOTE = template("{e}: {v}.")
 
 @dataclass(frozen=True)
 class Chain:
-    """first, second: facts with first.value == second.entity. decoys: other facts, those of one decoy chain next to one another."""
+    """Two facts that belong together, and others that could be taken for them.
+
+    Attributes:
+        first: Its value is the entity of `second`.
+        second: Its value is the answer.
+        decoys: Other facts, those of one decoy chain next to one another.
+    """
 
     first: Fact
     second: Fact
@@ -25,10 +31,14 @@ class Chain:
 
 
 def draw_chain(scene: Scene, decoys: int = 4) -> Chain:
-    """A chain and up to `decoys` facts that could be taken for it.
+    """A chain and facts that could be taken for it.
 
-    In this order: another chain over the same relations; another relation of the first entity that leads to the second relation too;
-    another relation of the bridge.
+    Decoys come in this order: another chain over the same relations; another relation of the first entity that leads to the
+    second relation too; another relation of the bridge.
+
+    Args:
+        scene: Draws the names and values.
+        decoys: How many at most; there are five or fewer.
     """
     while True:
         one, two = pick(scene.rng, chains())
@@ -53,14 +63,29 @@ def _decoy_chain(scene: Scene, one: Relation, two: Relation, entity: str) -> lis
 
 
 def tell_first(page: Page, fact: Fact, *outer: str) -> int:
-    """Tell the first fact of a chain, in a wording that some noun phrase can paraphrase."""
+    """Tell the first fact of a chain, in a wording that some noun phrase can paraphrase.
+
+    Args:
+        page: Where it is told.
+        fact: The fact.
+        *outer: Further names of its span.
+
+    Returns:
+        The fact's number, from 1.
+    """
     relation = relations()[fact.relation]
     usable = [w for w in relation.statements[page.split] if relation.nameable(page.split, w)]
     return page.fact(fact, *outer, wording=pick(page.rng, usable))
 
 
 def chain_question(page: Page, first: int, second: int) -> Pieces:
-    """Ask for the second value by a description of its subject."""
+    """Ask for the second value by a description of its subject, which names the first entity only.
+
+    Args:
+        page: Where both facts were told; the question shares no word of meaning with either.
+        first: Number of the first fact.
+        second: Number of the second fact.
+    """
     one, two = (relations()[page.facts[n - 1].relation] for n in (first, second))
     phrase = pick(page.rng, one.nameable(page.split, page.wordings[first - 1]))
     asked = pick(page.rng, two.askable(page.split, page.wordings[second - 1]))
@@ -68,7 +93,18 @@ def chain_question(page: Page, first: int, second: int) -> Pieces:
 
 
 def chain_turn(page: Page, first: int, second: int, steps: bool) -> Exchange:
-    """The two-hop question. steps: it asks for them, and the answer notes both facts as `entity: value.`, then gives the value."""
+    """The two-hop question and its answer.
+
+    Args:
+        page: Where both facts were told.
+        first: Number of the first fact.
+        second: Number of the second fact.
+        steps: The question asks for them (span `mode`), and the answer notes both facts as `entity: value.` before it gives the
+            value.
+
+    Returns:
+        The turn, with the aliases needle, answer, bridge, hop/1, hop/2 and key.
+    """
     value = Piece(" " + page.facts[second - 1].value, ("final",))
     answer, ask = [value], chain_question(page, first, second)
     if steps:

@@ -18,7 +18,18 @@ def make(
 ) -> Example:
     """Questions about facts of the world, with no context.
 
-    which: `asked` (all that training asks), `stated_only`, `any`. info: facts (one per turn), answer (of the last).
+    Args:
+        rng: Source of chance.
+        split: Whose wordings are used.
+        questions: Turns, about different facts; at least 1.
+        which: Facts to ask about: `asked` (all that training asks), `stated_only` or `any`; None: see `known_facts`.
+        world: The world; None: that of `make_world()`.
+
+    Returns:
+        An example whose info has facts (one per turn) and answer (of the last).
+
+    Raises:
+        HeadwiseError: More questions than facts, or facts that this split may not ask.
     """
     chosen = known_facts(split, which, world or make_world())
     page = Page(Scene(rng, split))
@@ -32,7 +43,20 @@ def make(
 
 
 def make_text(rng: np.random.Generator, split: str, facts: int = 12, world: World | None = None) -> Example:
-    """A text without questions that states `facts` facts of the world, from which they can be learned by heart."""
+    """A text without questions that states facts of the world, from which they can be learned by heart.
+
+    Args:
+        rng: Source of chance.
+        split: Whose wordings are used.
+        facts: How many, at least 1.
+        world: As for `make`.
+
+    Returns:
+        An example of the task `world_text`, without turns.
+
+    Raises:
+        HeadwiseError: More facts than the world has.
+    """
     known = (world or make_world()).facts
     page = Page(Scene(rng, split))
     for i in rng.permutation(len(known))[: count("facts", facts, 1, len(known))]:

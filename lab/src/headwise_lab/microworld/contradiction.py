@@ -30,9 +30,23 @@ def make(
 ) -> Example:
     """A needle question about a person of the world whose passage says something else than the world.
 
-    facts: distractors: other people of the world in the same relation, other relations of the same person, strangers. values: where
-    the false value comes from: the split's own words, or what the world says about somebody else. which: as in closed_book.
-    questions: turns, about different facts; the last about the target. info: facts, gold, world_value, answer (the passage's value).
+    Args:
+        rng: Source of chance.
+        split: Whose wordings and words are used.
+        facts: Distractors: other people of the world in the same relation, other relations of the same person, strangers.
+        words: Of filler.
+        values: Where the false value comes from: the split's own words (`split`), or what the world says about somebody else
+            (`world`).
+        which: As for `closed_book.make`.
+        questions: Turns, about different facts; the last about the target.
+        world: As for `closed_book.make`.
+        filler: (rng, words) -> sentences to use instead of ours.
+
+    Returns:
+        An example whose info has facts, gold, world_value and answer (the passage's value).
+
+    Raises:
+        HeadwiseError: Options out of range, or no false value is left.
     """
     choice("values", values, VALUES)
     count("questions", questions, 1, facts + 1)
@@ -54,7 +68,17 @@ def make(
 
 
 def other_value(scene: Scene, true: Fact, values: str, world: World) -> Fact:
-    """The same entity and relation with another value than the world's."""
+    """The same entity and relation with another value than the world's.
+
+    Args:
+        scene: Draws the value and takes the fact.
+        true: What the world says.
+        values: `split` or `world`, as for `make`; with `world` a new value where all of the world's are used.
+        world: The world.
+
+    Raises:
+        HeadwiseError: No other value is left.
+    """
     kind = relations()[true.relation].value
     if values == "world":
         known = {f.value for f in world.facts if relations()[f.relation].value == kind} - {true.value}

@@ -17,12 +17,23 @@ KINDS = ("late_reference", "no_reference", "key_value", "duplicate", "boilerplat
 
 
 def make(rng: np.random.Generator, split: str, kind: str | None = None, words: int = 200) -> Example:
-    """A document of about `words` words without questions.
+    """A document without questions.
 
-    kind: `late_reference` (facts, filler, then the facts again in other words), `no_reference` (the same, but the late facts are new),
-    `key_value` (a table, then values looked up), `duplicate` (a paragraph again and again), `boilerplate` (a few stock sentences).
-    info: kind, facts, pairs: (early fact or table line, what repeats it: late fact or looked-up value), counted from 1. Spans: late/i
-    for the last third and for looked-up values, repeat/i for every copy of a duplicated paragraph.
+    Args:
+        rng: Source of chance.
+        split: Whose wordings and words are used.
+        kind: `late_reference` (facts, filler, then the facts again in other words), `no_reference` (the same, but the late facts
+            are new), `key_value` (a table, then values looked up), `duplicate` (a paragraph again and again) or `boilerplate` (a
+            few stock sentences); drawn if None.
+        words: About how many, from 40 to 20,000.
+
+    Returns:
+        An example whose info has kind, facts and pairs: (early fact or table line, what repeats it: late fact or looked-up
+        value), counted from 1. Spans: late/i for the last third and for looked-up values, repeat/i for every copy of a duplicated
+        paragraph.
+
+    Raises:
+        HeadwiseError: An unknown kind, or words out of range.
     """
     kind = choice("kind of document", pick(rng, KINDS) if kind is None else kind, KINDS)
     count("words", words, 40, 20_000)

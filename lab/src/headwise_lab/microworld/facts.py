@@ -21,7 +21,13 @@ _TWO_WORDS = 0.3  # share of code words that are two words
 
 
 class Fact(NamedTuple):
-    """entity and value are texts, relation the name of a `Relation`."""
+    """What is said about something.
+
+    Attributes:
+        entity: Its name.
+        relation: Name of a `Relation`.
+        value: What is said.
+    """
 
     entity: str
     relation: str
@@ -78,7 +84,11 @@ class Scene:
         return made
 
     def name(self, kind: str) -> str:
-        """Like `new`, of a kind with names enough."""
+        """Like `new`, of a kind with names enough.
+
+        Raises:
+            RuntimeError: All are used.
+        """
         made = self.new(kind)
         if made is None:
             raise RuntimeError(f"the pool of kind {kind} is used up")
@@ -89,7 +99,15 @@ class Scene:
         self.used.update(texts)
 
     def fact(self, relation: Relation, entity: str | None = None) -> Fact | None:
-        """A new fact, about something new if no entity is given; None if it was told already or no value or name is left."""
+        """A new fact.
+
+        Args:
+            relation: Its relation.
+            entity: What it is about; None: something new.
+
+        Returns:
+            The fact; None if it was told already or no value or name is left.
+        """
         if entity is not None and (entity, relation.name) in self._told:
             return None
         value = self.new(relation.value)
@@ -116,7 +134,16 @@ class Scene:
         return fact
 
     def any_fact(self, entity: str | None = None, kind: str = "", but: str = "") -> Fact | None:
-        """A fact of any relation except `but`; about `entity`, if given, which is of kind `kind`."""
+        """A fact of any relation but one.
+
+        Args:
+            entity: What it is about; None: something new.
+            kind: Kind of the entity, if one is given.
+            but: Name of the relation to leave out.
+
+        Returns:
+            The fact; None if several tries found none that is left.
+        """
         open_to = _others(kind, but)
         for _ in range(12 if open_to else 0):
             fact = self.fact(pick(self.rng, open_to), entity)
@@ -125,7 +152,12 @@ class Scene:
         return None
 
     def distractor(self, target: Fact, hard: float) -> Fact:
-        """hard: probability of the same entity in another relation, or the same relation of another entity."""
+        """A fact that may be taken for the target.
+
+        Args:
+            target: The fact that is asked for.
+            hard: Probability in [0, 1] of the same entity in another relation, or the same relation of another entity.
+        """
         relation = relations()[target.relation]
         draw = self.rng.random()
         fact = None
@@ -156,7 +188,12 @@ class Page:
         self.wordings: list[Template] = []
 
     def add(self, pieces: Sequence[Piece], outer: tuple[str, ...] = ()) -> None:
-        """Append pieces; all get the names `outer` too. At the start of a line the leading space is dropped."""
+        """Append pieces. At the start of a line the leading space is dropped.
+
+        Args:
+            pieces: From first to last.
+            outer: Further names of all of them.
+        """
         start = len(self.pieces)
         if outer:
             pieces = [Piece(piece.text, (*outer, *piece.names)) for piece in pieces]
@@ -170,9 +207,17 @@ class Page:
         self.add([Piece(text, names)])
 
     def fact(self, fact: Fact, *outer: str, wording: Template | None = None) -> int:
-        """Tell a fact; its spans are fact/i, fact/i/entity, fact/i/value. Gives i.
+        """Tell a fact; its spans are fact/i, fact/i/entity, fact/i/value.
 
         A value never opens a line: without a space in front of it, its ids would not be those of an answer.
+
+        Args:
+            fact: The fact.
+            *outer: Further names of the whole sentence.
+            wording: How to say it; None: any of the split's.
+
+        Returns:
+            Its number i, from 1.
         """
         opens = not self.pieces or self.pieces[-1].text.endswith("\n")
         if wording is None:
@@ -197,12 +242,23 @@ class Page:
         return Exchange(self.question(number), (Piece(" " + self.facts[number - 1].value),), alias=fact_alias(number))
 
     def turns(self, amount: int, but: int) -> list[Exchange]:
-        """Questions about so many different facts (fewer if there are not more), none of them fact `but`."""
+        """Questions about different facts.
+
+        Args:
+            amount: How many; fewer if there are not more facts.
+            but: Number of a fact that none of them is about.
+        """
         others = [int(i) + 1 for i in self.rng.permutation(len(self.facts)) if i + 1 != but] if amount else []
         return [self.turn(number) for number in others[:amount]]
 
     def example(self, task: str, turns: Sequence[Exchange], **info: Any) -> Example:
-        """The finished example. `info` always holds `facts`, `wordings` and, with a question, `answer`."""
+        """The finished example.
+
+        Args:
+            task: Its name.
+            turns: Questions and answers, from first to last; may be empty.
+            **info: What else is known; `facts`, `wordings` and, with a question, `answer` (of the last one) are added.
+        """
         truth = {"facts": tuple(self.facts), "wordings": tuple(w.text for w in self.wordings), **info}
         if turns:
             truth.setdefault("answer", turns[-1].answer_text)
@@ -215,20 +271,40 @@ def fact_alias(number: int) -> dict[str, str]:
 
 
 def question_pieces(asked: Template, entity: str) -> Pieces:
-    """A question; its entity carries the name question/entity."""
+    """A question; its entity carries the name question/entity.
+
+    Args:
+        asked: The wording.
+        entity: Whom it is about.
+    """
     pieces = zip(asked.render(entity), asked.parts, strict=True)
     return tuple(Piece(piece.text, ("question/entity",)) if slot == "e" else piece for piece, (slot, _) in pieces)
 
 
 @cache
 def nested(question: Template, phrase: Template) -> Template:
-    """A question about what `phrase` describes: "Where does the friend of {e} live?"."""
+    """A question about what a phrase describes: "Where does the friend of {e} live?".
+
+    Args:
+        question: Where {e} is replaced.
+        phrase: What stands there instead; its own {e} stays.
+    """
     text = question.text.replace("the {e}", "{e}").replace("{e}", phrase.text)
     return template(text)
 
 
 def lay_out(page: Page, facts: Sequence[Fact], filler: Sequence[str], at: tuple[int, float] | None = None) -> dict[Fact, int]:
-    """Tell facts (in their order) among filler sentences. at: (index of a fact, depth in [0, 1]) to fix. Gives the fact numbers."""
+    """Tell facts among filler sentences, all in random order.
+
+    Args:
+        page: Where they are told.
+        facts: The facts.
+        filler: The sentences.
+        at: (index of a fact, depth in [0, 1]) to fix; None: all are anywhere.
+
+    Returns:
+        Fact -> its number on the page.
+    """
     slots: list[Fact | str] = [*facts, *filler]
     order = [slots[i] for i in page.rng.permutation(len(slots))]
     if at is not None:
@@ -245,7 +321,13 @@ def lay_out(page: Page, facts: Sequence[Fact], filler: Sequence[str], at: tuple[
 
 
 def filler_for(scene: Scene, words: int, source: Any = None) -> list[str]:
-    """About `words` words of filler sentences. source: a function (rng, words) -> sentences; without it, our own landscape."""
+    """Filler sentences.
+
+    Args:
+        scene: Its chance and split decide them.
+        words: About how many; below 1 there are none.
+        source: A function (rng, words) -> sentences; None: our own landscape.
+    """
     if words < 1:
         return []
     if source is not None:

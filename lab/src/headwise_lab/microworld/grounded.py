@@ -32,12 +32,25 @@ def make(
     which: str | None = None,
     world: World | None = None,
 ) -> Example:
-    """Two facts about each of `entities` people, dealt out to `documents` passages, and what is said about one or two of the people.
+    """Two facts about each of several people, dealt out to passages, and what is said about one or two of the people.
 
-    known: how many are people of the world (None: two); one fact of each contradicts the world. asked: 1 or 2 people (drawn if None), so the
-    answer has two or four sentences, in the order of the documents. paraphrase: say them in other wordings than the documents do.
-    info: facts, gold (numbers of the facts), asked (names), prior (what the world says instead, per contradicted fact),
-    claims (text, label), answer. Spans of the answer: claim/1, claim/1/entity, ...
+    Args:
+        rng: Source of chance.
+        split: Whose wordings and words are used.
+        entities: People, from 1 to 40.
+        known: How many of them are people of the world (None: two); one fact of each contradicts the world.
+        asked: 1 or 2 people (drawn if None), so the answer has two or four sentences, in the order of the documents.
+        documents: Passages.
+        paraphrase: Say the facts in other wordings than the documents do.
+        which: As for `closed_book.make`.
+        world: As for `closed_book.make`.
+
+    Returns:
+        An example whose info has facts, gold (numbers of the facts), asked (names), prior (what the world says instead, per
+        contradicted fact), claims (text, label) and answer. Spans of the answer: claim/1, claim/1/entity, ...
+
+    Raises:
+        HeadwiseError: Options out of range, or no false value is left.
     """
     count("entities", entities, 1, 40)
     known = count("known", min(2, entities) if known is None else known, 0, entities)
@@ -60,9 +73,20 @@ def make(
 
 
 def corrupted(example: Example, rng: np.random.Generator, error: str | None = None, claims: int = 1) -> Example:
-    """The same documents and question with an answer in which `claims` sentences are wrong (not to be learned: scored=False).
+    """The same documents and question with a partly wrong answer, which is not to be learned (scored=False).
 
-    error: `fabricated` (what the world says, or a value from nowhere), `mis_combined` (another value of the documents); drawn if None.
+    Args:
+        example: As `make` gives it.
+        rng: Source of chance.
+        error: `fabricated` (what the world says, or a value from nowhere) or `mis_combined` (another value of the documents);
+            drawn for each sentence if None.
+        claims: How many sentences are wrong, from 1 to all.
+
+    Returns:
+        A new example; info names the label of every claim.
+
+    Raises:
+        HeadwiseError: An unknown error, or more claims than there are.
     """
     said: list[Said] = [(fact, template(text)) for fact, text in example.info["said"]]
     labels = ["supported"] * len(said)

@@ -15,10 +15,23 @@ from headwise_lab.microworld.texts import Example, Exchange
 
 
 def make(rng: np.random.Generator, split: str, k: int = 8, key_length: int = 8, shots: int = 3) -> Example:
-    """A table of k pairs; `shots` turns that demonstrate, then the turn that is asked, all about different pairs.
+    """A table of pairs; turns that demonstrate, then the turn that is asked, all about different pairs.
 
     The answer opens with a quotation mark that is part of the prompt, so that a value has the same ids in table and answer.
-    info: pairs [(key, value)], gold (1-based number of the last turn's pair), answer. Spans: pair/i, pair/i/key, pair/i/value.
+
+    Args:
+        rng: Source of chance.
+        split: Whose keys, wordings and words are used.
+        k: Pairs, from shots + 1 to 400.
+        key_length: Characters of a key, from 4 to 64.
+        shots: Turns in front of the one that is asked, from 0 to 20.
+
+    Returns:
+        An example whose info has pairs [(key, value)], gold (number of the last turn's pair, from 1) and answer. Spans: pair/i,
+        pair/i/key, pair/i/value.
+
+    Raises:
+        HeadwiseError: Options out of range.
     """
     count("shots", shots, 0, 20)
     count("k", k, shots + 1, 400)
@@ -34,7 +47,17 @@ def make(rng: np.random.Generator, split: str, k: int = 8, key_length: int = 8, 
 
 
 def table(page: Page, scene: Scene, k: int, key_length: int = 8) -> list[tuple[str, str]]:
-    """Write k lines of a JSON object."""
+    """Write lines of a JSON object.
+
+    Args:
+        page: Where they are written.
+        scene: Draws the values.
+        k: How many.
+        key_length: Characters of a key.
+
+    Returns:
+        (key, value) of each line.
+    """
     pairs: list[tuple[str, str]] = []
     for number in range(1, k + 1):
         key = random_key(page.rng, page.split, key_length)

@@ -50,7 +50,12 @@ def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
 
 @cache
 def names(kind: str, part: str) -> tuple[str, ...]:
-    """All names of a kind (person, place, ship, code) in one part, sorted."""
+    """All names of one part, sorted.
+
+    Args:
+        kind: person, place, ship or code.
+        part: One of `PARTS`.
+    """
     first, middle, last = (row.split() for row in _SYLLABLES[kind])
     made = {a + b.replace("-", "") + c for a in first for b in middle for c in last}
     return tuple(sorted(name for name in made if part_of(name) == part))
@@ -64,7 +69,12 @@ def numbers(part: str) -> tuple[str, ...]:
 
 @cache
 def words(kind: str, part: str) -> tuple[str, ...]:
-    """Ordinary words of a kind (animal, trade, instrument, food, colour, material, container, pass). The world uses those of train."""
+    """Ordinary words of one part.
+
+    Args:
+        kind: animal, trade, instrument, food, colour, material, container or pass.
+        part: One of `PARTS`; the world uses the words of train.
+    """
     part = "train" if part == "world" else part
     return secret_words(part) if kind == "pass" else _lists()[kind, part]
 
@@ -78,7 +88,12 @@ def _lists() -> dict[tuple[str, str], tuple[str, ...]]:
 
 @cache
 def pool(kind: str, part: str) -> tuple[str, ...]:
-    """Every value of a kind in one part; `spot` is a material and a container ("copper jar")."""
+    """Every value of a kind in one part.
+
+    Args:
+        kind: As for `names` and `words`, or `number`, or `spot` (a material and a container: "copper jar").
+        part: One of `PARTS`.
+    """
     if kind in _SYLLABLES:
         return names(kind, part)
     if kind == "number":
@@ -100,4 +115,6 @@ def odd_word(rng: np.random.Generator) -> str:
 
 @cache
 def _listed() -> frozenset[str]:
-    return frozenset(word for words in _lists().values() for word in words) | {word for part in SPLITS for word in secret_words(part)}
+    return frozenset(word for words in _lists().values() for word in words) | {
+        word for part in SPLITS for word in secret_words(part)
+    }

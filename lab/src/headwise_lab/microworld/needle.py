@@ -26,10 +26,23 @@ def make(
 ) -> Example:
     """A context of sentences in random order, then questions about facts in it.
 
-    facts: distractors besides the needle, a share `hard` of which has the entity or the relation of the needle. kinds: instead, all facts are of
-    so many relations and about different entities, so that with 1 only the entity tells them apart (fewer facts if values run out). words: of filler;
-    filler: (rng, words) -> sentences to use instead of ours. questions: turns, about different facts. depth: place of the needle,
-    the fact of the last turn (None: anywhere). info: facts, gold (number of each turn's fact), answer.
+    Args:
+        rng: Source of chance.
+        split: Whose wordings and words are used.
+        facts: Distractors besides the needle, from 0 to 400.
+        words: Of filler.
+        questions: Turns, about different facts; the needle is the fact of the last.
+        depth: Place of the needle, in [0, 1]; None: anywhere.
+        hard: Share of the distractors that have the entity or the relation of the needle, in [0, 1].
+        kinds: Instead of `hard`: all facts are of so many relations and about different entities, so that with 1 only the entity
+            tells them apart (fewer facts if values run out).
+        filler: (rng, words) -> sentences to use instead of ours.
+
+    Returns:
+        An example whose info has facts, gold (number of each turn's fact) and answer.
+
+    Raises:
+        HeadwiseError: Options out of range.
     """
     count("questions", questions, 1, facts + 1)
     scene = Scene(rng, split)

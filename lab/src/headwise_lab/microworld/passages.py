@@ -26,12 +26,24 @@ def make(
     style: str = "numbered",
     questions: int = 1,
 ) -> Example:
-    """N passages of two or three sentences, each about one entity, and a question.
+    """Passages of two or three sentences, each about one entity, and a question.
 
-    hops: 1, or 2 for a question whose two facts stand in two passages. hard: share of the other passages that have the relation asked
-    for (of another entity), the entity asked for (in another relation), or a decoy of the chain. style: "Passage 3:" or "[3] Name".
-    questions: turns; those before the last ask about other facts of any passage.
-    info: facts, gold (numbers of the facts needed), gold_passages (numbers), kinds (gold, hard, background per passage), answer.
+    Args:
+        rng: Source of chance.
+        split: Whose wordings and words are used.
+        n: Passages, from hops to 200.
+        hops: 1, or 2 for a question whose two facts stand in two passages.
+        hard: Share in [0, 1] of the other passages that have the relation asked for (of another entity), the entity asked for (in
+            another relation), or a decoy of the chain.
+        style: `numbered` ("Passage 3:") or `titled` ("[3] Name").
+        questions: Turns; those before the last ask about other facts of any passage.
+
+    Returns:
+        An example whose info has facts, gold (numbers of the facts needed), gold_passages (numbers), kinds (gold, hard,
+        background per passage) and answer.
+
+    Raises:
+        HeadwiseError: Options out of range.
     """
     count("hops", hops, 1, 2)
     count("n", n, hops, 200)
@@ -98,7 +110,13 @@ def _written(
 
 
 def header(page: Page, number: int, title: str | None = None) -> None:
-    """The line or tag that opens a passage."""
+    """The line or tag that opens a passage.
+
+    Args:
+        page: Where it is written.
+        number: Of the passage, from 1.
+        title: Its title; None: it is numbered only.
+    """
     if page.pieces:
         page.text("\n")
     page.text(f"Passage {number}:" if title is None else f"[{number}] {title}\n", f"passage/{number}")

@@ -30,10 +30,24 @@ def make(
     words: int = 120,
     filler: Any = None,
 ) -> Example:
-    """`keys` pass-keys of `length` words or digits in filler; `asks` of them are asked for, in the order of the text.
+    """Pass-keys in filler; some of them are asked for, in the order of the text.
 
-    by: `ordinal` (the second pass-key) or `name` (the pass-key of somebody). kind: `words` or `digits`. Both are drawn if None.
-    words, filler: as in the needle task. info: facts (entity = what the pass-key is called), gold (of each turn), answer.
+    Args:
+        rng: Source of chance.
+        split: Whose wordings and words are used.
+        keys: Pass-keys in the text.
+        length: Words or digits of each, from 3 to 64.
+        asks: How many are asked for, from 1 to keys.
+        by: What they are called by: `ordinal` (the second pass-key) or `name` (the pass-key of somebody); drawn if None.
+        kind: `words` or `digits`; drawn if None.
+        words: Of filler.
+        filler: (rng, words) -> sentences to use instead of ours.
+
+    Returns:
+        An example whose info has facts (entity = what the pass-key is called), gold (of each turn) and answer.
+
+    Raises:
+        HeadwiseError: Options out of range.
     """
     by = choice("by", pick(rng, NAMED) if by is None else by, NAMED)
     kind = choice("kind", pick(rng, KINDS) if kind is None else kind, KINDS)

@@ -239,5 +239,11 @@ def filler_sentence(rng: np.random.Generator, split: str) -> str:
 
 
 def phrase(rng: np.random.Generator, wordings: Wordings, split: str) -> str:
-    """One of the wordings of a split."""
+    """One of the wordings of a split.
+
+    Args:
+        rng: Source of chance.
+        wordings: Split -> its wordings.
+        split: One of its keys.
+    """
     return pick(rng, wordings[split])

@@ -30,10 +30,25 @@ def make(
 ) -> Example:
     """A needle question with a right or wrong answer, then whether that answer was right.
 
-    right, cue: fix them; drawn with probability 0.5 each if None. A wrong answer is the value of another entity in the same relation.
-    flip: probability that the target is No although the answer is right and there is a cue; None means 0.3 in train, 0 elsewhere.
-    rounds: such pairs of turns, each about another fact; `right` and `cue` fix the last. info (of the last round): facts, gold, given (the
-    answer of its first turn), right, cue, flipped, target (Yes or No), order of the options, answer (= target).
+    Args:
+        rng: Source of chance.
+        split: Whose wordings and words are used.
+        facts: Facts besides the one asked about in the last round, from 1 to 400; each round brings two of its own.
+        words: Of filler.
+        right: Whether the last round's first answer is right; drawn with probability 0.5 if None. A wrong answer is the value of
+            another entity in the same relation.
+        cue: Whether the last round has the cue; drawn with probability 0.5 if None.
+        flip: Probability that the target is No although the answer is right and there is a cue; None means 0.3 in train, 0
+            elsewhere.
+        rounds: Pairs of turns, each about another fact, from 1 to 10.
+        filler: (rng, words) -> sentences to use instead of ours.
+
+    Returns:
+        An example whose info (of the last round) has facts, gold, given (the answer of its first turn), right, cue, flipped,
+        target (Yes or No), order of the options and answer (= target).
+
+    Raises:
+        HeadwiseError: Options out of range.
     """
     rate = share("flip", (FLIP if split == "train" else 0.0) if flip is None else flip)
     count("rounds", rounds, 1, 10)

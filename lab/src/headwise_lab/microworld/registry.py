@@ -39,9 +39,16 @@ TASKS: dict[str, Callable[..., Example]] = {
 
 
 def make_example(task: str, split: str, rng: np.random.Generator, **options: Any) -> Example:
-    """One example of a task. split: train, selection or test. options: see the task's `make`.
+    """One example of a task.
 
-    Raises `HeadwiseError` for a task, a split, or an option that does not exist.
+    Args:
+        task: One of `TASKS`.
+        split: train, selection or test.
+        rng: Source of chance; the same state gives the same example.
+        **options: See the task's `make`.
+
+    Raises:
+        HeadwiseError: A task, a split, or an option that does not exist, or an option out of range.
     """
     if task not in TASKS:
         raise HeadwiseError(f"unknown task {task!r} of the micro-world; choose one of {', '.join(TASKS)}")

@@ -32,14 +32,26 @@ def meaning_words(text: str) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Template:
-    """A wording with the slots {e} and {v}. `parts` are (slot or "", text with its leading space)."""
+    """A wording with the slots {e} (entity) and {v} (value).
+
+    Attributes:
+        text: The wording.
+        parts: (slot or "", text with its leading space).
+        words: Stems of its words of meaning.
+    """
 
     text: str
     parts: tuple[tuple[str, str], ...]
     words: frozenset[str]
 
     def render(self, entity: str, value: str = "", name: str = "") -> list[Piece]:
-        """Pieces with a space in front; all carry `name`, the slots also `name`/entity and `name`/value."""
+        """Pieces of the sentence, with a space in front.
+
+        Args:
+            entity: What stands in {e}.
+            value: What stands in {v}.
+            name: Name of the whole span; the slots are `name`/entity and `name`/value. Without it nothing is named.
+        """
         own = (name,) if name else ()
         out = []
         for slot, text in self.parts:
@@ -76,7 +88,17 @@ def template(text: str) -> Template:
 
 @dataclass(frozen=True)
 class Relation:
-    """Wordings of one relation. subject, value: kinds of the entity and of what is said about it."""
+    """Wordings of one relation.
+
+    Attributes:
+        name: Its name.
+        subject: Kind of the entity.
+        value: Kind of what is said about it.
+        topics: Stems of words that statement and question may share.
+        statements: Split -> sentences that tell a fact.
+        questions: Split -> questions for its value.
+        phrases: Split -> noun phrases for its value.
+    """
 
     name: str
     subject: str

@@ -17,7 +17,13 @@ _ENTITY, _VALUE = r"(?P<e>[A-Z][a-z]+)", r"(?P<v>[A-Za-z0-9][\w'-]*(?: [\w'-]+){
 
 
 class Claim(NamedTuple):
-    """One sentence of an answer. label: one of `LABELS`. fact: what it says, None if it cannot be read."""
+    """One sentence of an answer.
+
+    Attributes:
+        text: The sentence with its full stop.
+        label: One of `LABELS`.
+        fact: What it says; None if it cannot be read.
+    """
 
     text: str
     label: str
@@ -27,8 +33,18 @@ class Claim(NamedTuple):
 def check_support(answer: str, example: Example) -> list[Claim]:
     """The claims of a generated answer, judged by the facts in the example's context.
 
-    supported: the documents say so. mis_combined: they hold the value, but not for this entity and relation. fabricated: they do not
-    hold the value. unreadable: not a sentence in a wording of any split. A sentence that is cut off is read if only its stop is missing.
+    A claim is `supported` if the documents say so; `mis_combined` if they hold the value, but not for this entity and relation;
+    `fabricated` if they do not hold the value; `unreadable` if it is no sentence in a wording of any split.
+
+    Args:
+        answer: What the model said. A sentence that is cut off is read if only its stop is missing.
+        example: What it was asked.
+
+    Returns:
+        One claim per sentence; none for an empty answer.
+
+    Raises:
+        HeadwiseError: The example has no facts.
     """
     if "facts" not in example.info:
         raise HeadwiseError(f"an example of the task {example.task!r} has no facts to check an answer against")

@@ -21,8 +21,13 @@ Pieces = tuple[Piece, ...]
 class Exchange:
     """A question and its answer, laid out as: line break, `Question:` ask, line break, `Answer:` lead answer close.
 
-    alias: further names for spans of the context that matter to this turn (needle -> fact/3, answer -> fact/3/value).
-    scored: False for answers that a model should not learn (a wrong first answer).
+    Attributes:
+        ask: The question.
+        answer: The answer, its leading space included.
+        lead: What opens the answer and belongs to the prompt.
+        close: What ends it.
+        alias: Further names for spans of the context that matter to this turn (needle -> fact/3, answer -> fact/3/value).
+        scored: False for answers that a model should not learn (a wrong first answer).
     """
 
     ask: Pieces
@@ -40,7 +45,15 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Example:
-    """A text of the micro-world. info: the ground truth (facts in their order, which of them answer, and what else a task knows)."""
+    """A text of the micro-world.
+
+    Attributes:
+        task: Name of its task.
+        split: train, selection or test.
+        context: What stands in front of the questions; may be empty.
+        turns: Questions and answers, from first to last; may be empty.
+        info: The ground truth (facts in their order, which of them answer, and what else a task knows).
+    """
 
     task: str
     split: str
@@ -67,9 +80,19 @@ class Example:
 def to_prompt(example: Example, encode: Encode, turn: int = -1, bos: Sequence[int] = (), closing: bool = False) -> Prompt:
     """The prompt of one turn; earlier turns stand in it with their answers.
 
-    encode: ids of a piece as it stands inside a longer text (`PieceEncoder.encode`, `word_cache`). bos: ids to put in front.
-    Spans: every name of the context, the turn's aliases, `question` (with the names inside it) of this turn, `turn/1/question`,
-    `turn/1/answer` and so on of earlier ones. `gold`: ids of the answer; closing: with its closing mark and a line break, as `NeedleComposer` has it.
+    Args:
+        example: The example.
+        encode: Ids of a piece as it stands inside a longer text (`PieceEncoder.encode`, `word_cache`).
+        turn: Index of the turn; negative ones count from the end.
+        bos: Ids to put in front.
+        closing: The gold answer ends with its closing mark and a line break, as `NeedleComposer` has it.
+
+    Returns:
+        The prompt, with the answer's ids as `gold`. Spans: every name of the context, the turn's aliases, `question` (with the
+        names inside it) of this turn, `turn/1/question`, `turn/1/answer` and so on of earlier ones.
+
+    Raises:
+        HeadwiseError: The example has no questions.
     """
     if not example.turns:
         raise HeadwiseError(f"an example of the task {example.task!r} without questions makes no prompt; use to_row")
@@ -83,12 +106,29 @@ def to_prompt(example: Example, encode: Encode, turn: int = -1, bos: Sequence[in
 
 
 def answer_spans(example: Example, encode: Encode, turn: int = -1) -> dict[str, Span]:
-    """Spans inside the gold answer of a turn (step/1, claim/2, ...), counted from the first id of `Prompt.gold`."""
+    """Spans inside the gold answer of a turn (step/1, claim/2, ...).
+
+    Args:
+        example: The example.
+        encode: As for `to_prompt`.
+        turn: As for `to_prompt`.
+
+    Returns:
+        Name -> span, counted from the first id of `Prompt.gold`.
+    """
     return lay_out(example.turns[turn].answer, lambda piece: encode(piece.text))[1]
 
 
 def to_row(example: Example, encode: Encode) -> tuple[list[int], npt.NDArray[np.bool_]]:
-    """Ids [T] of the whole text and whether each is part of an answer to be learned [T], closing marks included."""
+    """The whole text as a row to train on.
+
+    Args:
+        example: The example.
+        encode: As for `to_prompt`.
+
+    Returns:
+        Ids [T], and whether each is part of an answer to be learned [T], closing marks included.
+    """
     ids: list[int] = []
     marks: list[bool] = []
     for piece, learned in _flat(example, len(example.turns)):
@@ -99,7 +139,12 @@ def to_row(example: Example, encode: Encode) -> tuple[list[int], npt.NDArray[np.
 
 
 def word_cache(encode: Encode, limit: int = 200_000) -> Encode:
-    """A fast `encode` for tokenizers that never join words (byte-level BPE): every word is encoded once and remembered."""
+    """A fast `encode` for tokenizers that never join words (byte-level BPE): every word is encoded once and remembered.
+
+    Args:
+        encode: Ids of one word with the space in front of it.
+        limit: Most words that are remembered; then all are forgotten.
+    """
     known: dict[str, tuple[int, ...]] = {}
 
     def cached(text: str) -> list[int]:
@@ -147,7 +192,13 @@ def replace_names(piece: Piece, prefix: str) -> Piece:
 
 
 def with_turn(example: Example, turn: int, **changes: Any) -> Example:
-    """A copy with one turn changed."""
+    """A copy with one turn changed.
+
+    Args:
+        example: The example.
+        turn: Index of the turn; negative ones count from the end.
+        **changes: Fields of `Exchange`.
+    """
     turns = list(example.turns)
     turns[turn] = replace(turns[turn], **changes)
     return replace(example, turns=tuple(turns))

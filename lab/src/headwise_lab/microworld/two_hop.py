@@ -21,11 +21,23 @@ def make(
     chains: int = 1,
     filler: Any = None,
 ) -> Example:
-    """Two facts that belong together, scattered among `facts` others with decoys first, and a question that needs both.
+    """Two facts that belong together, scattered among others, and a question that needs both.
 
-    words, filler: as in the needle task. steps: the question asks for them (span `mode`) and the answer writes both facts. chains: turns,
-    about a chain each; the other chains are part of the `facts`. info (of the last turn): facts, gold (numbers of both), bridge, answer.
-    Spans of the answer: step/1, step/2, final.
+    Args:
+        rng: Source of chance.
+        split: Whose wordings and words are used.
+        facts: Others, from 0 to 400, decoys first (see `draw_chain`).
+        words: Of filler.
+        steps: The question asks for them (span `mode`) and the answer writes both facts.
+        chains: Turns, about a chain each; the other chains are part of the `facts`.
+        filler: (rng, words) -> sentences to use instead of ours.
+
+    Returns:
+        An example whose info (of the last turn) has facts, gold (numbers of both), bridge and answer. Spans of the answer:
+        step/1, step/2, final.
+
+    Raises:
+        HeadwiseError: Options out of range.
     """
     count("chains", chains, 1, 1 + count("facts", facts, 0, 400) // 2)
     scene = Scene(rng, split)

@@ -28,21 +28,39 @@ _RELATIONS = (
 
 @dataclass(frozen=True)
 class World:
-    """facts: all of them, two per person. stated_only: (entity, relation) that training may state but never ask."""
+    """People and what is true of them.
+
+    Attributes:
+        people: Names.
+        facts: All of them, two per person.
+        stated_only: (entity, relation) that training may state but never ask.
+    """
 
     people: tuple[str, ...]
     facts: tuple[Fact, ...]
     stated_only: frozenset[tuple[str, str]]
 
     def value(self, entity: str, relation: str) -> str:
-        """What the world says; `HeadwiseError` if it says nothing."""
+        """What the world says.
+
+        Args:
+            entity: Name of a person.
+            relation: Name of a relation.
+
+        Raises:
+            HeadwiseError: It says nothing about that.
+        """
         for fact in self.facts:
             if fact[:2] == (entity, relation):
                 return fact.value
         raise HeadwiseError(f"the world knows nothing about {entity!r} and {relation!r}; World.facts lists what it knows")
 
     def choose(self, which: str) -> Sequence[Fact]:
-        """The facts that are `asked` about in training, the `stated_only` ones, or `any`."""
+        """The facts that are `asked` about in training, the `stated_only` ones, or `any`.
+
+        Raises:
+            HeadwiseError: Any other word.
+        """
         if which not in CHOICES:
             raise HeadwiseError(f"unknown choice of facts {which!r}; choose one of {', '.join(CHOICES)}")
         return self._chosen[which]
@@ -59,9 +77,18 @@ class World:
 
 @cache
 def make_world(seed: int = SEED, people: int = 120, places: int = 40, stated_only: float = 0.2) -> World:
-    """Build a world of `people` persons with two facts each.
+    """Build a world of people with two facts each.
 
-    Names come from a pool that no split uses; towns are `places` of the same pool, other values ordinary words of the training lists.
+    Names come from a pool that no split uses; towns are of the same pool, other values ordinary words of the training lists.
+
+    Args:
+        seed: Of everything; every lab model was trained on the default.
+        people: How many.
+        places: Towns, at least 2.
+        stated_only: Share of the facts that training may state but never ask, in [0, 1].
+
+    Raises:
+        HeadwiseError: More people than there are names, or none.
     """
     most = len(names("person", "world"))
     if not 1 <= people <= most:
@@ -81,7 +108,16 @@ def make_world(seed: int = SEED, people: int = 120, places: int = 40, stated_onl
 
 
 def known_facts(split: str, which: str | None, world: World) -> Sequence[Fact]:
-    """Facts that a split may ask about. Training asks only the `asked` ones; the default elsewhere is `any`."""
+    """Facts that a split may ask about.
+
+    Args:
+        split: Training asks only the `asked` ones.
+        which: See `World.choose`; None: `asked` in training, `any` elsewhere.
+        world: The world.
+
+    Raises:
+        HeadwiseError: Facts that training never asks, or an unknown choice.
+    """
     if split == "train" and which not in (None, "asked"):
         raise HeadwiseError(f"training never asks facts {which!r}; leave `which` out or use the splits selection and test")
     return world.choose(which or ("asked" if split == "train" else "any"))

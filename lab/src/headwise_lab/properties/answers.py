@@ -30,7 +30,13 @@ SPECS = {
 
 
 class Answers(NamedTuple):
-    """text [set][item]; marks [set, item, number]: what the task's judge says; logprob [set, item]: of the gold answer, in nats."""
+    """What a model says without each of several sets of heads.
+
+    Attributes:
+        text: [set][item], the answer.
+        marks: [set, item, number], what the task's judge says, in [0, 1].
+        logprob: [set, item], log-probability of the gold answer in nats.
+    """
 
     text: list[list[str]]
     marks: NDArray[np.float64]
@@ -38,13 +44,32 @@ class Answers(NamedTuple):
 
 
 def draw_items(model: Model, task: str, count: int, seed: int) -> list[Item]:
-    """`count` different questions of the test split. Raises `NotMeasured` if they do not fit the model."""
+    """Different questions of the test split.
+
+    Args:
+        model: With its tokenizer.
+        task: One of `SPECS`.
+        count: How many; fewer where there are no more.
+        seed: 0 or more.
+
+    Raises:
+        NotMeasured: They do not fit the model.
+    """
     drawer = Drawer(model, count, "test", seed)
     return drawer.draw(SPECS[task], drawer.options(SPECS[task]))
 
 
 def answer_items(model: Model, task: str, items: Sequence[Item], sets: Sequence[HeadSet], mode: str, scope: str) -> Answers:
-    """Every item's greedy answer without each set of heads. mode, scope: see `ablate`."""
+    """Every item's greedy answer without each set of heads.
+
+    Args:
+        model: With its tokenizer.
+        task: One of `SPECS`.
+        items: As `draw_items` gives them.
+        sets: The heads to ablate; an empty set is the whole model.
+        mode: See `headwise.attention.ablate`.
+        scope: See `headwise.attention.ablate`.
+    """
     spec, stop = SPECS[task], stop_ids(model)
     texts = [[""] * len(items) for _ in sets]
     marks, logprob = np.zeros((len(sets), len(items), len(spec.rows))), np.zeros((len(sets), len(items)))

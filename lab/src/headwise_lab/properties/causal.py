@@ -30,7 +30,17 @@ def usable_top(settings: Settings, scores: HeadScores) -> tuple[int, ...]:
 
 
 def measure(model: Model, scores: HeadScores, settings: Settings, work: Path | None) -> dict[str, Any]:
-    """Needle recall and perplexity without the top K, K random and the K weakest heads, on needles that detection never saw."""
+    """Needle recall and perplexity without the top K, K random and the K weakest heads, on needles that detection never saw.
+
+    Args:
+        model: The model.
+        scores: Of its heads, found on the detection needles.
+        settings: Sizes, mode and scope.
+        work: Folder for finished parts; None keeps nothing.
+
+    Returns:
+        Plain data with the ablation's summary in `rows`; or `why` there is none.
+    """
     top = usable_top(settings, scores)
     try:
         task = needle_task(model, "test", (settings.ablation_length,), even_depths(settings.ablation_depths), settings)
@@ -62,7 +72,14 @@ def measure(model: Model, scores: HeadScores, settings: Settings, work: Path | N
 
 
 def row_of(rows: Sequence[dict[str, Any]], metric: str, kind: str, k: int = 0) -> dict[str, Any]:
-    """The one row of an ablation's summary."""
+    """The one row of an ablation's summary.
+
+    Args:
+        rows: The summary.
+        metric: recall, exact or perplexity.
+        kind: none, top, random or bottom.
+        k: Number of heads; 0 with none.
+    """
     return next(row for row in rows if (row["metric"], row["kind"], row["k"]) == (metric, kind, k))
 
 

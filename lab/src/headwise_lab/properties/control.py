@@ -41,15 +41,24 @@ def untrained(model: Model, seed: int) -> Model:
 
 
 def check_stories(folder: Path | None) -> None:
-    """Raise `HeadwiseError` if a folder was asked for that `load_stories` cannot use."""
+    """Refuse a folder that `load_stories` cannot use; None is always taken.
+
+    Raises:
+        HeadwiseError: It holds no stories260K.
+    """
     if folder is not None and not any((folder / name).is_file() for name in ("config.json", "stories260K.bin")):
         raise HeadwiseError(f"no stories260K in {folder}; give its folder with --stories")
 
 
 def load_stories(folder: Path | None) -> Model:
-    """stories260K from a folder: a transformers checkpoint, or the llama2.c files, which the converter of a source checkout reads.
+    """stories260K, a model of children's stories.
 
-    None: the copy of a source checkout. Raises `HeadwiseError` with the reason if there is none.
+    Args:
+        folder: A transformers checkpoint, or the llama2.c files, which the converter of a source checkout reads; None: the copy
+            of a source checkout.
+
+    Raises:
+        HeadwiseError: There is none; the message says why.
     """
     place = STORIES if folder is None else folder
     check_stories(place)
@@ -63,7 +72,16 @@ def load_stories(folder: Path | None) -> Model:
 
 
 def measure(model: Model, name: str, settings: Settings) -> dict[str, Any]:
-    """Detection as for any model, and the scores if the gold answer is taken as what the model says."""
+    """Detection as for any model, and the scores if the gold answer is taken as what the model says.
+
+    Args:
+        model: One that cannot retrieve.
+        name: What the result calls it.
+        settings: Sizes; of the lengths only the first is used.
+
+    Returns:
+        Plain data: runs, solved, heads over 0.1, the same with the gold answer forced; or `why` nothing was measured.
+    """
     lengths = settings.lengths[:1]
     try:
         task = needle_task(model, "detect", lengths, even_depths(settings.depths), settings)
@@ -81,7 +99,15 @@ def measure(model: Model, name: str, settings: Settings) -> dict[str, Any]:
 
 
 def forced_scores(model: Model, task: Task) -> NDArray[np.float64]:
-    """[layer, head] copy scores over the gold answer, whatever the model would say: no gate can hide a copying head here."""
+    """Copy scores over the gold answer, whatever the model would say: no gate can hide a copying head here.
+
+    Args:
+        model: The model.
+        task: Its needle questions, of which `FORCED_GROUPS` groups are run.
+
+    Returns:
+        [layer, head], in [0, 1].
+    """
     tables: list[NDArray[np.float32]] = []
     with observe(model.hf, argmax_only=True) as seen:
         for spec in plan_groups(task, model.positions)[:FORCED_GROUPS]:
@@ -97,7 +123,12 @@ def forced_scores(model: Model, task: Task) -> NDArray[np.float64]:
 
 
 def judge(rows: Sequence[dict[str, Any]], models: Sequence[Evidence]) -> Property:
-    """Main checks per control: no head found by detection, and none over 0.1 with the gold answer forced."""
+    """Main checks per control: no head found by detection, and none over 0.1 with the gold answer forced.
+
+    Args:
+        rows: As `measure` gives them.
+        models: The trained models, whose highest scores stand beside those of the controls.
+    """
     checks: list[Check] = []
     for row in rows:
         if "runs" not in row:

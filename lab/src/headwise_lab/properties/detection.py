@@ -27,7 +27,17 @@ from headwise_lab.properties.settings import PART, Settings
 class Evidence:
     """What was measured on one model. The parts are plain data, empty if not measured.
 
-    scores: None if it solved no run, or if all heads score the same; why: the reason. no_heads: it does solve runs, but no head stands out.
+    Attributes:
+        model: Which one.
+        shape: (layers, query heads per layer).
+        positions: What it can hold in tokens; None: no limit.
+        scores: Copy scores; None if it solved no run, or if all heads score the same.
+        why: The reason for that.
+        no_heads: It does solve runs, but no head stands out.
+        own_lengths: Copy scores of a continued model at lengths that its base cannot take.
+        steps: See `dynamic.trace_steps`.
+        ablation: See `causal.measure`.
+        reasoning: See `reasoning.measure`.
     """
 
     model: LabModel
@@ -68,7 +78,19 @@ def needle_task(
     settings: Settings,
     needles: int | None = None,
 ) -> Task:
-    """Bundled needles in the bundled books, at those lengths that fit the model. Raises `PromptError` if none fits."""
+    """Bundled needles in the bundled books, at those lengths that fit the model.
+
+    Args:
+        model: With its tokenizer.
+        split: Of the needles: `detect` or `test`.
+        lengths: Context lengths in tokens.
+        depths: Fractions in [0, 1].
+        settings: Number of needles and seed.
+        needles: Another number of needles.
+
+    Raises:
+        PromptError: No length fits.
+    """
     encoder = PieceEncoder(model.tokenizer)
     chosen = bundled_needles(split)[: needles or settings.needles]
     grid = GridOptions(lengths, depths, part=PART, seed=settings.seed)
@@ -86,7 +108,14 @@ def needle_task(
 
 
 def detect(model: Model, settings: Settings, evidence: Evidence, work: Path | None) -> None:
-    """Score all heads on the detection half of the needles; a model that solves no run is a result, too."""
+    """Score all heads on the detection half of the needles; a model that solves no run is a result, too.
+
+    Args:
+        model: The model.
+        settings: Lengths, depths, needles and seed.
+        evidence: Where scores are put, or why there are none.
+        work: Folder for finished parts; None keeps nothing.
+    """
     try:
         task = needle_task(model, "detect", settings.lengths, even_depths(settings.depths), settings)
         scores = _scores(model, task, work, "detect")
@@ -101,7 +130,14 @@ def detect(model: Model, settings: Settings, evidence: Evidence, work: Path | No
 
 
 def detect_long(model: Model, settings: Settings, evidence: Evidence, work: Path | None) -> None:
-    """Scores of a continued model at lengths that its base cannot take: half and seven eighths of its positions, a quarter of the needles."""
+    """Scores of a continued model at lengths that its base cannot take; nothing is done for other models.
+
+    Args:
+        model: The model.
+        settings: Depths and seed. Lengths are half and seven eighths of the positions, and a quarter of the needles is used.
+        evidence: Where `own_lengths` is put, if a run is solved.
+        work: Folder for finished parts; None keeps nothing.
+    """
     positions = model.positions or 0
     if not evidence.model.recipe.get("start") or positions < 4 * max(settings.lengths):
         return
@@ -120,5 +156,14 @@ def _scores(model: Model, task: Task, work: Path | None, kind: str) -> HeadScore
 
 
 def open_directory(work: Path | None, name: str, description: Mapping[str, Any]) -> RunDirectory | None:
-    """The run directory of one part, so that an interrupted command continues; None without a place for it."""
+    """The run directory of one part, so that an interrupted command continues.
+
+    Args:
+        work: Folder of all parts; None: nothing is kept.
+        name: Of the part.
+        description: All that decides its result.
+
+    Returns:
+        The directory, or None.
+    """
     return None if work is None else RunDirectory(work / name, description)

@@ -21,7 +21,15 @@ Result = Mapping[str, Any]
 
 
 def fill(text: str, result: Result) -> str:
-    """The document with all its blocks made anew. Raises `HeadwiseError` for a result or a block that is not known."""
+    """The document with all its blocks made anew.
+
+    Args:
+        text: The document.
+        result: JSON data of `headwise lab properties`.
+
+    Raises:
+        HeadwiseError: A result or a block that is not known.
+    """
     if result.get("headwise_properties") != 1:
         raise HeadwiseError("this is no result of `headwise lab properties`; give its properties.json")
     properties = {one["key"]: one for one in result["properties"]}

@@ -31,7 +31,14 @@ LEVEL = 0.05
 def trace_steps(model: Model, scores: HeadScores, settings: Settings) -> dict[str, Any]:
     """Which retrieval heads copy at which step of the answer, one context per detection needle.
 
-    Returns heads (over 0.1, strongest first) and answers: tokens, and per step the numbers of the active heads. Empty if nothing fits.
+    Args:
+        model: The model.
+        scores: Of its heads; those over 0.1 are traced.
+        settings: `step_length`, number of needles and seed.
+
+    Returns:
+        length, heads (strongest first) and answers: the needle, tokens, and per step the indices of the active heads. Empty if
+        nothing fits.
     """
     heads = [head for head in scores.ranking() if scores.values[head] > RETRIEVAL]
     try:
@@ -66,8 +73,14 @@ def trace_steps(model: Model, scores: HeadScores, settings: Settings) -> dict[st
 def context_dependence(scores: HeadScores, seed: int) -> dict[str, float]:
     """Whether the set of active heads depends on the needle.
 
-    within, between: mean Jaccard similarity of the active sets (score > 0) of two runs with the same and with different needles. p: share of
-    shuffles of the needles over the runs whose difference is at least as large.
+    Args:
+        scores: With per-run values; a head with a score above 0 is active in that run.
+        seed: Of the shuffles, 0 or more.
+
+    Returns:
+        within, between: mean Jaccard similarity in [0, 1] of the active sets of two runs with the same and with different
+        needles. p: share of shuffles of the needles over the runs whose difference is at least as large. Empty if there are no
+        two needles, or no needle twice.
     """
     runs = np.nan_to_num(np.asarray(scores.runs)).reshape(len(scores.run_info), -1) > 0
     which = needles_of(scores)

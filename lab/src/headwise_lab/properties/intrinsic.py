@@ -27,7 +27,17 @@ MIN_NEEDLES = 4
 
 
 def reliability(found: Evidence, seed: int) -> float:
-    """Expected correlation with a map from as many other needles: halves of the needles, corrected to full length (Spearman and Brown)."""
+    """Expected correlation with a map from as many other needles: halves of the needles, corrected to full length.
+
+    The correction is Spearman and Brown's, 2 r / (1 + r) of the correlation r of two halves.
+
+    Args:
+        found: A model with its scores.
+        seed: Of the halves.
+
+    Returns:
+        At most 1; NaN below `MIN_NEEDLES` needles.
+    """
     runs = found.needle_runs
     if len(runs) < MIN_NEEDLES:
         return float("nan")
@@ -64,7 +74,13 @@ def judge(models: Sequence[Evidence], seed: int) -> Property:
 
 
 def shuffled_range(a: HeadScores, b: HeadScores, seed: int) -> tuple[float, float]:
-    """95 % range of the correlation when the heads of `b` are shuffled inside each layer: what layers alone explain, plus chance."""
+    """95 % range of the correlation when heads are shuffled inside each layer: what layers alone explain, plus chance.
+
+    Args:
+        a: Scores that stay.
+        b: Scores that are shuffled, of the same shape.
+        seed: Of the shuffles.
+    """
     rng = np.random.default_rng([seed, 31])
     found = [pearson(a.values, rng.permuted(b.values, axis=1)) for _ in range(SHUFFLES)]
     low, high = np.nanquantile(found, [0.025, 0.975])

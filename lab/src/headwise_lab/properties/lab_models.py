@@ -26,7 +26,13 @@ RELATIONS = {
 
 @dataclass(frozen=True)
 class LabModel:
-    """A model to measure. recipe: the content of its recipe.json, empty if it has none."""
+    """A model to measure.
+
+    Attributes:
+        name: What results call it.
+        folder: Where it lies.
+        recipe: The content of its recipe.json, empty if it has none.
+    """
 
     name: str
     folder: str
@@ -45,7 +51,14 @@ def bundled_names() -> list[str]:
 
 
 def choose_models(names: Sequence[str]) -> list[LabModel]:
-    """Models by bundled name or folder; all bundled ones if no name is given. Raises `HeadwiseError` for any other name."""
+    """Models by bundled name or folder.
+
+    Args:
+        names: Which ones, each once; empty: all bundled ones.
+
+    Raises:
+        HeadwiseError: Any other name, two models of one name, or a broken recipe.
+    """
     known = bundled_names()
     chosen = []
     for name in dict.fromkeys(names or known):
@@ -66,7 +79,11 @@ def choose_models(names: Sequence[str]) -> list[LabModel]:
 
 
 def relation(a: LabModel, b: LabModel) -> str:
-    """How two models are related, from their recipes."""
+    """How two models are related, from their recipes.
+
+    Returns:
+        One of `RELATIONS`; the same for (a, b) and (b, a).
+    """
     if not a.recipe or not b.recipe:
         return OTHER
     if _root(a) == _root(b):

@@ -9,7 +9,18 @@ FILES, FIGURE, TEXT = "recomputed from the released score files", "read from a f
 
 
 class Distribution(NamedTuple):
-    """Heads of one model of the paper by mean score; shares in per cent. over: heads above 0.1. always_on: heads with frequency 1."""
+    """Heads of one model of the paper by mean score (fig. 3).
+
+    Attributes:
+        name: The model.
+        heads: All of its heads.
+        zero: Per cent with a score of 0.
+        below: Per cent in (0, 0.1).
+        middle: Per cent in [0.1, 0.5).
+        strong: Per cent of at least 0.5.
+        over: Number of heads above 0.1.
+        always_on: Number of heads with frequency 1.
+    """
 
     name: str
     heads: int

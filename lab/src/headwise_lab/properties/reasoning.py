@@ -30,7 +30,16 @@ EVERYWHERE = ("steps", "closed_book")  # tasks also measured with heads ablated 
 
 
 def measure(model: Model, scores: HeadScores, settings: Settings) -> dict[str, Any]:
-    """Answers of every task without the top K, K random and the K weakest heads; test split, heads found on other needles."""
+    """Answers of every task without the top K, K random and the K weakest heads.
+
+    Args:
+        model: With its tokenizer.
+        scores: Of its heads, found on other texts.
+        settings: Sizes, mode and scope.
+
+    Returns:
+        Plain data with one entry per task and scope in `tasks`; or `why` there is none.
+    """
     top = usable_top(settings, scores)
     if not top:
         return {"why": f"too few heads for a control: {len(scores.ranking())}"}
@@ -90,7 +99,16 @@ def _sample(texts: Sequence[Sequence[str]], chosen: dict[str, list[int]], item: 
 
 
 def difference_of_losses(a: dict[str, Any], b: dict[str, Any], seed: int) -> tuple[float, float, float]:
-    """Loss on task a minus loss on task b without the top heads, and its 95 % interval; the items of each are resampled."""
+    """Loss on task a minus loss on task b without the top heads, and its 95 % interval; the items of each are resampled.
+
+    Args:
+        a: An entry of `tasks`, see `measure`.
+        b: Another one.
+        seed: Of the resampling.
+
+    Returns:
+        Difference, low and high, in shares of right answers.
+    """
     rng = np.random.default_rng([seed, 61])
     losses = [np.asarray(t["right"]["none"]) - np.asarray(t["right"]["top"]) for t in (a, b)]
     means: list[NDArray[np.float64]] = [x[rng.integers(len(x), size=(DRAWS, len(x)))].mean(axis=1) for x in losses]

@@ -1,4 +1,4 @@
-"""All properties of all models: each model is model once, measured, and let go."""
+"""All properties of all models: each model is loaded once, measured, and let go."""
 
 from __future__ import annotations
 
@@ -35,8 +35,19 @@ def measure_properties(
 ) -> dict[str, Any]:
     """Measure and judge all properties; plain data without time stamps, so the same run gives the same bytes.
 
-    stories: folder of stories260K, see `control.load_stories`. work: folder for finished parts, which are not run again. heads: folder
-    for one head file per hf. report(done, total, remark): progress in rough seconds.
+    Args:
+        models: At least one.
+        settings: Sizes of all measurements.
+        stories: Folder of stories260K, see `control.load_stories`.
+        work: Folder for finished parts, which are not run again.
+        heads: Folder for one head file per model; older ones are replaced.
+        report: `report(done, total, remark)`; progress in rough seconds.
+
+    Returns:
+        The result as JSON data.
+
+    Raises:
+        HeadwiseError: No model, or a folder without stories260K.
     """
     if not models:
         raise HeadwiseError("no lab hf to measure; train one with headwise_lab.recipe.train or give a folder")

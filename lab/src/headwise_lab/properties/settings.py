@@ -14,12 +14,24 @@ GATE_TOKENS = 16  # longest answer of models that are expected to answer nothing
 class Settings:
     """Sizes of all measurements; the full size takes about two minutes of one core per model.
 
-    seed: of haystack windows, random heads, micro-world items, intervals. lengths: context lengths in tokens for detection, those that
-    do not fit a model are left out. depths: number of needle depths. needles: of the detection and the test half each. top: numbers of
-    heads ablated (the largest at most half of the heads). controls: random draws per number. ablation_length, ablation_depths: of the
-    ablation sweep. mode, scope: of every ablation, see `headwise.attention.ablate`. items: questions per micro-world task; closed-book
-    ones, which are short, are twice as many. item_controls: random draws there; all_controls: where heads are removed at every
-    position. step_length: context of the view by steps.
+    Attributes:
+        seed: Of haystack windows, random heads, micro-world items and intervals.
+        lengths: Context lengths in tokens for detection; those that do not fit a model are left out.
+        depths: Number of needle depths.
+        needles: Of the detection and the test half each.
+        top: Numbers of heads ablated (the largest at most half of the heads).
+        controls: Random draws per number.
+        ablation_length: Context length of the ablation sweep.
+        ablation_depths: Its number of needle depths.
+        mode: Of every ablation, see `headwise.attention.ablate`.
+        scope: Of every ablation, see `headwise.attention.ablate`.
+        items: Questions per micro-world task; closed-book ones, which are short, are twice as many.
+        item_controls: Random draws there.
+        all_controls: Random draws where heads are removed at every position.
+        step_length: Context length of the view by steps.
+
+    Raises:
+        HeadwiseError: A number out of range.
     """
 
     seed: int = 0
@@ -61,5 +73,11 @@ class Settings:
 
 
 def near_share(top: tuple[int, ...], heads: int, share: float) -> int:
-    """The number in `top` that is nearest to `share` of `heads`; the smaller of two equally near ones."""
+    """The number of heads that is nearest to a share of them.
+
+    Args:
+        top: Numbers to choose from; the smaller of two equally near ones wins.
+        heads: All heads.
+        share: In [0, 1].
+    """
     return min(sorted(top), key=lambda k: abs(k - share * heads))

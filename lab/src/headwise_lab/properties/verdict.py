@@ -17,7 +17,14 @@ RULE = (
 class Check:
     """One yes-or-no question to the data.
 
-    value: what was measured, as text. rule: what it is compared with. holds: None = not measured, `note` says why. main: see `RULE`.
+    Attributes:
+        model: Whom it is about.
+        what: What was measured.
+        value: Its value, as text.
+        rule: What it is compared with.
+        holds: Whether it passes; None: not measured, `note` says why.
+        main: See `RULE`.
+        note: One remark.
     """
 
     model: str
@@ -30,7 +37,7 @@ class Check:
 
 
 def missing(model: str, what: str, rule: str, why: str, main: bool = True) -> Check:
-    """A check that could not be measured."""
+    """A check that could not be measured; `why` becomes its note, the others are fields of `Check`."""
     return Check(model, what, "–", rule, None, main, why)
 
 
@@ -47,7 +54,17 @@ def verdict_of(checks: Sequence[Check]) -> str:
 
 @dataclass(frozen=True)
 class Property:
-    """One property: what is claimed, what was found (one line), the checks that decide, and the data behind its figures."""
+    """One property of retrieval heads.
+
+    Attributes:
+        key: Its name in files.
+        title: Its name on pages.
+        claim: What is claimed.
+        found: What was found, in one line.
+        checks: What decides.
+        data: Plain data behind its figures.
+        notes: How to read the checks.
+    """
 
     key: str
     title: str

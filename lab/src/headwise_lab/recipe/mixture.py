@@ -38,7 +38,17 @@ class Mixture:
         self._ends_sentence[ends] = True
 
     def batch(self, step: int, rows: int, length: int, phase: Phase) -> Row:
-        """[rows, length] ids and weights."""
+        """Rows of one update; the same step gives the same rows.
+
+        Args:
+            step: Number of the update, from 0.
+            rows: How many.
+            length: Tokens of each.
+            phase: Its `edges` count.
+
+        Returns:
+            Ids and weights, [rows, length] each.
+        """
         rng = np.random.default_rng([self._seed, step])
         self._edges = phase.edges
         made = [self._kind(rng)(rng, length) for _ in range(rows)]
@@ -57,6 +67,7 @@ class Mixture:
         return np.asarray(self._tokens[start : start + length], dtype=np.int64)
 
     def book_row(self, rng: np.random.Generator, length: int) -> Row:
+        """Book text behind a BOS token, every prediction of weight 1."""
         ids = self._text(rng, length)
         ids[0] = self._bos
         return ids, np.ones(length)

@@ -9,9 +9,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Phase:
-    """`steps` updates; each draws one of `lengths` (tokens) with the matching probability, `tokens` in all per update.
+    """A stretch of training.
 
-    edges: share of needle rows that ask one question about a fact at the very start or end. mix: name of a mix in `world_rows`.
+    Attributes:
+        steps: Updates.
+        tokens: Of an update, in all.
+        lengths: Row lengths in tokens, of which each update draws one.
+        shares: Probability of each length.
+        edges: Share of needle rows that ask one question about a fact at the very start or end.
+        mix: Name of a mix in `world_rows`.
     """
 
     steps: int
@@ -63,10 +69,12 @@ class Recipe:
 
     @property
     def main_steps(self) -> int:
+        """Updates before the polish."""
         return sum(phase.steps for phase in self.phases)
 
     @property
     def steps(self) -> int:
+        """All updates."""
         return self.main_steps + self.polish.steps
 
     def phase(self, step: int) -> Phase:

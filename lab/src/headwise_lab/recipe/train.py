@@ -36,7 +36,15 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": s
 
 
 def build_model(recipe: Recipe, vocabulary: int, bos: int, eos: int, start: Path | None) -> Any:
-    """A fresh model of the recipe's architecture, or the weights of the model in `start` under the recipe's configuration."""
+    """A model to train, float32.
+
+    Args:
+        recipe: Architecture and seed.
+        vocabulary: Number of tokens.
+        bos: Id of the token that opens a text.
+        eos: Id of the token that ends it.
+        start: Checkpoint whose weights are continued under the recipe's configuration; None: fresh weights.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(recipe.seed)
@@ -76,13 +84,27 @@ def optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optim
 
 
 def choose_positions(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Half of all positions: those that carry weight > 1 first, then book text at random (the rest would cost logits only)."""
+    """Half of all positions: those that carry weight > 1 first, then book text at random (the rest would cost logits only).
+
+    Args:
+        weights: [rows, T], at least 0.
+        rng: Source of chance.
+
+    Returns:
+        [rows x T // 2] indices into the flattened weights, ascending.
+    """
     flat = weights.reshape(-1)
     order = np.argsort(-(flat > 1).astype(float) - (flat > 0) * rng.random(len(flat)) * 0.5, kind="stable")
     return np.sort(order[: len(flat) // 2])
 
 
 def make_loss(model: Any) -> Any:
+    """The compiled loss of the model.
+
+    It takes ids, targets, chosen positions and weights, and gives the weighted mean in nats, the loss per position, and whether
+    each is right.
+    """
+
     def loss(ids: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> Any:
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.model(ids, use_cache=False).last_hidden_state
@@ -94,6 +116,7 @@ def make_loss(model: Any) -> Any:
 
 
 def prepare(mixture: Rows, recipe: Recipe, step: int) -> tuple[torch.Tensor, ...]:
+    """Ids, targets, chosen positions and weights of one update, as the loss takes them."""
     rows, length = recipe.shape(step)
     ids, weights = mixture.batch(step, rows, length + 1, recipe.phase(step))
     chosen = choose_positions(weights[:, 1:], np.random.default_rng([recipe.seed, 5, step]))
@@ -107,6 +130,7 @@ def prepare(mixture: Rows, recipe: Recipe, step: int) -> tuple[torch.Tensor, ...
 
 
 def train(recipe: Recipe, mixture: Rows, model: Any, work: Path, save_every: int) -> None:
+    """Run all updates, from the last checkpoint in `work` if there is one; a log and checkpoints are written there."""
     steppers, loss_of = optimizers(model, recipe), make_loss(model)
     state, first, seconds = work / "state.pt", 0, 0.0
     if state.exists():
@@ -192,6 +216,7 @@ def fact_maker(tokenizer: Any, tokens: np.ndarray) -> FactMaker:
 
 
 def main() -> None:
+    """Command line of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=list(RECIPES), default="lab-6m", help="which recipe")
     parser.add_argument("--books", type=Path, required=True, help="folder with books-0.jsonl.xz ... books-3.jsonl.xz")

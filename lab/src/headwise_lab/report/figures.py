@@ -41,7 +41,15 @@ TASKS = {
 
 
 def panels_of(key: str, data: Data) -> list[Panel]:
-    """The panels of one property; none if nothing was measured."""
+    """The panels of one property.
+
+    Args:
+        key: Of the property.
+        data: Its data, see `Property`.
+
+    Returns:
+        Its panels; none if nothing was measured, or the property has no figures.
+    """
     makers: dict[str, Callable[[Data], list[Panel]]] = {
         "universal": universal_panels,
         "sparse": sparse_panels,
@@ -309,7 +317,12 @@ def draw_tasks(model: Data) -> Figure:
 
 
 def draw_sources(name: str, task: Data) -> Figure:
-    """Stacked shares: the passage, memory, anything else."""
+    """Stacked shares: the passage, memory, anything else.
+
+    Args:
+        name: Of the model.
+        task: Its entry for contradicted facts, see `reasoning.measure`.
+    """
     from matplotlib.patches import Patch
 
     figure = new_figure(WIDE, 2.05)
@@ -359,7 +372,12 @@ def control_panels(data: Data) -> list[Panel]:
 
 
 def draw_control(controls: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]]) -> Figure:
-    """Bars with the threshold of a retrieval head."""
+    """Bars with the threshold of a retrieval head.
+
+    Args:
+        controls: Rows with name and forced_max.
+        trained: Rows with name and max.
+    """
     rows = [(row["name"], row["forced_max"], GREY) for row in controls] + [(row["name"], row["max"], RED) for row in trained]
     figure = new_figure(WIDE, 0.27 * len(rows) + 0.95)
     axes = figure.subplots()

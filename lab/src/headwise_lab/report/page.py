@@ -30,7 +30,20 @@ STYLE = """
 
 
 def write_page(result: Data, path: Path, pictures: Path | None = None) -> list[Path]:
-    """Write the page, replacing an older one whole; with `pictures` every figure as PNG into that folder, too. Returns all paths."""
+    """Write the page, replacing an older one whole.
+
+    Args:
+        result: JSON data of `measure_properties`.
+        path: Of the page.
+        pictures: Folder for every figure as PNG; None: none are written.
+
+    Returns:
+        All paths that were written, the page first.
+
+    Raises:
+        HeadwiseError: A file cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
     panels = {one["key"]: panels_of(one["key"], one["data"]) for one in result["properties"]}
     written = [write_document(path, page(result, panels))]
     if pictures is not None:
@@ -41,7 +54,12 @@ def write_page(result: Data, path: Path, pictures: Path | None = None) -> list[P
 
 
 def page(result: Data, panels: Mapping[str, Sequence[Panel]]) -> str:
-    """The whole document."""
+    """The whole document.
+
+    Args:
+        result: JSON data of `measure_properties`.
+        panels: Key of a property -> its panels.
+    """
     names = ", ".join(model["name"] for model in result["models"])
     body = join(
         header(
@@ -57,7 +75,13 @@ def page(result: Data, panels: Mapping[str, Sequence[Panel]]) -> str:
 
 
 def inline_svg(draw: Callable[[], Figure], prefix: str, label: str) -> Html:
-    """A figure as an SVG element: see-through, in the page's colours, its ids unlike those of any other figure."""
+    """A figure as an SVG element: see-through, in the page's colours.
+
+    Args:
+        draw: Makes the figure.
+        prefix: In front of all its ids, so that they are unlike those of any other figure.
+        label: What it shows, for readers who cannot see it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.svg"
         write_figure(lambda: _see_through(draw()), path)

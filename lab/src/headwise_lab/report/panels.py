@@ -27,7 +27,13 @@ KINDS = {"extended": RED, "other seed": BLUE, "other architecture": GREEN}
 
 
 class Panel(NamedTuple):
-    """name: of a file. caption: what to see in it, for everybody who cannot."""
+    """One figure.
+
+    Attributes:
+        name: Of its file.
+        draw: Makes it.
+        caption: What to see in it, for everybody who cannot.
+    """
 
     name: str
     draw: Callable[[], Figure]
@@ -108,7 +114,14 @@ def draw_shares(data: Data) -> Figure:
 def draw_bars(
     ours: Sequence[tuple[str, float, float]], theirs: Sequence[tuple[str, float, float]], label: str, keys: tuple[str, ...]
 ) -> Figure:
-    """Horizontal bars of (name, value, part of it in full colour): lab models above, models of the paper in blue below."""
+    """Horizontal bars, those of lab models above, those of the paper in blue below.
+
+    Args:
+        ours: (name, value, part of it in full colour) of lab models.
+        theirs: The same of the paper.
+        label: Of the scale.
+        keys: What the light and the full colour mean.
+    """
     from matplotlib.patches import Patch
 
     rows = [*ours, *theirs]
@@ -232,7 +245,14 @@ def legend_of(figure: Figure, axes: Axes) -> None:
 
 
 def set_name(figure: Figure, axes: Axes, name: str, remark: str = "") -> None:
-    """The model above its panel, and what to see in it."""
+    """The model above its panel, and what to see in it.
+
+    Args:
+        figure: Its width decides where texts are cut.
+        axes: The panel.
+        name: The model.
+        remark: A second line.
+    """
     width = figure.get_figwidth() - 0.5
     lines = [shortened(name, width), *([shortened(remark, width, SMALL)] if remark else [])]
     axes.set_title("\n".join(lines), fontsize=LABEL if not remark else SMALL + 0.5, color=INK, parse_math=False)

@@ -90,10 +90,18 @@ class CoarseToFine:
         self.composer = PassageComposer(self._encoder, wording, chat)
 
     def coarse(self, query: str, passages: Sequence[Text]) -> Coarse:
-        """Which passages stay, and in which order. The model runs up to the deepest coarse head only.
+        """Which passages stay, and in which order (sec. 3, eq. 4-6). The model runs up to the deepest coarse head only.
 
-        Up to m1 passages all stay. If no head looks at any passage, all stay as they are. Raises `PromptError` for passages that are
-        empty or do not fit.
+        Args:
+            query: The question.
+            passages: At least one. Up to m1 all stay; if no head looks at any of them, all stay as they are.
+
+        Returns:
+            Indices of the passages that stay, with relevance and shares of all P passages.
+
+        Raises:
+            HeadwiseError: There are no coarse heads.
+            PromptError: Passages that are empty or do not fit, or an empty query.
         """
         heads = needed_heads(self.coarse_heads, "coarse_heads")
         index = PassageIndex(self.model.hf, self.composer, heads, passages, self.scoring, calibrate=False)
@@ -105,7 +113,15 @@ class CoarseToFine:
         return Coarse(tuple(kept), gamma, beta)
 
     def fine(self, query: str, passages: Sequence[Text]) -> Fine:
-        """Candidates among the passages, which are those that the coarse stage has kept, in its order."""
+        """Candidates for steering, by the votes of the fine heads (eq. 7).
+
+        Args:
+            query: The question.
+            passages: Those that the coarse stage has kept, in its order; indices of the result count inside this list.
+
+        Raises:
+            HeadwiseError: As `coarse`.
+        """
         return self._fine(query, PassageReader(self.model.hf, self.composer, passages))
 
     def answer(
@@ -118,6 +134,13 @@ class CoarseToFine:
             passages: At least one; a single passage is answered from plainly.
             max_new_tokens: Longest answer.
             stop: Ids that end the answer; None: line breaks and the model's end-of-text tokens.
+
+        Returns:
+            The answer, with what both stages chose; a stage that is switched off or has nothing to choose from does not run.
+
+        Raises:
+            HeadwiseError: A max_new_tokens below 1.
+            PromptError: As for `coarse`.
         """
         if max_new_tokens < 1:
             raise HeadwiseError(f"max_new_tokens must be at least 1; got {max_new_tokens}")

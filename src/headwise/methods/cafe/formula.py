@@ -26,6 +26,9 @@ def passage_shares(masses: Values, lengths: NDArray[np.int64], doc_pool: str = "
 
     Returns:
         [..., P] in [0, 1]. The shares of a head sum to 1, or are all 0 if it looks elsewhere; a passage without tokens gets 0.
+
+    Raises:
+        HeadwiseError: An unknown doc_pool.
     """
     if doc_pool not in DOC_POOL:
         raise HeadwiseError(f"unknown doc_pool {doc_pool!r}; use {' or '.join(DOC_POOL)}")
@@ -37,11 +40,17 @@ def passage_shares(masses: Values, lengths: NDArray[np.int64], doc_pool: str = "
 
 
 def votes(shares: Values, most: int) -> Indices:
-    """Union over heads of each head's `most` passages with the largest shares (eq. 4 and 7), in ascending order of index.
+    """Union over heads of each head's passages with the largest shares (eq. 4 and 7).
 
     Args:
-        shares: [K, P]. Among equal shares the first passage wins; a share of 0 is no vote, so the union may be smaller, or empty.
+        shares: [K, P] of K heads. Among equal shares the first passage wins; a share of 0 is no vote.
         most: Votes per head, at least 1.
+
+    Returns:
+        Different indices below P, ascending: at most K * most, fewer where heads agree, none if all shares are 0.
+
+    Raises:
+        HeadwiseError: A `most` below 1.
     """
     if most < 1:
         raise HeadwiseError(f"each head votes for at least 1 passage; got {most}")
@@ -55,14 +64,22 @@ def relevance(shares: Values) -> Values:
 
 
 def ascending(chosen: Sequence[int] | Indices, gamma: Values) -> list[int]:
-    """The chosen passages, the most relevant last, next to the question (eq. 6); of equal ones the first in the given order comes last."""
+    """The chosen passages, the most relevant last, next to the question (eq. 6); of equal ones the lowest index comes last."""
     return sorted((int(i) for i in chosen), key=lambda i: (float(gamma[i]), -i))
 
 
 def margin(gamma: Values, chosen: Sequence[int] | Indices, heads: int) -> float:
-    """Relevance of the weakest chosen passage minus that of the strongest other one (0 if there is none), per head. In [-1, 1].
+    """Relevance of the weakest chosen passage minus that of the strongest other one, per head.
 
-    Ours: the union of votes is not a cut by relevance, so the margin may be negative. 0 if nothing is chosen.
+    Ours: the union of votes is not a cut by relevance, so the margin may be negative.
+
+    Args:
+        gamma: [P], see `relevance`.
+        chosen: Indices below P.
+        heads: How many heads gamma sums over, at least 1.
+
+    Returns:
+        In [-1, 1]. If all are chosen, the relevance of the weakest; 0 if none is.
     """
     picked = np.zeros(len(gamma), dtype=bool)
     picked[list(chosen)] = True

@@ -27,7 +27,12 @@ from headwise.runtime.runner import prefill
 
 
 class Boost(NamedTuple):
-    """Steering towards passages (indices), with the bias `delta` in natural-log units; see `steer` for the rest."""
+    """Steering towards passages; `rows` and `bias_position` as in `steer`.
+
+    Attributes:
+        passages: Indices from 0, in the order of the prompt.
+        delta: Bias in natural-log units; 0 steers not at all.
+    """
 
     passages: tuple[int, ...]
     delta: float
@@ -36,10 +41,21 @@ class Boost(NamedTuple):
 
 
 class PassageReader:
-    """Keys and values of passages in every layer. lengths [P]: tokens of each; tokens: of all of them with what opens the prompt."""
+    """Keys and values of passages in every layer.
+
+    Attributes:
+        spans: Positions [start, stop) of each passage in the prompt.
+        lengths: [P], tokens of each passage.
+        ids: The prompt up to the last passage.
+        tokens: Number of `ids`.
+    """
 
     def __init__(self, model: Any, composer: PassageComposer, passages: Sequence[Text]) -> None:
-        """Raises `PromptError` if a passage is empty, if there are none, or if they leave no position for a question."""
+        """Read the passages, in the order given.
+
+        Raises:
+            PromptError: A passage is empty, there are none, or they leave no position for a question.
+        """
         prompt = composer.passages([as_passage(passage) for passage in passages])
         self.spans = [(s.start, s.stop) for s in (prompt.span(f"passage/{i}") for i in range(1, len(passages) + 1))]
         self.lengths = np.array([stop - start for start, stop in self.spans])
@@ -51,7 +67,16 @@ class PassageReader:
             prefill(model, self._cache, self.ids[start : start + CHUNK])
 
     def head_masses(self, query: str, heads: HeadSet, scoring: Scoring) -> NDArray[np.float64]:
-        """[head, passage]: mean attention of the query's rows to each passage, head by head in the order of layer and head."""
+        """Mean attention of the query's rows to each passage (alpha in eq. 1, summed over the passage's tokens).
+
+        Args:
+            query: The question.
+            heads: Whose attention counts; H of them.
+            scoring: Decides which rows are the query's.
+
+        Returns:
+            [H, P], heads in the order of layer and head.
+        """
         suffix = scoring.suffixes(self._composer, [query])[0]
         check_positions(self._positions, self.tokens + len(suffix.ids))
         pool = lambda columns: pool_passages(columns, self.spans)  # noqa: E731
@@ -61,9 +86,14 @@ class PassageReader:
 
     @contextmanager
     def asking(self, query: str, boost: Boost | None = None) -> Iterator[tuple[tuple[int, ...], DynamicCache]]:
-        """Inside the block passes continue the passages: yields the prompt's ids and a cache that holds the passages.
+        """Inside the block passes continue the passages.
 
-        boost: steer towards these passages from the question, which is all that stands behind the passages in the prompt.
+        Args:
+            query: The question.
+            boost: Steer towards these passages from the question, which is all that stands behind the passages in the prompt.
+
+        Yields:
+            The ids of the whole prompt, and a cache that holds the passages; the reader's own cache stays as it is.
         """
         ids = (*self.ids, *self._composer.query(query).ids)
         check_positions(self._positions, len(ids))
@@ -71,7 +101,7 @@ class PassageReader:
             yield ids, cache
 
     def answer(self, query: str, stop: Collection[int], limit: int, boost: Boost | None = None) -> tuple[int, ...]:
-        """Greedy ids, the stop token included if one came; at most `limit`."""
+        """Greedy ids, the stop token included if one came; at most `limit`. `boost` is that of `asking`."""
         with self.asking(query, boost) as (ids, cache):
             return decode_one(self._model, cache, ids, stop, limit)
 

@@ -16,7 +16,13 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Coarse:
-    """kept: indices in their new order; gamma [passage]: relevance; beta [head, passage]: shares, heads in the order of layer and head."""
+    """What the coarse stage found.
+
+    Attributes:
+        kept: Indices of the passages that stay, in their new order.
+        gamma: [P], relevance of every passage (eq. 5).
+        beta: [K, P], shares (eq. 1), heads in the order of layer and head.
+    """
 
     kept: tuple[int, ...]
     gamma: Values
@@ -25,7 +31,14 @@ class Coarse:
 
 @dataclass(frozen=True)
 class Fine:
-    """candidates: ascending indices; gamma, beta: as in `Coarse`; margin in [-1, 1]: see `headwise.methods.cafe.formula.margin`."""
+    """What the fine stage found.
+
+    Attributes:
+        candidates: Indices of the passages to steer towards, ascending.
+        margin: In [-1, 1], see `headwise.methods.cafe.formula.margin`.
+        gamma: As in `Coarse`.
+        beta: As in `Coarse`.
+    """
 
     candidates: tuple[int, ...]
     margin: float
@@ -35,10 +48,17 @@ class Fine:
 
 @dataclass(frozen=True)
 class CafeAnswer:
-    """text: the answer; ids: with its stop token. kept: in the order of the prompt; candidates: of the fine stage. Both index what was given.
+    """An answer and how it came about; a part is None where its stage did not run.
 
-    steered: whether the answer was. gamma [passage]: of the coarse stage. coarse, fine: what the stages saw (`fine` counts inside `kept`). None where
-    a stage did not run.
+    Attributes:
+        text: The answer.
+        ids: Its tokens, the stop token included if one came.
+        kept: Indices of the given passages that were answered from, in the order of the prompt.
+        candidates: Indices of the given passages that the fine stage chose.
+        steered: Whether attention to the candidates was raised.
+        gamma: [P], relevance of the given passages in the coarse stage.
+        coarse: What that stage saw.
+        fine: What the fine stage saw; its indices count inside `kept`.
     """
 
     text: str
@@ -52,7 +72,11 @@ class CafeAnswer:
 
 
 def usable_heads(model: Model, heads: Heads | None, name: str, needed: bool) -> HeadSet | None:
-    """The heads if they can be used; None if there are none and none are `needed`. Raises `HeadwiseError` otherwise."""
+    """The heads of a stage, checked; None if there are none and none are `needed`. `name` is that of the argument, for messages.
+
+    Raises:
+        HeadwiseError: None although they are needed, heads of another model, or one in a layer with a sliding window.
+    """
     chosen = HeadSet((), model.heads.shape) if heads is None else model.check(heads)
     if not len(chosen):
         if needed:
@@ -67,7 +91,7 @@ def usable_heads(model: Model, heads: Heads | None, name: str, needed: bool) -> 
 
 
 def needed_heads(heads: HeadSet | None, name: str) -> HeadSet:
-    """The heads, for a stage that was asked for by name."""
+    """The heads, for a stage that was asked for by name; `HeadwiseError` if there are none."""
     if heads is None:
         raise HeadwiseError(f"no {name} were given to look with")
     return heads

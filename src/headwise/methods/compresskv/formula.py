@@ -56,7 +56,15 @@ def semantic_lift(mass: Tensor, matching: Tensor, answer: int, prompt: int) -> T
 
 
 def row_errors(kept: Tensor, full: Tensor) -> Tensor:
-    """Relative errors |kept - full| / (|full| + epsilon) of rows [..., T, d], summed over the rows: [...] float32."""
+    """Relative errors |kept - full| / (|full| + epsilon) of a layer's output, summed over rows (eq. 6-9).
+
+    Args:
+        kept: [..., T, d], output of T rows over the kept positions.
+        full: [..., T, d], output of the same rows over all.
+
+    Returns:
+        [...] float32, at least 0.
+    """
     full = full.float()
     ratios: Tensor = (kept.float() - full).norm(dim=-1) / (full.norm(dim=-1) + EPSILON)
     return ratios.sum(dim=-1)

@@ -51,25 +51,54 @@ class LayerErrors:
     provenance: Mapping[str, Any]
 
     def profile(self, budget: int | None = None) -> tuple[float, ...]:
-        """One share per layer, as `layer_shares` gives them. budget: one of `budgets`; default: the smallest."""
+        """Share of each layer in the errors, for `ByLayer`; see `layer_shares` (eq. 10-12).
+
+        Args:
+            budget: One of `budgets`; None: the smallest.
+
+        Returns:
+            One share per layer; they add up to 1.
+
+        Raises:
+            HeadwiseError: A budget that was not measured, or one without any error.
+        """
         budget = min(self.budgets) if budget is None else budget
         if budget not in self.budgets:
             raise HeadwiseError(f"no layer errors for a budget of {budget}; measured: {', '.join(map(str, self.budgets))}")
         return layer_shares(self.values[self.budgets.index(budget)], self.datasets)
 
     def check(self, model: Model) -> None:
-        """Raise `HeadwiseError` for a model of another shape."""
-        given, wanted = [self.provenance.get(n) for n in ("layers", "heads", "kv_heads")], [*model.heads.shape, model.heads.kv_heads]
+        """Refuse a model of another shape.
+
+        Raises:
+            HeadwiseError: Its numbers of layers, heads or KV heads differ.
+        """
+        given, wanted = (
+            [self.provenance.get(n) for n in ("layers", "heads", "kv_heads")],
+            [*model.heads.shape, model.heads.kv_heads],
+        )
         if given != wanted:
             raise HeadwiseError(f"layer errors of a model with layers, heads, KV heads {given}; {model.name} has {wanted}")
 
     def save(self, path: Path, overwrite: bool = False) -> None:
-        """Write as JSON. An existing file is refused unless `overwrite`."""
+        """Write as JSON, at once or not at all.
+
+        Args:
+            path: The file.
+            overwrite: Replace an existing file.
+
+        Raises:
+            HeadwiseError: The file exists, or cannot be written.
+        """
         write_json({"layer_errors": vars(self) | {"values": self.values.tolist()}}, path, overwrite)
 
     @classmethod
     def load(cls, path: Path) -> LayerErrors:
-        """Inverse of `save`. Raises `HeadFileError` for anything else."""
+        """Inverse of `save`.
+
+        Raises:
+            HeadFileError: The file is missing, or is no file of layer errors.
+        """
         text = read_text(path)
         try:
             data = json.loads(text)["layer_errors"]
@@ -91,12 +120,16 @@ def layer_errors(
 
     Args:
         model: The model.
-        press: Its scores, sinks and window decide what is kept; every layer gets the same, whatever its own budget and allocation are.
+        press: Its scores, sinks and window decide what is kept; every layer gets the same, whatever its own budget and allocation
+            are.
         prompts: Token ids.
         answers: Token ids, one answer per prompt (the paper: greedy answers with the full cache).
         budgets: Positions per KV head; a prompt that is no longer is kept whole and has no error.
         datasets: A name per prompt. Default: one data set.
         report: Called with (done, total, remark) in prompts.
+
+    Returns:
+        The errors; nothing is written, see `LayerErrors.save`.
 
     Raises:
         HeadwiseError: Input that does not fit, or gated attention (Qwen3-Next), whose gate is not seen here.

@@ -61,7 +61,11 @@ class CompressKV(WindowPress):
         object.__setattr__(self, "chosen", self._choose())
 
     def check(self, model: Model) -> None:
-        """Refuses heads of another model, and heads that leave a compressed layer without a choice."""
+        """Refuse a model that the heads do not serve.
+
+        Raises:
+            HeadwiseError: Heads of another model, a compressed layer without a chosen head, or one whose scores are all equal.
+        """
         super().check(model)
         HeadSet((), self.heads.shape).check_fits(model.heads.shape, model.name)
         missing = [layer for layer in model.heads.full_layers if layer not in self.chosen]

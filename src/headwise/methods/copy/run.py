@@ -62,7 +62,7 @@ def copy_scores(
 
 
 def describe_run(model: Model, task: Task, options: Copy) -> dict[str, Any]:
-    """All that decides the result, as plain data."""
+    """All that decides the result, as plain data, for run directory and provenance."""
     stated = {name: getattr(options, name) for name in STATED}
     score = {"score": "copy", "score_version": SCORE_VERSION, "options": stated}
     return score | describe_task(task) | describe_model(model)
@@ -102,9 +102,7 @@ def _stable(cells: Sequence[Cell]) -> bool:
     return top_overlap(halves[0].mean(axis=0), halves[1].mean(axis=0), top) >= STABLE_OVERLAP
 
 
-def _collect(
-    model: Model, task: Task, options: Copy, runs: NDArray[np.float32], cells: list[dict[str, Any]]
-) -> HeadScores:
+def _collect(model: Model, task: Task, options: Copy, runs: NDArray[np.float32], cells: list[dict[str, Any]]) -> HeadScores:
     solved = [cell["success"] for cell in cells]
     if not any(solved):
         raise options.none_solved(cells)

@@ -32,11 +32,22 @@ ASKED = 8  # texts on which the teacher is checked
 
 
 def gate_scores(model: Model, texts: Sequence[LabelledText], options: Gates | None = None, report: Report = silent) -> HeadScores:
-    """Gates of all KV heads; every query head carries that of its KV head, and layers without full attention NaN.
+    """Train the gates of all KV heads: the full model's last hidden state is distilled, with a penalty on the gates (section 2.2).
 
-    texts: such as `vault_texts` makes. Values may lie slightly outside [0, 1] (the last step is not clamped). provenance holds the options
-    and the loss of every step, `tables["mean_gates"]` (layer by KV head) the gates averaged over training. Raises `HeadwiseError` for a model without
-    full attention, texts that are shorter than three windows or do not fit, and a model that cannot predict the labels.
+    Args:
+        model: The model; it is frozen.
+        texts: Such as `vault_texts` makes, of at least three windows (sinks + recent) each.
+        options: Default: `Gates()`, with sinks and recent tokens by the shortest text.
+        report: `report(done, total, remark)`; progress in training steps.
+
+    Returns:
+        [layer, head]: every query head carries the gate of its KV head; NaN for layers without full attention. Gates may lie
+        slightly outside [0, 1], as the last step is not clamped. provenance holds the options and the loss of every step,
+        `tables["mean_gates"]` [layer, KV head] the gates averaged over training.
+
+    Raises:
+        HeadwiseError: A model without full attention, or one that predicts too few of the labels; texts that are too short, too
+            long, or missing.
     """
     options = options or Gates()
     sinks, recent = options.seen(min((len(text.ids) for text in texts), default=0))
@@ -79,7 +90,7 @@ def gate_scores(model: Model, texts: Sequence[LabelledText], options: Gates | No
 
 
 def describe_run(model: Model, texts: Sequence[LabelledText], options: Gates) -> dict[str, Any]:
-    """All that decides the result, as plain data."""
+    """All that decides the result, as plain data; a digest stands for the texts."""
     digest = hashlib.sha256(repr([(text.ids, text.places) for text in texts]).encode()).hexdigest()[:16]
     made = {
         "score": "gate",
@@ -101,7 +112,15 @@ def _share_right(model: Any, texts: Sequence[LabelledText], ids: Sequence[Tensor
 
 
 def rate_factor(step: int, steps: int) -> float:
-    """Factor on the peak learning rate at a step in [0, steps): linear from 0.1 to 1 in a fifth of all steps, and back in the last fifth."""
+    """Factor on the peak learning rate: up in the first fifth of the steps, down in the last (the released code's 400 of 2,000).
+
+    Args:
+        step: In [0, steps).
+        steps: In all.
+
+    Returns:
+        In [0.1, 1].
+    """
     ramp = steps / 5
     return min(1.0, max((step + 1) / ramp, MIN_RATE), max((steps - step) / ramp, MIN_RATE))
 

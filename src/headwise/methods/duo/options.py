@@ -59,7 +59,9 @@ class Gates:
     recent: int | None = option(None, "Most recent tokens that a streaming head sees.", "256, less for short texts")
     penalty: float = option(0.05, "Weight of the mean gate in the loss.")
     form: str = option("mean", "Penalty on the gates: mean, or group (empties whole layers).")
-    mix: str = option("teacher", "Full attention in the loss: the unchanged model's (teacher), or over the gated model's states (self).")
+    mix: str = option(
+        "teacher", "Full attention in the loss: the unchanged model's (teacher), or over the gated model's states (self)."
+    )
     per: str = option("head", "head: one gate per KV head; layer: one gate per layer.")
     min_right: float = option(0.5, "Share of label tokens that the unchanged model must predict.")
     haystack: str | Path | Sequence[str] | None = option(None, "Folder of .txt/.md files (.gz too).", "three public-domain books")
@@ -83,7 +85,14 @@ class Gates:
             raise HeadwiseError(f"min_right must lie in [0, 1]; got {self.min_right:g}")
 
     def seen(self, shortest: int) -> tuple[int, int]:
-        """Sinks and recent tokens for texts of at least `shortest` tokens: gates need texts of three windows."""
+        """What a streaming head sees.
+
+        Args:
+            shortest: Tokens of the shortest text; gates need texts of three windows, so defaults shrink with it.
+
+        Returns:
+            Sinks and recent tokens, at least 1 each.
+        """
         recent = self.recent or max(1, min(PAPER_SEEN[1], shortest // 6))
         return self.sinks or max(1, min(PAPER_SEEN[0], min(PAPER_SEEN[1], shortest // 6) // 2)), recent
 
@@ -109,7 +118,11 @@ class Gates:
         return vault_texts(Haystack(haystack_texts(self.haystack), encoder), encoder, options, TEXTS)
 
     def find(self, model: Model, run: Run) -> HeadScores:
-        """Gates of all KV heads, one value per query head of each; see `headwise.find`. Nothing is kept for a resume."""
+        """Gates of all KV heads, one value per query head of each; see `headwise.find`. Nothing is kept for a resume.
+
+        With `layer_order` their tables hold the order of `with_layer_order` too; progress counts its measurements behind the
+        training steps.
+        """
         from dataclasses import replace
 
         from headwise.caches.groups import Window

@@ -23,9 +23,22 @@ def with_layer_order(
 ) -> HeadScores:
     """The same gates with the order of rule Z5 in their tables (`layer_order`), which serves every `keep`.
 
-    From all layers retrieving on, that layer comes next whose change to streaming raises the distillation loss least; the last one keeps
-    longest. window: what a streaming layer sees. L layers with full attention cost (L - 1)(L + 2) / 2 measurements, two passes over every
-    text each. report(done, total, remark): in measurements. Raises `HeadwiseError` for gates of another model, or a loss that is not finite.
+    From all layers retrieving on, that layer comes next whose change to streaming raises the distillation loss least; the last
+    one keeps longest. L layers with full attention cost (L - 1)(L + 2) / 2 measurements, two passes over every text each.
+
+    Args:
+        model: Whose gates these are.
+        gates: Of its KV heads, such as `gate_scores` gives.
+        texts: On which the loss is measured.
+        window: What a streaming layer sees.
+        report: `report(done, total, remark)`; progress in measurements.
+
+    Returns:
+        Gates whose table `layer_order` [layer] holds each layer's place in the order, from 0; NaN for layers without full
+        attention.
+
+    Raises:
+        HeadwiseError: Gates of another model, gates that are not finite, or a loss that is not.
     """
     model, full = model, model.heads.full_layers
     table = kv_gates(gates, *model.heads.shape, model.heads.kv_heads, model.name)[full]

@@ -37,7 +37,14 @@ class DuoAttention(StreamingPattern):
             raise HeadwiseError("heads must be gates, or a table [layer, KV head] of True (retrieval heads) and False")
 
     def pattern(self, model: Model) -> Pattern:
-        """The retrieval heads of the layers with full attention, [full layers, KV heads]. Raises `HeadwiseError` for heads of another model."""
+        """The given table, or the share `keep` of the heads with the highest gates, in layers with full attention.
+
+        Returns:
+            `kept` is [full layers, KV heads].
+
+        Raises:
+            HeadwiseError: Heads or `ties` of another model, or gates that rank nothing.
+        """
         (layers, heads), kv_heads, full = model.heads.shape, model.heads.kv_heads, model.heads.full_layers
         if not isinstance(self.heads, HeadScores):
             table = np.asarray(self.heads)

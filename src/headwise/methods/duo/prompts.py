@@ -23,7 +23,15 @@ DEPTHS = 1000  # evenly spaced depths to draw from
 
 @dataclass(frozen=True)
 class LabelledText:
-    """Token ids, and which of them are labels: tokens that a model can only predict from far back. labels is as long as ids."""
+    """A text, and which of its tokens a model can only predict from far back.
+
+    Attributes:
+        ids: Token ids [T].
+        labels: [T], True for tokens whose prediction counts; never the first, at least one.
+
+    Raises:
+        PromptError: Labels that are not so.
+    """
 
     ids: tuple[int, ...]
     labels: tuple[bool, ...]
@@ -42,9 +50,17 @@ class LabelledText:
 class VaultOptions:
     """What the texts are like; the defaults are the paper's sizes.
 
-    lengths: smallest and largest number of tokens of a text. keys: pass-keys. words: words of each, drawn with replacement from the list of a
-    split (`train`, `selection` or `test`; they share no word). depths: where pass-keys may stand, fractions in [0, 1]. part: share of the
-    haystack to draw from.
+    Attributes:
+        lengths: Smallest and largest number of tokens of a text.
+        keys: Pass-keys of a text.
+        words: Words of each, drawn with replacement.
+        split: Whose words: `train`, `selection` or `test`; they share no word.
+        depths: Where pass-keys may stand, from and to, as fractions in [0, 1].
+        part: Share of the haystack to draw from, as (from, to) fractions.
+        seed: At least 0.
+
+    Raises:
+        PromptError: Numbers out of range.
     """
 
     lengths: tuple[int, int] = (1_000, 32_000)
@@ -70,10 +86,19 @@ class VaultOptions:
 
 
 def vault_texts(haystack: Haystack, encoder: PieceEncoder, options: VaultOptions, count: int) -> list[LabelledText]:
-    """`count` texts; the words of the pass-keys in the answers are their labels.
+    """Texts with hidden pass-keys; the words of the pass-keys in the answers are their labels.
 
-    A text is decided by the options and its number, so more texts begin with the same ones. Raises `PromptError` for words that the
-    tokenizer loses, lengths without room for the pass-keys, and a haystack that is too short.
+    Args:
+        haystack: What pass-keys are hidden in.
+        encoder: Of the model that gates are trained for.
+        options: What the texts are like.
+        count: How many. A text is decided by the options and its number, so more texts begin with the same ones.
+
+    Returns:
+        `count` texts.
+
+    Raises:
+        PromptError: Words that the tokenizer loses, lengths without room for the pass-keys, or a haystack that is too short.
     """
     return [_text(haystack, encoder, options, number) for number in range(count)]
 

@@ -67,7 +67,18 @@ class HeadKV(WindowPress):
         return max_pool1d(flat, self.kernel, stride=1, padding=self.kernel // 2)[:, 0].view(scores.shape)
 
     def kept(self, view: View) -> Sequence[Keep]:
-        """The best positions of each head; a prompt no longer than the budget is kept whole."""
+        """The best positions of each head; a prompt no longer than the budget is kept whole.
+
+        Args:
+            view: The layer.
+
+        Returns:
+            Per group of KV heads with equally many positions, what they keep; with `released` the union over each KV head's query
+            heads.
+
+        Raises:
+            HeadwiseError: Scores that are not finite, or head scores that cannot divide a budget.
+        """
         if self.preset != "released":
             return super().kept(view)
         length, kv_heads, real = view.keys.shape[2], view.model.heads.kv_heads, view.positions >= 0

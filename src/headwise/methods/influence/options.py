@@ -20,7 +20,13 @@ SHORT = 1024  # tokens; below it, keys and values are shorter than the paper's, 
 
 
 class Sizes(NamedTuple):
-    """Tokens of prompt and answer, characters of a key, tokens of the longest value."""
+    """Sizes of a proxy prompt.
+
+    Attributes:
+        length: Tokens of prompt and answer.
+        key_length: Characters of a key.
+        value_tokens: Tokens of the longest value.
+    """
 
     length: int
     key_length: int

@@ -30,6 +30,13 @@ class ProxyPrompts:
     """Proxy prompts over one pool of sentences. Prompt i depends on options, texts, tokenizer and i alone."""
 
     def __init__(self, texts: Sequence[str], encoder: PieceEncoder, options: Proxy) -> None:
+        """Prepare the pool of sentences.
+
+        Args:
+            texts: Texts whose sentences are values.
+            encoder: Of the model whose heads are scored.
+            options: Sizes, number of prompts and seed.
+        """
         self.options, self.sizes, self._encoder = options, options.sizes(), encoder
         self._encode: Encode = lru_cache(maxsize=100_000)(encoder.encode)
         self._fits = lru_cache(maxsize=100_000)(self._can_be_value)
@@ -44,9 +51,13 @@ class ProxyPrompts:
         return hashlib.sha256("\n".join(self._sentences).encode()).hexdigest()[:16]
 
     def __getitem__(self, index: int) -> Prompt:
-        """Prompt `index`, its answer as `gold`. Spans: pair/1, pair/1/key, pair/1/value, ...; `value` (also `answer`), `key`, `question`.
+        """Prompt `index`, its answer as `gold`.
 
-        Raises `PromptError` if the asked pairs do not fit into the length or the texts have too few sentences, `IndexError` behind the last prompt.
+        Its spans are pair/1, pair/1/key, pair/1/value, ...; `value` (also `answer`), `key`, `question`.
+
+        Raises:
+            IndexError: There is no such prompt.
+            PromptError: The asked pairs do not fit into the length, or the texts have too few sentences.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)

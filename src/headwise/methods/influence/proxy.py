@@ -37,11 +37,22 @@ def proxy_scores(
     directory: RunDirectory | None = None,
     report: Report = silent,
 ) -> HeadScores:
-    """Proxy scores of all query heads, in [0, 1], with one row of per-run values per sample.
+    """Proxy scores of all query heads (eq. 4), averaged over samples.
 
-    directory: finished groups of samples are kept there and not run again. report(done, total, remark): progress in samples.
-    provenance: `accuracy` (samples whose every answer token is the model's first choice), `token_accuracy`, and every sample in `cells`.
-    Raises `HeadwiseError` if the accuracy is too low or no head copies, `PromptError` for prompts that cannot be made or do not fit the model.
+    Args:
+        model: With its tokenizer.
+        prompts: The samples.
+        scoring: How heads are scored; None: as the prompts were asked for.
+        directory: Finished groups of samples are kept there and not run again.
+        report: `report(done, total, remark)`; progress in samples.
+
+    Returns:
+        Scores in [0, 1] with one row of per-run values per kept sample. provenance: `accuracy` (samples whose every answer token
+        is the model's first choice), `token_accuracy`, and all `samples`.
+
+    Raises:
+        HeadwiseError: The accuracy is too low, or no head copies.
+        PromptError: Prompts that cannot be made or do not fit the model.
     """
     scoring, positions, length = scoring or prompts.options, model.positions, prompts.options.sizes().length
     if positions is not None and length > positions:
@@ -72,9 +83,10 @@ def describe_run(model: Model, prompts: ProxyPrompts, scoring: Proxy) -> dict[st
 
 
 def top_share(scores: HeadScores, share: float = SHARE) -> HeadSet:
-    """The strongest `share` of the scored heads, rounded up; ties by layer and head.
+    """The strongest `share` of the scored heads (the paper: 5 %), rounded up; ties by layer and head.
 
-    Raises `HeadwiseError` if one of them has a score of 0: heads that never copy would be chosen by their place alone.
+    Raises:
+        HeadwiseError: A share outside (0, 1], or a chosen head with a score of 0, which its place alone would have chosen.
     """
     if not 0 < share <= 1:
         raise HeadwiseError(f"the share of heads must lie in (0, 1]; got {share:g}")

@@ -34,7 +34,10 @@ def influence(base: float, changed: float, floor: float) -> float:
     Args:
         base: Mean loss in nats of the model.
         changed: Mean loss in nats with the heads ablated.
-        floor: Keeps texts that are known by heart (base near 0) from any score that one likes.
+        floor: Above 0; keeps texts that are known by heart (base near 0) from any score that one likes.
+
+    Returns:
+        Without unit; 0 if the heads make no difference, negative if the loss falls.
     """
     return (changed - base) / max(base, floor)
 
@@ -126,11 +129,14 @@ class AttentionInfluence:
         return table
 
     def span_scores(self, document: Encoded, spans: Sequence[tuple[int, int]]) -> list[DocumentScore]:
-        """Scores of parts of one document, such as the steps of a derivation (AIR, Liu et al. 2025, arXiv:2512.13279), each read in its place.
+        """Scores of parts of one document, each read in its place, such as steps of a derivation (AIR, Liu et al. 2025, arXiv:2512.13279).
 
         Args:
             document: As `encode` gives it.
             spans: Tokens [start, stop) of each part.
+
+        Returns:
+            One row per span; NaN and a reason where nothing can be scored.
 
         Raises:
             HeadwiseError: For a span outside of the document.

@@ -12,8 +12,11 @@ from headwise.caches.press import WindowPress
 class PyramidKV(WindowPress):
     """Section 3 of the paper: budgets fall linearly with depth, tokens are chosen by the last 8 queries (its alpha).
 
-    beta >= 1: the last layer gets the mean budget / beta (20 in the paper). The budget of a layer includes its window and sinks, and is
-    computed anew for every prompt.
+    The budget of a layer includes its window and sinks, and is computed anew for every prompt.
+
+    Attributes:
+        beta: At least 1; the last layer gets the mean budget / beta (20 in the paper).
+        allocation: Follows from `beta`.
     """
 
     beta: float = 20

@@ -22,15 +22,18 @@ def query_score(values: Values, gold: Flags, rule: str, temperature: float = 0.1
     Args:
         values: [L, H, P], the value of each passage for each head.
         gold: [P], at least one True.
-        rule: `mass`, `calibrated_mass`: sum over gold passages (the caller gives raw or calibrated values). `ndcg`: nDCG at `cut` of the
-            passages sorted by value, in [0, 1]; `mrr`: 1 / rank of the first gold passage; equal values are ranked against the head.
-            `contrastive`: mean over gold passages of a softmax over that passage and all that are not gold, of values as shares of the
-            head's total.
+        rule: `mass`, `calibrated_mass`: sum over gold passages (the caller gives raw or calibrated values). `ndcg`: nDCG at `cut`
+            of the passages sorted by value, in [0, 1]; `mrr`: 1 / rank of the first gold passage; equal values are ranked against
+            the head. `contrastive`: mean over gold passages of a softmax over that passage and all that are not gold, of values
+            as shares of the head's total.
         temperature: Of that softmax, above 0.
         cut: Ranks that nDCG looks at.
 
     Returns:
         [L, H].
+
+    Raises:
+        HeadwiseError: An unknown rule, or a temperature that is not above 0.
     """
     if rule in ("mass", "calibrated_mass"):
         return np.asarray(values[..., gold].sum(axis=-1))

@@ -51,7 +51,9 @@ class Query(LabelledPassages):
         if self.trim is not None and not self.trim > 0:
             raise HeadwiseError(f"trim must be above 0 standard deviations; got {self.trim:g}")
         if self.trim is not None and self.rule == "mass":
-            raise HeadwiseError("trim acts on calibrated values, which the rule mass does not read; drop trim or choose another rule")
+            raise HeadwiseError(
+                "trim acts on calibrated values, which the rule mass does not read; drop trim or choose another rule"
+            )
 
     @property
     def scoring(self) -> Scoring:
@@ -61,7 +63,7 @@ class Query(LabelledPassages):
         return Scoring(self.span, self.trim, strict=self.strict)
 
     def find(self, model: Model, run: Run) -> HeadScores:
-        """Query scores of all query heads; see `headwise.find`. Nothing is kept for a resume."""
+        """Query scores of all query heads, in the rule's unit; see `headwise.find`. Nothing is kept for a resume."""
         from headwise.methods.query.run import query_scores
 
         table, made = self.table(model, run)

@@ -75,31 +75,57 @@ class Ranker:
     def official(
         cls, model: Model, heads: Heads | None = None, chat: bool = False, chat_args: Mapping[str, Any] | None = None
     ) -> Ranker:
-        """The released procedure of QRHead (with all heads: of ICR), in our wording.
+        """The released procedure of QRHead (with all heads: of ICR), in our wording; arguments as for `Ranker`.
 
-        All rows from the instruction behind the passages on are averaged, low tokens are trimmed, the first passage stands last (their choice
-        for BEIR only), too many are refused.
+        All rows from the instruction behind the passages on are averaged, low tokens are trimmed, the first passage stands last
+        (their choice for BEIR only), too many are refused.
         """
         ranker = cls(model, heads, order="reversed", overflow="refuse", wording="instructed", chat=chat, chat_args=chat_args)
         ranker.scoring = OFFICIAL
         return ranker
 
     def index(self, passages: Sequence[Text]) -> PassageIndex:
-        """Compute the passages once, for any number of queries. Raises `PromptError` if they do not fit, or one is empty."""
+        """Compute the passages once, for any number of queries.
+
+        Raises:
+            PromptError: They do not fit into one prompt, one is empty, or there are none.
+        """
         model = self.model.hf
         return PassageIndex(model, self.composer, self.heads, passages, self.scoring, self.calibrate, self.backwards)
 
     def rank(
         self, query: str, passages: Sequence[Text], top_k: int | None = None, return_documents: bool = False
     ) -> list[dict[str, Any]]:
-        """Passages from the most to the least relevant: `corpus_id`, `score` and, if wanted, `text`, as cross-encoders give them.
+        """Order passages by relevance. More than fit are handled as `overflow` says; nothing is ever cut.
 
-        More passages than fit are handled as `overflow` says; nothing is ever cut.
+        Args:
+            query: What is asked.
+            passages: Texts, or passages with a title.
+            top_k: How many of the best to give; None: all.
+            return_documents: Give the texts too.
+
+        Returns:
+            From the most to the least relevant: `corpus_id` (index from 0), `score` and, if wanted, `text`, as cross-encoders
+            give them.
+
+        Raises:
+            PromptError: An empty passage or query, none at all, or too many for `overflow` to handle.
         """
         return ranked(next(self.scores([query], passages)), passages, top_k, return_documents)
 
     def scores(self, queries: Sequence[str], passages: Sequence[Text]) -> Iterator[Scores]:
-        """Scores of all passages [P] for one query after the other; the passages are read once if they fit together."""
+        """Scores of all passages for one query after the other; the passages are read once if they fit together.
+
+        Args:
+            queries: What is asked.
+            passages: Texts, or passages with a title.
+
+        Yields:
+            [P] per query, higher is more relevant; comparable neither between queries nor between sets of passages.
+
+        Raises:
+            PromptError: As `rank`.
+        """
         costs, rooms = self._costs(passages), [self._room(query) for query in queries]
         if all(room is None or sum(costs) <= room for room in rooms):
             yield from self.index(passages).scores(queries)

@@ -33,6 +33,9 @@ def query_scores(
 
     Returns:
         Scores in the rule's unit; NaN for heads of sliding layers, which cannot see far passages.
+
+    Raises:
+        HeadwiseError: An unknown rule.
     """
     if rule not in RULES:
         raise HeadwiseError(f"unknown rule {rule!r}; use {', '.join(RULES)}")

@@ -19,5 +19,12 @@ class StreamingLLM(Press):
     """
 
     def scores(self, view: View) -> Tensor:
-        """[B or 1, 1, S]: the position itself, so the last ones are the best."""
+        """The position in the text, so that the last ones are the best.
+
+        Args:
+            view: The layer.
+
+        Returns:
+            [B or 1, 1, S]: one score for all KV heads.
+        """
         return view.positions[:, None].float()

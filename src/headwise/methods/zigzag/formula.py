@@ -22,16 +22,27 @@ Layers = NDArray[np.bool_]
 def layer_pattern(gates: Scores, keep: float, rule: str = "Z1", loss: Callable[[Layers], float] | None = None) -> Pattern:
     """Which layers are retrieval layers: round(keep x L) of them, at least 1.
 
-    gates [L, G]: rows are the layers to choose from. keep in (0, 1]. Rules:
+    Ties go to the higher mean gate, then to the lower layer. Rules (ours, see the module):
 
-    Z1  highest mean gate: least gate mass is given up.
-    Z2  most retrieval heads in the head-level choice (`binarise`) of equally many heads: fewest heads change their type.
-    Z3  as Z1, for gates that were trained one per layer (rows of equal gates, or one column).
-    Z4  as Z1, for gates that were trained with the `group` penalty.
-    Z5  measured: from all retrieval on, make that layer streaming which raises `loss` least, and again. loss: bool [L] (True: retrieval) -> a
-        number, smaller is better; called once per layer left and step, so K of L kept layers cost (L - K)(L + K + 1) / 2 calls.
+    Z1: highest mean gate, so that least gate mass is given up.
+    Z2: most retrieval heads in the head-level choice (`binarise`) of equally many heads, so that fewest heads change their type.
+    Z3: as Z1, for gates that were trained one per layer (rows of equal gates, or one column).
+    Z4: as Z1, for gates that were trained with the `group` penalty.
+    Z5: measured: from all retrieval on, make that layer streaming which raises `loss` least, and again.
 
-    Ties go to the higher mean gate, then to the lower layer. Raises `HeadwiseError` for gates that rank nothing (all equal) and an unknown rule.
+    Args:
+        gates: [L, G], finite; rows are the layers to choose from. They count clamped to [0, 1].
+        keep: Share of retrieval layers, in (0, 1].
+        rule: `Z1` to `Z5`.
+        loss: For Z5 only: bool [L] (True: retrieval) -> a number, smaller is better. Called once per layer left and step, so K of
+            L kept layers cost (L - K)(L + K + 1) / 2 calls.
+
+    Returns:
+        `kept` is bool [L]; `cut` the highest mean gate that streams.
+
+    Raises:
+        HeadwiseError: An unknown rule, one with the wrong gates or loss, a keep out of range, or gates that rank nothing (all
+            equal).
     """
     if rule not in RULES:
         raise HeadwiseError(f"unknown rule {rule!r} for layers; use {', '.join(RULES)}")

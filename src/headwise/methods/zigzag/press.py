@@ -45,7 +45,14 @@ class ZigzagAttention(StreamingPattern):
             )
 
     def pattern(self, model: Model) -> Pattern:
-        """The retrieval layers among those with full attention, bool. Raises `HeadwiseError` for gates or layers of another model."""
+        """The retrieval layers among those with full attention.
+
+        Returns:
+            `kept` is bool [full layers].
+
+        Raises:
+            HeadwiseError: Gates, layers or an order of layers of another model, or gates that rank nothing.
+        """
         full = model.heads.full_layers
         if not isinstance(self.heads, HeadScores):
             wrong = sorted({int(layer) for layer in self.heads} - set(full))

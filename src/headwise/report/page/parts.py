@@ -14,7 +14,13 @@ MARKS = ("needle", "answer", "dropped")
 
 
 def header(title: str, *lead: object, facts: Mapping[str, object] | None = None) -> Html:
-    """The top of a page: its title, one or more lines under it, and key numbers."""
+    """The top of a page.
+
+    Args:
+        title: the heading.
+        *lead: lines under it.
+        facts: key numbers, name -> value.
+    """
     lines = [tag("p", line, class_="lead") for line in lead]
     return tag("header", tag("h1", title), *lines, key_facts(facts) if facts else "", class_="top")
 
@@ -44,7 +50,13 @@ def note(*children: object) -> Html:
 
 
 def details(summary: object, *children: object, open: bool = False) -> Html:
-    """Something that stays closed until it is asked for."""
+    """Something that stays closed until it is asked for.
+
+    Args:
+        summary: the line to click on.
+        *children: what is in it.
+        open: whether it is open at first.
+    """
     return tag("details", tag("summary", summary), *children, open=open)
 
 

@@ -100,6 +100,9 @@ def document(
         data: for charts (by name, see `charts.Chart`) and scripts, which read it as `headwise.data`.
         styles: more CSS, as text.
         scripts: more JavaScript, as text; it runs after the shared one.
+
+    Returns:
+        HTML that loads nothing from elsewhere.
     """
     head = join(
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'),
@@ -117,7 +120,18 @@ def document(
 
 
 def write_document(path: Path, page: str) -> Path:
-    """Write a page, replacing an older one whole or not at all."""
+    """Write a page, replacing an older one whole or not at all.
+
+    Args:
+        path: of the page.
+        page: all of its HTML.
+
+    Returns:
+        `path`.
+
+    Raises:
+        HeadFileError: the file cannot be written.
+    """
     write_atomically(path, page.encode())
     return path
 
