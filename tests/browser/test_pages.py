@@ -81,9 +81,21 @@ def cell(page, name, file=1):
     return page.locator(f'.chart[data-name="map-{file}"] svg.marks [aria-label*="Name: {name};"]').first
 
 
+def test_a_page_opens_on_what_the_strongest_recorded_head_looks_at(visit, pages):
+    page = visit(pages["explorer"])
+    assert chosen(page).inner_text() == "L3H4"
+    assert "91 %" in page.locator(".trace ol").inner_text()
+    assert "#" not in page.url
+    assert page.evaluate("scrollY") == 0
+    page.keyboard.press("Escape")
+    assert not chosen(page).is_visible()
+    page = visit(pages["several"])  # nothing recorded
+    assert not chosen(page).is_visible()
+
+
 def test_a_click_opens_a_head(visit, pages):
     page = visit(pages["explorer"])
-    assert not chosen(page).is_visible()
+    cell(page, "L2H2").click()
     cell(page, "L3H4").click()
     assert chosen(page).inner_text() == "L3H4"
     assert page.url.endswith("#L3H4")
@@ -117,9 +129,8 @@ def test_the_keyboard_moves_opens_and_closes(visit, pages):
     page = visit(pages["explorer"])
     page.locator('.chart[data-name="map-1"]').focus()
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    page.keyboard.press("ArrowDown")  # the strongest head first
-    assert "L3H4" in page.get_by_role("status").inner_text()
-    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")  # from the head that is open
+    assert "L4H4" in page.get_by_role("status").inner_text()
     page.keyboard.press("ArrowRight")
     assert "L4H5" in page.get_by_role("status").inner_text()
     page.keyboard.press("Enter")

@@ -91,7 +91,7 @@
   }
 
   /* One head. */
-  function open(at) {
+  function open(at, scroll = true) {
     const file = files[current];
     chosen = at;
     cursor = at;
@@ -103,7 +103,7 @@
     showRuns(file, at);
     showTrace(place, at);
     headwise.drawAll();
-    if (place.getBoundingClientRect().top > innerHeight - 120) place.scrollIntoView({ block: "start" });
+    if (scroll && place.getBoundingClientRect().top > innerHeight - 120) place.scrollIntoView({ block: "start" });
   }
   function close() {
     chosen = null;
@@ -291,5 +291,12 @@
   }
   addEventListener("hashchange", follow);
   document.querySelectorAll("script.comparison").forEach(startComparison);
-  if (files.length) { markFile(); follow(); }
+  /* Without an address the page opens on what the strongest recorded head looks at: real text, not an empty panel. */
+  function welcome() {
+    const names = Object.keys(traces[0]?.heads || {}).map((name) => read(`#${name}`)).filter(Boolean);
+    const strongest = names.sort((a, b) => (value(0, "rank", a.at) ?? Infinity) - (value(0, "rank", b.at) ?? Infinity))[0];
+    if (location.hash || !strongest) follow();
+    else open(strongest.at, false);
+  }
+  if (files.length) { markFile(); welcome(); }
 })();
