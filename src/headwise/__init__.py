@@ -8,7 +8,7 @@ from headwise.lazy import lazy_names
 
 if TYPE_CHECKING:
     from headwise.attention.ablate import ablate
-    from headwise.attention.means import head_means
+    from headwise.attention.means import head_means, head_samples
     from headwise.attention.observe import observe
     from headwise.attention.steer import steer
     from headwise.caches.kept_cache import compress
@@ -64,6 +64,7 @@ __all__ = [
     "compress",
     "find",
     "head_means",
+    "head_samples",
     "load",
     "load_heads",
     "observe",
@@ -98,6 +99,7 @@ _HOMES = {
     "ablation_curve": "headwise.evaluation.ablation",
     "compress": "headwise.caches.kept_cache",
     "head_means": "headwise.attention.means",
+    "head_samples": "headwise.attention.means",
     "load": "headwise.models.load",
     "load_heads": "headwise.heads.headfile",
     "observe": "headwise.attention.observe",

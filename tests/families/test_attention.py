@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headwise.attention import ablate, observe, steer
-from headwise.attention.means import head_means
+from headwise.attention.means import head_means, head_samples
 from headwise.attention.plan import attached
 from headwise.attention.tail import last_rows
 from headwise.heads import HeadId, HeadSet, HeadwiseError, UnsupportedModelError
@@ -143,12 +143,12 @@ def test_ablation_variants_per_batch_row(model, ids):
     torch.testing.assert_close(got[1], alone[0], **TOLERANCE)
 
 
-@pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
+@pytest.mark.parametrize("mode", ["zero", "uniform", "mean", "resample"])
 def test_scope_answer_changes_only_the_answer_rows(model, ids, mode):
     heads = some_heads(model)
-    means = head_means(model, [ids]) if mode == "mean" else None
+    filling = {"mean": {"means": head_means(model, [ids])}, "resample": {"samples": head_samples(model, [ids], 7)}}.get(mode, {})
     before = logits(model, ids)
-    with ablate(model, heads, mode=mode, scope="answer", answer_from=20, means=means):
+    with ablate(model, heads, mode=mode, scope="answer", answer_from=20, **filling):
         got = logits(model, ids)
     torch.testing.assert_close(got[:, :20], before[:, :20], **TOLERANCE)
     assert (got[:, 20:] - before[:, 20:]).abs().max() > 1e-4
@@ -168,18 +168,43 @@ def test_the_scope_counts_positions_also_over_caches_that_drop_old_ones(model, i
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-4, rtol=1e-3)
 
 
+class Tap:
+    """Look: the latest outputs of all layers."""
+
+    def __init__(self):
+        self.outputs = {}
+
+    def look(self, call):
+        self.outputs[call.layer] = call.output
+
+
+def test_resampling_puts_an_output_of_the_other_text_in_place(model, ids):
+    wrapped = as_model(model)
+    head, tap = HeadId(next(iter(wrapped.modules)), 2), Tap()
+    samples = head_samples(model, [ids], 5, seed=3)
+    assert samples.shape == (5, *wrapped.heads.shape, wrapped.heads.head_dim)
+    with attached(model) as plan, plan.running(tap):
+        logits(model, ids)
+        own = tap.outputs[head.layer][:, 1:].flatten(0, 1).float()  # all places but the first ones
+        for sample in samples[:, head.layer]:  # all heads of a sample stand at one place
+            assert (own - sample).abs().amax(dim=(1, 2)).min() < 1e-5
+        with ablate(model, HeadSet((head,), wrapped.heads.shape), "resample", samples=samples):
+            logits(model, ids)
+    for place in range(24):
+        put = tap.outputs[head.layer][:, place, 2]
+        torch.testing.assert_close(put, samples[place % 5, head.layer, 2].to(put.dtype).expand(2, -1))
+    assert torch.equal(samples, head_samples(model, [ids], 5, seed=3))
+    assert not torch.equal(samples, head_samples(model, [ids], 5, seed=4))
+    assert len(head_samples(model, [ids, ids[:1, :1]], 1000)) == 2 * 23
+
+
 def test_mean_ablation_puts_the_mean_in_place(model, ids):
     wrapped = as_model(model)
-    head = HeadId(next(iter(wrapped.modules)), 2)
+    head, tap = HeadId(next(iter(wrapped.modules)), 2), Tap()
     means = head_means(model, [ids])
-    outputs = {}
-
-    class Tap:
-        def look(self, call):
-            outputs[call.layer] = call.output
-
-    with attached(model) as plan, plan.running(Tap()), ablate(model, HeadSet((head,), wrapped.heads.shape), "mean", means=means):
+    with attached(model) as plan, plan.running(tap), ablate(model, HeadSet((head,), wrapped.heads.shape), "mean", means=means):
         logits(model, ids)
+    outputs = tap.outputs
     torch.testing.assert_close(outputs[head.layer][:, :, 2], means[head.layer, 2].expand(2, 24, -1))
     assert not torch.allclose(outputs[head.layer][:, :, 3], means[head.layer, 3].expand(2, 24, -1))
 

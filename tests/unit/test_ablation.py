@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from headwise.attention import ablate
-from headwise.attention.means import head_means
+from headwise.attention import MODES, ablate
+from headwise.attention.means import head_means, head_samples
 from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.evaluation import ablation
@@ -76,8 +76,14 @@ def sweep(model, scores, task, chosen, calibration=None, plain=None, **more):
     return ablation_curve(model, scores, task=task, texts=texts, perplexity=plain is not None, **asdict(chosen), **more)
 
 
-def means_of(model, task):
-    return head_means(model.hf, [with_bos(plain_windows(task, 256)[0], model.tokenizer)])
+def texts_of(model, task):
+    return [with_bos(plain_windows(task, 256)[0], model.tokenizer)]
+
+
+def filling_of(model, task, mode):
+    if mode == "mean":
+        return {"means": head_means(model.hf, texts_of(model, task))}
+    return {"samples": head_samples(model.hf, texts_of(model, task), 16)} if mode == "resample" else {}
 
 
 def prompts_of(task):
@@ -101,14 +107,14 @@ def one_at_a_time(model, prompt, answer, enter, limit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["zero", "uniform", "mean"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("scope", ["answer", "all"])
 def test_answers_of_batched_variants_equal_plain_generation(model, task, mode, scope):
-    means = means_of(model, task) if mode == "mean" else None
+    filling = filling_of(model, task, mode)
     variants = make_variants(random_scores(model.heads.shape), options())
     sets = [variant.heads for variant in variants]
     for prompt, answer in prompts_of(task)[:2]:
-        rule = {"mode": mode, "scope": scope, "answer_from": len(prompt.ids) - 1, "means": means}
+        rule = {"mode": mode, "scope": scope, "answer_from": len(prompt.ids) - 1, **filling}
         with attached(model.hf):
             leaf = Leaf(0, prompt.ids, full_cache(model.hf))
             if scope == "answer":

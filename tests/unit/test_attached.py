@@ -8,7 +8,7 @@ import torch
 import headwise
 from headwise.attention import ablate, observe, steer
 from headwise.attention.call import Whole
-from headwise.attention.means import head_means
+from headwise.attention.means import head_means, head_samples
 from headwise.attention.plan import attached
 from headwise.caches.kept_cache import compress
 from headwise.caches.kept_file import load_cache, save_cache
@@ -39,8 +39,10 @@ def test_offloaded_models_are_observed_and_changed_as_others(kind, tmp_path):
         means = head_means(hf, [IDS])
         with observe(hf, rows=2, spans=[(1, 9)]) as seen:
             own = [hf(IDS).logits, seen.argmax, seen.lse, seen.mass]
-        for mode in ("zero", "uniform", "mean"):
-            with ablate(hf, HEADS, mode=mode, means=means if mode == "mean" else None):
+        samples = head_samples(hf, [IDS], 5)
+        for mode in ("zero", "uniform", "mean", "resample"):
+            filling = {"mean": {"means": means}, "resample": {"samples": samples}}.get(mode, {})
+            with ablate(hf, HEADS, mode=mode, **filling):
                 own.append(hf(IDS).logits)
         with steer(hf, HEADS, [(2, 9)], bias=2.0):
             own.append(hf(IDS).logits)

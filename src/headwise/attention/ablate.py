@@ -1,4 +1,4 @@
-"""Ablation of heads in three modes and two scopes, one variant per batch row if wanted."""
+"""Ablation of heads in four modes and two scopes, one variant per batch row if wanted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads, HeadSet
 
-MODES = ("zero", "uniform", "mean")
+MODES = ("zero", "uniform", "mean", "resample")
 SCOPES = ("all", "answer")
 
 
@@ -25,27 +25,42 @@ class Ablation:
 
     Args:
         mask: [V or 1, L, H] bool: V variants, one per batch row, or one for all.
-        mode: `zero` (output 0), `uniform` (query 0: the mean of the visible values), `mean` (output `means`).
+        mode: `zero` (output 0), `uniform` (query 0: the mean of the visible values), `mean` (output `means`), `resample` (the row at position p
+            gets sample p modulo N).
         scope: `all` rows, or those of the `answer`.
         answer_from: First position of scope `answer`, padding counted; None: see `AnswerRows`.
         means: [L, H, d], for mode `mean` only.
+        samples: [N, L, H, d], for mode `resample` only.
 
     Raises:
-        HeadwiseError: An unknown mode or scope; means without mode `mean` or the other way round.
+        HeadwiseError: An unknown mode or scope; means or samples without their mode or the other way round.
     """
 
-    def __init__(self, mask: Tensor, mode: str, scope: str, answer_from: int | None, means: Tensor | None) -> None:
+    def __init__(
+        self,
+        mask: Tensor,
+        mode: str,
+        scope: str,
+        answer_from: int | None,
+        means: Tensor | None = None,
+        samples: Tensor | None = None,
+    ) -> None:
         if mode not in MODES:
             raise HeadwiseError(f"unknown ablation mode {mode!r}; use {', '.join(MODES)}")
         if scope not in SCOPES:
             raise HeadwiseError(f"unknown ablation scope {scope!r}; use {', '.join(SCOPES)}")
         if (mode == "mean") != (means is not None):
             raise HeadwiseError("mode 'mean' needs calibrated means (see head_means), and only mode 'mean' takes them")
+        if (mode == "resample") != (samples is not None):
+            raise HeadwiseError(
+                "mode 'resample' needs outputs of other text (see head_samples), and only mode 'resample' takes them"
+            )
         self._mode = mode
         self._rows = None if scope == "all" else AnswerRows(answer_from)
         self._layers = set(mask.any(dim=2).any(dim=0).nonzero().flatten().tolist())
         self._masks = {mask.device: mask}  # by device: a model may lie on several
-        self._means = {} if means is None else {means.device: means}
+        filling = means[None] if means is not None else samples
+        self._filling = {} if filling is None else {filling.device: filling}  # [N, L, H, d]
 
     def begin(self, now: Pass) -> None:
         """A pass of the whole model begins: which of its rows belong to the answer."""
@@ -61,7 +76,7 @@ class Ablation:
         return call.query.masked_fill(chosen if rows is None else chosen & rows[:, None, :, None], 0), call.source
 
     def edit_output(self, call: Call, output: Tensor) -> Tensor:
-        """Replace the output of the chosen heads in modes `zero` and `mean`.
+        """Replace the output of the chosen heads in modes `zero`, `mean` and `resample`.
 
         Args:
             call: The attention call of one layer.
@@ -79,9 +94,12 @@ class Ablation:
         rows = self._answer(call)
         if rows is not None:
             chosen = chosen & rows[:, :, None, None]
-        if not self._means:
+        if not self._filling:
             return output.masked_fill(chosen, 0)
-        return torch.where(chosen, _on(self._means, output.device)[call.layer].to(output.dtype), output)
+        filling = _on(self._filling, output.device)[:, call.layer]
+        if len(filling) > 1:  # one for each position, so that a text read in pieces is ablated as one that is read at once
+            filling = filling[torch.arange(call.start, call.start + output.shape[1], device=output.device) % len(filling)]
+        return torch.where(chosen, filling.to(output.dtype), output)
 
     def _answer(self, call: Call) -> Tensor | None:
         """[B or 1, T] bool: rows inside the scope; None for all."""
@@ -103,6 +121,7 @@ def ablate(
     scope: str = "all",
     answer_from: int | None = None,
     means: Tensor | None = None,
+    samples: Tensor | None = None,
 ) -> Iterator[None]:
     """Run the model without some heads inside the block: in forward passes and in `generate`, over any cache or none.
 
@@ -110,10 +129,12 @@ def ablate(
         model: A `Model`, or a transformers model.
         heads: One set (whatever `HeadSet.of` takes: `[(5, 6)]` will do), or one `HeadSet` per batch row (every pass inside the block must then
             have that many rows; a set may be empty).
-        mode: `zero` (output 0), `uniform` (query 0: the mean of the visible values), `mean` (output `means`).
+        mode: `zero` (output 0), `uniform` (query 0: the mean of the visible values), `mean` (output `means`), `resample` (an output that the
+            head had in other text: the row at position p, padding counted, gets sample p modulo N).
         scope: `all` rows, or `answer`: each row's last real prompt token and everything behind it, whatever cache and padding.
         answer_from: Position of the last prompt token, padding counted, where the passes do not tell (see `AnswerRows`).
         means: [L, H, d] of `head_means`, for mode `mean` only.
+        samples: [N, L, H, d] of `head_samples`, for mode `resample` only.
 
     Yields:
         Nothing; after the block the model is what it was.
@@ -126,5 +147,5 @@ def ablate(
     with attached(model) as plan:
         sets = [plan.model.check(chosen) for chosen in given]
         mask = torch.from_numpy(np.stack([chosen.mask() for chosen in sets]))
-        with plan.running(Ablation(mask, mode, scope, answer_from, means)):
+        with plan.running(Ablation(mask, mode, scope, answer_from, means, samples)):
             yield

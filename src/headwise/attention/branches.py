@@ -59,6 +59,8 @@ def branches(model: Any, heads: HeadSet, mode: str = "uniform", means: Tensor | 
     Raises:
         HeadwiseError: As `ablate`, and for an empty set of heads.
     """
+    if mode == "resample":
+        raise HeadwiseError("mode 'resample' is for answers (see ablate); losses of documents take zero, uniform or mean")
     first = first_changed_layer(heads)
     nothing, rows = HeadSet((), heads.shape), 0
 

@@ -1,4 +1,4 @@
-"""Calibrated mean outputs of all heads, for ablation mode `mean`."""
+"""Outputs of all heads in plain text: their means for ablation mode `mean`, single ones for mode `resample`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,61 @@ class _Totals:
         self.by_layer[call.layer] = self.by_layer[call.layer] + summed if call.layer in self.by_layer else summed
 
 
+class _Picked:
+    """Look: outputs [n, H, d] float32 by layer, at the places [n, 2] (row, position) that are wanted of this pass."""
+
+    def __init__(self) -> None:
+        self.places = torch.empty(0, 2, dtype=torch.int64)
+        self.by_layer: dict[int, list[Tensor]] = {}
+
+    def look(self, call: Call) -> None:
+        rows, columns = self.places.unbind(dim=1)
+        self.by_layer.setdefault(call.layer, []).append(call.output[rows, columns].float().cpu())
+
+
+@torch.no_grad()
+def head_samples(model: Any, texts: Iterable[Tensor], count: int = 256, seed: int = 0) -> Tensor:
+    """Outputs of every head at random positions of plain text, all heads at the same ones.
+
+    A head that is ablated by such a sample (resampling ablation) still says something that it says in other text, where a mean may be a vector that
+    it never gives.
+
+    Args:
+        model: A `Model`, or a transformers model.
+        texts: Token ids [B, T] each, without padding. Their first positions are left out: outputs there are those of a start token.
+        count: How many positions are drawn, without replacement; all of them if the texts have fewer.
+        seed: Of the draw.
+
+    Returns:
+        [N, L, H, d] float32 on the model's device; 0 for layers without softmax attention.
+
+    Raises:
+        HeadwiseError: There is no text, or `count` is below 1.
+    """
+    given = [ids for ids in texts if ids.shape[1] > 1]
+    if not given or count < 1:
+        raise HeadwiseError("resampling needs text of at least two tokens and a count of at least 1")
+    every = torch.cat(
+        [
+            torch.cartesian_prod(torch.tensor([i]), torch.arange(len(ids)), torch.arange(1, ids.shape[1]))
+            for i, ids in enumerate(given)
+        ]
+    )
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:count]
+    wanted, picked = every[order], _Picked()
+    with attached(model) as plan:
+        device, heads = device_of(plan.model.hf), plan.model.heads
+        with plan.running(picked):
+            for i, ids in enumerate(given):
+                picked.places = wanted[wanted[:, 0] == i, 1:]
+                if len(picked.places):
+                    plan.model.hf(input_ids=ids.to(device), use_cache=False, logits_to_keep=1)
+    back = torch.argsort(torch.argsort(wanted[:, 0], stable=True))  # from the order of the texts to that of the draw
+    empty = torch.zeros(len(wanted), heads.shape[1], heads.head_dim)
+    layers = [torch.cat(picked.by_layer[i])[back] if i in picked.by_layer else empty for i in range(heads.shape[0])]
+    return torch.stack(layers, dim=1).to(device)
+
+
 @torch.no_grad()
 def head_means(model: Any, texts: Iterable[Tensor]) -> Tensor:
     """Mean output of every head over all positions of plain text.
@@ -49,4 +104,6 @@ def head_means(model: Any, texts: Iterable[Tensor]) -> Tensor:
     if not positions:
         raise HeadwiseError("mean ablation needs calibration text; got none")
     empty = torch.zeros(heads.shape[1], heads.head_dim, device=device)
-    return torch.stack([(totals.by_layer[i] / positions).to(device) if i in totals.by_layer else empty for i in range(heads.shape[0])])
+    return torch.stack(
+        [(totals.by_layer[i] / positions).to(device) if i in totals.by_layer else empty for i in range(heads.shape[0])]
+    )

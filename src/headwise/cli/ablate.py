@@ -28,7 +28,7 @@ def ablate(
     model: o.ModelName = None,
     heads: Annotated[Path, typer.Option(help="Head file from `headwise detect` (or of another project).")] = ...,  # type: ignore[assignment]
     top: Annotated[str, typer.Option(help="How many of the strongest heads to ablate, e.g. 1,2,4,8.")] = "1,2,4,8",
-    mode: Annotated[str, typer.Option(help="Ablated heads get zero (output 0), uniform (query 0) or mean (calibrated mean output).")] = "zero",
+    mode: Annotated[str, typer.Option(help="zero (output 0), uniform (query 0), mean (mean output) or resample (outputs of other text).")] = "zero",
     scope: Annotated[str, typer.Option(help="Where heads are ablated: answer (from the last prompt token on) or all.")] = "answer",
     controls: Annotated[
         int | None, typer.Option(help="Draws of layer-matched random heads per K.", show_default="20; lm-eval: 1")

@@ -23,9 +23,9 @@ def run_task(
 ) -> None:  # fmt: skip
     """Run the task on the whole model, with each top K ablated, and with random draws of as many heads; write and print the results."""
     from headwise.attention import ablate
-    from headwise.attention.means import head_means
+    from headwise.evaluation.ablation import CALIBRATED, calibrated
     from headwise.evaluation.lm_eval import run_lm_eval
-    from headwise.evaluation.perplexity import text_windows, with_bos
+    from headwise.evaluation.perplexity import text_windows
     from headwise.evaluation.variants import describe_scores, head_variants
     from headwise.heads.headfile import write_json
     from headwise.models.model import describe_model
@@ -36,11 +36,11 @@ def run_task(
     prefix, _, name = task.partition(":")
     if prefix != "lm-eval" or not name:
         raise HeadwiseError(f"unknown task {task!r}; use needle or lm-eval:NAME")
-    means = None
-    if options.mode == "mean":
+    windows = None
+    if options.mode in CALIBRATED:
         haystack = Haystack(bundled_texts(), PieceEncoder(loaded.tokenizer))
         windows = text_windows(haystack, 8, min(512, loaded.positions or 512) - 1, (0.9, 0.95))
-        means = head_means(loaded.hf, [with_bos(windows, loaded.tokenizer)])
+    filling = calibrated(loaded, options, windows)
     variants = [
         variant for variant in head_variants(scores, options.top, options.controls, options.seed) if variant.kind != "bottom"
     ]
@@ -58,7 +58,7 @@ def run_task(
             heads = variant.heads if len(variant.heads) else None
             cell = directory.load(f"variant{number:03d}")
             if cell is None:
-                block = ablate(loaded.hf, heads, mode=options.mode, scope="all", means=means) if heads else nullcontext()
+                block = ablate(loaded.hf, heads, mode=options.mode, scope="all", **filling) if heads else nullcontext()
                 with block:
                     found = run_lm_eval(loaded, [name], limit, include_path, heads, options.mode if heads else None)
                 cell = {}, [{"kind": variant.kind, "k": variant.k, "draw": variant.draw, **found}]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headwise.attention import ablate
 from headwise.attention.ablate import MODES, SCOPES
-from headwise.attention.means import head_means
+from headwise.attention.means import head_means, head_samples
 from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.evaluation.ablation_table import METRICS, AblationResult
@@ -30,6 +30,7 @@ from headwise.runtime.rundir import Cell, RunDirectory
 from headwise.runtime.runner import Leaf, leaves, prefill
 from headwise.stats.metrics import exact_match, unigram_recall
 
+CALIBRATED = ("mean", "resample")  # modes that need text of their own
 TOKENS = 16_384  # rows x prompt tokens in one pass of scope `all`
 PERPLEXITY_DRAWS = 5  # random draws per K whose perplexity is measured
 
@@ -40,7 +41,7 @@ class AblationOptions:
 
     Attributes:
         top: Different numbers of heads K, each at least 1.
-        mode: `zero`, `uniform` or `mean`.
+        mode: `zero`, `uniform`, `mean` or `resample`.
         scope: `answer` or `all`.
         controls: Layer-matched random draws per K, at least 1.
         seed: Of draws, intervals and tests, 0 or more.
@@ -96,7 +97,7 @@ def ablation_curve(
         model: A model with its tokenizer.
         heads: Scores of its heads. Or heads in the order of their importance, strongest first; all others count as equally weak then.
         top: Different numbers of heads K, each at least 1.
-        mode: What becomes of a head: `zero`, `uniform` or `mean` (see `headwise.ablate`).
+        mode: What becomes of a head: `zero`, `uniform`, `mean` or `resample` (see `headwise.ablate`).
         scope: Where: `answer` or `all` (see `headwise.ablate`).
         controls: Layer-matched random draws per K, all different; fewer if there are not that many.
         seed: Of draws, intervals and tests, and of the default task; 0 or more.
@@ -104,8 +105,8 @@ def ablation_curve(
         rows: Variants in one batch.
         task: Needle prompts. Default: the bundled needles that detection never uses, over the bundled novels.
         perplexity: Measure plain text too, always under scope `all`: its loss is what the heads cost where nothing has to be retrieved.
-        texts: (calibration, plain): token ids [n, T] without BOS, for the means of mode `mean` and for perplexity. Default: from the end of
-            the task's haystack, which its prompts leave free (`plain_windows`).
+        texts: (calibration, plain): token ids [n, T] without BOS, for the outputs that modes `mean` and `resample` put in, and for perplexity.
+            Default: from the end of the task's haystack, which its prompts leave free (`plain_windows`).
         directory: Finished parts of the sweep and of the perplexity pass are kept there and not run again.
         report: Called with (done, total, remark); done and total count tokens of forward passes over all of the work.
 
@@ -114,11 +115,11 @@ def ablation_curve(
 
     Raises:
         HeadwiseError: Heads of another model, a K without controls, a model without a tokenizer, an option that does not exist.
-        PromptError: Prompts that do not fit, or too little text for perplexity or for means.
+        PromptError: Prompts that do not fit, or too little text for perplexity or for calibration.
     """
     options = AblationOptions(tuple(top), mode, scope, controls, seed, max_new_tokens, rows)
     scores, task = given_scores(heads, model), task or default_task(model, seed)
-    if texts is None and (perplexity or mode == "mean"):
+    if texts is None and (perplexity or mode in CALIBRATED):
         texts = plain_windows(task, model.positions)
     return _sweep(model, scores, task, options, perplexity, texts, directory, report)
 
@@ -131,10 +132,9 @@ def _sweep(
     sets, places = distinct_sets(variants)
     for chosen in sets:
         model.check(chosen)
-    calibration = texts[0] if texts and options.mode == "mean" else None
+    calibration = texts[0] if texts and options.mode in CALIBRATED else None
     windows = with_bos(texts[1], model.tokenizer) if perplexity and texts else None
-    means = None if calibration is None else head_means(model.hf, [with_bos(calibration, model.tokenizer)])
-    without = partial(ablate, model.hf, mode=options.mode, means=means)
+    without = partial(ablate, model.hf, mode=options.mode, **calibrated(model, options, calibration))
     sweep, plain = sweep_tokens(task, len(sets), options.scope), _plain_tokens(windows, variants)
 
     def swept(done: float, total: float, remark: str) -> None:
@@ -143,7 +143,9 @@ def _sweep(
     def read(done: float, total: float, remark: str) -> None:
         report(sweep + plain * done / total, sweep + plain, remark)
 
-    run = partial(_run_group, model, sets=sets, options=options, without=without, stop=stop_ids(model, task.composer.builder.opens_thought))
+    run = partial(
+        _run_group, model, sets=sets, options=options, without=without, stop=stop_ids(model, task.composer.builder.opens_thought)
+    )
     cells = run_groups(
         model, task, run, lambda cells: f"{len(all_info(cells))} prompts, {len(sets)} sets of heads", directory, swept
     )
@@ -156,6 +158,27 @@ def _sweep(
     return AblationResult(variants, tuple(all_info(cells)), values, losses, options.seed, stated)
 
 
+def calibrated(model: Model, options: AblationOptions, text: Tensor | None) -> dict[str, Any]:
+    """What `ablate` needs beside the mode: outputs of the model's heads in other text.
+
+    Args:
+        model: The model.
+        options: Whose mode counts, and whose seed draws the samples.
+        text: Token ids [n, T] without BOS.
+
+    Returns:
+        `means`, `samples`, or nothing.
+    """
+    if text is None or options.mode not in CALIBRATED:
+        return {}
+    texts = [with_bos(text, model.tokenizer)]
+    return (
+        {"means": head_means(model, texts)}
+        if options.mode == "mean"
+        else {"samples": head_samples(model, texts, seed=options.seed)}
+    )
+
+
 def describe_run(
     model: Model, scores: HeadScores, task: Task, options: AblationOptions, calibration: Tensor | None = None
 ) -> dict[str, Any]:
@@ -166,7 +189,7 @@ def describe_run(
         scores: Scores of its heads.
         task: The prompts.
         options: What is taken away, and how it is measured.
-        calibration: Text of your own for the means of mode `mean`.
+        calibration: Text for modes `mean` and `resample`.
 
     Returns:
         JSON data; of the calibration text only a fingerprint.
