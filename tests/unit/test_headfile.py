@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -177,6 +178,7 @@ def check_refused(path, message):
         load_heads(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+    assert not re.search(r"Error\(|NoneType|subscriptable|sequence", str(error.value))
 
 
 @pytest.mark.parametrize("case", BROKEN)

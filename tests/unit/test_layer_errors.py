@@ -254,7 +254,7 @@ def test_errors_of_another_model_are_refused(measured, model):
 )
 def test_other_files_are_refused(content, tmp_path):
     (tmp_path / "errors.json").write_text(content)
-    with pytest.raises(HeadFileError, match="is no file of layer errors") as error:
+    with pytest.raises(HeadFileError, match=r"is no file of layer errors (?!.*(Error\(|subscriptable|indices))") as error:
         LayerErrors.load(tmp_path / "errors.json")
     assert "\n" not in str(error.value)
 

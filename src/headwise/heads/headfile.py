@@ -13,7 +13,7 @@ import numpy as np
 from headwise.heads.errors import HeadFileError
 from headwise.heads.files import write_atomically
 from headwise.heads.plain import plain
-from headwise.heads.text import shorten
+from headwise.heads.text import reason, shorten
 from headwise.heads.types import HeadScores, Scores
 
 SCHEMA = 2  # 1 had no tables; they stood in the provenance
@@ -140,7 +140,7 @@ def from_json(data: dict[str, Any], path: Path) -> HeadScores:
             tables={check_text(name): _table(rows) for name, rows in given.items()},
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise HeadFileError(f"{path} is a broken head file ({shorten(repr(error), 300)}); detect again") from error
+        raise HeadFileError(f"{path} is a broken head file ({reason(error)}); detect again") from error
     return scores
 
 
@@ -254,6 +254,8 @@ def _table(rows: Any) -> Scores:
     if not isinstance(rows, list):
         raise ValueError("a table is no list")
     numbers = [[_nan_or_number(v) for v in row] if isinstance(row, list) else _nan_or_number(row) for row in rows]
+    if len({len(row) if isinstance(row, list) else None for row in numbers}) > 1:
+        raise ValueError("the rows of a table must be equally long")
     table = np.asarray(numbers, dtype=np.float64)
     if np.isinf(table).any():
         raise ValueError("a table holds something other than finite numbers or null")

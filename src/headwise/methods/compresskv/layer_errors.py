@@ -25,6 +25,7 @@ from headwise.caches.press import Press
 from headwise.heads import HeadFileError, HeadwiseError
 from headwise.heads.headfile import read_text, write_json
 from headwise.heads.progress import Report, silent
+from headwise.heads.text import reason
 from headwise.maths.attend import attend
 from headwise.maths.select import best_places, protected
 from headwise.methods.compresskv.formula import layer_shares, row_errors
@@ -79,7 +80,7 @@ class LayerErrors:
                 raise ValueError(f"values of shape {values.shape}")
             return cls(values=values, provenance=dict(data["provenance"]), **lists)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise HeadFileError(f"{path} is no file of layer errors ({error!r}); measure them again") from error
+            raise HeadFileError(f"{path} is no file of layer errors ({reason(error)}); measure them again") from error
 
 
 @torch.no_grad()
