@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from headwise.heads.errors import HeadFileError
-from headwise.heads.files import write_atomically
+from headwise.heads.files import read_text, write_atomically
 from headwise.heads.plain import plain
 from headwise.heads.text import reason, shorten
 from headwise.heads.types import HeadScores, Scores
@@ -61,25 +59,6 @@ def load_heads(path: str | Path) -> HeadScores:
         HeadFileError: The file is missing, has more than `MOST_BYTES` (unpacked), or is no head file.
     """
     return _scores(_read(Path(path)), Path(path))
-
-
-def read_text(path: Path) -> str:
-    """Text of a plain or gzip file, without a byte order mark.
-
-    Raises:
-        HeadFileError: The file is missing, cannot be read, is no UTF-8, or has more than `MOST_BYTES` (unpacked).
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)  # never more than that, however much a small file unpacks to
-        text = raw.decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise HeadFileError(f"no such head file: {path}") from error
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise HeadFileError(f"{path} cannot be read as a head file: {error}") from error
-    if len(raw) > MOST_BYTES:
-        raise HeadFileError(f"{path} has more than {MOST_BYTES // 2**20} MiB (unpacked), which no head file needs")
-    return text
 
 
 def to_json(scores: HeadScores) -> dict[str, Any]:
@@ -164,7 +143,9 @@ def check_text(text: Any) -> str:
 
 def _read(path: Path) -> Any:
     """JSON data, or the text of a .tsv table."""
-    text = read_text(path)
+    if not path.exists():
+        raise HeadFileError(f"no such head file: {path}")
+    text = read_text(path, "a head file", HeadFileError, MOST_BYTES)
     if path.suffix == ".tsv":
         return text
     try:

@@ -23,7 +23,8 @@ from headwise.attention.plan import attached
 from headwise.caches.kept_layer import View
 from headwise.caches.press import Press
 from headwise.heads import HeadFileError, HeadwiseError
-from headwise.heads.headfile import read_text, write_json
+from headwise.heads.files import read_text
+from headwise.heads.headfile import MOST_BYTES, write_json
 from headwise.heads.progress import Report, silent
 from headwise.heads.text import reason
 from headwise.maths.attend import attend
@@ -71,7 +72,7 @@ class LayerErrors:
     @classmethod
     def load(cls, path: Path) -> LayerErrors:
         """Inverse of `save`. Raises `HeadFileError` for anything else."""
-        text = read_text(path)
+        text = read_text(path, "layer errors", HeadFileError, MOST_BYTES)
         try:
             data = json.loads(text)["layer_errors"]
             lists = {name: tuple(data[name]) for name in ("budgets", "rows", "datasets")}
