@@ -118,13 +118,14 @@ class RunDirectory:
         """The folder with its mark, at once."""
         text = json.dumps({"headwise_run": SCHEMA, "description": json.loads(self._description)}, sort_keys=True, indent=1)
         temporary = _temporary(self.path)
-        write_atomically(temporary / MARKER, text.encode())
         try:
+            write_atomically(temporary / MARKER, text.encode())
             temporary.rename(self.path)
         except OSError as error:
-            _remove_temporary(temporary)
             if not self._is_there():  # another process may have begun the same run
                 raise HeadwiseError(f"could not make {self.path}: {error.strerror or error}") from error
+        finally:
+            _remove_temporary(temporary)
 
     def _seal(self, key: str, archive: bytes) -> bytes:
         whole = hashlib.sha256(b"\0".join((self._description.encode(), key.encode(), archive)))
@@ -163,7 +164,7 @@ def _temporary(folder: Path) -> Path:
 def _remove_temporary(folder: Path) -> None:
     """Delete a folder that holds no more than a mark, finished or not."""
     with contextlib.suppress(OSError):
-        for path in folder.iterdir():
+        for path in folder.iterdir():  # none if it has got another name by now
             if path.name == MARKER or _UNFINISHED.fullmatch(path.name):
                 path.unlink()
         folder.rmdir()
