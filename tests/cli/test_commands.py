@@ -136,6 +136,9 @@ def test_convert_keeps_tables_or_says_what_is_left_out(headwise, tmp_path):
 def test_convert_states_the_shape_of_bare_lists_and_of_kv_tables(planted, headwise, tmp_path):
     (tmp_path / "list.json").write_text('{"1-2": [0.5], "0-1": [0.25]}')
     assert "2 x 3 is a guess; state the model's with --shape LAYERSxHEADS" in headwise("convert", "list.json", "a.json").out
+    assert "the shape is a guess from the heads that the file lists" in headwise("show", "list.json").out
+    told = json.loads(headwise("show", "list.json", "--json").out)
+    assert (told["shape_guessed"], told["tables"]) == (True, [])
     said = headwise("export", planted.model, "-o", "out", "--heads", "list.json", "--top", "1").err
     assert "headwise convert FILE NEW.json --shape 2x4" in said
     assert json.loads(headwise("convert", "list.json", "b.json", "--shape", "2x4", "--json").out)["shape_guessed"] is False
