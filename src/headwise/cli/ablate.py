@@ -106,6 +106,7 @@ def _sweep(
     picture = o.draw(partial(ablation_curves, result.to_json()), path.with_suffix(".png"))
     result.save(path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     directory.remove()
+    o.tell_shared_places(result.provenance)
     _tell(result.to_json(), path, picture, json)
 
 

@@ -160,6 +160,7 @@ def _tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:
 
     picture = o.draw(partial(heat_map, scores), path.with_suffix(".heatmap.png"))
     save_heads(scores, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
+    o.tell_shared_places(scores.provenance)
     if json:
         from headwise.report.show import facts_of
 

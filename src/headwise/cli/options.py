@@ -268,6 +268,21 @@ def read_heads(file: Path | None, top: int) -> HeadSet | None:
     return load_heads(file).top(top)
 
 
+def tell(note: str) -> None:
+    """One line on standard error about a result that stands."""
+    from headwise.heads.text import one_line
+
+    sys.stderr.write(f"headwise: {one_line(note)}\n")
+
+
+def tell_shared_places(found: Mapping[str, Any]) -> None:
+    """Say where several depths of a needle grid were one place. found: a result, or the provenance of scores; it may know nothing of places."""
+    rows = found.get("shared_places") or []
+    told = [f"{row['depths']} depths share {row['places']} places in {row['length']} tokens" for row in rows]
+    if told:
+        tell(f"{', '.join(told)}: needles stand between sentences only; longer contexts have more places")
+
+
 def print_json(data: Any) -> None:
     """One JSON object on standard output."""
     import json
@@ -282,7 +297,7 @@ def can_draw() -> bool:
     try:
         require_matplotlib()
     except MissingExtraError as error:
-        sys.stderr.write(f"headwise: no picture is drawn: {error}\n")
+        tell(f"no picture is drawn: {error}")
         return False
     return True
 

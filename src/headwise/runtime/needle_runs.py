@@ -295,7 +295,7 @@ class Solved(NamedTuple):
     Attributes:
         tables: Name -> [run, layer, head] float64 of the solved runs.
         info: What is told of each solved run beside its values.
-        facts: `runs` (their number), `solved`, and `cells` (all runs), for the provenance.
+        facts: `runs` (their number), `solved`, `cells` (all runs) and `shared_places` (see `headwise.prompts.grid`), for the provenance.
     """
 
     tables: dict[str, NDArray[Any]]
@@ -307,10 +307,13 @@ def solved_runs(cells: Sequence[Cell], names: Sequence[str], options: NeedleQues
     """The solved runs of all groups. names: of the tables in each cell. Raises `NoSuccessfulRunError` if there are none."""
     import numpy as np
 
+    from headwise.prompts.grid import shared_places
+
     info = all_info(cells)
     solved = np.array([one["success"] for one in info])
     if not solved.any():
         raise options.none_solved(info)
     tables = {name: joined(cells, name)[solved].astype(np.float64) for name in names}
     told = tuple({name: one[name] for name in ("length", "depth", "needle", "window")} for one in info if one["success"])
-    return Solved(tables, told, {"runs": len(info), "solved": int(solved.sum()), "cells": info})
+    facts = {"runs": len(info), "solved": int(solved.sum()), "shared_places": shared_places(info), "cells": info}
+    return Solved(tables, told, facts)
