@@ -81,6 +81,12 @@ def test_depths_that_share_a_place_are_told_and_kept(planted, headwise, heads, c
     assert "share" not in done.err
 
 
+def test_a_detector_behind_the_model_is_told_in_the_right_order(headwise):
+    check_refused(headwise("detect", "lab-6m", "copy"), "the detector comes before the model: headwise detect copy lab-6m")
+    check_refused(headwise("detect", "lab-6m", "query", "--trim", "2"), "headwise detect query lab-6m")
+    check_refused(headwise("detect", "lab-6m", "copi"), "unknown detector 'lab-6m'")
+
+
 @pytest.mark.slow
 def test_python_is_the_command_line(planted, headwise, tmp_path):
     done = headwise(
