@@ -343,8 +343,9 @@ def test_the_figure(tmp_path):
 
 
 def test_the_line_about_what_is_held():
-    facts = {"positions": 40.25, "tokens": 400, "nbytes": 2.1e6, "full": 2.1e7, "skipped_layers": []}
-    assert held_line(facts) == "held 40.2 of 400 positions per KV head, 2.1 MB of 21 MB (10.0%)"
+    facts = {"positions": 40.25, "tokens": 400, "nbytes": 4.2e6, "formula": 2.1e6, "full": 2.1e7, "skipped_layers": []}
+    held = "held 40.2 of 400 positions per KV head, 2.1 MB of 21 MB (10.0%); 4.2 MB of memory with positions and spare room"
+    assert held_line(facts) == held
     assert held_line(facts | {"skipped_layers": [0, 2]}).endswith("; layers 0, 2 not counted")
 
 

@@ -136,6 +136,9 @@ def test_convert_keeps_tables_or_says_what_is_left_out(headwise, tmp_path):
 def test_convert_states_the_shape_of_bare_lists_and_of_kv_tables(planted, headwise, tmp_path):
     (tmp_path / "list.json").write_text('{"1-2": [0.5], "0-1": [0.25]}')
     assert "2 x 3 is a guess; state the model's with --shape LAYERSxHEADS" in headwise("convert", "list.json", "a.json").out
+    assert "the shape is a guess from the heads that the file lists" in headwise("show", "list.json").out
+    told = json.loads(headwise("show", "list.json", "--json").out)
+    assert (told["shape_guessed"], told["tables"]) == (True, [])
     said = headwise("export", planted.model, "-o", "out", "--heads", "list.json", "--top", "1").err
     assert "headwise convert FILE NEW.json --shape 2x4" in said
     assert json.loads(headwise("convert", "list.json", "b.json", "--shape", "2x4", "--json").out)["shape_guessed"] is False
@@ -233,3 +236,29 @@ def test_an_lm_eval_task_with_heads_ablated(planted, heads, headwise, tmp_path, 
     assert [(run["kind"], run["k"]) for run in runs] == [("none", 0), ("top", 1), ("random", 1)]
     assert runs[1]["ablation"]["heads"] == ["L1H2"]
     assert runs[0]["results"]["plain_text"]["bits_per_byte,none"] > 0
+
+
+@pytest.mark.parametrize("command", ["export", "rank", "generate", "ablate", "select score"])
+def test_heads_of_another_model_are_told(planted, headwise, tmp_path, command):
+    (tmp_path / "q.jsonl").write_text('{"id": "q", "text": "the river"}\n')
+    (tmp_path / "p.jsonl").write_text('{"id": "a", "text": "the old mill"}\n{"id": "b", "text": "the slow river"}\n')
+    (tmp_path / "t.jsonl").write_text('{"text": "the slow river ran on and on"}\n')
+    scores = HeadScores(np.arange(1.0, 9.0).reshape(2, 4) / 8, "copy", provenance={"model": "other-7b"})
+    own = HeadScores(scores.values, "copy", provenance={"model": "somebody/model"})  # as the folder of the planted model is called
+    unknown = HeadScores(scores.values, "copy")
+    for name, given in (("other", scores), ("own", own), ("unknown", unknown)):
+        save_heads(given, tmp_path / f"{name}.json")
+        heads = f"{name}.json"
+        words = {
+            "export": ["export", planted.model, "--heads", heads, "--top", "1", "-o", f"out-{name}"],
+            "rank": ["rank", planted.model, "--queries", "q.jsonl", "--passages", "p.jsonl", "--heads", heads, "--top", "1", "-o", f"{name}.trec"],
+            "generate": ["generate", planted.model, "--prompt", "the river was slow " * 20, "--cache", f"compresskv:heads={heads},budget=40"],
+            "ablate": ["ablate", planted.model, *planted.own, "--heads", heads, "--top", "1", "--controls", "1", "--no-perplexity",
+                       "--lengths", "90", "--depths", "1", "-o", f"{name}-ablation.json"],
+            "select score": ["select", "score", "t.jsonl", "-m", planted.model, "--heads", heads, "--top", "1", "-o", f"scores-{name}"],
+        }[command]  # fmt: skip
+        done = headwise(*words)
+        assert done.code == 0, done.err
+        told = [line for line in done.err.splitlines() if line.startswith("headwise: these heads")]
+        line = "headwise: these heads were found in other-7b, and model runs; heads of another model rarely have the same work"
+        assert told == ([line] if name == "other" else [])

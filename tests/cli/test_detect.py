@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -60,6 +61,30 @@ def test_without_a_name_the_default_detector_runs(planted, headwise, tmp_path):
     assert detect.with_default(["query", "m"]) == ["query", "m"]
     (tmp_path / "qwery").mkdir()
     assert detect.with_default(["qwery"]) == ["copy", "qwery"]  # a folder of that name
+
+
+@pytest.mark.parametrize("command", ["detect", "needle", pytest.param("ablate", marks=pytest.mark.slow)])
+def test_depths_that_share_a_place_are_told_and_kept(planted, headwise, heads, command):
+    more = ["--heads", heads, "--top", "1", "--controls", "1", "--no-perplexity"] if command == "ablate" else []
+    given = (command, planted.model, *planted.own, *more, "--json", "-o")
+    done = headwise(*given, "few.json", "--lengths", "60", "--depths", "9")
+    assert done.code == 0, done.err
+    result = json.loads(Path("few.json").read_text())
+    (row,) = (result if command != "detect" else result["provenance"])["shared_places"]
+    assert (row["length"], row["depths"]) == (60, 9)
+    assert 1 <= row["places"] < 9
+    told = [line for line in done.err.splitlines() if "share" in line]
+    assert told == [
+        f"headwise: 9 depths share {row['places']} places in 60 tokens: needles stand between sentences only; longer contexts have more places"
+    ]
+    done = headwise(*given, "one.json", "--lengths", "60", "--depths", "1")
+    assert "share" not in done.err
+
+
+def test_a_detector_behind_the_model_is_told_in_the_right_order(headwise):
+    check_refused(headwise("detect", "lab-6m", "copy"), "the detector comes before the model: headwise detect copy lab-6m")
+    check_refused(headwise("detect", "lab-6m", "query", "--trim", "2"), "headwise detect query lab-6m")
+    check_refused(headwise("detect", "lab-6m", "copi"), "unknown detector 'lab-6m'")
 
 
 @pytest.mark.slow

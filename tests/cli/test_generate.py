@@ -93,6 +93,10 @@ def test_a_saved_cache_goes_on_where_its_text_ended(planted, headwise, asked, tm
     assert result["text"].strip() == asked[1]
     assert result["tokens"] == result["positions"] > before
     assert result["cache"] == "from kept.safetensors"
+    assert result["formula"] == result["full"] < result["nbytes"]  # it was read on, so its buffers have spare room
+    line = headwise(*given[:-1]).out.splitlines()[-1]
+    assert line.startswith(f"held {result['tokens']}.0 of {result['tokens']} positions per KV head, ")
+    assert " (100.0%); " in line
     model = load(planted.model).hf
     with compress(model, Full()):
         assert load_cache(again, model).get_seq_length() == result["tokens"]

@@ -1,5 +1,6 @@
 """Collections in plain and BEIR layout, judgements, runs, and the measures of a run."""
 
+import csv
 import gzip
 import json
 
@@ -104,9 +105,23 @@ def test_no_judgement_is_lost_to_a_byte_order_mark_or_a_header(tmp_path, text):
     assert read_qrels(tmp_path / "qrels") == {"q1": {"d2": 1}, "q2": {"d3": 2}}
 
 
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC, csv.QUOTE_MINIMAL])
+def test_quoted_fields_are_read_as_they_were_before_quoting(tmp_path, quoting):
+    """An id with a quote inside is quoted and its quote doubled even where quoting is minimal."""
+    with (tmp_path / "qrels").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, delimiter="\t", quoting=quoting)
+        rows.writerows([["query-id", "corpus-id", "score"], ["q1", "d2", 1], ["q2", 'the-"old"-mill', 2]])
+    assert read_qrels(tmp_path / "qrels") == {"q1": {"d2": 1}, "q2": {'the-"old"-mill': 2}}
+    with (tmp_path / "run").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t", quoting=quoting).writerow(["q1", "Q0", 'd"1', 1, 3.5, "bm25"])
+    assert read_run(tmp_path / "run") == {"q1": {'d"1': 3.5}}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('"q1\td2\t1', "line 1: a field begins with a double quote that is never closed"),
+        (f'{HEAD}"q"1\td2\t1', "line 2: a field begins with a double quote that is never closed, or goes on behind it"),
         ("query\tdoc\tgrade\nq d 1", "line 1: expected query, passage and grade"),  # a header, but not BEIR's
         ("q1 0 d2 high\nq2 0 d3 1", "line 1: expected"),
         (f"q d 1\n{HEAD}q d 1", "line 2: expected"),

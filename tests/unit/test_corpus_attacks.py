@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -155,6 +156,7 @@ def test_a_touched_input_is_found_by_name_only(scored):
     assert choose(str(out), copy=True, inputs=[str(given)])["all"]["chosen"] > 0
 
 
+PYTHON_WORDS = re.compile(r"Error\(|[Nn]oneType|object has no|subscriptable|'(int|str|list|dict)'|codec")
 BROKEN_RECORDS = [
     b"", b"null", b"[]", b"{}", b"\xff", b"[" * 100_000, {"name": 3}, {"path": 3}, {"version": None}, {"version": {"size": 1}},
     {"version": {"size": -1, "mtime_ns": 1, "tag": None}}, {"version": {"size": 1, "mtime_ns": "x", "tag": None}}, {"rows": -1},
@@ -172,11 +174,14 @@ def test_a_broken_record_counts_as_unfinished_and_is_refused_by_a_copy(scored, b
         path.write_bytes(broken)
     else:
         change(out, "a.jsonl", **broken)
-    with pytest.raises(HeadwiseError):
+    with pytest.raises(HeadwiseError) as error:
         read_record(path.read_bytes(), "a.jsonl")
+    one_line(error, "done/a.jsonl.json")
+    assert not PYTHON_WORDS.search(str(error.value))
     with pytest.raises(HeadwiseError) as error:
         choose(str(out), copy=True)
     one_line(error, "a.jsonl")
+    assert not PYTHON_WORDS.search(str(error.value))
     if broken != {"config_hash": None}:
         assert score_files([str(given)], str(out), StubScorer).files_scored == 1
         assert tree(out) == whole

@@ -93,6 +93,8 @@ def test_finished_parts_are_kept_where_asked(model, tmp_path):
         (Query, {"rule": "set"}, "unknown rule 'set'; use mass, calibrated_mass, ndcg, mrr or contrastive"),
         (Query, {"trim": 2.0, "rule": "mass"}, "the rule mass does not read"),
         (Query, {"strict": True}, "give trim too"),
+        (Query, {"temperature": 0.1}, "^temperature goes with the rule contrastive, not with calibrated_mass; leave it out$"),
+        (Query, {"temperature": 0, "rule": "contrastive"}, "the temperature must be above 0; got 0"),
         (Query, {"max_passage_words": 0}, "max_passage_words must be"),
         (Evidence, {"doc_pool": "max"}, "unknown doc_pool 'max'; use sum or mean"),
         (Gates, {"lengths": [1, 2, 3]}, "the shortest and the longest text"),

@@ -37,6 +37,13 @@ def test_public_names_resolve():
     assert headwise.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
+def test_readme_counts_and_names_the_families():
+    (count, listed), = re.findall(r"\[(\d+) model types\]\(docs/families.md\): (.*)\.$", (ROOT / "README.md").read_text(), re.M)
+    names = [name.strip() for name in listed.replace("gemma3 (two)", "gemma3, gemma3_text").split(",")]
+    assert int(count) == len(FAMILIES)
+    assert sorted(names) == sorted(FAMILIES)
+
+
 def test_nothing_unfinished_is_left():
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
         assert not re.search(r"\bTODO\b|\bFIXME\b|NotImplementedError|\bNUMBERS\b|\bFINDINGS\b|DEMO_OUTPUT", path.read_text()), (

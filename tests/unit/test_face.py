@@ -12,7 +12,7 @@ import headwise
 NAMES = {
     "heads": ["HeadId", "HeadScores", "HeadSet", "HeadwiseError", "load_heads", "save_heads"],
     "models and prompts": ["Model", "Prompt", "Span", "load"],
-    "blocks": ["ablate", "compress", "head_means", "head_samples", "head_samples", "observe", "steer"],
+    "blocks": ["ablate", "compress", "head_means", "head_samples", "observe", "steer"],
     "caches": ["AdaKV", "CompressKV", "DuoAttention", "HeadKV", "PyramidKV", "SnapKV", "StreamingLLM", "ZigzagAttention"],
     "rankers": ["Ranker"],
     "detectors": ["Copy", "Gates", "Proxy", "Query", "Semantic", "find"],

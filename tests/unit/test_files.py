@@ -8,6 +8,7 @@ import pytest
 from headwise.heads import HeadwiseError, PromptError
 from headwise.heads import files as reader
 from headwise.heads.files import parse_json, read_json, read_json_lines, read_text, split_lines
+from headwise.heads.text import reason
 
 
 def test_a_byte_order_mark_is_dropped_plain_and_packed(tmp_path):
@@ -84,3 +85,21 @@ def test_json_lines_say_where_they_stand(tmp_path):
     assert read_json(path, "a list") == [1, 2]
     with pytest.raises(HeadwiseError, match="cannot read rows from"):
         list(read_json_lines(tmp_path / "none", "rows"))
+
+
+def test_reasons_are_told_without_words_of_python():
+    def of(code):
+        try:
+            code()
+        except Exception as error:
+            return reason(error)
+        raise AssertionError("nothing was wrong")
+
+    nothing = json.loads("null")
+    assert of(lambda: {}["rows"]) == "'rows' is missing"
+    assert of(lambda: json.loads("{")).startswith("no valid JSON: ")
+    assert of(lambda: json.loads("[" * 100_000)) == "its JSON is nested too deeply"
+    assert of(lambda: b"\xff".decode()) == "it is not UTF-8"
+    for wrong in (lambda: nothing["a"], lambda: [][3], lambda: nothing.items()):
+        assert of(wrong) == "an entry is missing or of the wrong kind"
+    assert reason(HeadwiseError("rows must be\na number")) == "rows must be a number"

@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -177,6 +178,7 @@ def check_refused(path, message):
         load_heads(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+    assert not re.search(r"Error\(|NoneType|subscriptable|sequence", str(error.value))
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -230,7 +232,7 @@ def test_what_unpacks_without_end_is_refused_early(tmp_path, monkeypatch, packed
     file = tmp_path / ("bomb.json.gz" if packed else "bomb.json")
     file.write_bytes(gzip.compress(b" " * 2**26) if packed else b" " * 2**21)
     tracemalloc.start()
-    check_refused(file, "has more than 1 MiB .unpacked., which no head file needs")
+    check_refused(file, "it has more than 1 MiB .unpacked., and no such file needs as much")
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
 
@@ -266,9 +268,9 @@ def test_results_are_told_apart_by_their_content(path):
 
 def test_a_missing_file_a_folder_and_binary_data_are_refused(path, tmp_path):
     check_refused(path, "no such head file")
-    check_refused(tmp_path, "cannot be read as a head file")
+    check_refused(tmp_path, "cannot read a head file from")
     path.write_bytes(b"\x80\xff\x00")
-    check_refused(path, "cannot be read as a head file")
+    check_refused(path, r"cannot read a head file from .*, line 1: byte 0x80 is not UTF-8")
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

@@ -254,7 +254,7 @@ def test_errors_of_another_model_are_refused(measured, model):
 )
 def test_other_files_are_refused(content, tmp_path):
     (tmp_path / "errors.json").write_text(content)
-    with pytest.raises(HeadFileError, match="is no file of layer errors") as error:
+    with pytest.raises(HeadFileError, match=r"is no file of layer errors (?!.*(Error\(|subscriptable|indices))") as error:
         LayerErrors.load(tmp_path / "errors.json")
     assert "\n" not in str(error.value)
 
@@ -266,7 +266,7 @@ def test_files_that_do_not_add_up_are_refused(measured, tmp_path):
     (tmp_path / "errors.json").write_text(json.dumps(data))
     with pytest.raises(HeadFileError, match=r"values of shape \(2, 4, 4\)"):
         LayerErrors.load(tmp_path / "errors.json")
-    with pytest.raises(HeadFileError, match="no such"):
+    with pytest.raises(HeadFileError, match=r"cannot read layer errors from .*: No such file"):
         LayerErrors.load(tmp_path / "missing.json")
     with pytest.raises(HeadFileError):
         load_heads(tmp_path / "errors.json")  # and it is no head file either

@@ -19,6 +19,7 @@ from headwise.prompts.grid import (
     group_specs,
     make_group,
     paper_lengths,
+    shared_places,
 )
 from headwise.prompts.haystack import Haystack, Window, _stretches, bundled_texts, clean, read_texts, split_sentences
 from headwise.prompts.needles import Needle, NeedleComposer, bundled_needles, read_needles
@@ -479,6 +480,22 @@ def test_a_depth_far_from_the_wanted_one_is_refused():
     ):
         window.checked_place(0.5)
     assert window.checked_place(0.2) == 100
+
+
+def test_depths_that_are_one_place_are_counted_per_length(plain):
+    """Three sentences have four places between and around them, however many depths are wanted."""
+    grid = GridOptions((120, 400), DEPTHS)
+    sentence = "The slow river ran on. "  # 23 characters, so 23 tokens
+    task = Task((NEEDLE,), Haystack([sentence * 40], plain), NeedleComposer(plain), grid)
+    info = [cell for spec in group_specs(grid, 1) for cell in make_group(spec, task, None).info]
+    short = {cell["realised_depth"] for cell in info if cell["length"] == 120}
+    assert 1 < len(short) < 5
+    assert shared_places(info) == [{"length": 120, "depths": 5, "places": len(short)}]
+    other = [cell | {"needle": 1, "realised_depth": 0.0} for cell in info]
+    assert shared_places([*info, *other]) == [
+        {"length": 120, "depths": 5, "places": 1},
+        {"length": 400, "depths": 5, "places": 1},
+    ]
 
 
 def test_haystack_files_may_begin_with_a_byte_order_mark_and_must_be_utf8(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,14 +66,67 @@ def test_only_our_own_files_are_removed(tmp_path):
     assert outside.exists()
 
 
-def test_an_empty_folder_and_one_of_a_process_killed_at_once_are_taken(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / f".run.json.{os.getpid()}.tmp").write_text('{"headwi')
-    directory = RunDirectory(folder, {"seed": 1})
+def test_an_empty_folder_of_somebody_else_is_refused_and_stays(tmp_path):
+    (tmp_path / "exp.run").mkdir()
+    with pytest.raises(HeadwiseError, match=r"^[^\n]*exp\.run is an empty folder that no run made; delete it or choose another"):
+        RunDirectory(tmp_path / "exp.run", {"seed": 0})
+    assert (tmp_path / "exp.run").is_dir()
+
+
+@pytest.mark.parametrize("content", [{}, {"notes.txt": "mine"}])
+def test_a_folder_of_somebody_else_that_appeared_meanwhile_is_refused_before_anything_is_written(tmp_path, content):
+    directory = RunDirectory(tmp_path / "run", {})
+    (tmp_path / "run").mkdir()
+    for name, text in content.items():
+        (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(HeadwiseError, match=r"run (is an empty folder|holds files)"):
+        directory.save("a", *CELL)
+    assert files(tmp_path) == {f"run/{name}": text.encode() for name, text in content.items()}
+
+
+@pytest.mark.parametrize("step", ["mkdir", "replace", "rename"])
+def test_a_run_that_was_killed_while_its_folder_was_made_begins_again(tmp_path, monkeypatch, step):
+    """At every step the folder is there with its mark or not at all; what is left beside it goes with the run."""
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_, **__):
+        raise KilledError
+
+    first = RunDirectory(tmp_path / "run", {"seed": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(os if step == "replace" else Path, step, killed)
+        patch.setattr(Path, "unlink", killed)  # a dead process tidies nothing
+        with pytest.raises(KilledError):
+            first.save("a", *CELL)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # another process
+    again = RunDirectory(tmp_path / "run", {"seed": 1})
+    again.save("a", *CELL)
+    assert again.load("a") is not None
+    again.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_was_killed_while_its_folder_was_removed_leaves_the_name_free(tmp_path, monkeypatch):
+    directory = RunDirectory(tmp_path / "run", {"seed": 1})
     directory.save("a", *CELL)
-    directory.remove()
-    assert not folder.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("headwise.runtime.rundir._remove_temporary", lambda folder: None)  # killed before this
+        directory.remove()
+    assert not (tmp_path / "run").exists()
+    again = RunDirectory(tmp_path / "run", {"seed": 2})
+    again.save("a", *CELL)
+    again.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_may_begin_the_same_run(tmp_path):
+    both = [RunDirectory(tmp_path / "run", {"seed": 1}) for _ in range(2)]
+    for key, directory in zip("ab", both, strict=True):
+        directory.save(key, *CELL)
+    assert all(directory.load(key) is not None for directory in both for key in "ab")
 
 
 def changed(path, **arrays):

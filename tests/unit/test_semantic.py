@@ -191,10 +191,10 @@ def test_layers_without_softmax_attention_are_not_scored():
     with pytest.raises(NoSuccessfulRunError, match="no successful run: the model answered none of 1 needle questions"):
         semantic_scores(model, task, FEW)
     needle = replace(task.needles[0], answer_prefix="")  # a run is solved by decree
-    from headwise.methods.compresskv import semantic
+    from headwise.runtime import answer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semantic, "judged_answer", lambda *_: {"answer": "", "recall": 1.0, "exact": True})
+        patch.setattr(answer, "judged_answer", lambda *_: {"answer": "", "recall": 1.0, "exact": True})
         found = semantic_scores(model, replace(task, needles=(needle,)), FEW)
     assert np.isnan(found.values[[0, 2]]).all()
     assert (found.values[[1, 3]] >= 0).all()

@@ -128,6 +128,16 @@ def test_summary_tells_everything_the_file_knows():
     ]
 
 
+def test_summary_names_the_tables_and_a_guessed_shape():
+    tables = {"lift": np.ones((2, 4)), "mean_gates": np.ones((2, 2)), "layer_order": np.ones(2)}
+    scores = HeadScores(np.arange(8.0).reshape(2, 4), "semantic", provenance={"shape_guessed": True}, tables=tables)
+    assert summary_lines(scores)[1:3] == [
+        "the shape is a guess from the heads that the file lists; state the model's: headwise convert FILE NEW.json --shape LAYERSxHEADS",
+        "tables: lift [layer, head], mean_gates [layer, KV head], layer_order [layer]",
+    ]
+    assert not any("table" in line or "guess" in line for line in summary_lines(table()))
+
+
 def test_summary_without_runs():
     assert summary_lines(plain([[0.1, 0.9]]))[-1] == "no per-run values: reliability and activation frequency are unknown"
     assert not any("solved" in line or "always" in line for line in summary_lines(plain([[0.1, 0.9]])))
@@ -229,7 +239,7 @@ def test_ablation_table_fits_into_a_terminal():
 
 
 def test_a_broken_result_is_refused():
-    with pytest.raises(HeadwiseError, match=r"^this is no ablation result"):
+    with pytest.raises(HeadwiseError, match=r"^this is no ablation result \((?!.*Error\()"):
         ablation_table({"summary": [{"metric": "recall"}]})
 
 

@@ -23,6 +23,7 @@ from headwise.caches.kept_cache import KeptCache
 from headwise.caches.kept_layer import Compressor, Keep, KeptLayer, View
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.files import write_atomically
+from headwise.heads.text import reason
 from headwise.models.fingerprint import tokenizer_digest, weights_digest
 from headwise.models.model import Model, device_of
 
@@ -98,7 +99,7 @@ def load_cache(path: Path, model: Any, compressor: Compressor | None = None) -> 
             else:
                 _restore_other(layer, facts, found, about["tokens"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
-        raise HeadwiseError(f"{path} is a broken cache file ({error!r}); read the prompt again") from error
+        raise HeadwiseError(f"{path} is a broken cache file ({reason(error)}); read the prompt again") from error
     cache.headwise_length, cache.headwise_table = None, about["rotary table"]
     return cache
 

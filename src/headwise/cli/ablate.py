@@ -59,14 +59,14 @@ def ablate(
     kind = f"ablation-{mode}-{scope}" if task == "needle" else "ablation-" + task.replace(":", "-")
     path = o.output_path(output, model, kind, overwrite)
     from headwise.evaluation.ablation import AblationOptions
-    from headwise.heads import load_heads
 
     draws = (20 if task == "needle" else 1) if controls is None else controls
     options = AblationOptions(o.numbers(top, "top"), mode, scope, draws, seed, max_new_tokens)
-    scores = load_heads(heads)
+    scores = o.read_scores(heads)
     scores.top(max(options.top))
     loaded = o.load(model, device, dtype, revision)
     loaded.check(scores.top(max(options.top)))
+    o.tell_other_model(scores, loaded)
     if task != "needle":
         from headwise.cli.ablate_lm_eval import run_task
 
@@ -106,6 +106,7 @@ def _sweep(
     picture = o.draw(partial(ablation_curves, result.to_json()), path.with_suffix(".png"))
     result.save(path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     directory.remove()
+    o.tell_shared_places(result.provenance)
     _tell(result.to_json(), path, picture, json)
 
 

@@ -98,6 +98,8 @@ def cache(
     for candidate in chosen:
         if hasattr(candidate.make, "check"):
             candidate.make.check(loaded)  # all of them before any work
+    for scores in {id(made): made for c in chosen if (made := getattr(c.make, "heads", None)) is not None}.values():
+        o.tell_other_model(scores, loaded)
     from headwise.evaluation.compression import measure_compression
     from headwise.heads.headfile import write_json
     from headwise.models.model import describe_model

@@ -73,6 +73,8 @@ def with_default(args: list[str]) -> list[str]:
         return args
     if first and not first.startswith("-"):
         another = len(args) > 1 and not args[1].startswith("-")
+        if another and args[1] in installed("detectors"):
+            raise HeadwiseError(f"the detector comes before the model: headwise detect {args[1]} {first}")
         if another or (not Path(first).exists() and difflib.get_close_matches(first, installed("detectors"), cutoff=0.7)):
             method_named("detectors", first)
     return [DEFAULT, *args]
@@ -160,6 +162,7 @@ def _tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:
 
     picture = o.draw(partial(heat_map, scores), path.with_suffix(".heatmap.png"))
     save_heads(scores, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
+    o.tell_shared_places(scores.provenance)
     if json:
         from headwise.report.show import facts_of
 

@@ -22,13 +22,13 @@ def export(
     json: o.Json = False,
 ) -> None:
     """Write a checkpoint with the chosen heads ablated in the weights; any engine can serve it."""
-    from headwise.heads import load_heads
-
-    chosen = load_heads(heads).top(top)
+    scores = o.read_scores(heads)
+    chosen = scores.top(top)
     loaded = o.load(model, device, dtype, revision)
     from headwise.models.export import export_ablated
 
     export_ablated(loaded, chosen, mode, output)
+    o.tell_other_model(scores, loaded)
     kept = str(loaded.hf.dtype).removeprefix("torch.")
     if json:
         o.print_json({"checkpoint": str(output), "mode": mode, "heads": [str(head) for head in chosen], "dtype": kept})

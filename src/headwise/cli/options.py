@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from headwise.heads.errors import HeadwiseError, MissingExtraError
 
 if TYPE_CHECKING:
-    from headwise.heads.types import HeadSet
+    from headwise.heads.types import HeadScores
     from headwise.models.model import Model
 
 ModelName = Annotated[
@@ -253,19 +253,44 @@ def refuse_unused(context: typer.Context, names: Sequence[str], reason: str) -> 
             raise HeadwiseError(f"--{name.replace('_', '-')} {reason}")
 
 
-def read_heads(file: Path | None, top: int) -> HeadSet | None:
-    """The strongest heads of a head file; None for no file. A missing file is answered with those that lie near."""
+def read_scores(file: Path) -> HeadScores:
+    """The scores of a head file. A missing file is answered with those that lie near."""
     from headwise.heads.headfile import load_heads
 
-    if file is None:
-        return None
     if not file.exists():
         folders = dict.fromkeys((file.parent, Path("headwise-out")))
         known = {path.name: str(path) for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))}
         near = [known[name] for name in difflib.get_close_matches(file.name, known, cutoff=0.5)]
         hint = f"did you mean {' or '.join(near)}?" if near else "make one with headwise detect"
         raise HeadwiseError(f"no such head file: {file}; {hint}")
-    return load_heads(file).top(top)
+    return load_heads(file)
+
+
+def tell_other_model(scores: Any, model: Model) -> None:
+    """Say that heads were found in another model than the one that runs, by the names of both; one of the same shape is never refused.
+
+    Args:
+        scores: `HeadScores`; anything else (no heads, or a choice of them) tells nothing.
+        model: The one that runs.
+    """
+    made = getattr(scores, "provenance", {}).get("model")
+    if isinstance(made, str) and Path(made).name and Path(made).name.lower() != Path(model.name).name.lower():
+        tell(f"these heads were found in {made}, and {model.name} runs; heads of another model rarely have the same work")
+
+
+def tell(note: str) -> None:
+    """One line on standard error about a result that stands."""
+    from headwise.heads.text import one_line
+
+    sys.stderr.write(f"headwise: {one_line(note)}\n")
+
+
+def tell_shared_places(found: Mapping[str, Any]) -> None:
+    """Say where several depths of a needle grid were one place. found: a result, or the provenance of scores; it may know nothing of places."""
+    rows = found.get("shared_places") or []
+    told = [f"{row['depths']} depths share {row['places']} places in {row['length']} tokens" for row in rows]
+    if told:
+        tell(f"{', '.join(told)}: needles stand between sentences only; longer contexts have more places")
 
 
 def print_json(data: Any) -> None:
@@ -282,7 +307,7 @@ def can_draw() -> bool:
     try:
         require_matplotlib()
     except MissingExtraError as error:
-        sys.stderr.write(f"headwise: no picture is drawn: {error}\n")
+        tell(f"no picture is drawn: {error}")
         return False
     return True
 

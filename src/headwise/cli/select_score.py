@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from headwise.corpus.documents import DocumentScorer
     from headwise.corpus.estimate import Machine
     from headwise.corpus.options import Summary
-    from headwise.heads.types import HeadSet
+    from headwise.heads.types import HeadScores, HeadSet
 
 Inputs = Annotated[
     list[str],
@@ -89,7 +89,8 @@ def score(
     )  # fmt: skip
     limits: dict[str, Any] = {"max_len": max_len, "max_windows": max_windows, "tokens_per_batch": batch_tokens}
     limits |= {"min_tokens": min_tokens, "floor": floor}
-    job = Job(model, device, dtype, revision, read_heads(heads, top, share), mode, tuple(limits.items()))
+    scores = o.read_scores(heads)
+    job = Job(model, device, dtype, revision, choose_heads(scores, heads, top, share), mode, tuple(limits.items()), scores)
     if estimate or output is None:
         run_estimate(inputs, job, options, sample, machine or [], json)
         return
@@ -108,17 +109,15 @@ def _check_runner(context: typer.Context, runner: str, estimate: bool) -> None:
         o.refuse_unused(context, ("sample", "machine"), "goes with --estimate; leave it out")
 
 
-def read_heads(path: Path, top: int | None, share: float | None) -> HeadSet:
-    """The `top` strongest heads of a head file, or a share of all (rounded up; the paper takes 5 %).
+def choose_heads(scores: HeadScores, path: Path, top: int | None, share: float | None) -> HeadSet:
+    """The `top` strongest heads of a head file (at `path`), or a share of all (rounded up; the paper takes 5 %).
 
     Refused if one of them scored 0: what is left of a choice then is the order of heads (card, section 4).
     """
-    from headwise.heads.headfile import load_heads
     from headwise.methods.influence.proxy import SHARE, top_share
 
     if top is not None and share is not None:
         raise HeadwiseError("give --top or --share, not both: each says how many heads are ablated")
-    scores = load_heads(path)
     if top is None:
         return top_share(scores, SHARE if share is None else share)
     chosen = scores.top(top)
@@ -130,7 +129,7 @@ def read_heads(path: Path, top: int | None, share: float | None) -> HeadSet:
 
 @dataclass(frozen=True)
 class Job:
-    """How to make the scorer; can be sent to another process. limits: options of `AttentionInfluence`."""
+    """How to make the scorer; can be sent to another process. limits: options of `AttentionInfluence`. scores: what `heads` come from."""
 
     model: str | None
     device: str
@@ -139,6 +138,7 @@ class Job:
     heads: HeadSet
     mode: str
     limits: tuple[tuple[str, Any], ...]
+    scores: HeadScores
 
     def make(self) -> DocumentScorer:
         """Load the model and make its scorer. Raises `HeadwiseError` for heads of another model and wrong limits."""
@@ -146,6 +146,7 @@ class Job:
 
         loaded = o.load(self.model, self.device, self.dtype, self.revision)
         loaded.check(self.heads)
+        o.tell_other_model(self.scores, loaded)
         return AttentionInfluence(loaded, self.heads, self.mode, **dict(self.limits))
 
 

@@ -14,7 +14,7 @@ from headwise.heads.errors import HeadwiseError, MissingExtraError
 from headwise.heads.text import printable
 
 if TYPE_CHECKING:
-    from headwise.heads import HeadSet
+    from headwise.heads import HeadScores, HeadSet
     from headwise.methods.query.ranker import Ranker
     from headwise.models.model import Model
 
@@ -62,10 +62,13 @@ def serve(
     limits.check_exposure(host, key, no_auth)
     bounds = {"max_body": max_body, "max_passages": max_passages, "queue": queue, "cache_tokens": cache_tokens}
     settings = limits.Settings(api_key=key, timeout=timeout, max_connections=max_connections, **bounds)
-    chosen = _heads(heads, top, all_heads)
+    scores = _scores(heads, all_heads)  # before the model, so that a wrong file is told at once
+    chosen = None if scores is None else scores.top(top)
 
     def make() -> Ranker:
-        ranker = _ranker(o.load(model, device, dtype, revision), chosen, official, wording or "plain", chat)
+        loaded = o.load(model, device, dtype, revision)
+        ranker = _ranker(loaded, chosen, official, wording or "plain", chat)
+        o.tell_other_model(scores, loaded)
         typer.echo(printable(f"ready      {ranker.model.name}, {len(ranker.heads)} heads ({ranker.heads.chosen_by})"))
         return ranker
 
@@ -79,13 +82,11 @@ def serve(
         os._exit(130 if server.force_exit else 0)
 
 
-def _heads(file: Path | None, top: int, every: bool) -> HeadSet | None:
-    """None: all heads. Read before the model, so that a wrong file is told at once."""
-    from headwise.heads import load_heads
-
+def _scores(file: Path | None, every: bool) -> HeadScores | None:
+    """None: all heads."""
     if (file is None) != every:
         raise HeadwiseError("say which heads to rank with: either --heads FILE (and --top K) or --all-heads")
-    return None if file is None else load_heads(file).top(top)
+    return None if file is None else o.read_scores(file)
 
 
 def _ranker(loaded: Model, heads: HeadSet | None, official: bool, wording: str, chat: bool) -> Ranker:

@@ -122,4 +122,5 @@ def _traces(scores: HeadScores, model: str, top: int, device: str, dtype: str) -
     loaded = o.load(model, device, dtype)
     chosen = scores.top(min(max(top, 1), len(scores.ranking())))
     loaded.check(chosen)
+    o.tell_other_model(scores, loaded)
     return needle_traces(loaded, scores, chosen)

@@ -24,6 +24,7 @@ from headwise.corpus.inputs import InputFile, one_line, resolve, safe_name
 from headwise.corpus.options import Config
 from headwise.corpus.readers import BROKEN
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.text import reason
 
 GROUP_ROWS = 1 << 16  # rows of a row group of a score file
 COUNTS = ("rows", "scored", "flagged", "tokens")
@@ -80,25 +81,49 @@ def read_record(text: str | bytes, name: str) -> Record:
         HeadwiseError: If it is none: broken, of wrong types or ranges, of another name, or of an input whose path does not end in its name.
     """
     try:
-        data = json.loads(text)
-        source = data["input"]
-        record = Record(safe_name(data["name"], "an input"), source["path"], source["version"], data["config_hash"])
-        counts, rejected = [data[key] for key in COUNTS], data["rejected"]
-        whole = all(_is_count(value) for value in (*counts, *rejected.values(), record.version["size"]))
-        whole = whole and counts[0] == counts[1] + sum(rejected.values()) and counts[2] <= counts[1]
-        texts = all(isinstance(value, str) for value in (record.path, record.config_hash, *rejected, data["damaged"] or ""))
-        known = set(record.version) == {"size", "mtime_ns", "tag"} and isinstance(record.version["mtime_ns"], int | None)
-        if not (whole and texts and known and isinstance(record.version["tag"], str | None)):
-            raise HeadwiseError("wrong types or ranges")
+        data = _object(json.loads(text), "it")
+        source = _object(data["input"], "input")
+        version = _object(source["version"], "the version of the input")
+        record = Record(safe_name(data["name"], "an input"), _text(source, "path"), version, _text(data, "config_hash"))
+        counts = {key: _count(data[key], key) for key in COUNTS}
+        rejected = {key: _count(value, f"the count {key!r}") for key, value in _object(data["rejected"], "rejected").items()}
+        if data["damaged"] is not None:
+            _text(data, "damaged")
+        if counts["rows"] != counts["scored"] + sum(rejected.values()) or counts["flagged"] > counts["scored"]:
+            raise HeadwiseError("its counts of rows do not add up")
+        _check_version(version)
         if record.name != name or f"/{record.path}".rpartition(f"/{name}")[1:] != (f"/{name}", ""):
             raise HeadwiseError(f"it is of {record.name!r} at {record.path!r}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise HeadwiseError(f"the done record of {name} is broken ({error!r}); score it again") from error
+    except (ValueError, KeyError, RecursionError) as error:
+        raise HeadwiseError(f"the done record of {name} is broken (done/{name}.json: {reason(error)}); score it again") from error
     return record
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _check_version(version: Mapping[str, Any]) -> None:
+    if set(version) != {"size", "mtime_ns", "tag"}:
+        raise HeadwiseError("the version of the input must have size, mtime_ns and tag, and nothing else")
+    _count(version["size"], "the size of the input")
+    if not isinstance(version["mtime_ns"], int | None) or not isinstance(version["tag"], str | None):
+        raise HeadwiseError("mtime_ns of the input must be a whole number or null, and tag a text or null")
+
+
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise HeadwiseError(f"{what} must be a JSON object")
+    return value
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    value = data[key]
+    if not isinstance(value, str):
+        raise HeadwiseError(f"{key} must be a text")
+    return value
+
+
+def _count(value: object, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise HeadwiseError(f"{what} must be a whole number of at least 0")
+    return value
 
 
 class Output:

@@ -23,7 +23,7 @@ from headwise.heads import HeadScores, HeadSet, HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.models.model import Model, describe_model
 from headwise.prompts.encoder import Stops, read_answer
-from headwise.prompts.grid import Group, Task, describe_task
+from headwise.prompts.grid import Group, Task, describe_task, shared_places
 from headwise.runtime.answer import answer_variants, stop_ids
 from headwise.runtime.needle_runs import all_info, joined, run_groups
 from headwise.runtime.rundir import Cell, RunDirectory
@@ -154,8 +154,9 @@ def _sweep(
     if windows is not None:
         measured = [variant.heads if variant.draw < PERPLEXITY_DRAWS else None for variant in variants]
         losses = losses_without(model.hf, windows, measured, without, directory, read)
-    stated = describe_run(model, scores, task, options, calibration)
-    return AblationResult(variants, tuple(all_info(cells)), values, losses, options.seed, stated)
+    info = tuple(all_info(cells))
+    stated = describe_run(model, scores, task, options, calibration) | {"shared_places": shared_places(info)}
+    return AblationResult(variants, info, values, losses, options.seed, stated)
 
 
 def calibrated(model: Model, options: AblationOptions, text: Tensor | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from headwise.attention.plan import attached
 from headwise.heads.progress import Report, silent
 from headwise.models.model import Model, describe_model
-from headwise.prompts.grid import Group, Task
+from headwise.prompts.grid import Group, Task, shared_places
 from headwise.runtime.answer import answer_variants, judged_answer, stop_ids
 from headwise.runtime.needle_runs import all_info, run_groups
 from headwise.runtime.options import check_least
@@ -47,7 +47,8 @@ def measure_needle_grid(
     run = partial(_run_group, model, stop=stop_ids(model, task.composer.builder.opens_thought), limit=max_new_tokens)
     cells = all_info(run_groups(model, task, run, _tell, directory, report))
     means = {name: sum(cell[name] for cell in cells) / len(cells) for name in ("recall", "exact")}
-    return describe_model(model) | means | {"runs": len(cells), "grid": asdict(task.grid), "cells": cells}
+    grid = {"grid": asdict(task.grid), "shared_places": shared_places(cells)}
+    return describe_model(model) | means | {"runs": len(cells), **grid, "cells": cells}
 
 
 def _run_group(model: Model, group: Group, stop: frozenset[int], limit: int) -> Cell:

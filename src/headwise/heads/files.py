@@ -22,32 +22,35 @@ _STEP = 2**20
 _kept: set[str] = set()  # places where unfinished work of this process is kept
 
 
-def read_text(path: str | Path, what: str = "text", error: type[HeadwiseError] = HeadwiseError) -> str:
+def read_text(path: str | Path, what: str = "text", error: type[HeadwiseError] = HeadwiseError, most: int | None = None) -> str:
     """Text of a UTF-8 file, plain or .gz; a byte order mark in front is dropped.
 
     Args:
         path: the file; it is unpacked if its name ends in `.gz`.
         what: what the file holds, for messages ("needles", "a head file").
         error: class of the error to raise.
+        most: bytes that such a file may have, unpacked; no more than one above is ever read. None: any number, `UNPACKED_LIMIT` of a .gz.
 
     Returns:
         The text with its line ends as they are, see `split_lines`.
 
     Raises:
-        HeadwiseError: the file is missing, unreadable, a broken or too large .gz (`UNPACKED_LIMIT`), or not UTF-8 (the line is
-            named).
+        HeadwiseError: the file is missing, unreadable, too large, a broken .gz, or not UTF-8 (the line is named).
     """
-    path = Path(path)
+    path, limit = Path(path), UNPACKED_LIMIT if most is None else most
     try:
-        raw = path.read_bytes()
-        raw = _unpacked(raw) if path.name.endswith(".gz") else raw
+        with path.open("rb") as file:
+            raw = file.read() if most is None else file.read(most + 1)
+        if most is not None and len(raw) > most:
+            raise OverflowError("too large")
+        raw = _unpacked(raw, limit) if path.name.endswith(".gz") else raw
     except (OSError, EOFError, zlib.error) as cause:
-        raise error(f"cannot read {what} from {path}: {cause}") from cause
+        raise error(f"cannot read {what} from {path}: {getattr(cause, 'strerror', None) or cause}") from cause
     except OverflowError as cause:
-        raise error(
-            f"cannot read {what} from {path}: it unpacks to more than {UNPACKED_LIMIT // 2**20} MiB, which is all that is unpacked; "
-            "if it is what you want, unpack it yourself and give the plain file"
-        ) from cause
+        size = f"more than {limit // 2**20} MiB"
+        way_out = f"it unpacks to {size}, which is all that is unpacked; if it is what you want, unpack it yourself and give the plain file"
+        own = way_out if most is None else f"it has {size} (unpacked), and no such file needs as much"
+        raise error(f"cannot read {what} from {path}: {own}") from cause
     return decode_text(raw, f"cannot read {what} from {path}", error)
 
 
@@ -191,7 +194,7 @@ def can_continue() -> bool:
     return bool(_kept)
 
 
-def _unpacked(raw: bytes) -> bytes:
+def _unpacked(raw: bytes, limit: int) -> bytes:
     """Contents of all gzip members. Raises `OverflowError` beyond the limit before more is unpacked, `EOFError` for half a file."""
     parts: list[bytes] = []
     size = 0
@@ -202,7 +205,7 @@ def _unpacked(raw: bytes) -> bytes:
             if not part and not stream.eof and not stream.unconsumed_tail:
                 raise EOFError("the compressed file ends too early")
             size += len(part)
-            if size > UNPACKED_LIMIT:
+            if size > limit:
                 raise OverflowError("too large")
             parts.append(part)
             raw = stream.unconsumed_tail

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from headwise.heads.errors import HeadFileError
-from headwise.heads.files import write_atomically
+from headwise.heads.files import read_text, write_atomically
 from headwise.heads.plain import plain
-from headwise.heads.text import shorten
+from headwise.heads.text import reason, shorten
 from headwise.heads.types import HeadScores, Scores
 
 SCHEMA = 2  # 1 had no tables; they stood in the provenance
@@ -81,25 +79,6 @@ def load_heads(path: str | Path) -> HeadScores:
     return _scores(_read(Path(path)), Path(path))
 
 
-def read_text(path: Path) -> str:
-    """Text of a plain or gzip file, without a byte order mark.
-
-    Raises:
-        HeadFileError: The file is missing, cannot be read, is no UTF-8, or has more than `MOST_BYTES` (unpacked).
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)  # never more than that, however much a small file unpacks to
-        text = raw.decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise HeadFileError(f"no such head file: {path}") from error
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise HeadFileError(f"{path} cannot be read as a head file: {error}") from error
-    if len(raw) > MOST_BYTES:
-        raise HeadFileError(f"{path} has more than {MOST_BYTES // 2**20} MiB (unpacked), which no head file needs")
-    return text
-
-
 def to_json(scores: HeadScores) -> dict[str, Any]:
     """Plain JSON data; NaN becomes null.
 
@@ -165,7 +144,7 @@ def from_json(data: dict[str, Any], path: Path) -> HeadScores:
             tables={check_text(name): _table(rows) for name, rows in given.items()},
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise HeadFileError(f"{path} is a broken head file ({shorten(repr(error), 300)}); detect again") from error
+        raise HeadFileError(f"{path} is a broken head file ({reason(error)}); detect again") from error
     return scores
 
 
@@ -197,7 +176,9 @@ def check_text(text: Any) -> str:
 
 def _read(path: Path) -> Any:
     """JSON data, or the text of a .tsv table."""
-    text = read_text(path)
+    if not path.exists():
+        raise HeadFileError(f"no such head file: {path}")
+    text = read_text(path, "a head file", HeadFileError, MOST_BYTES)
     if path.suffix == ".tsv":
         return text
     try:
@@ -287,6 +268,8 @@ def _table(rows: Any) -> Scores:
     if not isinstance(rows, list):
         raise ValueError("a table is no list")
     numbers = [[_nan_or_number(v) for v in row] if isinstance(row, list) else _nan_or_number(row) for row in rows]
+    if len({len(row) if isinstance(row, list) else None for row in numbers}) > 1:
+        raise ValueError("the rows of a table must be equally long")
     table = np.asarray(numbers, dtype=np.float64)
     if np.isinf(table).any():
         raise ValueError("a table holds something other than finite numbers or null")

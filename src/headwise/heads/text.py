@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 LONGEST_WORD, LONGEST_LINE = 300, 5_000  # characters of a word and of a line in `one_line`
@@ -33,3 +34,18 @@ def shorten(text: str, limit: int = 80) -> str:
         return text
     tail = limit // 3
     return f"{text[: limit - tail - 1]}…{text[len(text) - tail :]}"
+
+
+def reason(error: Exception) -> str:
+    """Why data could not be taken, for people who do not read Python: what is missing or wrong, in one line."""
+    if isinstance(error, KeyError):
+        return f"{shorten(repr(error.args[0]) if error.args else 'an entry')} is missing"
+    if isinstance(error, json.JSONDecodeError):
+        return f"no valid JSON: {error}"
+    if isinstance(error, RecursionError):
+        return "its JSON is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(error, TypeError | AttributeError | IndexError):  # their own words name Python's types
+        return "an entry is missing or of the wrong kind"
+    return shorten(" ".join(str(error).split()), 300) or "a value cannot be read"

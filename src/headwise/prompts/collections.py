@@ -1,11 +1,13 @@
 """Collections to rank: passages and queries with ids, from plain JSON lines or a folder in BEIR layout; judgements and runs.
 
 BEIR layout (Thakur et al. 2021): `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`), `qrels/test.tsv` (query, passage,
-grade under a header line; also dev, train); .gz too. Judgements may also be in TREC form (query, 0, passage, grade).
+grade under a header line; also dev, train); .gz too. Judgements may also be in TREC form (query, 0, passage, grade). Where tabs separate,
+fields may stand in double quotes, as pandas and spreadsheets write them.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -157,7 +159,15 @@ def _by_id(rows: Iterator[tuple[Any, Any]], path: Path) -> dict[str, Any]:
 def _fields(path: Path, what: str) -> Iterator[tuple[int, Sequence[str]]]:
     for number, line in enumerate(split_lines(read_text(path, what, PromptError)), 1):
         if line.strip():
-            yield number, line.strip().split("\t") if "\t" in line else line.split()
+            yield number, _tab_separated(line.strip(), f"{path}, line {number}") if "\t" in line else line.split()
+
+
+def _tab_separated(line: str, place: str) -> list[str]:
+    try:
+        (fields,) = csv.reader([line], delimiter="\t", strict=True)
+    except csv.Error as error:
+        raise PromptError(f"{place}: a field begins with a double quote that is never closed, or goes on behind it") from error
+    return fields
 
 
 def _some(found: dict[str, Any], path: Path, what: str) -> dict[str, Any]:

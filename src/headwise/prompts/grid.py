@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -172,6 +172,26 @@ def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
         for depth, at in zip(options.depths, (place / room for place in places), strict=True)
     )
     return Group(spec.key, needle, prompts, info)
+
+
+def shared_places(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
+    """Where depths differ in name only: needles stand between sentences, and a short context has few places there.
+
+    Args:
+        cells: what is told of runs, as `Group.info`.
+
+    Returns:
+        One row per context length, ascending, in which some group has fewer places than depths: `length`, `depths`, and the fewest `places`
+        that a group has.
+    """
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell[name] for name in ("length", "needle", "window")), []).append(cell["realised_depth"])
+    fewest: dict[int, tuple[int, int]] = {}
+    for (length, *_), real in groups.items():
+        if len(set(real)) < len(real):
+            fewest[length] = min(fewest.get(length, (len(real), len(real))), (len(set(real)), len(real)))
+    return [{"length": length, "depths": depths, "places": places} for length, (places, depths) in sorted(fewest.items())]
 
 
 def _haystack_tokens(spec: GroupSpec, task: Task, positions: int | None) -> int:

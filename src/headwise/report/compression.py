@@ -31,11 +31,16 @@ Row = Mapping[str, Any]
 
 
 def held_line(facts: Mapping[str, Any]) -> str:
-    """What a cache held right after the prompt, against the full one, in one line."""
+    """What a cache held right after the prompt, against the full one, in one line.
+
+    Keys and values that are held are compared with those of the full cache; memory also has their positions, and spare room for new tokens,
+    which a cache that was continued has got already and one that was just cut has not.
+    """
     skipped = f"; layers {', '.join(map(str, facts['skipped_layers']))} not counted" if facts["skipped_layers"] else ""
     return (
         f"held {facts['positions']:.1f} of {facts['tokens']} positions per KV head, "
-        f"{bytes_text(facts['nbytes'])} of {bytes_text(facts['full'])} ({facts['nbytes'] / facts['full']:.1%}){skipped}"
+        f"{bytes_text(facts['formula'])} of {bytes_text(facts['full'])} ({facts['formula'] / facts['full']:.1%}); "
+        f"{bytes_text(facts['nbytes'])} of memory with positions and spare room{skipped}"
     )
 
 

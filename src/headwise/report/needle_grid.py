@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.text import reason
 from headwise.report.canvas import (
     INK,
     add_colour_bar,
@@ -87,7 +88,7 @@ def tabulate(
     try:
         rows = [(int(cell["length"]), round(float(cell["depth"]), 6), float(cell["recall"])) for cell in cells]
     except (KeyError, TypeError, ValueError) as error:
-        raise HeadwiseError(f"a needle grid needs length, depth and recall of every run ({error!r})") from error
+        raise HeadwiseError(f"a needle grid needs length, depth and recall of every run ({reason(error)})") from error
     if not rows:
         raise HeadwiseError("there are no needle runs to draw; score files of other projects do not list them")
     lengths, depths = sorted({row[0] for row in rows}), sorted({row[1] for row in rows})

@@ -47,6 +47,8 @@ def facts_of(scores: HeadScores, top: int = 10) -> dict[str, Any]:
         "score": scores.score,
         "layers": scores.shape[0],
         "heads": scores.shape[1],
+        "shape_guessed": bool(scores.provenance.get("shape_guessed")),
+        "tables": list(scores.tables),
         "over_0.1": int((scores.values > 0.1).sum()),
         "over_0.5": int((scores.values > 0.5).sum()),
         "gini": plain(gini(scores.values)),

@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import Any
 
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.text import reason
 from headwise.report.numbers import count, public_name
 
 METRICS = {
@@ -113,7 +114,7 @@ def read_sweep(result: Mapping[str, Any]) -> Sweep:
         scope = (result.get("perplexity") or {}).get("scope")
         sweep = Sweep(str(result["mode"]), str(result["scope"]), public_name(result["model"]), int(result["items"]), rows, scope)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise HeadwiseError(f"this is no ablation result ({error!r}); give the JSON that the ablation wrote") from error
+        raise HeadwiseError(f"this is no ablation result ({reason(error)}); give the JSON that the ablation wrote") from error
     if not any(math.isfinite(row.mean) for row in sweep.rows):
         raise HeadwiseError("the ablation result has no measured row, so there is nothing to show")
     return sweep

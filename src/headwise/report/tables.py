@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.types import HeadId, HeadScores
+from headwise.heads.types import HeadId, HeadScores, Scores
 from headwise.report.canvas import subject
 from headwise.report.numbers import capital, count, interval, layer_kind, noun, scored, thresholds
 from headwise.report.sweep import METRICS, Row, Sweep, read_sweep
@@ -51,13 +51,18 @@ def head_table(scores: HeadScores, top: int = 10) -> Table:
 
 
 def summary_lines(scores: HeadScores) -> list[str]:
-    """Sparsity, concentration, reliability, solved runs and always-on heads, one line each; only what the file can tell."""
+    """Shape, tables, sparsity, concentration, reliability, solved runs and always-on heads, one line each; only what the file can tell."""
     known = scored(scores)
     lines = [
         f"{scores.score} scores of {count(known.size, noun(scores))} ({count(scores.shape[0], 'layer')} × {scores.shape[1]})"
     ]
     if known.size < scores.values.size:
         lines[0] += f", {scores.values.size - known.size} not scored"
+    if scores.provenance.get("shape_guessed"):
+        way_out = "state the model's: headwise convert FILE NEW.json --shape LAYERSxHEADS"
+        lines.append(f"the shape is a guess from the heads that the file lists; {way_out}")
+    if scores.tables:
+        lines.append("tables: " + ", ".join(f"{name} {_axes_of(table, scores)}" for name, table in scores.tables.items()))
     for limit in thresholds(scores):
         above = int((known > limit).sum())
         lines.append(f"above {limit:g}: {count(above, noun(scores))} ({above / known.size:.1%})")
@@ -117,6 +122,12 @@ def _table(title: str, source: str) -> Table:
     if source:
         lines.append(f"\n{source}", style="not bold")
     return Table(title=lines, title_justify="left", caption_justify="left", box=None, header_style="bold", pad_edge=False)
+
+
+def _axes_of(table: Scores, scores: HeadScores) -> str:
+    if table.ndim == 1:
+        return "[layer]"
+    return f"[layer, {noun(scores)}]" if table.shape == scores.shape else "[layer, KV head]"
 
 
 def _has_runs(scores: HeadScores) -> bool:

@@ -78,7 +78,8 @@ def find(model: Model, detector: Detector, *, directory: str | Path | None = Non
     Args:
         model: From `headwise.load`, or `headwise.Model(hf, tokenizer)`.
         detector: Such as `headwise.Copy(lengths=[512], depths=5)`.
-        directory: Folder for finished parts: the same call continues an interrupted run. It stays; delete it once the scores are saved.
+        directory: Folder for finished parts; the first call makes it, and the same call continues an interrupted run. It stays; delete it once
+            the scores are saved.
         report: `report(done, total, remark)` tells progress.
 
     Returns:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headwise.heads.errors import HeadwiseError, NoSuccessfulRunError
 from headwise.runtime.options import check_least, check_seed, option, path_or, set_option, whole_numbers
@@ -13,10 +13,13 @@ from headwise.runtime.options import check_least, check_seed, option, path_or, s
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from headwise.attention.observe import Observation
     from headwise.heads.progress import Report
     from headwise.models.model import Model
     from headwise.prompts.grid import Group, Task
     from headwise.prompts.needles import Needle
+    from headwise.prompts.prompt import Prompt
+    from headwise.runtime.answer import TracedAnswer
     from headwise.runtime.rundir import Cell, RunDirectory
 
 # The last tenth of the haystack is kept for perplexity and calibration; needle prompts never use it.
@@ -245,3 +248,89 @@ def tell_solved(cells: Sequence[Cell]) -> str:
     """How many runs the model has solved so far."""
     info = all_info(cells)
     return f"{sum(one['success'] for one in info)} of {len(info)} runs solved"
+
+
+def describe_questions(model: Model, task: Task, options: NeedleQuestions, score: str, version: int, stated: Sequence[str]) -> dict[str, Any]:
+    """All that decides the scores of a detector that asks needle questions, as plain data. stated: names of the options that do."""
+    from headwise.models.model import describe_model
+    from headwise.prompts.grid import describe_task
+
+    own = {"score": score, "score_version": version, "options": {name: getattr(options, name) for name in stated}}
+    return own | describe_task(task) | describe_model(model)
+
+
+class Asked(NamedTuple):
+    """One question and its answer.
+
+    Attributes:
+        number: Of the prompt in its group.
+        prompt: What was asked.
+        answer: What the model said, thoughts included.
+        start: First token of the answer behind its thoughts: what is said in thoughts does not count.
+        cell: What is told of the run; `success` says whether it counts.
+    """
+
+    number: int
+    prompt: Prompt
+    answer: TracedAnswer
+    start: int
+    cell: dict[str, Any]
+
+
+def ask(
+    model: Model, group: Group, options: NeedleQuestions, stop: frozenset[int], seen: Observation, info: Sequence[dict[str, Any]],
+    spans: Sequence[str] = (),
+) -> Iterator[Asked]:  # fmt: skip
+    """Ask every question of a group inside `with observe(model) as seen`, which holds the statistics of each answer while its run is had.
+
+    Args:
+        model: With its tokenizer.
+        group: The questions.
+        options: When an answer ends and when it counts.
+        stop: Ids that end an answer.
+        seen: What the block observes.
+        info: One mapping per prompt, as `group.info`; it gets what is found of the run.
+        spans: Names of the prompt's spans whose mass is observed.
+    """
+    from headwise.prompts.encoder import answer_start
+    from headwise.runtime.answer import judged_answer, traced_answer
+    from headwise.runtime.runner import leaves
+
+    for leaf in leaves(model.hf, [prompt.ids for prompt in group.prompts]):
+        prompt, cell = group.prompts[leaf.index], info[leaf.index]
+        if spans:
+            seen.spans = tuple(prompt.span(name) for name in spans)
+        answer = traced_answer(model.hf, seen, leaf, prompt.gold, stop, options.max_new_tokens, model.is_hybrid)
+        cell |= judged_answer(model, answer.ids, stop, group.needle.answer)
+        cell["success"] = cell["recall"] > options.min_recall
+        yield Asked(leaf.index, prompt, answer, answer_start(stop, answer.ids) or 0, cell)
+
+
+class Solved(NamedTuple):
+    """What is kept of all groups.
+
+    Attributes:
+        tables: Name -> [run, layer, head] float64 of the solved runs.
+        info: What is told of each solved run beside its values.
+        facts: `runs` (their number), `solved`, `cells` (all runs) and `shared_places` (see `headwise.prompts.grid`), for the provenance.
+    """
+
+    tables: dict[str, NDArray[Any]]
+    info: tuple[dict[str, Any], ...]
+    facts: dict[str, Any]
+
+
+def solved_runs(cells: Sequence[Cell], names: Sequence[str], options: NeedleQuestions) -> Solved:
+    """The solved runs of all groups. names: of the tables in each cell. Raises `NoSuccessfulRunError` if there are none."""
+    import numpy as np
+
+    from headwise.prompts.grid import shared_places
+
+    info = all_info(cells)
+    solved = np.array([one["success"] for one in info])
+    if not solved.any():
+        raise options.none_solved(info)
+    tables = {name: joined(cells, name)[solved].astype(np.float64) for name in names}
+    told = tuple({name: one[name] for name in ("length", "depth", "needle", "window")} for one in info if one["success"])
+    facts = {"runs": len(info), "solved": int(solved.sum()), "shared_places": shared_places(info), "cells": info}
+    return Solved(tables, told, facts)

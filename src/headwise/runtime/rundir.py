@@ -6,15 +6,19 @@ skips the work, which gives the same result as an uninterrupted run because ever
     DIR/run.json      marks the folder as ours: {"headwise_run": 1, "description": ...}
     DIR/<key>.npz     a cell: an `.npz` archive, and behind it a seal over description, key and archive
 
-A folder without that mark is never touched, and of a marked one only these files are ever removed.
+A folder without that mark is never touched, even if it is empty, and of a marked one only these files are ever removed. So that a killed
+process leaves no folder of ours without it, the folder is made under another name (`.DIR.<process>.tmp`, beside it), marked, and renamed;
+it goes the same way back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -34,6 +38,7 @@ SCHEMA = 1
 MARKER = "run.json"
 _SEAL = re.compile(rb"headwise cell 1 [0-9a-f]{64}\n")
 _SEAL_BYTES = 81
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _UNFINISHED = re.compile(r"\..+\.(?:json|npz)\.\d+\.tmp")  # what `write_atomically` leaves behind when it is killed
 
 
@@ -48,23 +53,15 @@ class RunDirectory:
         """Open a run; nothing is written yet.
 
         Args:
-            path: A folder that does not exist, is empty, or was made by a run.
+            path: A folder that does not exist, or was made by a run.
             description: Everything that decides the result, as JSON data.
 
         Raises:
-            HeadwiseError: If the folder holds files of somebody else, or of a run with another description.
+            HeadwiseError: If the folder was not made by a run, or by one with another description.
         """
         self.path = path
         self._description = json.dumps(description, sort_keys=True, indent=1, default=str)
-        if path.exists() and not path.is_dir():
-            raise HeadwiseError(f"{path} is a file, not a run directory; move it away")
-        if not path.is_dir():
-            return
-        marker = _read_marker(path)
-        if marker is None and any(not _UNFINISHED.fullmatch(entry.name) for entry in path.iterdir()):
-            raise HeadwiseError(f"{path} holds files, but no run of headwise; move it away or choose another --output")
-        if marker is not None and marker != json.loads(self._description):
-            raise HeadwiseError(f"{path} belongs to a run with other options; delete it or choose another --output")
+        self._is_there()
 
     def load(self, key: str) -> Cell | None:
         """The finished cell `key`, or None.
@@ -99,9 +96,8 @@ class RunDirectory:
             HeadwiseError: A key that is no file name, or a file that cannot be written.
         """
         path = self._file(key)
-        if not (self.path / MARKER).exists():
-            text = json.dumps({"headwise_run": SCHEMA, "description": json.loads(self._description)}, sort_keys=True, indent=1)
-            write_atomically(self.path / MARKER, text.encode())
+        if not self._is_there():
+            self._make()
         buffer = io.BytesIO()
         content: dict[str, Any] = {"info": np.asarray(json.dumps(info)), **arrays}
         np.savez_compressed(buffer, **content)
@@ -113,6 +109,35 @@ class RunDirectory:
         """See `remove_run`."""
         work_is_done(self.path)
         remove_run(self.path)
+
+    def _is_there(self) -> bool:
+        """Whether the folder exists. Raises `HeadwiseError` for one that is not of this run."""
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise HeadwiseError(f"{path} is a file, not a run directory; move it away")
+        if not path.is_dir():
+            return False
+        marker = _read_marker(path)
+        if marker is None:
+            if any(path.iterdir()):
+                raise HeadwiseError(f"{path} holds files, but no run of headwise; move it away or choose another --output")
+            raise HeadwiseError(f"{path} is an empty folder that no run made; delete it or choose another --output")
+        if marker != json.loads(self._description):
+            raise HeadwiseError(f"{path} belongs to a run with other options; delete it or choose another --output")
+        return True
+
+    def _make(self) -> None:
+        """The folder with its mark, at once."""
+        text = json.dumps({"headwise_run": SCHEMA, "description": json.loads(self._description)}, sort_keys=True, indent=1)
+        temporary = _temporary(self.path)
+        try:
+            write_atomically(temporary / MARKER, text.encode())
+            temporary.rename(self.path)
+        except OSError as error:
+            if not self._is_there():  # another process may have begun the same run
+                raise HeadwiseError(f"could not make {self.path}: {error.strerror or error}") from error
+        finally:
+            _remove_temporary(temporary)
 
     def _seal(self, key: str, archive: bytes) -> bytes:
         whole = hashlib.sha256(b"\0".join((self._description.encode(), key.encode(), archive)))
@@ -130,11 +155,30 @@ def remove_run(folder: Path) -> None:
     What else lies in the folder stays, and so does the folder then; one that no run made is left alone.
     """
     with contextlib.suppress(OSError):
+        for killed in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+            if _TEMPORARY.fullmatch(killed.name):
+                _remove_temporary(killed)
         if _read_marker(folder) is None:
             return
         for path in _own_files(folder):
             path.unlink()
-        (folder / MARKER).unlink()  # last: until then the folder is known as ours
+        if [path.name for path in folder.iterdir()] == [MARKER]:
+            _remove_temporary(folder.rename(_temporary(folder)))
+        else:
+            (folder / MARKER).unlink()  # last: until then the folder is known as ours
+
+
+def _temporary(folder: Path) -> Path:
+    """The name under which this process makes and removes a folder."""
+    return folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Delete a folder that holds no more than a mark, finished or not."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():  # none if it has got another name by now
+            if path.name == MARKER or _UNFINISHED.fullmatch(path.name):
+                path.unlink()
         folder.rmdir()
 
 

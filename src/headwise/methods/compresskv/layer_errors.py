@@ -23,8 +23,10 @@ from headwise.attention.plan import attached
 from headwise.caches.kept_layer import View
 from headwise.caches.press import Press
 from headwise.heads import HeadFileError, HeadwiseError
-from headwise.heads.headfile import read_text, write_json
+from headwise.heads.files import read_text
+from headwise.heads.headfile import MOST_BYTES, write_json
 from headwise.heads.progress import Report, silent
+from headwise.heads.text import reason
 from headwise.maths.attend import attend
 from headwise.maths.select import best_places, protected
 from headwise.methods.compresskv.formula import layer_shares, row_errors
@@ -99,7 +101,7 @@ class LayerErrors:
         Raises:
             HeadFileError: The file is missing, or is no file of layer errors.
         """
-        text = read_text(path)
+        text = read_text(path, "layer errors", HeadFileError, MOST_BYTES)
         try:
             data = json.loads(text)["layer_errors"]
             lists = {name: tuple(data[name]) for name in ("budgets", "rows", "datasets")}
@@ -108,7 +110,7 @@ class LayerErrors:
                 raise ValueError(f"values of shape {values.shape}")
             return cls(values=values, provenance=dict(data["provenance"]), **lists)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise HeadFileError(f"{path} is no file of layer errors ({error!r}); measure them again") from error
+            raise HeadFileError(f"{path} is no file of layer errors ({reason(error)}); measure them again") from error
 
 
 @torch.no_grad()

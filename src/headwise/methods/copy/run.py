@@ -19,13 +19,10 @@ from headwise.heads.progress import Report, silent
 from headwise.heads.types import HeadScores
 from headwise.maths.copy import copy_score
 from headwise.methods.copy.options import Copy
-from headwise.models.model import Model, describe_model
-from headwise.prompts.encoder import answer_start
-from headwise.prompts.grid import Group, Task, describe_task
-from headwise.runtime.answer import judged_answer, traced_answer
-from headwise.runtime.needle_runs import all_info, joined, run_groups, tell_solved
+from headwise.models.model import Model
+from headwise.prompts.grid import Group, Task
+from headwise.runtime.needle_runs import ask, describe_questions, joined, run_groups, solved_runs, tell_solved
 from headwise.runtime.rundir import Cell, RunDirectory
-from headwise.runtime.runner import leaves
 from headwise.stats.agreement import top_overlap
 
 SCORE_VERSION = 1
@@ -58,14 +55,15 @@ def copy_scores(
     """
     run = partial(_run_group, model, options=options, stop=options.stop(model, task))
     cells = run_groups(model, task, run, tell_solved, directory, report, _stable if options.until_stable else None)
-    return _collect(model, task, options, joined(cells, "scores"), all_info(cells))
+    solved = solved_runs(cells, ["scores"], options)
+    runs = solved.tables["scores"]
+    provenance = describe_run(model, task, options) | solved.facts
+    return HeadScores(runs.mean(axis=0), "copy", SCORE_VERSION, runs.astype(np.float32), solved.info, provenance)
 
 
 def describe_run(model: Model, task: Task, options: Copy) -> dict[str, Any]:
-    """All that decides the result, as plain data, for run directory and provenance."""
-    stated = {name: getattr(options, name) for name in STATED}
-    score = {"score": "copy", "score_version": SCORE_VERSION, "options": stated}
-    return score | describe_task(task) | describe_model(model)
+    """All that decides the result, as plain data."""
+    return describe_questions(model, task, options, "copy", SCORE_VERSION, STATED)
 
 
 def _run_group(model: Model, group: Group, options: Copy, stop: frozenset[int]) -> Cell:
@@ -73,18 +71,13 @@ def _run_group(model: Model, group: Group, options: Copy, stop: frozenset[int]) 
     scores = np.full((len(group.prompts), *model.heads.shape), np.nan, dtype=np.float32)
     info = [dict(cell) for cell in group.info]
     with observe(model.hf, argmax_only=True) as seen:
-        for leaf in leaves(model.hf, [prompt.ids for prompt in group.prompts]):
-            prompt, cell = group.prompts[leaf.index], info[leaf.index]
-            answer = traced_answer(model.hf, seen, leaf, prompt.gold, stop, options.max_new_tokens, model.is_hybrid)
-            cell |= judged_answer(model, answer.ids, stop, group.needle.answer)
-            cell["success"] = cell["recall"] > options.min_recall
-            if cell["success"]:
-                start = answer_start(stop, answer.ids) or 0  # what is copied into thoughts does not count
-                rows = answer.argmax[..., start:]
-                keys, emitted = (torch.tensor(ids, device=rows.device) for ids in (prompt.ids, answer.ids[start:]))
-                table = copy_score(rows, keys, emitted, prompt.span("answer"), options.rule, options.match)
-                scores[leaf.index] = table.cpu().numpy()
-                scores[leaf.index, [i for i in range(table.shape[0]) if i not in model.modules]] = np.nan
+        for run in ask(model, group, options, stop, seen, info):
+            if run.cell["success"]:
+                rows, said = run.answer.argmax[..., run.start :], run.answer.ids[run.start :]
+                keys, emitted = (torch.tensor(ids, device=rows.device) for ids in (run.prompt.ids, said))
+                table = copy_score(rows, keys, emitted, run.prompt.span("answer"), options.rule, options.match)
+                scores[run.number] = table.cpu().numpy()
+                scores[run.number, [i for i in range(table.shape[0]) if i not in model.modules]] = np.nan
     return {"scores": scores}, info
 
 
@@ -100,13 +93,3 @@ def _stable(cells: Sequence[Cell]) -> bool:
         return False
     top = min(STABLE_TOP, max(1, halves[0][0].size // 4))
     return top_overlap(halves[0].mean(axis=0), halves[1].mean(axis=0), top) >= STABLE_OVERLAP
-
-
-def _collect(model: Model, task: Task, options: Copy, runs: NDArray[np.float32], cells: list[dict[str, Any]]) -> HeadScores:
-    solved = [cell["success"] for cell in cells]
-    if not any(solved):
-        raise options.none_solved(cells)
-    kept = runs[np.asarray(solved)]
-    provenance = describe_run(model, task, options) | {"runs": len(cells), "solved": sum(solved), "cells": cells}
-    info = tuple({k: c[k] for k in ("length", "depth", "needle", "window")} for c in cells if c["success"])
-    return HeadScores(kept.astype(np.float64).mean(axis=0), "copy", SCORE_VERSION, kept, info, provenance)

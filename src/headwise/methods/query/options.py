@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headwise.runtime.passages import Scoring
 
 RULES = ("mass", "calibrated_mass", "ndcg", "mrr", "contrastive")
+TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Query(LabelledPassages):
     Attributes:
         rule: `mass` (the paper's eq. 2-4), `calibrated_mass` and `ndcg` (its released code), `mrr` (ours), `contrastive` (Tran et al. 2025,
             arXiv:2510.02219).
-        temperature: Of the contrastive rule, on shares of a head's total.
+        temperature: Of the contrastive rule, on shares of a head's total; None takes `TEMPERATURE`. Refused with any other rule.
         trim: Leave out tokens of a passage more than so many standard deviations below its mean, head by head, as the released detection
             does with 2. Acts on calibrated values.
         strict: Leave out a token exactly at that bound too, as the released code does, so that a passage of one token counts 0.
@@ -35,7 +36,7 @@ class Query(LabelledPassages):
     summary: ClassVar[str] = "Heads that look from a question to the passages that answer it (QRHead, Zhang et al. 2025)."
 
     rule: str = option("calibrated_mass", "How heads are scored: mass, calibrated_mass, ndcg, mrr or contrastive.")
-    temperature: float = option(0.1, "Temperature of the contrastive rule.")
+    temperature: float | None = option(None, "Temperature of the contrastive rule.", f"{TEMPERATURE:g}")
     trim: float | None = option(
         None, "Leave out tokens this many standard deviations below their passage's mean (released code: 2).", "none is left out"
     )
@@ -44,7 +45,9 @@ class Query(LabelledPassages):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("rule", self.rule, RULES)
-        if not self.temperature > 0:
+        if self.temperature is not None and self.rule != "contrastive":
+            raise HeadwiseError(f"temperature goes with the rule contrastive, not with {self.rule}; leave it out")
+        if self.temperature is not None and not self.temperature > 0:
             raise HeadwiseError(f"the temperature must be above 0; got {self.temperature:g}")
         if self.strict and self.trim is None:
             raise HeadwiseError("strict says how tokens are trimmed; give trim too (released code: 2)")
@@ -67,4 +70,4 @@ class Query(LabelledPassages):
         from headwise.methods.query.run import query_scores
 
         table, made = self.table(model, run)
-        return query_scores(table, self.rule, self.temperature, made)
+        return query_scores(table, self.rule, TEMPERATURE if self.temperature is None else self.temperature, made)
