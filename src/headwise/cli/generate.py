@@ -52,8 +52,7 @@ def generate(
         _check_loading(load_cache, cache, chat, prefill_chunk)
     cache = with_heads(cache or "full", model)
     compressor = parse_cache(cache)
-    loaded = o.load(model, device, dtype, revision)
-    o.tell_other_model(getattr(compressor, "heads", None), loaded)
+    loaded = o.load(model, device, dtype, revision, heads=getattr(compressor, "heads", None))
     from headwise.attention.plan import attached
     from headwise.caches.kept_file import save_cache as save
     from headwise.evaluation.compression import continuation, size_of

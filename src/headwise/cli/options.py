@@ -140,8 +140,13 @@ def _set(value: bool) -> None:
     _allowed = value
 
 
-def load(model: str | None, device: str, dtype: str, revision: str | None = None, name: str | None = None) -> Model:
-    """Load the model, quietly; a bundled one by its name, and without a name the default. name: what results call it."""
+def load(
+    model: str | None, device: str, dtype: str, revision: str | None = None, name: str | None = None, *, heads: Any = None
+) -> Model:
+    """Load the model, quietly; a bundled one by its name, and without a name the default.
+
+    name: What results call it. heads: What it will run with; said if they were found in another model, see `tell_other_model`.
+    """
     from transformers.utils import logging
 
     from headwise.models.load import load as load_model
@@ -153,7 +158,9 @@ def load(model: str | None, device: str, dtype: str, revision: str | None = None
     loaded = load_model(given, device, dtype, revision, trust_remote_code=_allowed)
     if name is None and Path(loaded.name).is_absolute():
         name = Path(loaded.name).name  # where a folder lies on this machine is nobody's business
-    return loaded if name is None else dataclasses.replace(loaded, name=name)
+    loaded = loaded if name is None else dataclasses.replace(loaded, name=name)
+    tell_other_model(heads, loaded)
+    return loaded
 
 
 def numbers(text: str, name: str, repeats: bool = False) -> tuple[int, ...]:

@@ -79,13 +79,12 @@ def rank(
     texts, cut = _shortened(texts, chosen, max_words)
     scores = None if heads is None else o.read_scores(heads)
     some = None if scores is None else scores.top(top)
-    loaded = o.load(model, device, dtype, revision, name)
+    loaded = o.load(model, device, dtype, revision, name, heads=scores)
     options: dict[str, Any] = {"span": span, "normalize": normalize, "order": order, "overflow": overflow, "wording": wording}
     given = chat_arguments(chat_template_args)
     ranker = (
         Ranker.official(loaded, some, chat, given) if official else Ranker(loaded, some, chat=chat, chat_args=given, **options)
     )
-    o.tell_other_model(scores, loaded)
     with progress("ranking", hidden=json) as report:
         run = rank_collection(ranker, texts, asked, chosen, report)
     write_atomically(path, ("\n".join(trec_lines(run, "headwise")) + "\n").encode())

@@ -31,9 +31,7 @@ def serve(
         str, typer.Option(help="Address to listen on; other machines can be served only with a key or --no-auth.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one and prints it.")] = 8080,
-    wording: Annotated[
-        str | None, typer.Option(help="Wording around passages: plain or instructed.", show_default="plain")
-    ] = None,
+    wording: Annotated[str | None, typer.Option(help="Wording around passages: plain or instructed.", show_default="plain")] = None,
     chat: o.Chat = False,
     official: Annotated[
         bool, typer.Option("--official", help="The released QRHead procedure; refuses what does not fit.")
@@ -66,9 +64,8 @@ def serve(
     chosen = None if scores is None else scores.top(top)
 
     def make() -> Ranker:
-        loaded = o.load(model, device, dtype, revision)
+        loaded = o.load(model, device, dtype, revision, heads=scores)
         ranker = _ranker(loaded, chosen, official, wording or "plain", chat)
-        o.tell_other_model(scores, loaded)
         typer.echo(printable(f"ready      {ranker.model.name}, {len(ranker.heads)} heads ({ranker.heads.chosen_by})"))
         return ranker
 
