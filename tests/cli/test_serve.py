@@ -153,6 +153,7 @@ def no_key(monkeypatch):
         (["--all-heads", "--port", "-1"], ["cannot listen on 127.0.0.1:-1"]),
         (["--all-heads", "--top", "3"], ["--top chooses among the heads of --heads FILE"]),
         (["--all-heads", "--official", "--wording", "plain"], ["--official", "--wording"]),
+        (["--all-heads", "--chat-template-args", "[1]"], ["--chat-template-args takes a JSON object"]),
         (["--all-heads", "--port", "BUSY"], ["cannot listen on 127.0.0.1", "--port"]),
         (["/no/such/model", "--all-heads", "--port", "0"], ["no such model folder"]),
         (["MODEL", "--all-heads", "--wording", "fancy", "--port", "0"], ["unknown passage layout 'fancy'"]),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from headwise.heads import HeadScores, HeadSet
     from headwise.methods.query.ranker import Ranker
     from headwise.models.model import Model
+    from headwise.serve.run import Server
 
 
 def serve(
@@ -33,6 +35,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one and prints it.")] = 8080,
     wording: Annotated[str | None, typer.Option(help="Wording around passages: plain or instructed.", show_default="plain")] = None,
     chat: o.Chat = False,
+    chat_template_args: o.ChatArgs = None,
     official: Annotated[
         bool, typer.Option("--official", help="The released QRHead procedure; refuses what does not fit.")
     ] = False,
@@ -56,6 +59,7 @@ def serve(
         raise HeadwiseError("--official has its own wording; leave --wording out")
     if all_heads:
         o.refuse_unused(context, ("top",), "chooses among the heads of --heads FILE; leave it out with --all-heads")
+    given = _chat_arguments(chat_template_args)
     key = limits.key_from(os.environ, no_auth)
     limits.check_exposure(host, key, no_auth)
     bounds = {"max_body": max_body, "max_passages": max_passages, "queue": queue, "cache_tokens": cache_tokens}
@@ -65,7 +69,7 @@ def serve(
 
     def make() -> Ranker:
         loaded = o.load(model, device, dtype, revision, heads=scores)
-        ranker = _ranker(loaded, chosen, official, wording or "plain", chat)
+        ranker = _ranker(loaded, chosen, official, wording or "plain", chat, given)
         typer.echo(printable(f"ready      {ranker.model.name}, {len(ranker.heads)} heads ({ranker.heads.chosen_by})"))
         return ranker
 
@@ -74,9 +78,7 @@ def serve(
     typer.echo(f"listening  http://{shown}:{listening.getsockname()[1]}/rerank, {'with' if key else 'without'} a key")
     server = run.make_server(make, settings)
     run.serve(server, listening)
-    if server.work.thread.is_alive():  # a load or a pass that is not waited for; Python must not be torn down under it
-        sys.stdout.flush()
-        os._exit(130 if server.force_exit else 0)
+    _end(server)
 
 
 def _scores(file: Path | None, every: bool) -> HeadScores | None:
@@ -86,9 +88,22 @@ def _scores(file: Path | None, every: bool) -> HeadScores | None:
     return None if file is None else o.read_scores(file)
 
 
-def _ranker(loaded: Model, heads: HeadSet | None, official: bool, wording: str, chat: bool) -> Ranker:
+def _chat_arguments(given: str | None) -> dict[str, Any]:
+    from headwise.prompts.prompt import chat_arguments
+
+    return chat_arguments(given)
+
+
+def _ranker(loaded: Model, heads: HeadSet | None, official: bool, wording: str, chat: bool, given: Mapping[str, Any]) -> Ranker:
     from headwise.methods.query.ranker import Ranker
 
     if official:
-        return Ranker.official(loaded, heads, chat)
-    return Ranker(loaded, heads, wording=wording, chat=chat)
+        return Ranker.official(loaded, heads, chat, given)
+    return Ranker(loaded, heads, wording=wording, chat=chat, chat_args=given)
+
+
+def _end(server: Server) -> None:
+    """Leave at once where a load or a pass is not waited for; Python must not be torn down under it."""
+    if server.work.thread.is_alive():
+        sys.stdout.flush()
+        os._exit(130 if server.force_exit else 0)
