@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any
 
 from headwise.heads.errors import HeadwiseError
+from headwise.models.checkpoint import some_of
 
 DEFAULT = "lab-6m"
 PATIENCE = 5.0  # seconds the hub may take to say whether it has a model
@@ -49,7 +50,7 @@ def bundled_models() -> dict[str, Path]:
     return {path.parent.name: path.parent for folder in folders for path in folder.glob("*/config.json")}
 
 
-def folder_of(name: str, revision: str | None = None) -> Path | None:
+def folder_of(name: str, revision: str | None = None, gguf_file: str | None = None, offline: bool = False) -> Path | None:
     """The folder that a name means: a bundled model's, a folder's own, or a downloaded model's in the hub's cache.
 
     None for a model that the hub has and that must be downloaded first.
@@ -57,6 +58,8 @@ def folder_of(name: str, revision: str | None = None) -> Path | None:
     Args:
         name: Name of a bundled model, folder, or hub id.
         revision: Revision of a hub model.
+        gguf_file: The GGUF file that is wanted of a hub model; it is downloaded alone.
+        offline: Do not ask the hub.
 
     Raises:
         HeadwiseError: It is none of these, or the hub cannot be asked. Names near to it are suggested.
@@ -69,27 +72,34 @@ def folder_of(name: str, revision: str | None = None) -> Path | None:
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip() or path.is_file():
         kind = "is a file, not a model folder" if path.is_file() else "no such model folder"
-        raise HeadwiseError(f"{kind}: {name!r}; give a folder with config.json or a hub id like 'owner/name'")
-    return _cached(name, revision) or _ask_hub(name, revision)
+        raise HeadwiseError(f"{kind}: {name!r}; give a folder with config.json, a GGUF file, or a hub id like 'owner/name'")
+    return _cached(name, revision, gguf_file) or _ask_hub(name, revision, gguf_file, offline)
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
+def _cached(name: str, revision: str | None, gguf_file: str | None = None) -> Path | None:
+    """The folder in the hub's cache; with `gguf_file` only if that file is there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    files = ("config.json", "adapter_config.json") if gguf_file is None else (gguf_file,)
     try:
-        found = [try_to_load_from_cache(name, file, revision=revision) for file in ("config.json", "adapter_config.json")]
+        found = [try_to_load_from_cache(name, file, revision=revision) for file in files]
     except HFValidationError as error:
         raise HeadwiseError(f"{name!r} is neither a folder nor the id of a hub model (like 'owner/name')") from error
-    return next((Path(path).parent for path in found if isinstance(path, str)), None)
+    return next((_snapshot(path, file) for path, file in zip(found, files, strict=True) if isinstance(path, str)), None)
 
 
-def _ask_hub(name: str, revision: str | None) -> Path | None:
+def _snapshot(path: str, file: str) -> Path:
+    """The folder of a revision in the hub's cache, given a file of it and the file's name there (which may name folders)."""
+    return Path(path).parents[len(Path(file).parts) - 1]
+
+
+def _ask_hub(name: str, revision: str | None, gguf_file: str | None = None, offline: bool = False) -> Path | None:
     """Raise unless the hub says that it has the model; one short question in place of transformers' many patient ones.
 
-    Adapters are downloaded; models are left to transformers (None).
+    Adapters and GGUF files are downloaded; models are left to transformers (None).
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     asked = name.split("/")[-1].lower()
@@ -98,8 +108,8 @@ def _ask_hub(name: str, revision: str | None) -> Path | None:
     told = f"unknown model {name!r}{f' at revision {revision!r}' if revision else ''}: no bundled model, no folder, not in the hub's cache"
     if "/" not in name and get_close_matches(asked, known, cutoff=SLIP):  # not a hub id: do not wait for the network
         raise HeadwiseError(f"{told}; {hint}")
-    if constants.HF_HUB_OFFLINE:
-        raise HeadwiseError(f"{told}, and HF_HUB_OFFLINE forbids asking the hub; {hint}")
+    if offline or constants.HF_HUB_OFFLINE:
+        raise HeadwiseError(f"{told}, and {'--offline' if offline else 'HF_HUB_OFFLINE'} forbids asking the hub; {hint}")
     answer = _within(PATIENCE, lambda: HfApi().model_info(name, revision=revision, timeout=PATIENCE))
     if isinstance(answer, GatedRepoError):
         raise HeadwiseError(
@@ -111,9 +121,25 @@ def _ask_hub(name: str, revision: str | None) -> Path | None:
         raise HeadwiseError(f"{told}, and the hub has no such model (or keeps it private); {hint}")
     if isinstance(answer, Exception) or answer is None:
         raise HeadwiseError(f"{told}, and the hub cannot be reached; {hint}")
-    files = {sibling.rfilename for sibling in answer.siblings or ()}
-    if "adapter_config.json" in files and "config.json" not in files:
+    return _downloaded(name, revision, gguf_file, {sibling.rfilename for sibling in answer.siblings or ()})
+
+
+def _downloaded(name: str, revision: str | None, gguf_file: str | None, files: set[str]) -> Path | None:
+    """The folder of what transformers would not download by itself; None for a plain model. files: of the hub's model."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    packed = sorted(file for file in files if file.lower().endswith(".gguf"))
+    if gguf_file is not None:
+        if gguf_file not in files:
+            there = f"it has {some_of(packed)}" if packed else "it has no GGUF file"
+            raise HeadwiseError(f"the hub's model {name!r} has no file {gguf_file!r}; {there}")
+        return _snapshot(hf_hub_download(name, gguf_file, revision=revision), gguf_file)
+    if "config.json" not in files and "adapter_config.json" in files:
         return Path(snapshot_download(name, revision=revision))
+    if "config.json" not in files and packed:
+        raise HeadwiseError(
+            f"the hub's model {name!r} holds GGUF files: {some_of(packed)}; choose one with --gguf-file (gguf_file=)"
+        )
     return None
 
 
