@@ -162,10 +162,24 @@ def load(model: str | None, device: str, dtype: str, revision: str | None = None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     given = DEFAULT if model is None else model
+    bring(given, bool(_shared.get("offline")))
     loaded = load_model(given, device, dtype, revision, **_shared)
     if name is None and Path(loaded.name).is_absolute():
         name = Path(loaded.name).name  # where a folder lies on this machine is nobody's business
     return loaded if name is None else dataclasses.replace(loaded, name=name)
+
+
+def bring(name: str, offline: bool = False) -> Path | None:
+    """The folder of a registered model, fetched with a progress bar where it is missing; None for any other name."""
+    from headwise.cli.progress import progress
+    from headwise.models.fetch import fetched, present
+    from headwise.models.registry import entry_named
+
+    entry = entry_named(name)
+    if entry is None:
+        return None
+    with progress(f"fetching {entry.name}", hidden=offline or present(entry) is not None) as report:
+        return fetched(entry, offline, report)
 
 
 def numbers(text: str, name: str, repeats: bool = False) -> tuple[int, ...]:

@@ -102,14 +102,14 @@ def quantization_of(header: Header) -> str:
     from gguf.constants import GGMLQuantizationType, LlamaFileType
 
     stated = header.facts.get("general.file_type")
-    names = {int(kind): kind.name for kind in LlamaFileType if kind is not LlamaFileType.GUESSED}
+    names = {int(kind): str(kind.name) for kind in LlamaFileType if kind is not LlamaFileType.GUESSED}
     if stated in names:
         return names[stated].removeprefix("MOSTLY_").removeprefix("ALL_")
     weights: Counter[int] = Counter()
     for tensor in header.tensors.values():
         if len(tensor.shape) > 1:
             weights[tensor.kind] += prod(tensor.shape)
-    return GGMLQuantizationType(weights.most_common(1)[0][0]).name if weights else "F32"
+    return str(GGMLQuantizationType(weights.most_common(1)[0][0]).name) if weights else "F32"
 
 
 def check_length(header: Header, name: str) -> None:

@@ -19,6 +19,7 @@ from headwise.models.checkpoint import fault_of, some_of
 from headwise.models.families import family_of
 from headwise.models.model import Model, label, use_the_cap
 from headwise.models.names import bundled_models, folder_of
+from headwise.models.registry import entry_named
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -112,6 +113,9 @@ def _name_of(given: str, file: Path | None) -> str:
     """What results call a model. file: the GGUF file that was given itself."""
     if file is not None:
         return file.stem if file.suffix.lower() == gguf.ENDING else file.name
+    entry = entry_named(given)
+    if entry is not None:
+        return entry.name
     return given if given in bundled_models() else label(given)
 
 
@@ -127,9 +131,9 @@ def _adapted(base: Model, adapter: str, wanted: Wanted) -> Model:
 
 
 def _from_checkpoint(wanted: Wanted, folder: Path | None) -> tuple[Any, Any]:
-    bundled = wanted.name in bundled_models()
+    known = wanted.name in bundled_models() or entry_named(wanted.name) is not None
     # A whole copy in the hub's cache is used as it is: given the hub id, transformers would ask the hub many times.
-    whole = folder is not None and (bundled or (fault_of(folder) is None and _has_tokenizer(folder)))
+    whole = folder is not None and (known or (fault_of(folder) is None and _has_tokenizer(folder)))
     source: str | Path = folder if folder is not None and whole else wanted.name
     options = {
         "revision": wanted.revision,
