@@ -26,9 +26,12 @@ def list_models(json: o.Json = False) -> None:
     from headwise.report.console import print_all
 
     table = Table("name", "parameters", "size", "licence", "here", "what it is", box=None, header_style="bold", pad_edge=False)
+    for column in table.columns[:5]:
+        column.no_wrap = True
     for row in rows:
         here = "yes" if row["folder"] else f"no: {row['command']}"
-        table.add_row(row["name"], _millions(row["parameters"]), _megabytes(row["bytes"]), row["licence"], here, row["title"])
+        sizes = _millions(row["parameters"]), _megabytes(row["bytes"])
+        table.add_row(row["name"], *sizes, row["licence"] or "-", here, row["title"])
     print_all(table)
 
 

