@@ -1,4 +1,4 @@
-"""`--trust-remote-code` is on every command that takes a model, and on no other."""
+"""The options of `headwise.load` are on every command that takes a model, and on no other."""
 
 import json
 
@@ -8,6 +8,8 @@ from typer.main import get_command
 from headwise.cli.main import app
 from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
+
+SHARED = ("--trust-remote-code", "--gguf-file", "--packed", "--adapter", "--offline")
 
 
 def commands(group, name=""):
@@ -19,13 +21,14 @@ def commands(group, name=""):
             yield f"{name} {below}".strip(), command
 
 
-def test_every_command_that_takes_a_model_has_it_once():
+@pytest.mark.parametrize("words", SHARED)
+def test_every_command_that_takes_a_model_has_it_once(words):
     found = dict(commands(get_command(app)))
     for _ in range(2):  # asked for again, it is not given again
         for name, command in found.items():
-            given = [option for parameter in command.params for option in parameter.opts].count("--trust-remote-code")
+            given = [option for parameter in command.params for option in parameter.opts].count(words)
             assert given == any(parameter.name == "model" for parameter in command.params), name
-    assert "--trust-remote-code" not in str([parameter.opts for parameter in found["doctor"].params])
+    assert words not in str([parameter.opts for parameter in found["doctor"].params])
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ FEATURES: Mapping[str, str] = {
     "scale": "select",
     "ray": "select score --runner ray",
     "rank": "measures of rank, and BM25",
+    "gguf": "models in GGUF files",
     "adapters": "models with an adapter of peft (LoRA)",
 }
 PACKAGE = "headwise"

@@ -10,7 +10,23 @@ from typing import Any, NoReturn
 
 import typer
 
-from headwise.cli import ablate, bench, convert, demo, detect, doctor, export, generate, info, needle, rank, select, serve, show
+from headwise.cli import (
+    ablate,
+    bench,
+    convert,
+    demo,
+    detect,
+    doctor,
+    export,
+    generate,
+    info,
+    models,
+    needle,
+    rank,
+    select,
+    serve,
+    show,
+)
 from headwise.cli.options import Root
 from headwise.heads.errors import HeadwiseError, MissingExtraError
 from headwise.heads.files import can_continue
@@ -41,6 +57,7 @@ app.add_typer(bench.app)
 app.add_typer(select.app)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
+app.add_typer(models.app)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
 for entry in entry_points(group="headwise.commands"):  # of other installed packages, such as headwise-lab

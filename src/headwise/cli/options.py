@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 ModelName = Annotated[
     str | None,
     typer.Argument(
-        help="Hub id or folder of the model, or the name of a bundled one. Default: the bundled lab model.", show_default=False
+        help="A name of `headwise models list`, a folder, a GGUF file, or a hub id. Default: the bundled lab model.",
+        show_default=False,
     ),
 ]
 Name = Annotated[
@@ -53,7 +54,7 @@ ChatArgs = Annotated[
     str | None,
     typer.Option(
         "--chat-template-args",
-        help='Variables for the chat template as JSON, e.g. \'{"enable_thinking": true}\' (thinking is off by default).',
+        help="Variables for the chat template as JSON, e.g. '{\"enable_thinking\": true}' (thinking is off by default).",
         show_default=False,
     ),
 ]
@@ -67,8 +68,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 # Methods: of headwise, and of any other package that registers an entry point. A class is imported when it is asked for.
 GROUPS = {"detectors": "headwise.detectors", "presses": "headwise.presses", "tasks": "headwise.tasks"}
 WORDS = {"detectors": "detector", "presses": "cache method", "tasks": "task"}
-REMOTE_CODE = "Run Python code that comes with the model."
-_allowed = False
+_shared: dict[str, Any] = {}  # arguments of `headwise.load` that every command with a model takes; of the running command
 
 
 @cache
@@ -97,7 +97,7 @@ def method_named(kind: str, name: str) -> Any:
 
 
 class Root(TyperGroup):
-    """The root of all commands, which gives `--trust-remote-code` to those that take a model, also to those of other packages."""
+    """The root of all commands, which gives the options of `headwise.load` to those that take a model, also to those of other packages."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -105,7 +105,7 @@ class Root(TyperGroup):
 
 
 def _give(command: Any) -> Any:
-    """Add the option to a command that takes a model; to those of a group, also where the group makes them when they are asked for."""
+    """Add the options to a command that takes a model; to those of a group, also where the group makes them when they are asked for."""
     if isinstance(command, TyperGroup):
         for below in command.commands.values() if type(command.commands) is dict else ():
             _give(below)
@@ -113,8 +113,8 @@ def _give(command: Any) -> Any:
         group.get_command = _giving(command.get_command)
     elif command is not None:
         names = {parameter.name for parameter in command.params}
-        if "model" in names and "allow" not in names:
-            command.params.append(_option())
+        if "model" in names:
+            command.params += [option for option in _options() if option.name not in names]
     return command
 
 
@@ -123,21 +123,33 @@ def _giving(get_command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cache
-def _option() -> Any:
-    """The option as typer makes it, taken from a command that has no other."""
+def _options() -> list[Any]:
+    """The options as typer makes them, taken from a command that has no others."""
 
-    def command(allow: Annotated[bool, typer.Option("--trust-remote-code", help=REMOTE_CODE, callback=_set)] = False) -> None: ...
+    def command(
+        trust_remote_code: Annotated[bool, _kept("--trust-remote-code", "Run Python code that comes with the model.")] = False,
+        gguf_file: Annotated[
+            str | None, _kept("--gguf-file", "The GGUF file to load from the folder or the hub's model.")
+        ] = None,
+        packed: Annotated[bool, _kept("--packed", "Keep the weights of a GGUF file packed, or refuse.")] = False,
+        adapter: Annotated[str | None, _kept("--adapter", "Folder or hub id of an adapter of peft to put on the model.")] = None,
+        offline: Annotated[bool, _kept("--offline", "Fetch nothing: use models that are here, or refuse.")] = False,
+    ) -> None: ...
 
     app = typer.Typer(add_completion=False)
     app.command()(command)
-    (option,) = typer.main.get_command(app).params
-    option.expose_value = False  # `_set` keeps it; the command's function has no such argument
-    return option
+    made = typer.main.get_command(app).params
+    for option in made:
+        option.expose_value = False  # `_keep` has it; the command's function has no such argument
+    return made
 
 
-def _set(value: bool) -> None:
-    global _allowed
-    _allowed = value
+def _kept(words: str, meaning: str) -> Any:
+    return typer.Option(words, help=meaning, callback=_keep, show_default=False)
+
+
+def _keep(parameter: typer.CallbackParam, value: Any) -> None:
+    _shared[str(parameter.name)] = value
 
 
 def load(
@@ -155,12 +167,26 @@ def load(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     given = DEFAULT if model is None else model
-    loaded = load_model(given, device, dtype, revision, trust_remote_code=_allowed)
+    bring(given, bool(_shared.get("offline")))
+    loaded = load_model(given, device, dtype, revision, **_shared)
     if name is None and Path(loaded.name).is_absolute():
         name = Path(loaded.name).name  # where a folder lies on this machine is nobody's business
     loaded = loaded if name is None else dataclasses.replace(loaded, name=name)
     tell_other_model(heads, loaded)
     return loaded
+
+
+def bring(name: str, offline: bool = False) -> Path | None:
+    """The folder of a registered model, fetched with a progress bar where it is missing; None for any other name."""
+    from headwise.cli.progress import progress
+    from headwise.models.fetch import fetched, present
+    from headwise.models.registry import entry_named
+
+    entry = entry_named(name)
+    if entry is None:
+        return None
+    with progress(f"fetching {entry.name}", hidden=offline or present(entry) is not None) as report:
+        return fetched(entry, offline, report)
 
 
 def numbers(text: str, name: str, repeats: bool = False) -> tuple[int, ...]:

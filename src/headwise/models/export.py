@@ -60,7 +60,7 @@ def export_ablated(model: Model, heads: Heads, mode: str, folder: Path | str) ->
         "chosen_by": chosen.chosen_by,
         "source": source,
     }
-    with _appearing(folder, model.hf.get_memory_footprint()) as temporary:
+    with appearing(folder, model.hf.get_memory_footprint()) as temporary:
         with _silenced(model, chosen, mode):
             model.hf.save_pretrained(temporary)
         if model.tokenizer is not None:
@@ -69,7 +69,7 @@ def export_ablated(model: Model, heads: Heads, mode: str, folder: Path | str) ->
 
 
 @contextmanager
-def _appearing(folder: Path, size: int) -> Iterator[Path]:
+def appearing(folder: Path, size: int) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name at the end; nothing is left if the block fails. size: bytes to come."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     made = [parent for parent in folder.absolute().parents if not parent.exists()]

@@ -1,21 +1,25 @@
-"""Loading a model and its tokenizer by name: a bundled model, a folder, a model of the hub, or an adapter of one."""
+"""Loading a model and its tokenizer: of a known name, a folder, a GGUF file, a model of the hub, or an adapter of one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from headwise.heads.errors import HeadwiseError
-from headwise.models import adapters
+from headwise.models import adapters, gguf
 from headwise.models.checkpoint import fault_of, some_of
 from headwise.models.families import family_of
 from headwise.models.model import Model, label, use_the_cap
 from headwise.models.names import bundled_models, folder_of
+from headwise.models.registry import entry_named
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -31,55 +35,151 @@ def load(
     *,
     name: str | None = None,
     trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+    packed: bool = False,
+    adapter: str | None = None,
+    offline: bool = False,
 ) -> Model:
     """Load a causal language model in evaluation mode.
 
     Args:
-        name_or_path: Name of a bundled model, folder, or hub id; also of an adapter of peft, which is put on its base model.
+        name_or_path: A name of `headwise models list`, folder, GGUF file, or hub id; also of an adapter of peft, which is put on its base model.
         device: `auto` (CUDA if there is one), `cpu`, `cuda`, ...
-        dtype: `auto` (as saved; float32 on a CPU), `saved`, `float32`, `bfloat16`, `float16`.
+        dtype: `auto` (as saved; float32 on a CPU), `saved`, `float32`, `bfloat16`, `float16`. Packed weights of a GGUF file count as saved in
+            bfloat16.
         revision: Revision of a hub model.
-        name: What results call the model, in place of the hub id or the folder's name.
+        name: What results call the model, in place of the hub id or the name of the folder or file.
         trust_remote_code: Run Python code that comes with the model. Without it such a model is refused, and nothing is asked.
+        gguf_file: The GGUF file to load from the folder or the hub's model.
+        packed: Keep the weights of a GGUF file packed, or refuse.
+        adapter: Folder or hub id of an adapter of peft to put on the model.
+        offline: Never fetch anything.
 
     Returns:
         The model with its tokenizer.
 
     Raises:
         HeadwiseError: There is no such model, its files are broken or incomplete, or it cannot be used.
-        MissingExtraError: It is an adapter, and peft is not installed.
+        MissingExtraError: It is an adapter or a GGUF file, and peft or gguf is not installed.
     """
-    place, kind = resolve_device(device), resolve_dtype(dtype, resolve_device(device))
-    folder = folder_of(name_or_path, revision)
+    place = resolve_device(device)
+    kind = resolve_dtype(dtype, place)
+    wanted = Wanted(name_or_path, place, kind, revision, trust_remote_code, gguf_file, packed, offline)
+    model = _load(wanted)
+    if adapter is not None:
+        model = _adapted(model, adapter, wanted)
+    return model if name is None else replace(model, name=name)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for: the arguments of `load`, device and dtype as torch takes them."""
+
+    name: str
+    device: str
+    dtype: Any
+    revision: str | None
+    trust_remote_code: bool
+    gguf_file: str | None
+    packed: bool
+    offline: bool
+
+
+def _load(wanted: Wanted) -> Model:
+    """The model that a name means; for an adapter, its base with the adapter on it."""
+    file, folder = gguf.given_file(wanted.name), None
+    if file is not None and wanted.gguf_file is not None:
+        raise HeadwiseError(f"{wanted.name!r} is a GGUF file itself; leave --gguf-file (gguf_file=) out")
+    called = _name_of(wanted.name, file)
+    if file is None:
+        folder = folder_of(wanted.name, wanted.revision, wanted.gguf_file, wanted.offline)
     if folder is not None and (folder / adapters.CONFIG).is_file() and not (folder / "config.json").is_file():
         adapters.require_peft()
-        base = load(adapters.base_of(folder), device, dtype, trust_remote_code=trust_remote_code)
-        tokenizer = _tokenizer(folder, {}, name_or_path, folder) if _has_tokenizer(folder) else base.tokenizer
-        wrapped = adapters.with_adapter(base.hf, folder)
-        return Model(wrapped.to(place), tokenizer, name or label(name_or_path))
-    bundled = name_or_path in bundled_models()
-    # A whole copy in the hub's cache is used as it is: given the hub id, transformers would ask the hub many times.
-    whole = folder is not None and (bundled or (fault_of(folder) is None and _has_tokenizer(folder)))
-    source: str | Path = folder if folder is not None and whole else name_or_path
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _quiet():
-        hf = _weights(source, kind, options, name_or_path, folder)
-        tokenizer = _tokenizer(source, options, name_or_path, folder)
+        base = _load(replace(wanted, name=adapters.base_of(folder), revision=None, gguf_file=None))
+        return replace(_adapted(base, str(folder), wanted), name=called)
+    if folder is not None:
+        file = gguf.file_in(folder, wanted.gguf_file)
+    if file is None and wanted.packed:
+        raise HeadwiseError(f"{wanted.name!r} is no GGUF file; leave --packed (packed=True) out")
+    hf, tokenizer = _from_checkpoint(wanted, folder) if file is None else _from_gguf(file, wanted)
     if folder is not None and folder.parent.name == "snapshots":
         hf.config._commit_hash = folder.name
     use_the_cap(hf)
-    check_tokenizer(tokenizer, hf.get_input_embeddings().weight.shape[0], name_or_path)
-    return Model(hf.to(place).eval(), tokenizer, name or (name_or_path if bundled else label(name_or_path)))
+    check_tokenizer(tokenizer, hf.get_input_embeddings().weight.shape[0], wanted.name)
+    return Model(hf.to(wanted.device).eval(), tokenizer, called)
 
 
-def _weights(source: str | Path, dtype: Any, options: dict[str, Any], name: str, folder: Path | None) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _name_of(given: str, file: Path | None) -> str:
+    """What results call a model. file: the GGUF file that was given itself."""
+    if file is not None:
+        return file.stem if file.suffix.lower() == gguf.ENDING else file.name
+    entry = entry_named(given)
+    if entry is not None:
+        return entry.name
+    return given if given in bundled_models() else label(given)
+
+
+def _adapted(base: Model, adapter: str, wanted: Wanted) -> Model:
+    """The model with an adapter on it, and the adapter's own tokenizer where it has one."""
+    adapters.require_peft()
+    folder = folder_of(adapter, offline=wanted.offline)
+    if folder is None or not (folder / adapters.CONFIG).is_file():
+        raise HeadwiseError(f"{adapter!r} is no adapter of peft (it has no {adapters.CONFIG})")
+    tokenizer = _tokenizer(folder, {}, adapter, folder) if _has_tokenizer(folder) else base.tokenizer
+    wrapped = adapters.with_adapter(base.hf, folder)
+    return Model(wrapped.to(wanted.device), tokenizer, base.name)
+
+
+def _from_checkpoint(wanted: Wanted, folder: Path | None) -> tuple[Any, Any]:
+    known = wanted.name in bundled_models() or entry_named(wanted.name) is not None
+    # A whole copy in the hub's cache is used as it is: given the hub id, transformers would ask the hub many times.
+    whole = folder is not None and (known or (fault_of(folder) is None and _has_tokenizer(folder)))
+    source: str | Path = folder if folder is not None and whole else wanted.name
+    options = {
+        "revision": wanted.revision,
+        "trust_remote_code": wanted.trust_remote_code,
+        "local_files_only": wanted.offline,
+    }
+    with _quiet():
+        return _weights(source, wanted.dtype, options, wanted.name, folder), _tokenizer(source, options, wanted.name, folder)
+
+
+def _from_gguf(file: Path, wanted: Wanted) -> tuple[Any, Any]:
+    """Model and tokenizer of a GGUF file, its weights unpacked."""
+    from transformers import GgufConfig
+
+    header = gguf.checked_header(file, wanted.packed)
+    # The whole path and an empty folder: a file of the same name in the current folder, or a tokenizer beside the file, would be taken instead.
+    options: dict[str, Any] = {"gguf_file": str(file.resolve()), "local_files_only": True}
+    # Whatever is set, transformers draws a bar for the tensors of a GGUF file.
+    with _quiet(), TemporaryDirectory(prefix="headwise-") as nowhere, redirect_stderr(StringIO()):
+        config = _config(nowhere, options, file.name, None)
+        gguf.check_config(header, config, file.name)
+        check_tensors({"unexpected_keys": gguf.left_over(header, config), "missing_keys": (), "mismatched_keys": ()}, file.name)
+        tokenizer = _tokenizer(nowhere, options, file.name, None)
+        options |= {"config": config, "quantization_config": GgufConfig(dequantize=True)}
+        hf = _weights(nowhere, torch.bfloat16 if wanted.dtype == "auto" else wanted.dtype, options, file.name, None)
+    hf.config._name_or_path = tokenizer.name_or_path = file.name
+    setattr(hf.config, gguf.SOURCE, gguf.source_of(header, file))
+    return hf, tokenizer
+
+
+def _config(source: str | Path, options: dict[str, Any], name: str, folder: Path | None) -> Any:
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(source, **options)
     except Exception as error:  # of many kinds, for files that are not what they should be
         raise _refused(name, error, fault_of(folder, weights=False), "give a folder with config.json, or a hub id") from error
     family_of(config.model_type)
+    return config
+
+
+def _weights(source: str | Path, dtype: Any, options: dict[str, Any], name: str, folder: Path | None) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    if "config" not in options:
+        _config(source, options, name, folder)
     try:
         # Tensors of another shape are let through here, so that they can be named below.
         hf, info = AutoModelForCausalLM.from_pretrained(

@@ -209,7 +209,9 @@ class Model:
         ids = torch.tensor([self.tokenizer.encode(text)], device=self.hf.device)
         room = max_new_tokens if self.positions is None else self.positions - ids.shape[1]
         if room < 1:
-            raise HeadwiseError(f"the prompt has {ids.shape[1]} tokens, but {self.name} has {self.positions} positions; shorten it")
+            raise HeadwiseError(
+                f"the prompt has {ids.shape[1]} tokens, but {self.name} has {self.positions} positions; shorten it"
+            )
         kind: Any = type(self.hf)
         given = {} if cache is None else {cache_argument(kind): cache}
         with torch.no_grad():
@@ -298,10 +300,11 @@ def describe_model(model: Model) -> dict[str, Any]:
     """Where a result comes from. No time stamps: the same run gives the same bytes.
 
     Returns:
-        Model, shape, tokenizer, dtype, device and library versions. The model is called by its name, never by the path of its folder, which is
-        nobody else's business.
+        Model, shape, tokenizer, dtype, device and library versions. The model is called by its name, never by the path of its folder. `source` is
+        there for weights that come from a packed file (GGUF), also after a conversion: its format, the file's name, and the quantisation.
     """
     config = model.hf.config
+    source = getattr(config, "headwise_source", None)
     return {
         "model": model.name,
         "revision": getattr(config, "_commit_hash", None),
@@ -315,6 +318,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "tokenizer": type(model.tokenizer).__name__ if model.tokenizer is not None else None,
         "vocabulary": len(model.tokenizer.get_vocab()) if model.tokenizer is not None else None,
         "dtype": str(model.hf.dtype).removeprefix("torch."),
+        **({"source": source} if source else {}),
         "device": device_of(model.hf).type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

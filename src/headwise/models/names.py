@@ -1,15 +1,17 @@
-"""What the name of a model means: a bundled model, a folder, a model of the hub; and what was meant by a mistyped one."""
+"""What the name of a model means: a bundled or registered model, a folder, a model of the hub; and what was meant by a mistyped one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from headwise.heads.errors import HeadwiseError
+from headwise.models.checkpoint import some_of
+from headwise.models.registry import LAB_COMMAND, LAB_MODELS, entry_named, registered_names
 
 DEFAULT = "lab-6m"
 PATIENCE = 5.0  # seconds the hub may take to say whether it has a model
@@ -49,14 +51,18 @@ def bundled_models() -> dict[str, Path]:
     return {path.parent.name: path.parent for folder in folders for path in folder.glob("*/config.json")}
 
 
-def folder_of(name: str, revision: str | None = None) -> Path | None:
-    """The folder that a name means: a bundled model's, a folder's own, or a downloaded model's in the hub's cache.
+def folder_of(name: str, revision: str | None = None, gguf_file: str | None = None, offline: bool = False) -> Path | None:
+    """The folder that a name means: a bundled or registered model's, a folder's own, or a downloaded model's in the hub's cache.
+
+    A registered model is fetched if it is missing.
 
     None for a model that the hub has and that must be downloaded first.
 
     Args:
-        name: Name of a bundled model, folder, or hub id.
+        name: A name of `headwise models list`, folder, or hub id.
         revision: Revision of a hub model.
+        gguf_file: The GGUF file that is wanted of a hub model; it is downloaded alone.
+        offline: Do not ask the hub.
 
     Raises:
         HeadwiseError: It is none of these, or the hub cannot be asked. Names near to it are suggested.
@@ -64,43 +70,57 @@ def folder_of(name: str, revision: str | None = None) -> Path | None:
     bundled = bundled_models().get(name)
     if bundled is not None:
         return bundled
+    entry = entry_named(name)
+    if entry is not None:
+        from headwise.models.fetch import fetched
+
+        return fetched(entry, offline)
+    if name in LAB_MODELS:
+        raise HeadwiseError(f"model {name!r} comes with headwise-lab; run: {LAB_COMMAND}")
     path = Path(name)
     if path.is_dir() and name.strip():
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip() or path.is_file():
         kind = "is a file, not a model folder" if path.is_file() else "no such model folder"
-        raise HeadwiseError(f"{kind}: {name!r}; give a folder with config.json or a hub id like 'owner/name'")
-    return _cached(name, revision) or _ask_hub(name, revision)
+        raise HeadwiseError(f"{kind}: {name!r}; give a folder with config.json, a GGUF file, or a hub id like 'owner/name'")
+    return cached(name, revision, gguf_file) or _ask_hub(name, revision, gguf_file, offline)
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
+def cached(name: str, revision: str | None = None, gguf_file: str | None = None) -> Path | None:
+    """The folder in the hub's cache; with `gguf_file` only if that file is there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    files = ("config.json", "adapter_config.json") if gguf_file is None else (gguf_file,)
     try:
-        found = [try_to_load_from_cache(name, file, revision=revision) for file in ("config.json", "adapter_config.json")]
+        found = [try_to_load_from_cache(name, file, revision=revision) for file in files]
     except HFValidationError as error:
         raise HeadwiseError(f"{name!r} is neither a folder nor the id of a hub model (like 'owner/name')") from error
-    return next((Path(path).parent for path in found if isinstance(path, str)), None)
+    return next((_snapshot(path, file) for path, file in zip(found, files, strict=True) if isinstance(path, str)), None)
 
 
-def _ask_hub(name: str, revision: str | None) -> Path | None:
+def _snapshot(path: str, file: str) -> Path:
+    """The folder of a revision in the hub's cache, given a file of it and the file's name there (which may name folders)."""
+    return Path(path).parents[len(Path(file).parts) - 1]
+
+
+def _ask_hub(name: str, revision: str | None, gguf_file: str | None = None, offline: bool = False) -> Path | None:
     """Raise unless the hub says that it has the model; one short question in place of transformers' many patient ones.
 
-    Adapters are downloaded; models are left to transformers (None).
+    Adapters and GGUF files are downloaded; models are left to transformers (None).
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    asked = name.split("/")[-1].lower()
-    near = get_close_matches(asked, known := _known())
-    hint = f"did you mean {', '.join(known[one] for one in near)}?" if near else "give a folder or a hub id like 'owner/name'"
-    told = f"unknown model {name!r}{f' at revision {revision!r}' if revision else ''}: no bundled model, no folder, not in the hub's cache"
+    asked, known = name.split("/")[-1].lower(), _known()
+    hint = near(name, known) or "give a folder or a hub id like 'owner/name'"
+    asked_for = repr(name) + (f" at revision {revision!r}" if revision else "")
+    told = f"unknown model {asked_for}: no name of headwise models list, no folder, not in the hub's cache"
     if "/" not in name and get_close_matches(asked, known, cutoff=SLIP):  # not a hub id: do not wait for the network
         raise HeadwiseError(f"{told}; {hint}")
-    if constants.HF_HUB_OFFLINE:
-        raise HeadwiseError(f"{told}, and HF_HUB_OFFLINE forbids asking the hub; {hint}")
-    answer = _within(PATIENCE, lambda: HfApi().model_info(name, revision=revision, timeout=PATIENCE))
+    if offline or constants.HF_HUB_OFFLINE:
+        raise HeadwiseError(f"{told}, and {'--offline' if offline else 'HF_HUB_OFFLINE'} forbids asking the hub; {hint}")
+    answer = within(PATIENCE, lambda: HfApi().model_info(name, revision=revision, timeout=PATIENCE))
     if isinstance(answer, GatedRepoError):
         raise HeadwiseError(
             f"the hub gives {name!r} only to users who accepted its terms; accept them there and run: hf auth login"
@@ -111,22 +131,45 @@ def _ask_hub(name: str, revision: str | None) -> Path | None:
         raise HeadwiseError(f"{told}, and the hub has no such model (or keeps it private); {hint}")
     if isinstance(answer, Exception) or answer is None:
         raise HeadwiseError(f"{told}, and the hub cannot be reached; {hint}")
-    files = {sibling.rfilename for sibling in answer.siblings or ()}
-    if "adapter_config.json" in files and "config.json" not in files:
+    return _downloaded(name, revision, gguf_file, {sibling.rfilename for sibling in answer.siblings or ()})
+
+
+def _downloaded(name: str, revision: str | None, gguf_file: str | None, files: set[str]) -> Path | None:
+    """The folder of what transformers would not download by itself; None for a plain model. files: of the hub's model."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    packed = sorted(file for file in files if file.lower().endswith(".gguf"))
+    if gguf_file is not None:
+        if gguf_file not in files:
+            there = f"it has {some_of(packed)}" if packed else "it has no GGUF file"
+            raise HeadwiseError(f"the hub's model {name!r} has no file {gguf_file!r}; {there}")
+        return _snapshot(hf_hub_download(name, gguf_file, revision=revision), gguf_file)
+    if "config.json" not in files and "adapter_config.json" in files:
         return Path(snapshot_download(name, revision=revision))
+    if "config.json" not in files and packed:
+        raise HeadwiseError(
+            f"the hub's model {name!r} holds GGUF files: {some_of(packed)}; choose one with --gguf-file (gguf_file=)"
+        )
     return None
 
 
+def near(name: str, known: Mapping[str, str] | None = None) -> str:
+    """`did you mean ...?`, with the known names that are like this one; "" if none is. known: what `_known` gives."""
+    known = _known() if known is None else known
+    alike = get_close_matches(name.split("/")[-1].lower(), known)
+    return f"did you mean {', '.join(known[one] for one in alike)}?" if alike else ""
+
+
 def _known() -> dict[str, str]:
-    """Names that need no network, without owner and in small letters -> as they are given: bundled models and the hub's cache."""
+    """Names that need no network, without owner and in small letters -> as they are given: known models and the hub's cache."""
     from huggingface_hub import constants
 
-    cached = (path.name.removeprefix("models--").replace("--", "/") for path in Path(constants.HF_HUB_CACHE).glob("models--*"))
+    hub = (path.name.removeprefix("models--").replace("--", "/") for path in Path(constants.HF_HUB_CACHE).glob("models--*"))
     here = (entry.name for entry in os.scandir(".") if entry.is_dir() and os.path.exists(os.path.join(entry.path, "config.json")))
-    return {name.split("/")[-1].lower(): name for name in (*here, *cached, *bundled_models())}
+    return {name.split("/")[-1].lower(): name for name in (*here, *hub, *registered_names(), *bundled_models())}
 
 
-def _within(seconds: float, ask: Callable[[], Any]) -> Any:
+def within(seconds: float, ask: Callable[[], Any]) -> Any:
     """What `ask` returns or raises; None if it takes longer. Looking up an address can hang for minutes, whatever timeout is set."""
     answers: list[Any] = []
 
