@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from headwise.cli import demo
+from headwise.heads import HeadwiseError
 
 FOUND = {
     "solved": 3,
@@ -40,21 +41,36 @@ def commands(monkeypatch):
     return ran
 
 
-@pytest.mark.parametrize("model", [None, "world-6m"])
-def test_three_commands_on_one_model(headwise, commands, model):
-    done = headwise("demo", *([model] if model else []), "-o", "out")
+@pytest.mark.parametrize(
+    ("given", "lengths"), [("smollm2", ["512", "512"]), ("lab-6m", ["256,512,1024", "512"]), ("world-6m", [])]
+)
+def test_three_commands_on_one_model(headwise, commands, given, lengths):
+    done = headwise("demo", given, "-o", "out")
     assert done.code == 0, done.err
     detect, ablate, show = commands
-    assert detect[:2] == ["detect", model or "lab-6m"]
-    assert ("--lengths" in detect) == ("--lengths" in ablate) == (model is None)  # other models: lengths that fit them
+    assert detect[:2] == ["detect", given]
+    assert [words[words.index("--lengths") + 1] for words in (detect, ablate) if "--lengths" in words] == lengths
     assert ablate[ablate.index("--heads") + 1] == "out/heads.json"
-    assert show[show.index("--model") + 1] == (model or "lab-6m")
+    assert show[show.index("--model") + 1] == given
     assert "L1H2 0.90" in done.out
     assert "explorer   E" in done.out
 
 
+@pytest.mark.parametrize("can_be_had", [True, False])
+def test_without_a_model_it_is_the_real_one_and_else_the_bundled_one_and_says_so(headwise, commands, monkeypatch, can_be_had):
+    def bring(name):
+        if not can_be_had:
+            raise HeadwiseError(f"model {name!r} cannot be fetched; pip: no network")
+
+    monkeypatch.setattr(demo.o, "bring", bring)
+    done = headwise("demo", "-o", "out")
+    assert done.code == 0, done.err
+    assert commands[0][:2] == ["detect", "smollm2" if can_be_had else "lab-6m"]
+    assert ("goes on with the bundled lab-6m" in done.out) == ("pip: no network" in done.out) == (not can_be_had)
+
+
 def test_json_is_all_that_is_printed(headwise, commands):
-    done = headwise("demo", "--json")
+    done = headwise("demo", "lab-6m", "--json")
     assert json.loads(done.out) == {"heads": ANSWERS["detect"], "ablation": ANSWERS["ablate"], "page": "E"}
 
 
