@@ -25,6 +25,7 @@ def test_the_list_names_every_model_and_the_command_that_brings_it(headwise, mon
     assert (rows["world-6m"]["folder"], rows["world-6m"]["command"]) == (None, "pip install headwise-lab")
     shown = headwise("models", "list").out
     assert all(name in shown for name in rows)
+    assert "smollm2 is brought by: headwise models get smollm2" in shown
 
 
 def test_the_lab_models_of_the_list_are_those_of_the_lab():

@@ -29,10 +29,10 @@ def list_models(json: o.Json = False) -> None:
     for column in table.columns[:5]:
         column.no_wrap = True
     for row in rows:
-        here = "yes" if row["folder"] else f"no: {row['command']}"
         sizes = _millions(row["parameters"]), _megabytes(row["bytes"])
-        table.add_row(row["name"], *sizes, row["licence"] or "-", here, row["title"])
-    print_all(table)
+        table.add_row(row["name"], *sizes, row["licence"] or "-", "yes" if row["folder"] else "no", row["title"])
+    missing = [row for row in rows if not row["folder"]]
+    print_all(table, *(f"{row['name']} is brought by: {row['command']}" for row in missing))
 
 
 @app.command("get")
