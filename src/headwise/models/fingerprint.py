@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,13 +29,28 @@ def weights_digest(model: nn.Module) -> str:
     Raises:
         HeadwiseError: A parameter has no values (it is on torch's `meta` device and no library keeps its values).
     """
+    return tensors_digest(_parameters(model))
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """16 hexadecimal digits of named tensors, as in `weights_digest`."""
     digest = hashlib.sha256()
-    for name, parameter in _parameters(model):
-        values = parameter.detach().flatten()
+    for name, tensor in _plain(tensors):
+        values = tensor.detach().flatten()
         some = values[:: max(1, len(values) // SAMPLES)].cpu().contiguous()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {_sum(values)}".encode())
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {_sum(values)}".encode())
         digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a class that wraps others (torchao's packed weights) are taken apart."""
+    for name, tensor in tensors:
+        if hasattr(tensor, "__tensor_flatten__"):
+            parts: Any = tensor
+            yield from _plain((f"{name}.{part}", getattr(parts, part)) for part in parts.__tensor_flatten__()[0])
+        else:
+            yield name, tensor
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
