@@ -132,7 +132,10 @@ def test_an_adapter_on_a_split_model_is_refused(folder, tmp_path):
         ({"device_map": {"": "cuda:9"}}, r"puts '' on CUDA device 9; this torch sees \d"),
         ({"device_map": {"": "cuda:x"}}, "puts '' on 'cuda:x'; use cpu, disk, or the number"),
         ({"device_map": {"": "tpu"}}, "puts '' on 'tpu'; use cpu, disk, or the number"),
-        ({"device_map": {"model.layers.0": "disk"}, "offload_folder": "off"}, r"the device_map names no device for lm_head\.weight, .* and \d+ more$"),
+        (
+            {"device_map": {"model.layers.0": "disk"}, "offload_folder": "off"},
+            r"the device_map names no device for lm_head\.weight, .* and \d+ more$",
+        ),
     ],
 )
 def test_maps_that_cannot_be_are_refused(folder, options, message):

@@ -233,10 +233,15 @@ def test_weights_that_stay_packed_need_a_device(tmp_path):
         load(str(tmp_path / "plain"), "cpu", packed=True)
 
 
-def test_a_checkpoint_that_declares_what_it_is_not_is_refused(tmp_path):
-    """Plain weights under a declaration of FP8: their scales are missing."""
-    write(tmp_path / "model", FP8)
-    with pytest.raises(HeadwiseError, match=r"cannot load model|the checkpoint of") as told:
+def test_scales_that_are_missing_are_named(tmp_path):
+    def without_scales(weight):
+        parts, meant = packed_fp8(weight)
+        return {"weight": parts["weight"]}, meant
+
+    written(tmp_path / "model", FP8, without_scales)
+    with pytest.raises(
+        HeadwiseError, match=r"'.*model' lacks the scales of packed tensors: \S+down_proj\.weight, .* and 25 more"
+    ) as told:
         load(str(tmp_path / "model"), "cpu")
     assert "\n" not in str(told.value)
 

@@ -77,13 +77,21 @@ def _sum(values: Tensor) -> str:
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All parameters and saved buffers with their values, also those that accelerate keeps elsewhere between passes."""
-    saved = model.state_dict().keys()
-    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)  # where GPTQ and AWQ keep their weights
-    for name, parameter in (*model.named_parameters(), *buffers):
+    for name, parameter in (*model.named_parameters(), *_saved_buffers(model)):
         if parameter.is_meta:
             owner, _, own = name.rpartition(".")
             parameter = _offloaded(model.get_submodule(owner), own, name)
         yield name, parameter
+
+
+def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that belong to a checkpoint, where GPTQ and AWQ keep their weights. `state_dict()` would name them too, but bitsandbytes lays
+    out its weights anew for it, and not back as they were.
+    """
+    for path, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}".lstrip("."), buffer
 
 
 def _offloaded(module: Any, name: str, full_name: str) -> Tensor:

@@ -176,6 +176,8 @@ def _from_checkpoint(wanted: Wanted, folder: Path | None) -> tuple[Any, Any]:
             _tokenizer(source, options, wanted.name, folder),
         )
     if packing is not None:
+        # A model that was not here before lies in the hub's cache now.
+        quantized.check_scales(config, folder or folder_of(wanted.name, wanted.revision, offline=True), wanted.name)
         setattr(hf.config, gguf.SOURCE, packing)
         quantized.settle(hf)
     return hf, tokenizer

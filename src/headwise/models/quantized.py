@@ -7,14 +7,16 @@ tensor is read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from headwise.heads.errors import HeadwiseError, UnsupportedModelError
+from headwise.models.checkpoint import some_of
 from headwise.models.gguf import SOURCE
 
 
@@ -150,6 +152,38 @@ def packing_of(hf: Any) -> str | None:
         return None
     method = str(settings["quant_method"])
     return METHODS[method].title if method in METHODS else method
+
+
+def check_scales(config: Any, folder: Path | None, name: str) -> None:
+    """Raise if a packed tensor of a checkpoint has no scales: transformers would unpack it without them, and without a word.
+
+    Args:
+        config: The model's configuration, as its file has it.
+        folder: Of the checkpoint; None where it is not known.
+        name: The model, for the message.
+    """
+    settings = settings_of(config)
+    if settings is None or folder is None or not METHODS[str(settings["quant_method"])].unpack:
+        return
+    kinds = dict(kind for file in sorted(folder.glob("*.safetensors")) for kind in _kinds(file))
+    packed = [
+        key for key, kind in kinds.items() if kind.startswith("F8_E") or kind == "I8" or key.endswith(("_packed", "_blocks"))
+    ]
+    bases = {key: key.removesuffix("_packed").removesuffix("_blocks") for key in packed if "_scale" not in key}
+    bare = [key for key, base in bases.items() if not any(base + end in kinds for end in ("_scale", "_scale_inv", "_scales"))]
+    if bare:
+        raise HeadwiseError(
+            f"the checkpoint of {name!r} lacks the scales of packed tensors: {some_of(bare)}; get all its files anew"
+        )
+
+
+def _kinds(file: Path) -> Iterator[tuple[str, str]]:
+    """Name -> type of the tensors of a safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            yield key, str(tensors.get_slice(key).get_dtype())
 
 
 @torch.no_grad()
