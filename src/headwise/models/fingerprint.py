@@ -85,9 +85,8 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Buffers that belong to a checkpoint, where GPTQ and AWQ keep their weights. `state_dict()` would name them too, but bitsandbytes lays
-    out its weights anew for it, and not back as they were.
-    """
+    """Buffers that belong to a checkpoint, where GPTQ and AWQ keep their weights."""
+    # Not from `state_dict()`: bitsandbytes lays out its weights anew for it, and they are other weights afterwards.
     for path, module in model.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:

@@ -91,7 +91,7 @@ def size_of(config: Any, dtype: Any) -> int:
     """Bytes of the weights of a model in a dtype (`auto`: that of the checkpoint), as if they were not packed. No weight is read."""
     from transformers import AutoModelForCausalLM
 
-    kind = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None) or torch.float32
+    kind: torch.dtype = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None) or torch.float32
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(deepcopy(config), dtype=kind)  # which writes into it
     return sum(prod(parameter.shape) for parameter in skeleton.parameters()) * int(kind.itemsize)
