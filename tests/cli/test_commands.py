@@ -45,12 +45,7 @@ def test_detect_options_reach_the_run(planted, headwise, tmp_path):
     )
     options = load_heads(tmp_path / "b.json").provenance["options"]
     assert options == {
-        "rule": "multiset",
-        "match": "position",
-        "min_recall": 0.2,
-        "max_new_tokens": 9,
-        "ignore_eos": False,
-        "until_stable": False,
+        "rule": "multiset", "match": "position", "min_recall": 0.2, "max_new_tokens": 9, "ignore_eos": False, "until_stable": False
     }
     assert load_heads(tmp_path / "b.json").provenance["grid"]["seed"] == 3
     headwise(*common, "-o", "c.json", "--template", "{context}\nquestion: {question}\nanswer: {answer_prefix}")
@@ -130,18 +125,12 @@ def test_convert_there_and_back(heads, headwise, tmp_path):
 
 
 def test_convert_keeps_tables_or_says_what_is_left_out(headwise, tmp_path):
-    save_heads(
-        HeadScores(np.arange(8.0).reshape(2, 4), "gate", provenance={"model": "m"}, tables={"lift": np.ones((2, 4))}),
-        tmp_path / "a.json",
-    )
+    save_heads(HeadScores(np.arange(8.0).reshape(2, 4), "gate", provenance={"model": "m"}, tables={"lift": np.ones((2, 4))}), tmp_path / "a.json")
     assert headwise("convert", "a.json", "b.json").out == "b.json: 2 layers x 4 heads, gate score, format headwise\n"
     assert load_heads(tmp_path / "b.json") == load_heads(tmp_path / "a.json")
     said = headwise("convert", "a.json", "c.json", "--to", "wu").out.splitlines()
     assert said[1] == "left out, because format wu has no place for it: table lift, provenance"
-    assert json.loads(headwise("convert", "a.json", "d.tsv", "--to", "duo", "--json").out)["left_out"] == [
-        "table lift",
-        "provenance",
-    ]
+    assert json.loads(headwise("convert", "a.json", "d.tsv", "--to", "duo", "--json").out)["left_out"] == ["table lift", "provenance"]
 
 
 def test_convert_states_the_shape_of_bare_lists_and_of_kv_tables(planted, headwise, tmp_path):

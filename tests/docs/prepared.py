@@ -66,9 +66,7 @@ QUERY = "Who has the key?"
 def smaller(words: list[str]) -> list[str]:
     """The command with the options of the first fitting line of SMALLER behind it."""
     for start, options in SMALLER.items():
-        if all(part in words for part in start.split()) and not (
-            start == "headwise detect" and words[2:3] and words[2] in _detectors()
-        ):
+        if all(part in words for part in start.split()) and not (start == "headwise detect" and words[2:3] and words[2] in _detectors()):
             return [*words, *options.split()]
     return words
 

@@ -49,6 +49,4 @@ def head_means(model: Any, texts: Iterable[Tensor]) -> Tensor:
     if not positions:
         raise HeadwiseError("mean ablation needs calibration text; got none")
     empty = torch.zeros(heads.shape[1], heads.head_dim, device=device)
-    return torch.stack(
-        [(totals.by_layer[i] / positions).to(device) if i in totals.by_layer else empty for i in range(heads.shape[0])]
-    )
+    return torch.stack([(totals.by_layer[i] / positions).to(device) if i in totals.by_layer else empty for i in range(heads.shape[0])])

@@ -22,9 +22,9 @@ LENGTHS, SHORT = ("--lengths", "256,512,1024"), ("--lengths", "512")
 
 def demo(
     model: o.ModelName = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the results; older results in it are replaced.")
-    ] = Path("headwise-out/demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; older results in it are replaced.")] = Path(
+        "headwise-out/demo"
+    ),
     json: o.Json = False,
 ) -> None:
     """A tour of three commands: find the retrieval heads of a model, ablate them, and write a page to explore them."""

@@ -133,9 +133,7 @@ def _sweep(
     def read(done: float, total: float, remark: str) -> None:
         report(sweep + plain * done / total, sweep + plain, remark)
 
-    run = partial(
-        _run_group, model, sets=sets, options=options, without=without, stop=stop_ids(model, task.composer.builder.opens_thought)
-    )
+    run = partial(_run_group, model, sets=sets, options=options, without=without, stop=stop_ids(model, task.composer.builder.opens_thought))
     cells = run_groups(
         model, task, run, lambda cells: f"{len(all_info(cells))} prompts, {len(sets)} sets of heads", directory, swept
     )

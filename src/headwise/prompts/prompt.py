@@ -329,5 +329,5 @@ def chat_arguments(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     if isinstance(given, str):
         given = parse_json(given, "--chat-template-args")
         if not isinstance(given, dict):
-            raise HeadwiseError("--chat-template-args takes a JSON object, like '{\"enable_thinking\": true}'")
+            raise HeadwiseError('--chat-template-args takes a JSON object, like \'{"enable_thinking": true}\'')
     return dict(given or {})

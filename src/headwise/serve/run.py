@@ -70,9 +70,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=QUEUE)
     except OSError as error:
-        raise HeadwiseError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; give another --host or --port"
-        ) from error
+        raise HeadwiseError(f"cannot listen on {host}:{port}: {error.strerror or error}; give another --host or --port") from error
 
 
 def make_server(make: MakeRanker, settings: Settings) -> Server:

@@ -20,7 +20,9 @@ def without_identical(run: Scores) -> dict[str, dict[str, float]]:
     return {query: {passage: score for passage, score in scores.items() if passage != query} for query, scores in run.items()}
 
 
-def per_query(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES) -> dict[str, dict[str, float]]:
+def per_query(
+    qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES
+) -> dict[str, dict[str, float]]:
     """Values of single queries: of those that the run holds and that have a relevant passage.
 
     Args:
@@ -54,7 +56,9 @@ def per_query(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES
     return found
 
 
-def summary(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES, seed: int = 0) -> list[dict[str, Any]]:
+def summary(
+    qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES, seed: int = 0
+) -> list[dict[str, Any]]:
     """Per measure: mean over queries, its 95 % bootstrap interval [low, high] and the number of queries. Arguments as `per_query`."""
     rows = []
     for name, values in per_query(qrels, run, measures).items():

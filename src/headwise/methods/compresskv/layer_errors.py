@@ -59,10 +59,7 @@ class LayerErrors:
 
     def check(self, model: Model) -> None:
         """Raise `HeadwiseError` for a model of another shape."""
-        given, wanted = (
-            [self.provenance.get(n) for n in ("layers", "heads", "kv_heads")],
-            [*model.heads.shape, model.heads.kv_heads],
-        )
+        given, wanted = [self.provenance.get(n) for n in ("layers", "heads", "kv_heads")], [*model.heads.shape, model.heads.kv_heads]
         if given != wanted:
             raise HeadwiseError(f"layer errors of a model with layers, heads, KV heads {given}; {model.name} has {wanted}")
 

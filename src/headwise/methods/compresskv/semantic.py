@@ -93,9 +93,7 @@ def _run_group(model: Model, group: Group, options: Semantic, stop: frozenset[in
             answer = traced_answer(model.hf, seen, leaf, prompt.gold, stop, options.max_new_tokens, model.is_hybrid)
             start = answer_start(stop, answer.ids) or 0  # thoughts do not count
             mass = seen.mass[:, 0, :, start : len(answer.ids), 0]  # the pass that gave the answer is the one seen last
-            matching = matching_steps(torch.tensor(answer.ids[start:]), torch.tensor(prompt.ids[span.start : span.stop])).to(
-                mass.device
-            )
+            matching = matching_steps(torch.tensor(answer.ids[start:]), torch.tensor(prompt.ids[span.start : span.stop])).to(mass.device)
             cell |= judged_answer(model, answer.ids, stop, group.needle.answer) | {"matching_steps": int(matching.sum())}
             cell["success"] = cell["recall"] > options.min_recall
             if cell["success"]:

@@ -29,9 +29,7 @@ class Copy(NeedleQuestions):
     name: ClassVar[str] = "copy"
     summary: ClassVar[str] = "Heads that copy the answer of a needle question token by token (Wu et al. 2024)."
 
-    rule: str = option(
-        "set", "How copies are counted: set (share of needle tokens copied) or multiset (as in the released code)."
-    )
+    rule: str = option("set", "How copies are counted: set (share of needle tokens copied) or multiset (as in the released code).")
     match: str = option("token", "What counts as a copy: token, or position (only the aligned needle position).")
     until_stable: bool = option(False, "Stop when two halves of the runs agree on the top 16.")
 

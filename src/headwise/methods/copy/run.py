@@ -102,7 +102,9 @@ def _stable(cells: Sequence[Cell]) -> bool:
     return top_overlap(halves[0].mean(axis=0), halves[1].mean(axis=0), top) >= STABLE_OVERLAP
 
 
-def _collect(model: Model, task: Task, options: Copy, runs: NDArray[np.float32], cells: list[dict[str, Any]]) -> HeadScores:
+def _collect(
+    model: Model, task: Task, options: Copy, runs: NDArray[np.float32], cells: list[dict[str, Any]]
+) -> HeadScores:
     solved = [cell["success"] for cell in cells]
     if not any(solved):
         raise options.none_solved(cells)

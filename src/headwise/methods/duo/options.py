@@ -59,9 +59,7 @@ class Gates:
     recent: int | None = option(None, "Most recent tokens that a streaming head sees.", "256, less for short texts")
     penalty: float = option(0.05, "Weight of the mean gate in the loss.")
     form: str = option("mean", "Penalty on the gates: mean, or group (empties whole layers).")
-    mix: str = option(
-        "teacher", "Full attention in the loss: the unchanged model's (teacher), or over the gated model's states (self)."
-    )
+    mix: str = option("teacher", "Full attention in the loss: the unchanged model's (teacher), or over the gated model's states (self).")
     per: str = option("head", "head: one gate per KV head; layer: one gate per layer.")
     min_right: float = option(0.5, "Share of label tokens that the unchanged model must predict.")
     haystack: str | Path | Sequence[str] | None = option(None, "Folder of .txt/.md files (.gz too).", "three public-domain books")

@@ -51,9 +51,7 @@ class Query(LabelledPassages):
         if self.trim is not None and not self.trim > 0:
             raise HeadwiseError(f"trim must be above 0 standard deviations; got {self.trim:g}")
         if self.trim is not None and self.rule == "mass":
-            raise HeadwiseError(
-                "trim acts on calibrated values, which the rule mass does not read; drop trim or choose another rule"
-            )
+            raise HeadwiseError("trim acts on calibrated values, which the rule mass does not read; drop trim or choose another rule")
 
     @property
     def scoring(self) -> Scoring:
