@@ -28,7 +28,7 @@ OUTSIDE = {
     "maths": {"numpy", "torch"},
     "stats": {"numpy", "scipy", "ir_measures", "bm25s"},
     "prompts": {"numpy", "pyarrow"},
-    "models": {"numpy", "torch", "transformers", "huggingface_hub", "jinja2", "safetensors", "peft", "gguf"},
+    "models": {"numpy", "torch", "transformers", "huggingface_hub", "jinja2", "safetensors", "peft", "gguf", "accelerate"},
     "attention": {"numpy", "torch", "transformers"},
     "caches": {"numpy", "torch", "transformers", "safetensors", "kvpress"},
     "corpus": {"numpy", "pyarrow", "fsspec", "ray"},

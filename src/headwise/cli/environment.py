@@ -24,6 +24,7 @@ FEATURES: Mapping[str, str] = {
     "rank": "measures of rank, and BM25",
     "gguf": "models in GGUF files",
     "adapters": "models with an adapter of peft (LoRA)",
+    "devices": "models on several devices, quantized checkpoints",
 }
 PACKAGE = "headwise"
 

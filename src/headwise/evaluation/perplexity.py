@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headwise.heads import HeadId, HeadSet, HeadwiseError, PromptError
 from headwise.heads.progress import Report, silent
+from headwise.models.model import device_of
 from headwise.prompts.encoder import PieceEncoder, Tokenizer
 from headwise.prompts.grid import Task
 from headwise.prompts.haystack import Haystack
@@ -57,7 +58,7 @@ def window_losses(model: Any, windows: Tensor, rows: int = ROWS) -> Tensor:
     """
     if windows.ndim != 2 or not len(windows) or windows.shape[1] < 2:
         raise HeadwiseError(f"perplexity needs windows [n, T] of at least 2 tokens; got shape {list(windows.shape)}")
-    losses = torch.stack([_loss(model, window.to(model.device), rows) for window in windows])
+    losses = torch.stack([_loss(model, window.to(device_of(model)), rows) for window in windows])
     if not torch.isfinite(losses).all():
         raise HeadwiseError(
             "the model's loss on plain text is not finite (NaN or infinity); try --dtype float32 or another checkpoint"

@@ -16,7 +16,7 @@ from headwise.heads.headfile import write_json
 from headwise.heads.types import Heads
 from headwise.models.adapters import adapted_parts, merged
 from headwise.models.model import Model, describe_model
-from headwise.models.weights import silence_in_weights
+from headwise.models.weights import check_unpacked, silence_in_weights
 
 NOTE = "headwise_ablation.json"
 SPARE = 32 << 20  # bytes beside the weights: tokenizer, configuration
@@ -46,7 +46,8 @@ def export_ablated(model: Model, heads: Heads, mode: str, folder: Path | str) ->
         raise HeadwiseError("no head to ablate; choose at least one")
     source = describe_model(model)
     if model.adapter is not None:
-        source |= {"adapter": "merged into the weights"}
+        check_unpacked(model)
+        source["adapter"] |= {"merged": True}
         model = Model(merged(model.adapter), model.tokenizer, model.name)
     elif parts := adapted_parts(model.hf):
         raise HeadwiseError(

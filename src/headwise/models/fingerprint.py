@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,13 +29,28 @@ def weights_digest(model: nn.Module) -> str:
     Raises:
         HeadwiseError: A parameter has no values (it is on torch's `meta` device and no library keeps its values).
     """
+    return tensors_digest(_parameters(model))
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """16 hexadecimal digits of named tensors, as in `weights_digest`."""
     digest = hashlib.sha256()
-    for name, parameter in _parameters(model):
-        values = parameter.detach().flatten()
+    for name, tensor in _plain(tensors):
+        values = tensor.detach().flatten()
         some = values[:: max(1, len(values) // SAMPLES)].cpu().contiguous()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {_sum(values)}".encode())
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {_sum(values)}".encode())
         digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a class that wraps others (torchao's packed weights) are taken apart."""
+    for name, tensor in tensors:
+        if hasattr(tensor, "__tensor_flatten__"):
+            parts: Any = tensor
+            yield from _plain((f"{name}.{part}", getattr(parts, part)) for part in parts.__tensor_flatten__()[0])
+        else:
+            yield name, tensor
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -62,13 +77,20 @@ def _sum(values: Tensor) -> str:
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All parameters and saved buffers with their values, also those that accelerate keeps elsewhere between passes."""
-    saved = model.state_dict().keys()
-    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)  # where GPTQ and AWQ keep their weights
-    for name, parameter in (*model.named_parameters(), *buffers):
+    for name, parameter in (*model.named_parameters(), *_saved_buffers(model)):
         if parameter.is_meta:
             owner, _, own = name.rpartition(".")
             parameter = _offloaded(model.get_submodule(owner), own, name)
         yield name, parameter
+
+
+def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that belong to a checkpoint, where GPTQ and AWQ keep their weights."""
+    # Not from `state_dict()`: bitsandbytes lays out its weights anew for it, and they are other weights afterwards.
+    for path, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}".lstrip("."), buffer
 
 
 def _offloaded(module: Any, name: str, full_name: str) -> Tensor:

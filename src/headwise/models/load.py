@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from headwise.heads.errors import HeadwiseError
-from headwise.models import adapters, gguf
+from headwise.models import adapters, gguf, placement, quantized
 from headwise.models.checkpoint import fault_of, some_of
 from headwise.models.families import family_of
 from headwise.models.model import Model, label, use_the_cap
@@ -39,36 +40,53 @@ def load(
     packed: bool = False,
     adapter: str | None = None,
     offline: bool = False,
+    device_map: str | Mapping[str, Any] | None = None,
+    offload_folder: str | Path | None = None,
 ) -> Model:
     """Load a causal language model in evaluation mode.
 
     Args:
         name_or_path: A name of `headwise models list`, folder, GGUF file, or hub id; also of an adapter of peft, which is put on its base model.
-        device: `auto` (CUDA if there is one), `cpu`, `cuda`, ...
+        device: `auto` (CUDA if there is one; spread over all CUDA devices, and into main memory where it does not fit on them), `cpu`, `cuda`, ...
         dtype: `auto` (as saved; float32 on a CPU), `saved`, `float32`, `bfloat16`, `float16`. Packed weights of a GGUF file count as saved in
             bfloat16.
         revision: Revision of a hub model.
         name: What results call the model, in place of the hub id or the name of the folder or file.
         trust_remote_code: Run Python code that comes with the model. Without it such a model is refused, and nothing is asked.
         gguf_file: The GGUF file to load from the folder or the hub's model.
-        packed: Keep the weights of a GGUF file packed, or refuse.
+        packed: Keep weights packed that are unpacked otherwise (GGUF, FP8, MXFP4, compressed-tensors), or refuse.
         adapter: Folder or hub id of an adapter of peft to put on the model.
         offline: Never fetch anything.
+        device_map: In place of `device`, where each part lies, as accelerate takes it: `auto`, or name of a module -> device, `cpu` or `disk`.
+        offload_folder: Where parts on the disk are kept.
 
     Returns:
         The model with its tokenizer.
 
     Raises:
         HeadwiseError: There is no such model, its files are broken or incomplete, or it cannot be used.
-        MissingExtraError: It is an adapter or a GGUF file, and peft or gguf is not installed.
+        MissingExtraError: It is an adapter or a GGUF file, or is to lie on several devices, and peft, gguf or accelerate is not installed.
     """
     place = resolve_device(device)
+    where = placement.checked_map(device_map, offload_folder, device)
+    if isinstance(where, dict) and set(where.values()) <= {*placement.OFF}:
+        place = "cpu"
     kind = resolve_dtype(dtype, place)
-    wanted = Wanted(name_or_path, place, kind, revision, trust_remote_code, gguf_file, packed, offline)
+    spread = Spread(where, None if offload_folder is None else str(offload_folder), device == "auto")
+    wanted = Wanted(name_or_path, place, kind, revision, trust_remote_code, gguf_file, packed, offline, spread)
     model = _load(wanted)
     if adapter is not None:
         model = _adapted(model, adapter, wanted)
     return model if name is None else replace(model, name=name)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Whether a model may lie on several devices. device_map: the given one. may: it does so by itself where one device is not enough."""
+
+    device_map: Any
+    offload_folder: str | None
+    may: bool
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,7 @@ class Wanted:
     gguf_file: str | None
     packed: bool
     offline: bool
+    spread: Spread
 
 
 def _load(wanted: Wanted) -> Model:
@@ -99,14 +118,12 @@ def _load(wanted: Wanted) -> Model:
         return replace(_adapted(base, str(folder), wanted), name=called)
     if folder is not None:
         file = gguf.file_in(folder, wanted.gguf_file)
-    if file is None and wanted.packed:
-        raise HeadwiseError(f"{wanted.name!r} is no GGUF file; leave --packed (packed=True) out")
     hf, tokenizer = _from_checkpoint(wanted, folder) if file is None else _from_gguf(file, wanted)
     if folder is not None and folder.parent.name == "snapshots":
         hf.config._commit_hash = folder.name
     use_the_cap(hf)
     check_tokenizer(tokenizer, hf.get_input_embeddings().weight.shape[0], wanted.name)
-    return Model(hf.to(wanted.device).eval(), tokenizer, called)
+    return Model(_moved(hf, wanted.device).eval(), tokenizer, called)
 
 
 def _name_of(given: str, file: Path | None) -> str:
@@ -125,9 +142,24 @@ def _adapted(base: Model, adapter: str, wanted: Wanted) -> Model:
     folder = folder_of(adapter, offline=wanted.offline)
     if folder is None or not (folder / adapters.CONFIG).is_file():
         raise HeadwiseError(f"{adapter!r} is no adapter of peft (it has no {adapters.CONFIG})")
+    if placement.is_offloaded(base.hf):
+        raise HeadwiseError(
+            f"the adapter {adapter!r} needs the whole model in memory, and parts of it are offloaded; load it without device_map"
+        )
     tokenizer = _tokenizer(folder, {}, adapter, folder) if _has_tokenizer(folder) else base.tokenizer
-    wrapped = adapters.with_adapter(base.hf, folder)
-    return Model(wrapped.to(wanted.device), tokenizer, base.name)
+    called = _name_of(adapter, None)
+    wrapped = adapters.with_adapter(base.hf, folder, called)
+    if wanted.name != adapter:
+        entry = entry_named(wanted.name)
+        known = (wanted.name, base.name, str(getattr(base.hf.config, "_name_or_path", "")), "" if entry is None else entry.hub)
+        adapters.compare_bases(folder, called, known)
+    moved = wrapped if placement.is_spread(base.hf) else wrapped.to(wanted.device)
+    return Model(moved, tokenizer, base.name)
+
+
+def _moved(hf: Any, device: str) -> Any:
+    """The model on its device. One that lies on several is there already, as is a packed one, which cannot be moved."""
+    return hf if placement.is_spread(hf) or quantized.packing_of(hf) else hf.to(device)
 
 
 def _from_checkpoint(wanted: Wanted, folder: Path | None) -> tuple[Any, Any]:
@@ -141,7 +173,33 @@ def _from_checkpoint(wanted: Wanted, folder: Path | None) -> tuple[Any, Any]:
         "local_files_only": wanted.offline,
     }
     with _quiet():
-        return _weights(source, wanted.dtype, options, wanted.name, folder), _tokenizer(source, options, wanted.name, folder)
+        config = _config(source, options, wanted.name, folder)
+        packing = quantized.source_of(config)
+        quantized.check(config, wanted.name, wanted.device, wanted.packed)
+        loading = options | quantized.loading_options(config, wanted.packed) | _places(wanted, config)
+        hf, tokenizer = (
+            _weights(source, wanted.dtype, loading, wanted.name, folder),
+            _tokenizer(source, options, wanted.name, folder),
+        )
+    if packing is not None:
+        # A model that was not here before lies in the hub's cache now.
+        quantized.check_scales(config, folder or folder_of(wanted.name, wanted.revision, offline=True), wanted.name)
+        setattr(hf.config, gguf.SOURCE, packing)
+        quantized.settle(hf)
+    return hf, tokenizer
+
+
+def _places(wanted: Wanted, config: Any) -> dict[str, Any]:
+    """What `from_pretrained` must be told where the weights go; nothing for a model that is moved as a whole when it is loaded."""
+    spread = wanted.spread
+    if spread.device_map is not None:
+        return {"device_map": spread.device_map, "offload_folder": spread.offload_folder}
+    if spread.may and placement.needs_several(config, wanted.dtype):
+        return {"device_map": "auto"}
+    if quantized.settings_of(config) is None:
+        return {}
+    placement.require_accelerate()
+    return {"device_map": {"": wanted.device}}
 
 
 def _from_gguf(file: Path, wanted: Wanted) -> tuple[Any, Any]:
@@ -157,7 +215,7 @@ def _from_gguf(file: Path, wanted: Wanted) -> tuple[Any, Any]:
         gguf.check_config(header, config, file.name)
         check_tensors({"unexpected_keys": gguf.left_over(header, config), "missing_keys": (), "mismatched_keys": ()}, file.name)
         tokenizer = _tokenizer(nowhere, options, file.name, None)
-        options |= {"config": config, "quantization_config": GgufConfig(dequantize=True)}
+        options |= {"config": config, "quantization_config": GgufConfig(dequantize=True)} | _places(wanted, config)
         hf = _weights(nowhere, torch.bfloat16 if wanted.dtype == "auto" else wanted.dtype, options, file.name, None)
     hf.config._name_or_path = tokenizer.name_or_path = file.name
     setattr(hf.config, gguf.SOURCE, gguf.source_of(header, file))
@@ -178,8 +236,6 @@ def _config(source: str | Path, options: dict[str, Any], name: str, folder: Path
 def _weights(source: str | Path, dtype: Any, options: dict[str, Any], name: str, folder: Path | None) -> Any:
     from transformers import AutoModelForCausalLM
 
-    if "config" not in options:
-        _config(source, options, name, folder)
     try:
         # Tensors of another shape are let through here, so that they can be named below.
         hf, info = AutoModelForCausalLM.from_pretrained(
@@ -275,19 +331,24 @@ def _refused(name: str, error: Exception, fault: str | None, hint: str = "") -> 
     if "trust_remote_code" in text:
         hint = "look at the code, then allow it with trust_remote_code=True (--trust-remote-code)"
         return HeadwiseError(f"model {name!r} comes with its own Python code, which runs only if you allow it; {hint}")
+    homeless = re.search(r"device_map provided does not give any device for the following parameters: (.*)", text)
+    if homeless:
+        text = f"the device_map names no device for {some_of(homeless[1].split(', '))}"
     seen = fault or text.strip().split("\n")[0].rstrip(".:") or type(error).__name__
     return HeadwiseError(f"cannot load model {name!r}: {seen}" + (f"; {hint}" if hint and not fault else ""))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' tables of what did not fit: that is refused in one line."""
+    """Without transformers' tables of what did not fit: that is refused in one line. It also warns where weights are unpacked on purpose."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You passed `quantization_config`")
+            yield
     finally:
         logging.set_verbosity(before)
 

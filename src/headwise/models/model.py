@@ -16,7 +16,9 @@ from torch import nn
 from headwise.heads import HeadSet, HeadwiseError, UnsupportedModelError
 from headwise.heads.text import shorten
 from headwise.heads.types import Heads
+from headwise.models.adapters import describe_adapter, without_adapter
 from headwise.models.families import Family, family_of
+from headwise.models.quantized import source_of
 from headwise.models.readout import Readout
 
 
@@ -206,7 +208,7 @@ class Model:
             raise HeadwiseError(f"the prompt must be a text that is not empty; got {shorten(repr(text))}")
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise HeadwiseError(f"max_new_tokens must be at least 1; got {shorten(repr(max_new_tokens))}")
-        ids = torch.tensor([self.tokenizer.encode(text)], device=self.hf.device)
+        ids = torch.tensor([self.tokenizer.encode(text)], device=device_of(self.hf))
         room = max_new_tokens if self.positions is None else self.positions - ids.shape[1]
         if room < 1:
             raise HeadwiseError(
@@ -268,22 +270,6 @@ def transformers_model(model: Any) -> Any:
     return without_adapter(model)
 
 
-def without_adapter(hf: Any) -> Any:
-    """The transformers model inside a `PeftModel`, whose layers still run with the adapter; any other model as it is.
-
-    Raises:
-        HeadwiseError: The adapter is made of virtual tokens (prompt tuning), which only the wrapper adds.
-    """
-    # Known by the class's name, so that peft need not be imported.
-    if not any(base.__name__ == "PeftModel" and base.__module__.startswith("peft") for base in type(hf).__mro__):
-        return hf
-    kind = hf.active_peft_config
-    if kind.is_prompt_learning:
-        name = getattr(kind.peft_type, "value", kind.peft_type)
-        raise HeadwiseError(f"adapters of virtual tokens ({name}) cannot be used; adapters in the weights, such as LoRA, can")
-    return hf.get_base_model()
-
-
 def need_tokenizer(model: Any, purpose: str) -> Model:
     """The `Model`, which must have a tokenizer.
 
@@ -301,10 +287,11 @@ def describe_model(model: Model) -> dict[str, Any]:
 
     Returns:
         Model, shape, tokenizer, dtype, device and library versions. The model is called by its name, never by the path of its folder. `source` is
-        there for weights that come from a packed file (GGUF), also after a conversion: its format, the file's name, and the quantisation.
+        there for weights that were packed (a GGUF file, a quantized checkpoint), also after a conversion: format, name of the file, quantization.
+        `adapter` is there for a `PeftModel`: see `describe_adapter`.
     """
     config = model.hf.config
-    source = getattr(config, "headwise_source", None)
+    added = {"source": source_of(config), "adapter": describe_adapter(model.adapter)}
     return {
         "model": model.name,
         "revision": getattr(config, "_commit_hash", None),
@@ -318,7 +305,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "tokenizer": type(model.tokenizer).__name__ if model.tokenizer is not None else None,
         "vocabulary": len(model.tokenizer.get_vocab()) if model.tokenizer is not None else None,
         "dtype": str(model.hf.dtype).removeprefix("torch."),
-        **({"source": source} if source else {}),
+        **{key: value for key, value in added.items() if value},
         "device": device_of(model.hf).type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

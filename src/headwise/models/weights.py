@@ -16,6 +16,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadId, Heads
 from headwise.models.adapters import adapted_parts
 from headwise.models.model import Model, as_model
+from headwise.models.quantized import packing_of
 
 WEIGHT_MODES = ("zero", "uniform")
 
@@ -42,7 +43,17 @@ def silence_in_weights(hf: nn.Module, heads: Heads, mode: Literal["zero", "unifo
             part.zero_()
 
 
+def check_unpacked(model: Model) -> None:
+    """Raise if the model's weights are packed, so that they cannot be edited."""
+    packing = packing_of(model.hf)
+    if packing is not None:
+        raise HeadwiseError(
+            f"the weights of {model.name} are packed ({packing}), and cannot be edited; load the model without quantization"
+        )
+
+
 def _check_editable(model: Model) -> None:
+    check_unpacked(model)
     adapted = adapted_parts(model.hf)
     if adapted:
         raise HeadwiseError(
@@ -54,7 +65,7 @@ def _check_editable(model: Model) -> None:
                 raise HeadwiseError(
                     f"layer {layer}: {name} is not in memory (offloaded); load the model without offloading to edit weights"
                 )
-            if not parameter.is_floating_point():
+            if not parameter.is_floating_point() or parameter.element_size() < 2 or hasattr(parameter, "__tensor_flatten__"):
                 raise HeadwiseError(
                     f"layer {layer}: {name} is packed ({parameter.dtype}); load the model without quantization to edit weights"
                 )

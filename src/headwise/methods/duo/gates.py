@@ -22,7 +22,7 @@ from headwise.heads.progress import Report, silent
 from headwise.maths.gates import gate_loss
 from headwise.methods.duo.options import Gates
 from headwise.methods.duo.prompts import LabelledText
-from headwise.models.model import Model, as_model, describe_model
+from headwise.models.model import Model, as_model, describe_model, device_of
 
 SCORE_VERSION = 1
 STATED = ("steps", "rate", "sinks", "recent", "penalty", "form", "mix", "per", "seed", "min_right")
@@ -60,7 +60,7 @@ def gate_scores(model: Model, texts: Sequence[LabelledText], options: Gates | No
             f"(at least {options.min_right:.0%})"
         )
     gates = torch.nn.Parameter(
-        torch.ones(model.heads.shape[0], model.heads.kv_heads if options.per == "head" else 1, device=hf.device)
+        torch.ones(model.heads.shape[0], model.heads.kv_heads if options.per == "head" else 1, device=device_of(hf))
     )
     optimiser = torch.optim.AdamW([gates], lr=options.rate, weight_decay=0.0)
     total, losses = torch.zeros_like(gates), []
@@ -140,4 +140,4 @@ def _tensors(model: Model, texts: Sequence[LabelledText], window: int) -> list[T
             f"gates need texts of at least {WINDOWS} x (sinks + recent) = {least} tokens that fit the model's {most or 'unlimited'} positions; "
             f"got {f'{lengths[0]} to {lengths[-1]}' if lengths else 'none'}"
         )
-    return [torch.tensor([text.ids], device=model.hf.device) for text in texts]
+    return [torch.tensor([text.ids], device=device_of(model.hf)) for text in texts]

@@ -15,7 +15,7 @@ from headwise.heads import HeadScores, HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.maths.gates import greedy_layers, kv_gates
 from headwise.methods.duo.prompts import LabelledText
-from headwise.models.model import Model
+from headwise.models.model import Model, device_of
 
 
 def with_layer_order(
@@ -42,7 +42,7 @@ def with_layer_order(
     """
     model, full = model, model.heads.full_layers
     table = kv_gates(gates, *model.heads.shape, model.heads.kv_heads, model.name)[full]
-    rows = [(torch.tensor([text.ids], device=model.hf.device), text.places) for text in texts]
+    rows = [(torch.tensor([text.ids], device=device_of(model.hf)), text.places) for text in texts]
     if not table.size or not np.isfinite(table).all():
         raise HeadwiseError("an order of layers needs a finite gate for every KV head of the layers with full attention")
     measure, known = streaming_loss(model.hf, rows, window), dict[bytes, float]()
