@@ -47,11 +47,11 @@ class Claim:
 
 
 REAL_SETS = {
-    "hotpotqa": "80 questions of HotpotQA's development part, their ten paragraphs (two gold)",
-    "nq": "80 questions of NQ: the gold passage and nine others by BM25",
+    "hotpotqa": "60 questions of HotpotQA's development part, their ten paragraphs (two gold)",
+    "nq": "60 questions of NQ: the gold passage and nine others by BM25",
     "dbpedia": "40 queries of DBpedia-Entity: up to three relevant abstracts, the others by BM25",
 }
-RANK = "benchmarks/rank_real.py --data FOLDER --model smollm2 --items 80 --passages 10 --words 60 --top 16 --lengths 512,1024"
+RANK = "benchmarks/rank_real.py --data FOLDER --model smollm2 --items 60 --passages 10 --words 60 --top 16 --lengths 512,1024"
 RANK_DATA = (
     "query heads: 96 training questions of HotpotQA; copy heads: 8 detection needles, 512 and 1,024 tokens, 3 depths; test: "
 )
@@ -124,7 +124,7 @@ RANK_CLAIMS = (
     ),
 )
 
-CAFE = "benchmarks/cafe_real.py --data FOLDER --model smollm2 --items 80 --answers 60 --passages 10 --words 60"
+CAFE = "benchmarks/cafe_real.py --data FOLDER --model smollm2 --items 60 --answers 60 --passages 10 --words 60"
 CAFE_DATA = (
     "coarse heads (4, two votes each): 64 training questions of HotpotQA; fine heads (2, one vote each): 32 others; test: "
 )
@@ -148,7 +148,14 @@ ANSWERS = {
 CAFE_CLAIMS = (
     *(
         Claim(
-            f"cafe.{name}.{data}", f"cafe {card}", told, ANSWER_GATE, RIGHT, CAFE_DATA + f"60 of {REAL_SETS[data]}", control, CAFE
+            f"cafe.{name}.{data}",
+            f"cafe {card}",
+            told,
+            ANSWER_GATE,
+            RIGHT,
+            CAFE_DATA + f"{REAL_SETS[data]}; of these, questions whose cut gold passages hold the answer, without yes and no",
+            control,
+            CAFE,
         )
         for data in ("hotpotqa", "nq")
         for name, (card, told) in ANSWERS.items()
