@@ -204,7 +204,13 @@ def judged(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     Args:
         found: Claim -> `gate` (bool) and either `holds`, or `difference` (mean, low, high), `p` and, if the mean
             must reach more than 0, `least`.
+
+    Raises:
+        ValueError: A claim was not registered.
     """
+    unknown = found.keys() - {claim.key for claim in CLAIMS}
+    if unknown:
+        raise ValueError(f"not registered: {', '.join(sorted(unknown))}")
     tests = [key for key, each in found.items() if "p" in each and each["gate"]]
     corrected = dict(zip(tests, benjamini_hochberg([found[key]["p"] for key in tests]).tolist(), strict=True)) if tests else {}
     out = {}
