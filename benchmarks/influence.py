@@ -4,7 +4,8 @@
 `vs_two_pass_bucketed`: the same loop over batches of documents of similar length, as many tokens each as the scorer's.
 `vs_one_forward`: time over one plain pass of those batches with its loss (what a perplexity filter costs);
 `vs_one_forward_without_loss`: over the pass alone. `by_operations`: what the multiplications alone would make of the latter.
-The first changed layer is the first one at 40 % of the depth or above. A random Llama; lengths are log-normal.
+A random Llama, whose first changed layer is the first one at 40 % of the depth or above; or --model NAME with --heads FILE, of which the
+strongest 5 % are ablated (without a file: as of the random one). Lengths are log-normal, tokens random.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from common import best_of, hardware, show
 from stream import overhead
 
 from headwise.corpus.documents import Encoded, batches_of, windows_of
-from headwise.heads import HeadSet
+from headwise.heads import HeadSet, load_heads
+from headwise.methods.influence.proxy import top_share
 from headwise.methods.influence.scorer import AttentionInfluence
+from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.weights import silence_in_weights
 from headwise.testing.tokenizers import character_tokenizer
@@ -104,10 +107,9 @@ def forward(model: torch.nn.Module, batches: Sequence[Batch]) -> None:
         model(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
-def speed(repeats: int, count: int, layers: int, width: int, vocabulary: int) -> dict[str, object]:
+def speed(repeats: int, count: int, model: Model, heads: HeadSet) -> dict[str, object]:
     """The three ratios, and what they were measured on."""
-    model, texts = random_llama(layers, width, vocabulary), documents(count, vocabulary)
-    heads = heads_from(model)
+    texts = documents(count, model.hf.config.vocab_size)
     reference = copy.deepcopy(model.hf)
     silence_in_weights(reference, heads, "uniform")
     scorer = AttentionInfluence(model, heads)
@@ -132,7 +134,7 @@ def speed(repeats: int, count: int, layers: int, width: int, vocabulary: int) ->
         "vs_two_pass_bucketed": times[2] / times[0],
         "vs_one_forward": times[0] / times[3],
         "vs_one_forward_without_loss": times[0] / times[4],
-        "by_operations": 2 - scorer.first_layer / layers * body / (body + top),
+        "by_operations": 2 - scorer.first_layer / model.heads.shape[0] * body / (body + top),
         "tokens_per_second": tokens / times[0],
         "largest_difference_of_losses": worst,
         "tokens": tokens,
@@ -140,7 +142,7 @@ def speed(repeats: int, count: int, layers: int, width: int, vocabulary: int) ->
         "padding_in_file_order": 1 - tokens / sum(padded(batch)[0].numel() for batch in rows),
         "padding_by_length": 1 - tokens / sum(padded(batch)[0].numel() for batch in buckets),
         "first_changed_layer": scorer.first_layer,
-        "layers": layers,
+        "layers": model.heads.shape[0],
         "heads_left_out": len(heads),
         "parameters_of_the_layers": body,
         "parameters_of_the_head": top,
@@ -163,9 +165,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--vocabulary", type=int, default=32_768)
+    parser.add_argument("--model", help="a real model in place of the random one")
+    parser.add_argument("--heads", help="its head file, for example of the proxy task; the strongest 5 %% are ablated")
+    parser.add_argument("--no-stream", action="store_true", help="leave out the measurement of files (see stream.py)")
     chosen = parser.parse_args()
-    result = speed(chosen.repeats, chosen.documents, chosen.layers, chosen.width, chosen.vocabulary)
-    show({**result, "stream_overhead": stream_overhead(), "hardware": hardware()}, chosen.json)
+    model = load(chosen.model) if chosen.model else random_llama(chosen.layers, chosen.width, chosen.vocabulary)
+    heads = top_share(load_heads(chosen.heads)) if chosen.heads else heads_from(model)
+    result = speed(chosen.repeats, chosen.documents, model, heads) | {"model": chosen.model or "a random Llama"}
+    if not chosen.no_stream:
+        result["stream_overhead"] = stream_overhead()
+    show({**result, "hardware": hardware()}, chosen.json)
 
 
 if __name__ == "__main__":

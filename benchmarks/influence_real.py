@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-WORDS = (80, 400)  # of a passage of a novel or of code, evenly on a log scale
+WORDS = (80, 400)  # of a passage, evenly on a log scale
 TITLE = re.compile(r"^ = [^=].* = $")
 
 
@@ -28,12 +28,12 @@ def read(path: Path) -> str:
     return gzip.decompress(path.read_bytes()).decode()
 
 
-def passages(text: str, rng: np.random.Generator) -> Iterator[str]:
+def passages(text: str, rng: np.random.Generator, limits: tuple[int, int] = WORDS) -> Iterator[str]:
     """Whole lines, as many as reach a drawn number of words."""
     lines: list[str] = []
     words, wanted = 0, 0.0
     for line in text.splitlines():
-        wanted = wanted or float(np.exp(rng.uniform(*np.log(WORDS))))
+        wanted = wanted or float(np.exp(rng.uniform(*np.log(limits))))
         lines.append(line)
         words += len(line.split())
         if words >= wanted:

@@ -8,7 +8,7 @@ import torch
 
 from headwise.attention import ablate
 from headwise.attention.branches import LossHead, branch_losses, branches
-from headwise.heads import HeadSet
+from headwise.heads import HeadSet, HeadwiseError
 from headwise.models.export import export_ablated
 from headwise.models.load import load
 from headwise.models.model import Model, as_model, follow
@@ -82,6 +82,28 @@ def test_layers_below_the_first_changed_one_run_once(model, ids):
         handle.remove()
     assert seen == [3] * first + [6] * (4 - first)
     assert hidden.shape == (2, 3, 24, model.config.hidden_size)
+
+
+def test_several_sets_of_heads_have_a_branch_each(model, ids):
+    """Every branch gives the losses of a run with that set alone; the branches part at the first layer of any set."""
+    sets = [heads_of(model, 1), heads_of(model, 0), heads_of(model, 1)]
+    head, texts = LossHead(model), [ids[0, :20].numpy(), ids[1].numpy()]
+
+    def losses(heads):
+        with branches(model, heads) as run:
+            return branch_losses(run, head, texts, (), torch.device("cpu"))
+
+    together, alone = losses(sets), [losses(heads) for heads in sets]
+    for row, got in enumerate(together):
+        assert got.shape == (4, len(texts[row]) - 1)
+        expected = np.stack([alone[0][row][0], *(one[row][1] for one in alone)])
+        np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5)
+        assert not np.allclose(got[1], got[2], atol=1e-4)
+
+
+def test_no_set_of_heads_is_refused(model):
+    with pytest.raises(HeadwiseError, match="no set of heads"), branches(model, []):
+        pass
 
 
 def test_a_model_is_bit_for_bit_as_before(model, ids):

@@ -1,7 +1,7 @@
-"""Two branches of one text, the unchanged model and the model with some heads ablated, and the losses of the tokens in both.
+"""Branches of one text, the unchanged model and the model with some heads ablated (one set of heads or several), and the losses in each.
 
-Below the first layer with an ablated head both are equal, so these layers run once; from there on the branches are the two halves of a
-doubled batch. So the losses of both branches come from the same batch shapes and kernels.
+Below the first layer with an ablated head all are equal, so these layers run once; from there on the branches are the parts of a batch that is
+as many times as large. So the losses of all branches come from the same batch shapes and kernels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def first_changed_layer(heads: HeadSet) -> int:
 
 
 @contextmanager
-def branches(model: Any, heads: HeadSet, mode: str = "uniform", means: Tensor | None = None) -> Iterator[Run]:
+def branches(model: Any, heads: HeadSet | Sequence[HeadSet], mode: str = "uniform", means: Tensor | None = None) -> Iterator[Run]:
     """Run texts through the model as it is and without some heads, at once.
 
     Texts start at position 0 and may be padded on the right: no token looks ahead, so no mask is needed, and hidden states of the padding mean
@@ -49,41 +49,47 @@ def branches(model: Any, heads: HeadSet, mode: str = "uniform", means: Tensor | 
 
     Args:
         model: A transformers model.
-        heads: Left out in the second branch.
+        heads: Left out in the second branch; of several sets, each has a branch of its own, in order. Sets that begin in about the same layer
+            go well together, since all branches part at the first layer of any of them.
         mode: What happens to them, see `ablate`; the scope is `all`.
         means: For mode `mean`, see `ablate`.
 
     Yields:
-        run(ids [B, T]) -> final hidden states [2, B, T, width], after the final norm: [0] of the unchanged model, [1] with the heads ablated.
+        run(ids [B, T]) -> final hidden states [1 + sets, B, T, width], after the final norm: [0] of the unchanged model, [i] without the heads
+        of set i (from 1).
 
     Raises:
-        HeadwiseError: As `ablate`, and for an empty set of heads.
+        HeadwiseError: As `ablate`, for an empty set of heads, and for no set.
     """
     if mode == "resample":
         raise HeadwiseError("mode 'resample' is for answers (see ablate); losses of documents take zero, uniform or mean")
-    first = first_changed_layer(heads)
-    nothing, rows = HeadSet((), heads.shape), 0
+    sets = [heads] if isinstance(heads, HeadSet) else list(heads)
+    if not sets:
+        raise HeadwiseError("no set of heads to ablate; give at least one")
+    first = min(map(first_changed_layer, sets))
+    count, rows = 1 + len(sets), 0
 
     @torch.no_grad()
     def run(ids: Tensor) -> Tensor:
         nonlocal rows
         rows = len(ids)
+        variants = [HeadSet((), sets[0].shape), *sets]
         try:
-            with ablate(model, [nothing] * rows + [heads] * rows, mode, means=means):
+            with ablate(model, [chosen for chosen in variants for _ in range(rows)], mode, means=means):
                 hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         finally:
             rows = 0
-        return hidden.view(2, len(ids), *hidden.shape[1:])
+        return hidden.view(count, len(ids), *hidden.shape[1:])
 
-    def double(_: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        # In front of the first changed layer this doubles the hidden states, too; above it they come with twice the rows already.
-        return _twice(inputs, rows), _twice(options, rows)
+    def part(_: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # In front of the first changed layer this repeats the hidden states, too; above it they come with all rows already.
+        return _repeated(inputs, rows, count), _repeated(options, rows, count)
 
     with attached(model) as plan:
-        with ablate(model, heads, mode, means=means):  # refuses what cannot be ablated before any work is done
+        with ablate(model, sets, mode, means=means):  # refuses what cannot be ablated before any work is done
             pass
         layers = list(plan.model.layers)[first:]
-        handles = [layer.register_forward_pre_hook(double, with_kwargs=True) for layer in layers]
+        handles = [layer.register_forward_pre_hook(part, with_kwargs=True) for layer in layers]
         try:
             yield run
         finally:
@@ -91,14 +97,14 @@ def branches(model: Any, heads: HeadSet, mode: str = "uniform", means: Tensor | 
                 handle.remove()
 
 
-def _twice(value: Any, rows: int) -> Any:
-    """Tensors [rows, ...] with every entry twice, [2 * rows, ...]; everything else as it is. Goes into tuples and dictionaries."""
+def _repeated(value: Any, rows: int, count: int) -> Any:
+    """Tensors [rows, ...] `count` times, [count * rows, ...]; everything else as it is. Goes into tuples and dictionaries."""
     if isinstance(value, tuple):
-        return tuple(_twice(part, rows) for part in value)
+        return tuple(_repeated(part, rows, count) for part in value)
     if isinstance(value, dict):
-        return {name: _twice(part, rows) for name, part in value.items()}
+        return {name: _repeated(part, rows, count) for name, part in value.items()}
     if isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows:
-        return torch.cat([value, value])
+        return torch.cat([value] * count)
     return value
 
 
@@ -156,7 +162,7 @@ class LossHead:
 def branch_losses(
     run: Run, head: LossHead, texts: Sequence[NDArray[np.int32]], bos: Sequence[int], device: torch.device
 ) -> list[NDArray[np.float32]]:
-    """Losses of each text from its second token on, of the unchanged model and with the heads ablated.
+    """Losses of each text from its second token on, in every branch: of the unchanged model, and with each set of heads ablated.
 
     Neither padding nor last tokens ever meet the output projection.
 
@@ -168,7 +174,7 @@ def branch_losses(
         device: Where the model is.
 
     Returns:
-        [2, n - 1] float32 in nats per text.
+        [1 + sets, n - 1] float32 in nats per text.
     """
     ahead, lengths = len(bos), [len(text) - 1 for text in texts]
     ids = np.full((len(texts), ahead + max(lengths)), PAD, dtype=np.int64)  # a last token predicts nothing, so it is not read
@@ -179,5 +185,5 @@ def branch_losses(
     targets = torch.from_numpy(np.concatenate([text[1:] for text in texts]).astype(np.int64)).to(device)
     hidden = run(torch.from_numpy(ids).to(device)).flatten(1, 2)
     chosen = hidden[:, torch.from_numpy(places).to(hidden.device)].flatten(0, 1)
-    losses = head(chosen, targets.repeat(2)).view(2, -1).cpu().numpy()
+    losses = head(chosen, targets.repeat(len(hidden))).view(len(hidden), -1).cpu().numpy()
     return np.split(losses, np.cumsum(lengths)[:-1], axis=1)

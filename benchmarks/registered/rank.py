@@ -1,50 +1,8 @@
-"""What is claimed about `smollm2` and by which rule it is judged: written down before the numbers were seen.
-
-One row per claim. A claim whose gate fails is "not testable on this model"; otherwise it is "held" or "not held" by its rule. Rules,
-splits and controls follow one protocol for all rows:
-
-- heads are found on items that no test item shares; the wordings of detection and test needles differ;
-- the heads that are compared with random ones are compared with layer-matched draws outside of the chosen heads (at least 20), with draws
-  from any layer, with the weakest heads and with heads of nearly the same output norm, as far as the row's `controls` say;
-- intervals are 95 % bootstrap intervals over items, differences are paired by item, tests are sign flips over items; the p-values of one
-  family (the part of the key before the first dot) are corrected together (Benjamini and Hochberg) and compared with 0.05;
-- weights: SmolLM2-135M-Instruct from a 4-bit GGUF file (Q4_1), dequantised; float32 on a CPU.
-"""
+"""Ranking with query heads, and CAFE, on the real model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from headwise.stats.paired import benjamini_hochberg
-
-LEVEL = 0.05  # of corrected p-values
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim, registered before its number.
-
-    Attributes:
-        key: Family and name, such as `rank.query_above_all.hotpotqa`.
-        card: Method card and number of the claim there.
-        sentence: What is claimed, in our words.
-        gate: What the unablated model must do, so that the claim can be tested at all; empty: nothing.
-        rule: Metric, direction and threshold.
-        data: Data and splits.
-        controls: What stands beside the chosen heads.
-        command: What measures it.
-    """
-
-    key: str
-    card: str
-    sentence: str
-    gate: str
-    rule: str
-    data: str
-    controls: str
-    command: str
-
+from registered.claim import Claim
 
 REAL_SETS = {
     "hotpotqa": "60 questions of HotpotQA's development part, their ten paragraphs (two gold)",
@@ -189,36 +147,3 @@ CAFE_CLAIMS = (
         CAFE,
     ),
 )
-
-CLAIMS: tuple[Claim, ...] = (*RANK_CLAIMS, *CAFE_CLAIMS)
-
-
-def verdict(holds: bool | None) -> str:
-    """The three verdicts; None: the gate failed."""
-    return "not testable on this model" if holds is None else "held" if holds else "not held"
-
-
-def judged(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Results of one family by claim, with corrected p-values and verdicts.
-
-    Args:
-        found: Claim -> `gate` (bool) and either `holds`, or `difference` (mean, low, high), `p` and, if the mean
-            must reach more than 0, `least`.
-
-    Raises:
-        ValueError: A claim was not registered.
-    """
-    unknown = found.keys() - {claim.key for claim in CLAIMS}
-    if unknown:
-        raise ValueError(f"not registered: {', '.join(sorted(unknown))}")
-    tests = [key for key, each in found.items() if "p" in each and each["gate"]]
-    corrected = dict(zip(tests, benjamini_hochberg([found[key]["p"] for key in tests]).tolist(), strict=True)) if tests else {}
-    out = {}
-    for key, each in found.items():
-        holds = each.get("holds")
-        if key in corrected:
-            mean, needed = each["difference"][0], each.get("least", 0.0)
-            holds = mean > 0 and mean >= needed and corrected[key] <= LEVEL
-        out[key] = each | ({"p, corrected": round(corrected[key], 5)} if key in corrected else {})
-        out[key]["verdict"] = verdict(bool(holds) if each["gate"] else None)
-    return out
