@@ -15,11 +15,11 @@ from headwise.caches.kept_cache import compress
 from headwise.caches.kept_layer import Keep
 from headwise.evaluation.compression import (
     Candidate,
-    continuation,
     measure_compression,
     size_of,
 )
 from headwise.evaluation.contexts import Context, Question, longest, ruler_contexts
+from headwise.evaluation.reading import continuation
 from headwise.heads import HeadwiseError, MissingExtraError, PromptError
 from headwise.methods.snapkv.press import SnapKV
 from headwise.methods.streamingllm.press import StreamingLLM

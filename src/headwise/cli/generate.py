@@ -55,7 +55,8 @@ def generate(
     loaded = o.load(model, device, dtype, revision)
     from headwise.attention.plan import attached
     from headwise.caches.kept_file import save_cache as save
-    from headwise.evaluation.compression import continuation, size_of
+    from headwise.evaluation.compression import size_of
+    from headwise.evaluation.reading import continuation
 
     with attached(loaded):
         if load_cache is None:
