@@ -300,7 +300,7 @@ def measure(lab: Lab, candidates: Sequence[Candidate], seed: int, places: tuple[
                     )
                     own["exact"].append(float(said == list(prompt.gold)))
                     own["answer"].append(float(said[: span.length] == list(prompt.gold[: span.length])))
-                    survival = survival_of(held, span)
+                    survival = survival_of(held, (span,))
                     own["survival"].append(float(np.mean(survival)))
                     own["by_layer"].append(survival.mean(axis=1).tolist())
                     own["held"].append(size.nbytes / size.full)

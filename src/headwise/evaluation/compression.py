@@ -18,7 +18,7 @@ from torch import Tensor
 from headwise.attention.plan import attached
 from headwise.caches.kept_cache import KeptCache
 from headwise.caches.kept_layer import Compressor
-from headwise.evaluation.contexts import Context, Question
+from headwise.evaluation.contexts import Context, Question, answer_spans
 from headwise.evaluation.reading import Reading, continuations, decoded
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
@@ -215,7 +215,7 @@ def _inside(model: Model, candidates: Sequence[Candidate], context: Context) -> 
     """Every question is read with the context. One outcome per candidate."""
     found: list[list[Outcome]] = [[] for _ in candidates]
     for question in context.questions:
-        prompt = Prompt(context.ids + question.rest, _spans([question]))
+        prompt = Prompt(context.ids + question.rest, answer_spans([question]))
         reading = Reading(model, prompt.ids)
         for batch in reading.batches(_ordered(candidates, prompt)):
             said = continuations(model.hf, [one.cache for one in batch], batch[0].logits, context.stop, question.limit)
@@ -228,7 +228,7 @@ def _inside(model: Model, candidates: Sequence[Candidate], context: Context) -> 
 @torch.no_grad()
 def _outside(model: Model, candidates: Sequence[Candidate], context: Context) -> list[Outcome]:
     """The context is read once; every question continues a copy of it. One outcome per candidate."""
-    prompt, found = Prompt(context.ids, _spans(context.questions)), dict[int, Outcome]()
+    prompt, found = Prompt(context.ids, answer_spans(context.questions)), dict[int, Outcome]()
     for batch in Reading(model, prompt.ids).batches(_ordered(candidates, prompt)):
         caches = [one.cache for one in batch]
         answers: list[list[Said]] = [[] for _ in batch]
@@ -251,10 +251,6 @@ def _ordered(candidates: Sequence[Candidate], prompt: Prompt) -> list[tuple[int,
     return [(number, candidates[number].for_prompt(prompt)) for number in sorted(range(len(candidates)), key=share)]
 
 
-def _spans(questions: Sequence[Question]) -> dict[str, Span]:
-    return {f"answer/{i}": question.answer for i, question in enumerate(questions, 1) if question.answer is not None}
-
-
 def _text(model: Model, ids: Sequence[int]) -> str:
     return str(model.tokenizer.decode(list(ids), skip_special_tokens=True))
 
@@ -273,7 +269,7 @@ def size_of(cache: KeptCache) -> Size:
 def _held(cache: KeptCache, questions: Sequence[Question]) -> tuple[Values, Size]:
     """What a cache holds right after the prefill: survival of the answers, and its size."""
     held = list(cache.held_positions().values())
-    return _mean([survival_of(held, question.answer) for question in questions]), size_of(cache)
+    return _mean([survival_of(held, question.places) for question in questions]), size_of(cache)
 
 
 def _mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
@@ -282,12 +278,14 @@ def _mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
     return Outcome(_mean([outcome.survival for outcome in outcomes]), size, tuple(said for one in outcomes for said in one.said))
 
 
-def survival_of(held: Sequence[Sequence[Tensor]], answer: Span | None) -> Values:
-    """[layer, KV head] share of the answer's positions that is held."""
-    if answer is None:
+def survival_of(held: Sequence[Sequence[Tensor]], places: Sequence[Span]) -> Values:
+    """[layer, KV head] share of an answer's positions that is held; NaN if its places are not known."""
+    if not places:
         return np.full((len(held), len(held[0])), np.nan)
-    inside = [[((head >= answer.start) & (head < answer.stop)).sum().item() for head in heads] for heads in held]
-    return np.array(inside, dtype=np.float64) / answer.length
+    inside = [
+        [sum(((head >= span.start) & (head < span.stop)).sum().item() for span in places) for head in heads] for heads in held
+    ]
+    return np.array(inside, dtype=np.float64) / sum(span.length for span in places)
 
 
 def _mean(values: Sequence[Any]) -> Any:
