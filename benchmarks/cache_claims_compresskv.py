@@ -20,9 +20,9 @@ from headwise.caches.allocation import Adaptive, ByHead, ByLayer, Pyramid
 from headwise.caches.controls import Full, Oracle, RandomTokens
 from headwise.caches.kept_layer import View
 from headwise.evaluation.ablation import ablation_curve
-from headwise.evaluation.compression import Candidate, size_of, survival_of
+from headwise.evaluation.compression import Candidate, survival_of
 from headwise.evaluation.perplexity import text_windows
-from headwise.evaluation.reading import Reading
+from headwise.evaluation.reading import Reading, size_of
 from headwise.heads import HeadScores, HeadSet
 from headwise.methods.adakv.press import AdaKV
 from headwise.methods.compresskv.layer_errors import LayerErrors, layer_errors

@@ -13,13 +13,9 @@ from headwise.caches.controls import Full, Oracle
 from headwise.caches.groups import Window
 from headwise.caches.kept_cache import compress
 from headwise.caches.kept_layer import Keep
-from headwise.evaluation.compression import (
-    Candidate,
-    measure_compression,
-    size_of,
-)
+from headwise.evaluation.compression import Candidate, measure_compression
 from headwise.evaluation.contexts import Context, Question, longest, ruler_contexts
-from headwise.evaluation.reading import continuation
+from headwise.evaluation.reading import continuation, size_of
 from headwise.heads import HeadwiseError, MissingExtraError, PromptError
 from headwise.methods.snapkv.press import SnapKV
 from headwise.methods.streamingllm.press import StreamingLLM

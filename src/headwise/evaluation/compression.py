@@ -19,10 +19,9 @@ from headwise.attention.plan import attached
 from headwise.caches.kept_cache import KeptCache
 from headwise.caches.kept_layer import Compressor
 from headwise.evaluation.contexts import Context, Question, answer_spans
-from headwise.evaluation.reading import Reading, continuations, decoded
+from headwise.evaluation.reading import Reading, Size, continuations, decoded, size_of
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
-from headwise.maths.memory import cache_bytes, full_counts
 from headwise.models.model import Model
 from headwise.prompts.prompt import Prompt, Span
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
@@ -52,22 +51,6 @@ class Candidate(NamedTuple):
     def for_prompt(self, prompt: Prompt) -> Compressor:
         """The compressor to use for a prompt."""
         return self.make if hasattr(self.make, "kept") else self.make(prompt)  # type: ignore[return-value]
-
-
-class Size(NamedTuple):
-    """Of a cache with one row.
-
-    Attributes:
-        positions: Held, mean per KV head.
-        nbytes: Held, spare room included.
-        formula: Bytes by the formula.
-        full: Bytes of the full cache by the formula.
-    """
-
-    positions: float
-    nbytes: int
-    formula: int
-    full: int
 
 
 class Said(NamedTuple):
@@ -253,17 +236,6 @@ def _ordered(candidates: Sequence[Candidate], prompt: Prompt) -> list[tuple[int,
 
 def _text(model: Model, ids: Sequence[int]) -> str:
     return str(model.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def size_of(cache: KeptCache) -> Size:
-    """Sizes of the layers that are compressed; `cache.skipped` are not counted. The prefill must have ended."""
-    layers = list(cache.kept_layers.values())
-    counts = [[len(head) for head in heads] for heads in cache.held_positions().values()]
-    some = (layers[0].groups or [])[0]
-    widths = {"key_width": some.keys.shape[3], "value_width": some.values.shape[3], "item_size": some.keys.element_size()}
-    whole = full_counts(cache.get_seq_length(), len(layers), cache.model.heads.kv_heads)
-    nbytes = sum(layer.nbytes for layer in layers)
-    return Size(float(np.mean(counts)), nbytes, cache_bytes(counts, **widths), cache_bytes(whole, **widths))
 
 
 def _held(cache: KeptCache, questions: Sequence[Question]) -> tuple[Values, Size]:

@@ -14,6 +14,8 @@ from torch import Tensor
 from headwise.caches.kept_cache import KeptCache
 from headwise.caches.kept_layer import Compressor, Keep, View
 from headwise.caches.stacked import can_be_stacked, stacked
+from headwise.maths.memory import cache_bytes, full_counts
+from headwise.maths.memory import cache_bytes, full_counts
 from headwise.models.forward import token_tensor
 from headwise.models.model import Model
 from headwise.runtime.answer import decode_rows
@@ -37,6 +39,22 @@ class Compressed(NamedTuple):
     number: int
     cache: KeptCache
     logits: Tensor
+
+
+class Size(NamedTuple):
+    """Of a cache with one row.
+
+    Attributes:
+        positions: Held, mean per KV head.
+        nbytes: Held, spare room included.
+        formula: Bytes by the formula.
+        full: Bytes of the full cache by the formula.
+    """
+
+    positions: float
+    nbytes: int
+    formula: int
+    full: int
 
 
 class _Recorder:
@@ -123,3 +141,14 @@ def continuation(model: Any, cache: KeptCache, logits: Tensor, stop: Collection[
     if token in stop or limit <= 1:
         return (token,)
     return (token, *decode_rows(model, cache, [token], stop, limit - 1, rows=1)[0])
+
+
+def size_of(cache: KeptCache) -> Size:
+    """Sizes of the layers that are compressed; `cache.skipped` are not counted. The prefill must have ended."""
+    layers = list(cache.kept_layers.values())
+    counts = [[len(head) for head in heads] for heads in cache.held_positions().values()]
+    some = (layers[0].groups or [])[0]
+    widths = {"key_width": some.keys.shape[3], "value_width": some.values.shape[3], "item_size": some.keys.element_size()}
+    whole = full_counts(cache.get_seq_length(), len(layers), cache.model.heads.kv_heads)
+    nbytes = sum(layer.nbytes for layer in layers)
+    return Size(float(np.mean(counts)), nbytes, cache_bytes(counts, **widths), cache_bytes(whole, **widths))
