@@ -62,6 +62,7 @@ def report(folder: Path) -> Row:
     gates = {
         "needle": measured.gate(NEEDLE, 0.8), "needle 4096": measured.gate(("needle", 4096), 0.8),
         **{task: measured.gate((task, 2048), 0.3) for task in ("key_value", "kv-retrieval", "extraction")},
+        "extraction 1024": measured.gate(("extraction", 1024), 0.3),
     }  # fmt: skip
     tests = all_tests(measured, gates)
     for test, corrected in zip(tests, benjamini_hochberg([test.p for test in tests]) if tests else [], strict=True):
@@ -124,21 +125,28 @@ def all_tests(measured: Measured, gates: dict[str, Row]) -> list[Test]:
         if gates[task]["passed"]:
             for method in TABLE_METHODS:
                 add(claim, (task, 2048), "inside", (method, 0.2), ("full", None))
-    if gates["extraction"]["passed"]:
-        for method in near_lossless(measured):
-            add("many_lookups", ("extraction", 2048), "inside", (method, 0.2), ("full", None))
+    for claim, gate, length in (("many_lookups", "extraction", 2048), ("many_lookups_short", "extraction 1024", 1024)):
+        if gates[gate]["passed"]:
+            for method in near_lossless(measured, length):
+                add(claim, ("extraction", length), "inside", (method, 0.2), ("full", None))
     return found
 
 
-def near_lossless(measured: Measured) -> list[str]:
-    full = measured.values(NEEDLE, "inside", "full", None)
-    return [m for m in BUDGETED if m != "random" and (measured.values(NEEDLE, "inside", m, 0.2) - full).mean() >= -0.05]
+def near_lossless(measured: Measured, length: int) -> list[str]:
+    task = ("needle", length)
+    full = measured.values(task, "inside", "full", None)
+    return [m for m in BUDGETED if m != "random" and (measured.values(task, "inside", m, 0.2) - full).mean() >= -0.05]
 
 
 def judge(key: str, measured: Measured, gates: dict[str, Row], tests: Sequence[Test]) -> bool | None:
     """By the registered rule; None: the gate failed."""
     own = [test for test in tests if test.claim == key]
-    gate = {"tables_fail": "key_value", "real_tables_fail": "kv-retrieval", "many_lookups": "extraction"}
+    gate = {
+        "tables_fail": "key_value",
+        "real_tables_fail": "kv-retrieval",
+        "many_lookups": "extraction",
+        "many_lookups_short": "extraction 1024",
+    }
     if not gates[gate.get(key.partition(".")[2], "needle")]["passed"]:
         return None
     rules: dict[str, Callable[[], bool]] = {
@@ -151,6 +159,7 @@ def judge(key: str, measured: Measured, gates: dict[str, Row], tests: Sequence[T
         "cache.tables_fail": lambda: all(t.mean <= -0.3 and t.corrected < LEVEL for t in own),
         "cache.real_tables_fail": lambda: all(t.mean <= -0.3 and t.corrected < LEVEL for t in own),
         "cache.many_lookups": lambda: bool(own) and all(t.mean <= -0.1 for t in own),
+        "cache.many_lookups_short": lambda: bool(own) and all(t.mean <= -0.1 for t in own),
     }
     return rules[key]()
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from headwise.caches.kept_cache import KeptCache
 from headwise.caches.kept_layer import Compressor, Keep, View
 from headwise.caches.stacked import can_be_stacked, stacked
-from headwise.maths.memory import cache_bytes, full_counts
 from headwise.maths.memory import cache_bytes, full_counts
 from headwise.models.forward import token_tensor
 from headwise.models.model import Model
@@ -22,9 +22,8 @@ from headwise.runtime.answer import decode_rows
 
 CHUNK = 64  # tokens that are read at a time by methods whose prefill is `chunked`
 ROWS = 16  # caches that are decoded together, at most
-ROOM = (
-    2**30
-)  # bytes that they may hold together, if a full cache holds less: no more memory is then needed than for one method at a time
+# Bytes that they may hold together. Where a full cache holds more, that counts: no more memory is then needed than for one method at a time.
+ROOM = 2**30
 
 
 class Compressed(NamedTuple):
