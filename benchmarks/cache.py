@@ -27,7 +27,7 @@ from headwise.attention.plan import attached
 from headwise.caches.controls import Full
 from headwise.caches.groups import Arrival, Growing, Sliding, Window
 from headwise.caches.kept_cache import KeptCache, compress
-from headwise.evaluation.compression import size_of
+from headwise.evaluation.reading import size_of
 from headwise.heads import HeadScores
 from headwise.methods.compresskv.press import CompressKV
 from headwise.methods.snapkv.press import SnapKV

@@ -20,8 +20,9 @@ from headwise.caches.allocation import Adaptive, ByHead, ByLayer, Pyramid
 from headwise.caches.controls import Full, Oracle, RandomTokens
 from headwise.caches.kept_layer import View
 from headwise.evaluation.ablation import ablation_curve
-from headwise.evaluation.compression import Candidate, _Reading, _survival, size_of  # one reading for all methods
+from headwise.evaluation.compression import Candidate, survival_of
 from headwise.evaluation.perplexity import text_windows
+from headwise.evaluation.reading import Reading, size_of
 from headwise.heads import HeadScores, HeadSet
 from headwise.methods.adakv.press import AdaKV
 from headwise.methods.compresskv.layer_errors import LayerErrors, layer_errors
@@ -287,7 +288,7 @@ def measure(lab: Lab, candidates: Sequence[Candidate], seed: int, places: tuple[
         for place in places:
             read, rest = (prompt.ids, ()) if place == "inside" else (prompt.ids[:stop], prompt.ids[stop:])
             with attached(model):
-                reading = _Reading(lab.model, read)
+                reading = Reading(lab.model, read)
                 for candidate in candidates:
                     cache, logits = reading.compressed(candidate.for_prompt(Prompt(read, {"answer/1": span})))
                     size, held = size_of(cache), list(cache.held_positions().values())
@@ -299,7 +300,7 @@ def measure(lab: Lab, candidates: Sequence[Candidate], seed: int, places: tuple[
                     )
                     own["exact"].append(float(said == list(prompt.gold)))
                     own["answer"].append(float(said[: span.length] == list(prompt.gold[: span.length])))
-                    survival = _survival(held, span)
+                    survival = survival_of(held, (span,))
                     own["survival"].append(float(np.mean(survival)))
                     own["by_layer"].append(survival.mean(axis=1).tolist())
                     own["held"].append(size.nbytes / size.full)

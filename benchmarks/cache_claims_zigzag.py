@@ -23,8 +23,8 @@ from headwise.attention.plan import attached
 from headwise.caches.gated import gated, last_hidden, streaming_loss
 from headwise.caches.groups import Window
 from headwise.caches.kept_cache import compress
-from headwise.evaluation.compression import continuation
 from headwise.evaluation.perplexity import text_windows
+from headwise.evaluation.reading import continuation
 from headwise.heads import HeadScores, HeadSet
 from headwise.maths.gates import binarise, gate_loss, kept_count, strongest
 from headwise.methods.duo.gates import gate_scores, rate_factor

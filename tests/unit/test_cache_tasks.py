@@ -10,12 +10,13 @@ import pytest
 from headwise.caches.controls import Full
 from headwise.evaluation.compression import Candidate, measure_compression
 from headwise.evaluation.contexts import CacheTask, longest, place_of
-from headwise.evaluation.tasks import SHOTS, key_value_contexts, needle_contexts
+from headwise.evaluation.tasks import ENTRIES, SHOTS, extraction_contexts, key_value_contexts, needle_contexts
 from headwise.heads import HeadwiseError
 from headwise.models.load import load
 from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.needles import bundled_needles
+from headwise.prompts.words import SPLITS, made_up_name
 from headwise.testing.tokenizers import character_tokenizer
 from tests.reference.tokenizers import llama2_like
 
@@ -76,6 +77,55 @@ def test_a_table_is_json_and_demonstrations_are_true(model):
             assert table[asked.strip('": ')] == question.gold
 
 
+def test_an_extraction_asks_for_ten_records_of_the_text(model):
+    """Records are lines of the text, each value is where it is said to be, and the list in front of the question is answered rightly."""
+    contexts = extraction_contexts(model, "extraction", 900, 3, 2, seed=1)
+    for context in contexts:
+        assert 0.8 * 900 < longest(context) <= 900
+        text = model.tokenizer.decode(context.ids, skip_special_tokens=True)
+        records = dict(line[2:].split(": ") for line in text.split("\n") if line.startswith("- ") and line.count(": ") == 1)
+        assert len(records) == len(set(records.values())) == SHOTS + ENTRIES
+        for question in context.questions:
+            names = question.id.split(", ")
+            assert len(names) == len(question.places) == ENTRIES
+            for name, span in zip(names, question.places, strict=True):
+                assert model.tokenizer.decode(context.ids[span.start : span.stop]).strip() == records[name]
+            assert question.gold == " ".join(f"{i}. {name}: {records[name]}" for i, name in enumerate(names, 1))
+            shown, told, asked, closing = model.tokenizer.decode(question.rest, skip_special_tokens=True).strip().split("\n")
+            assert asked == "Names: " + " ".join(f"{i}. {name}" for i, name in enumerate(names, 1))
+            assert closing == "Numbers:"
+            pairs = dict(part.split(":") for part in told.removeprefix("Numbers: ").replace(": ", ":").split()[1::2])
+            assert shown == "Names: " + " ".join(f"{i}. {name}" for i, name in enumerate(pairs, 1))
+            assert len(pairs) == SHOTS
+            assert pairs.items() <= records.items()
+            assert not set(pairs) & set(names)
+
+
+def test_an_extraction_is_right_by_the_share_of_its_values(model):
+    (context,) = extraction_contexts(model, "extraction", 700, 1)
+    (question,) = context.questions
+    parts = question.gold.split(" ")
+    entries = [" ".join(parts[i : i + 3]) for i in range(0, len(parts), 3)]
+    assert question.judge(" " + question.gold) == 1.0
+    assert question.judge(" ".join(reversed(entries))) == 1.0
+    assert question.judge(" ".join(entries[:7])) == pytest.approx(0.7)
+    assert question.judge(question.gold.replace(": ", ": 1")) == question.judge(question.gold.replace(":", "")) == 0.0
+    assert question.judge(question.gold + "0") == pytest.approx(0.9)
+    assert question.judge("") == 0.0
+
+
+def test_names_of_splits_differ():
+    found = {}
+    for split in SPLITS:
+        rng = np.random.default_rng(3)
+        found[split] = [made_up_name(rng, split) for _ in range(40)]
+        assert made_up_name(np.random.default_rng(3), split, taken=found[split]) not in found[split]
+    train, selection, test = map(set, found.values())
+    assert not train & selection
+    assert not train & test
+    assert not selection & test
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_the_same_seed_draws_the_same(model, task):
@@ -95,10 +145,10 @@ def test_the_same_seed_draws_the_same(model, task):
         ((256, 2, 1, "test", -1), "seed 0 or more"),
     ],
 )
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "extraction"])
 def test_what_cannot_be_drawn_is_refused(model, task, given, message):
     with pytest.raises(HeadwiseError, match=message):
-        TASKS[task](model, task, *given)
+        (TASKS | {"extraction": extraction_contexts})[task](model, task, *given)
 
 
 def test_every_registered_task_has_the_signature_of_the_protocol():

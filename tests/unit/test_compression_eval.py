@@ -13,13 +13,9 @@ from headwise.caches.controls import Full, Oracle
 from headwise.caches.groups import Window
 from headwise.caches.kept_cache import compress
 from headwise.caches.kept_layer import Keep
-from headwise.evaluation.compression import (
-    Candidate,
-    continuation,
-    measure_compression,
-    size_of,
-)
+from headwise.evaluation.compression import Candidate, measure_compression
 from headwise.evaluation.contexts import Context, Question, longest, ruler_contexts
+from headwise.evaluation.reading import continuation, size_of
 from headwise.heads import HeadwiseError, MissingExtraError, PromptError
 from headwise.methods.snapkv.press import SnapKV
 from headwise.methods.streamingllm.press import StreamingLLM
@@ -191,6 +187,25 @@ def test_unknown_places_of_answers_give_no_survival(model, contexts):
     for row in measure_compression(model, CANDIDATES[:1], [context]).rows:
         assert row["survival"] is row["survival_heads"] is None
         assert row["exact"] == 1.0
+
+
+def test_an_answer_from_two_places_survives_by_the_share_of_both(model, contexts):
+    """The oracle is told both, and a cache that holds one of two equally long places holds half."""
+    first, second = contexts[0].questions
+    both = first._replace(also=(second.answer,))
+    context = contexts[0]._replace(questions=(both,))
+    told = []
+
+    def one_of_them(prompt):
+        told.append(dict(prompt.spans))
+        span = prompt.spans["answer/2"]
+        return Oracle(positions=tuple(range(span.start, span.stop)), budget=12 + span.length, sinks=4, window=8)
+
+    candidates = [CANDIDATES[0], Candidate("one", None, one_of_them)]
+    full, one = measure_compression(model, candidates, [context], ["outside"], min_full=0).rows
+    assert told == [{"answer/1": first.answer, "answer/2": second.answer}]
+    assert full["survival"] == 1.0
+    assert one["survival"] == pytest.approx(second.answer.length / (first.answer.length + second.answer.length))
 
 
 def test_the_model_is_left_as_it_was(model, contexts):

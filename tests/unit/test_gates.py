@@ -12,12 +12,14 @@ from hypothesis.extra.numpy import arrays
 from headwise.heads import HeadScores, HeadwiseError, PromptError
 from headwise.heads.headfile import from_json, to_json
 from headwise.maths.gates import binarise, gate_loss, kept_count, kv_gates, mix, penalty, strongest
-from headwise.methods.duo.gates import gate_scores, rate_factor
+from headwise.methods.duo import gates as gates_module
+from headwise.methods.duo.gates import describe_run, gate_scores, rate_factor
 from headwise.methods.duo.options import Gates
 from headwise.methods.duo.prompts import ASK, STATE, LabelledText, VaultOptions, vault_texts
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import Haystack
+from headwise.runtime.rundir import RunDirectory
 from headwise.testing.planted import planted_copier, planted_task
 from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
@@ -270,6 +272,26 @@ def test_a_run_is_decided_by_its_options(model):
     assert (made["options"]["recent"], made["texts"], made["kv_heads"]) == (16, 3, 2)
     read = from_json(json.loads(json.dumps(to_json(first))), None)
     assert read == first
+
+
+@pytest.mark.parametrize("stopped", [3, 4, 6])
+def test_an_interrupted_search_ends_as_a_whole_one(model, tmp_path, monkeypatch, stopped):
+    """Stopped between two kept states, right after one, and after the last step; every step after the kept one is made again."""
+    monkeypatch.setattr(gates_module, "SAVED", 2)
+    options = Gates(**SMALL | {"steps": 6})
+    texts, whole = texts_for(model), gate_scores(model, texts_for(model), options)
+
+    def stop(done, total, remark):
+        if done == stopped:
+            raise KeyboardInterrupt
+
+    parts = RunDirectory(tmp_path / "run", describe_run(model, texts, options))
+    with pytest.raises(KeyboardInterrupt):
+        gate_scores(model, texts, options, stop, parts)
+    reports = []
+    resumed = gate_scores(model, texts, options, lambda *done: reports.append(done[0]), parts)
+    assert json.dumps(to_json(resumed)) == json.dumps(to_json(whole))
+    assert reports == list(range(stopped // 2 * 2 + 1, 7))
 
 
 def test_one_gate_per_layer(model):

@@ -90,10 +90,10 @@ def _key_part(part: Part, rows: int) -> KeyPart:
 
 def _attend_part(query: Tensor, part: Part, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor:
     each = query.shape[1] // part.keys.shape[1]
-    if part.mask is None and query.shape[2] == 1 and softcap is None and sinks is None:
+    if query.shape[2] == 1 and softcap is None and sinks is None:
         # One new token: the query heads of a group are rows of one call, so keys are read once.
         folded = query.reshape(query.shape[0], part.keys.shape[1], each, -1)
-        out = torch.nn.functional.scaled_dot_product_attention(folded, part.keys, part.values, scale=scaling)
+        out = torch.nn.functional.scaled_dot_product_attention(folded, part.keys, part.values, part.mask, scale=scaling)
         return out.flatten(1, 2)[:, None]
     if part.window is not None:
         return sink_window_attention(

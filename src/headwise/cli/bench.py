@@ -33,8 +33,8 @@ Lengths = Annotated[str | None, typer.Option(help="For tasks: tokens of prompt a
 Tasks = Annotated[
     str | None,
     typer.Option(
-        help="needle (sentences in novels), key_value (a JSON object of random keys); headwise-lab adds world.needle, world.key_value and "
-        "world.passages.",
+        help="needle (sentences in novels), key_value (a JSON object of random keys), extraction (ten numbers from records in novels in one "
+        "answer); headwise-lab adds world.needle, world.key_value and world.passages.",
         show_default="needle,key_value",
     ),
 ]

@@ -30,15 +30,16 @@ def _example(loaded: Model, candidates: Sequence[Candidate], context: Context, p
 
     from headwise.attention.plan import attached
     from headwise.caches.kept_cache import KeptCache
+    from headwise.evaluation.contexts import answer_spans
     from headwise.models.forward import token_tensor
     from headwise.prompts.prompt import Prompt
     from headwise.runtime.head_trace import text_pieces
 
     asked = context.questions[:1] if protocol == "inside" else context.questions
     ids = context.ids + asked[0].rest if protocol == "inside" else context.ids
-    spans = {f"answer/{i}": question.answer for i, question in enumerate(asked, 1) if question.answer is not None}
+    spans = answer_spans(asked)
     prompt = Prompt(ids, spans)
-    known = len(spans) == len(asked)
+    known = all(question.places for question in asked)
     candidates = [candidate for candidate in candidates if known or not candidate.told]
     first = {candidate.name: candidate for candidate in reversed(candidates) if candidate is not candidates[0]}
     methods = []

@@ -55,7 +55,7 @@ def generate(
     loaded = o.load(model, device, dtype, revision, heads=getattr(compressor, "heads", None))
     from headwise.attention.plan import attached
     from headwise.caches.kept_file import save_cache as save
-    from headwise.evaluation.compression import continuation, size_of
+    from headwise.evaluation.reading import continuation, size_of
 
     with attached(loaded):
         if load_cache is None:

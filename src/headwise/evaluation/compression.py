@@ -7,7 +7,7 @@ question continues a fork of it; nothing is read from the full cache then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,20 +17,17 @@ from torch import Tensor
 
 from headwise.attention.plan import attached
 from headwise.caches.kept_cache import KeptCache
-from headwise.caches.kept_layer import Compressor, Keep, View
-from headwise.evaluation.contexts import Context, Question
+from headwise.caches.kept_layer import Compressor
+from headwise.evaluation.contexts import Context, Question, answer_spans
+from headwise.evaluation.reading import Reading, Size, continuations, decoded, size_of
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
-from headwise.maths.memory import cache_bytes, full_counts
-from headwise.models.forward import token_tensor
 from headwise.models.model import Model
 from headwise.prompts.prompt import Prompt, Span
-from headwise.runtime.answer import decode_rows
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
 PROTOCOLS = ("inside", "outside")
 MIN_FULL = 0.3  # share of the questions that the full cache must answer
-CHUNK = 64  # tokens that are read at a time by methods whose prefill is `chunked`
 
 Row = dict[str, Any]
 Values = NDArray[np.float64]
@@ -54,22 +51,6 @@ class Candidate(NamedTuple):
     def for_prompt(self, prompt: Prompt) -> Compressor:
         """The compressor to use for a prompt."""
         return self.make if hasattr(self.make, "kept") else self.make(prompt)  # type: ignore[return-value]
-
-
-class Size(NamedTuple):
-    """Of a cache with one row.
-
-    Attributes:
-        positions: Held, mean per KV head.
-        nbytes: Held, spare room included.
-        formula: Bytes by the formula.
-        full: Bytes of the full cache by the formula.
-    """
-
-    positions: float
-    nbytes: int
-    formula: int
-    full: int
 
 
 class Said(NamedTuple):
@@ -220,128 +201,55 @@ def _tokens(context: Context) -> int:
     return len(context.ids) + sum(len(question.rest) for question in context.questions)
 
 
-class _Recorder:
-    """Keeps everything, and what each layer looked like at the end of the prefill."""
-
-    prefill = "dense"
-
-    def __init__(self) -> None:
-        self.views: dict[int, View] = {}
-
-    def check(self, model: Model) -> None:
-        """Fits all models."""
-
-    def streams(self, layer: int, model: Model) -> None:
-        """No windows."""
-
-    def kept(self, view: View) -> Sequence[Keep]:
-        """All positions."""
-        self.views[view.layer] = view
-        return [Keep()]
-
-
-class _Reading:
-    """A prompt that was read once with full attention and can be compressed by many methods: what they see is the same."""
-
-    def __init__(self, model: Model, ids: Sequence[int]) -> None:
-        self._model, self._ids, recorder = model.hf, token_tensor(model.hf, ids), _Recorder()
-        self._full, self._views = KeptCache(model.hf, recorder), recorder.views
-        self._logits = self._full.prefill(self._ids)
-
-    def compressed(self, compressor: Compressor) -> tuple[KeptCache, Tensor]:
-        """The cache as the method's own prefill would leave it, and the logits [1, vocabulary] behind the prompt."""
-        cache = KeptCache(self._model, compressor)
-        if compressor.prefill != "dense":
-            return cache, cache.prefill(self._ids, chunk=CHUNK if compressor.prefill == "chunked" else None)
-        others = self._full.fork().layers
-        for i, view in self._views.items():
-            cache.layers[i].update(view.keys, view.values)
-            cache.kept_layers[i].keep(compressor, view)
-        for i in cache.skipped:
-            cache.layers[i] = others[i]
-        return cache, self._logits
-
-
 @torch.no_grad()
 def _inside(model: Model, candidates: Sequence[Candidate], context: Context) -> list[Outcome]:
     """Every question is read with the context. One outcome per candidate."""
     found: list[list[Outcome]] = [[] for _ in candidates]
     for question in context.questions:
-        prompt = Prompt(context.ids + question.rest, _spans([question]))
-        reading = _Reading(model, prompt.ids)
-        for candidate, outcomes in zip(candidates, found, strict=True):
-            cache, logits = reading.compressed(candidate.for_prompt(prompt))
-            survival, size = _held(cache, [question])
-            said = _text(model, continuation(model.hf, cache, logits, context.stop, question.limit))
-            outcomes.append(Outcome(survival, size, (Said(said, question.judge(said)),)))
+        prompt = Prompt(context.ids + question.rest, answer_spans([question]))
+        reading = Reading(model, prompt.ids)
+        for batch in reading.batches(_ordered(candidates, prompt)):
+            said = continuations(model.hf, [one.cache for one in batch], batch[0].logits, context.stop, question.limit)
+            for one, ids in zip(batch, said, strict=True):
+                text = _text(model, ids)
+                found[one.number].append(Outcome(*_held(one.cache, [question]), (Said(text, question.judge(text)),)))
     return [_mean_outcome(outcomes) for outcomes in found]
 
 
 @torch.no_grad()
 def _outside(model: Model, candidates: Sequence[Candidate], context: Context) -> list[Outcome]:
-    """The context is read once; every question continues a fork of it. One outcome per candidate."""
-    prompt = Prompt(context.ids, _spans(context.questions))
-    reading, found = _Reading(model, prompt.ids), []
-    for candidate in candidates:
-        cache, _ = reading.compressed(candidate.for_prompt(prompt))
-        survival, size = _held(cache, context.questions)
-        answers = []
+    """The context is read once; every question continues a copy of it. One outcome per candidate."""
+    prompt, found = Prompt(context.ids, answer_spans(context.questions)), dict[int, Outcome]()
+    for batch in Reading(model, prompt.ids).batches(_ordered(candidates, prompt)):
+        caches = [one.cache for one in batch]
+        answers: list[list[Said]] = [[] for _ in batch]
         for question in context.questions:
-            said = _text(model, decode_rows(model.hf, cache.fork(), question.rest, context.stop, question.limit, rows=1)[0])
-            answers.append(Said(said, question.judge(said)))
-        found.append(Outcome(survival, size, tuple(answers)))
-    return found
+            for own, ids in zip(answers, decoded(model.hf, caches, question.rest, context.stop, question.limit), strict=True):
+                text = _text(model, ids)
+                own.append(Said(text, question.judge(text)))
+        for one, own in zip(batch, answers, strict=True):
+            found[one.number] = Outcome(*_held(one.cache, context.questions), tuple(own))
+    return [found[number] for number in range(len(candidates))]
 
 
-def _spans(questions: Sequence[Question]) -> dict[str, Span]:
-    return {f"answer/{i}": question.answer for i, question in enumerate(questions, 1) if question.answer is not None}
+def _ordered(candidates: Sequence[Candidate], prompt: Prompt) -> list[tuple[int, Compressor]]:
+    """(place among the candidates, compressor), small caches first: those of one batch are then of about one size."""
+
+    def share(number: int) -> float:
+        budget = candidates[number].budget
+        return 1.0 if budget is None else budget / len(prompt.ids) if isinstance(budget, int) else budget
+
+    return [(number, candidates[number].for_prompt(prompt)) for number in sorted(range(len(candidates)), key=share)]
 
 
 def _text(model: Model, ids: Sequence[int]) -> str:
     return str(model.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def size_of(cache: KeptCache) -> Size:
-    """Sizes of the layers that are compressed; `cache.skipped` are not counted.
-
-    Args:
-        cache: Of one row, after its prefill.
-
-    Returns:
-        Measured bytes, and beside them what the formula says of the same and of a full cache.
-    """
-    layers = list(cache.kept_layers.values())
-    counts = [[len(head) for head in heads] for heads in cache.held_positions().values()]
-    some = (layers[0].groups or [])[0]
-    widths = {"key_width": some.keys.shape[3], "value_width": some.values.shape[3], "item_size": some.keys.element_size()}
-    whole = full_counts(cache.get_seq_length(), len(layers), cache.model.heads.kv_heads)
-    nbytes = sum(layer.nbytes for layer in layers)
-    return Size(float(np.mean(counts)), nbytes, cache_bytes(counts, **widths), cache_bytes(whole, **widths))
-
-
-def continuation(model: Any, cache: KeptCache, logits: Tensor, stop: Collection[int], limit: int) -> tuple[int, ...]:
-    """Greedy answer behind a prompt that a cache has just read.
-
-    Args:
-        model: A transformers model.
-        cache: Of one row; it grows.
-        logits: [1, vocabulary] behind the prompt, which give the first token.
-        stop: Tokens that end an answer.
-        limit: Longest answer in tokens; one token is said in any case.
-
-    Returns:
-        The tokens, a stop token included.
-    """
-    token = int(logits[0].argmax())
-    if token in stop or limit <= 1:
-        return (token,)
-    return (token, *decode_rows(model, cache, [token], stop, limit - 1, rows=1)[0])
-
-
 def _held(cache: KeptCache, questions: Sequence[Question]) -> tuple[Values, Size]:
     """What a cache holds right after the prefill: survival of the answers, and its size."""
     held = list(cache.held_positions().values())
-    return _mean([_survival(held, question.answer) for question in questions]), size_of(cache)
+    return _mean([survival_of(held, question.places) for question in questions]), size_of(cache)
 
 
 def _mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
@@ -350,12 +258,14 @@ def _mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
     return Outcome(_mean([outcome.survival for outcome in outcomes]), size, tuple(said for one in outcomes for said in one.said))
 
 
-def _survival(held: Sequence[Sequence[Tensor]], answer: Span | None) -> Values:
-    """[layer, KV head] share of the answer's positions that is held."""
-    if answer is None:
+def survival_of(held: Sequence[Sequence[Tensor]], places: Sequence[Span]) -> Values:
+    """[layer, KV head] share of an answer's positions that is held; NaN if its places are not known."""
+    if not places:
         return np.full((len(held), len(held[0])), np.nan)
-    inside = [[((head >= answer.start) & (head < answer.stop)).sum().item() for head in heads] for heads in held]
-    return np.array(inside, dtype=np.float64) / answer.length
+    inside = [
+        [sum(((head >= span.start) & (head < span.stop)).sum().item() for span in places) for head in heads] for heads in held
+    ]
+    return np.array(inside, dtype=np.float64) / sum(span.length for span in places)
 
 
 def _mean(values: Sequence[Any]) -> Any:

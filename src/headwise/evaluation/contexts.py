@@ -36,6 +36,7 @@ class Question(NamedTuple):
         answer: The answer's place in the context, if it is known.
         gold: The expected answer as text.
         id: Name of the question among those of its context.
+        also: Further places, where an answer is put together from several.
     """
 
     rest: tuple[int, ...]
@@ -44,6 +45,12 @@ class Question(NamedTuple):
     answer: Span | None
     gold: str = ""
     id: str = ""
+    also: tuple[Span, ...] = ()
+
+    @property
+    def places(self) -> tuple[Span, ...]:
+        """All places of the answer; none if they are not known."""
+        return () if self.answer is None else (self.answer, *self.also)
 
 
 class Context(NamedTuple):
@@ -84,6 +91,11 @@ class CacheTask(Protocol):
         Raises:
             HeadwiseError: Prompts of this length cannot be made, or exceed the model.
         """
+
+
+def answer_spans(questions: Sequence[Question]) -> dict[str, Span]:
+    """Places of the answers, as spans `answer/1`, `answer/2`, ... of a prompt."""
+    return {f"answer/{i}": span for i, span in enumerate((span for one in questions for span in one.places), 1)}
 
 
 def longest(context: Context) -> int:

@@ -1,9 +1,10 @@
-"""The built-in tasks of `headwise bench cache`: needles in novels, and tables of keys and values."""
+"""The built-in tasks of `headwise bench cache`: needles in novels, tables of keys and values, and many look-ups in one answer."""
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,12 +16,15 @@ from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import Haystack, Window, bundled_texts
 from headwise.prompts.needles import Needle, NeedleComposer, bundled_needles
 from headwise.prompts.prompt import Span
-from headwise.prompts.words import check_split, random_key
+from headwise.prompts.words import check_split, made_up_name, random_key
 from headwise.runtime.answer import stop_ids
 
 SPARE = 4  # tokens that an answer may have beyond the gold answer
 SHOTS = 3  # answered look-ups in front of each question about a table
 KEY = 8  # characters of a key and of a value
+ENTRIES = 10  # look-ups in one answer about records
+PER_RECORD = 80  # tokens of text for each record
+MOST = 200  # records of a text; a split has only some more names
 
 
 def needle_contexts(
@@ -73,6 +77,84 @@ def key_value_contexts(
         return _table(task, length, dict(zip(keys[::2], keys[1::2], strict=True)), questions, rng, encode, encoder.bos, stop)
 
     return fitted_contexts(draw, length, count)
+
+
+def extraction_contexts(
+    model: Model, task: str, length: int, count: int, questions: int = 1, split: str = "test", seed: int = 0
+) -> list[Context]:
+    """Records scattered over a stretch of the bundled novels; each question asks for ten of them in one answer (a `CacheTask`).
+
+    A question gives a numbered list of ten names, behind an answered one of three others. The answer is right by the share of the ten names
+    whose number it gives: ten look-ups have to succeed where other tasks need one (the lesson of Text2JSON, arXiv:2604.08426).
+    """
+    check_drawing(model, length, count, questions, seed)
+    check_split(split)
+    encoder, stop = PieceEncoder(model.tokenizer), stop_ids(model)
+    haystack, encode = Haystack(bundled_texts(), encoder), lru_cache(maxsize=100_000)(encoder.encode)
+
+    def draw(size: float, number: int) -> Context:
+        source = (seed, zlib.crc32(b"extraction"), length, number)
+        rng, records = np.random.default_rng(source), dict[str, str]()
+        values = (str(value) for value in 100 + rng.permutation(900))
+        for _ in range(min(MOST, max(SHOTS + ENTRIES, round(size / PER_RECORD)))):
+            records[made_up_name(rng, split, taken=records)] = next(values)
+        room = max(1, round(size) - sum(len(_record(encode, *record)) for record in records.items()))
+        window = haystack.window(min(room, len(haystack) // 2), source)
+        ids, spans = _scattered(window, records, sorted(rng.random(len(records))), encode, encoder.bos)
+        asked = tuple(_form(records, spans, rng, encode) for _ in range(questions))
+        return Context(task, length, ids, asked, stop)
+
+    return fitted_contexts(draw, length, count)
+
+
+def _record(encode: Callable[[str], tuple[int, ...]], name: str, value: str) -> tuple[int, ...]:
+    """A line of its own."""
+    return (*encode("\n-"), *encode(f" {name}:"), *encode(f" {value}"), *encode("\n"))
+
+
+def _scattered(
+    window: Window,
+    records: dict[str, str],
+    depths: Sequence[float],
+    encode: Callable[[str], tuple[int, ...]],
+    bos: tuple[int, ...],
+) -> tuple[tuple[int, ...], dict[str, Span]]:
+    """Ids of the window with all records at rising depths, and where the value of each name stands."""
+    ids, spans, at, end = [*bos], dict[str, Span](), 0, len(encode("\n"))
+    for (name, value), depth in zip(records.items(), depths, strict=True):
+        place = window.place(float(depth))
+        ids += (*window.ids[at:place], *_record(encode, name, value))
+        at, stop = place, len(ids) - end
+        spans[name] = Span(stop - len(encode(f" {value}")), stop)
+    return (*ids, *window.ids[at:]), spans
+
+
+def _form(
+    records: dict[str, str], spans: dict[str, Span], rng: np.random.Generator, encode: Callable[[str], tuple[int, ...]]
+) -> Question:
+    """A list of names to be completed, behind one that is."""
+    names = list(records)
+    drawn = [names[i] for i in rng.choice(len(names), SHOTS + ENTRIES, replace=False)]
+    shown, asked = drawn[:SHOTS], drawn[SHOTS:]
+
+    def listed(chosen: Sequence[str], answered: bool) -> tuple[int, ...]:
+        parts = []
+        for place, name in enumerate(chosen, 1):
+            parts += [f" {place}.", *((f" {name}:", f" {records[name]}") if answered else (f" {name}",))]
+        return tuple(i for part in parts for i in encode(part))
+
+    question, answer = encode("\nNames:"), encode("\nNumbers:")
+    rest = (*question, *listed(shown, False), *answer, *listed(shown, True), *question, *listed(asked, False), *answer)
+    gold = " ".join(f"{place}. {name}: {records[name]}" for place, name in enumerate(asked, 1))
+    first, *others = (spans[name] for name in asked)
+    limit = len(listed(asked, True)) + SPARE
+    return Question(rest, limit, _share({name: records[name] for name in asked}), first, gold, ", ".join(asked), tuple(others))
+
+
+def _share(wanted: dict[str, str]) -> Callable[[str], float]:
+    """A judge: the share of the names that have their value."""
+    lines = [re.compile(rf"\b{re.escape(name)}:\s*{value}(?!\d)") for name, value in wanted.items()]
+    return lambda said: sum(line.search(said) is not None for line in lines) / len(lines)
 
 
 def _inserted(

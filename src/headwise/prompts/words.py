@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from functools import cache
 from importlib import resources
 
@@ -14,6 +15,32 @@ SPLITS = ("train", "selection", "test")
 # Upper ends of the hash buckets of 100 that belong to a part; `world` is kept for texts that a lab model learns by heart.
 _SHARES = {"train": 66, "selection": 78, "test": 94, "world": 100}
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+_SYLLABLES = (
+    [
+        "Bra",
+        "Vos",
+        "Kel",
+        "Tor",
+        "Mir",
+        "Dal",
+        "Fen",
+        "Gru",
+        "Hol",
+        "Jas",
+        "Lor",
+        "Nev",
+        "Pel",
+        "Quin",
+        "Rad",
+        "Sti",
+        "Tul",
+        "Ulm",
+        "Wex",
+        "Zan",
+    ],
+    ["ko", "ti", "la", "mo", "du", "ne", "ri", "sha", "ve", "po"],
+    ["nty", "lle", "ska", "rov", "mund", "dine", "berg", "quist", "fax", "thorp"],
+)
 
 
 def check_split(split: str) -> str:
@@ -63,4 +90,18 @@ def random_key(rng: np.random.Generator, split: str, length: int) -> str:
         places[0], places[-1] = places[0] % 26, places[-1] % 26
         made = "".join(_LETTERS[i] for i in places)
         if part_of(made) == split:
+            return made
+
+
+def made_up_name(rng: np.random.Generator, split: str, taken: Collection[str] = ()) -> str:
+    """A made-up family name, such as `Kelmoberg`, that belongs to a split (there are 2,000 in all).
+
+    Args:
+        rng: source of chance.
+        split: train, selection or test.
+        taken: names that it must not be.
+    """
+    while True:
+        made = "".join(part[int(rng.integers(len(part)))] for part in _SYLLABLES)
+        if made not in taken and part_of(made) == split:
             return made

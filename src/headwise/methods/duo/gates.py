@@ -23,15 +23,54 @@ from headwise.maths.gates import gate_loss
 from headwise.methods.duo.options import Gates
 from headwise.methods.duo.prompts import LabelledText
 from headwise.models.model import Model, as_model, describe_model, device_of
+from headwise.runtime.rundir import RunDirectory
 
 SCORE_VERSION = 1
 STATED = ("steps", "rate", "sinks", "recent", "penalty", "form", "mix", "per", "seed", "min_right")
 WINDOWS = 3  # a text must be this many times as long as what a streaming head sees
 MIN_RATE = 0.1  # of the peak, at both ends of the schedule
 ASKED = 8  # texts on which the teacher is checked
+SAVED = 20  # steps after which the state of the search is kept
 
 
-def gate_scores(model: Model, texts: Sequence[LabelledText], options: Gates | None = None, report: Report = silent) -> HeadScores:
+class _Search:
+    """Gates, their optimiser and what was seen so far: all that a step changes, so that a search can be kept and taken up again."""
+
+    def __init__(self, gates: Tensor, rate: float) -> None:
+        self.gates, self.total, self.losses = torch.nn.Parameter(gates), torch.zeros_like(gates), list[list[float]]()
+        self.optimiser = torch.optim.AdamW([self.gates], lr=rate, weight_decay=0.0)
+
+    @property
+    def steps(self) -> int:
+        """Done so far."""
+        return len(self.losses)
+
+    def keep(self, parts: RunDirectory) -> None:
+        """As a cell of its own, named by its steps."""
+        state = self.optimiser.state[self.gates]
+        tensors = {"gates": self.gates.detach(), "total": self.total, "mean": state["exp_avg"], "square": state["exp_avg_sq"]}
+        parts.save(f"step-{self.steps}", {name: own.cpu().numpy() for name, own in tensors.items()}, [{"losses": self.losses}])
+
+    def take_up(self, parts: RunDirectory, steps: int) -> None:
+        """Continue from the latest state that was kept, if there is one."""
+        for step in range(steps // SAVED * SAVED, 0, -SAVED):
+            if (cell := parts.load(f"step-{step}")) is not None:
+                tensors = {name: torch.from_numpy(array).to(self.gates.device) for name, array in cell[0].items()}
+                with torch.no_grad():
+                    self.gates.copy_(tensors["gates"])
+                self.total, self.losses = tensors["total"], cell[1][0]["losses"]
+                own = {"step": torch.tensor(float(step)), "exp_avg": tensors["mean"], "exp_avg_sq": tensors["square"]}
+                self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": {0: own}})
+                return
+
+
+def gate_scores(
+    model: Model,
+    texts: Sequence[LabelledText],
+    options: Gates | None = None,
+    report: Report = silent,
+    parts: RunDirectory | None = None,
+) -> HeadScores:
     """Train the gates of all KV heads: the full model's last hidden state is distilled, with a penalty on the gates (section 2.2).
 
     Args:
@@ -39,6 +78,7 @@ def gate_scores(model: Model, texts: Sequence[LabelledText], options: Gates | No
         texts: Such as `vault_texts` makes, of at least three windows (sinks + recent) each.
         options: Default: `Gates()`, with sinks and recent tokens by the shortest text.
         report: `report(done, total, remark)`; progress in training steps.
+        parts: Keeps the state every 20 steps; an interrupted search continues there and ends with the same result.
 
     Returns:
         [layer, head]: every query head carries the gate of its KV head; NaN for layers without full attention. Gates may lie
@@ -59,22 +99,24 @@ def gate_scores(model: Model, texts: Sequence[LabelledText], options: Gates | No
             f"the model predicts {right:.0%} of the label tokens by itself, so its gates would fit noise; give texts it can answer "
             f"(at least {options.min_right:.0%})"
         )
-    gates = torch.nn.Parameter(
-        torch.ones(model.heads.shape[0], model.heads.kv_heads if options.per == "head" else 1, device=device_of(hf))
-    )
-    optimiser = torch.optim.AdamW([gates], lr=options.rate, weight_decay=0.0)
-    total, losses = torch.zeros_like(gates), []
-    for step, number in enumerate(_order(len(texts), options)):
+    shape = model.heads.shape[0], model.heads.kv_heads if options.per == "head" else 1
+    search = _Search(torch.ones(shape, device=device_of(hf)), options.rate)
+    if parts is not None:
+        search.take_up(parts, options.steps)
+    gates, losses = search.gates, search.losses
+    for step, number in list(enumerate(_order(len(texts), options)))[search.steps :]:
         with torch.no_grad():
-            total += gates.clamp_(0, 1)
-        optimiser.param_groups[0]["lr"] = options.rate * rate_factor(step, options.steps)
-        optimiser.zero_grad()
+            search.total += gates.clamp_(0, 1)
+        search.optimiser.param_groups[0]["lr"] = options.rate * rate_factor(step, options.steps)
+        search.optimiser.zero_grad()
         with gated(hf, gates.expand(-1, model.heads.kv_heads), Window(sinks, recent), options.mix) as gating:
             teacher, student = gating.both(ids[number], texts[number].places)
             loss = gate_loss(student, teacher, gates[full], options.form)
             (loss.distillation + options.penalty * loss.penalty).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        search.optimiser.step()
         losses.append([float(f"{float(part.detach()):.4g}") for part in loss])
+        if parts is not None and search.steps % SAVED == 0:
+            search.keep(parts)
         report(step + 1, options.steps, f"distillation {losses[-1][0]:.3g}, mean gate {losses[-1][1]:.3g}")
     left_out = sorted(set(range(model.heads.shape[0])) - set(full))
     found = gates.detach().expand(-1, model.heads.kv_heads).double().cpu().numpy().copy()
@@ -85,7 +127,7 @@ def gate_scores(model: Model, texts: Sequence[LabelledText], options: Gates | No
         "losses": dict(zip(("distillation", "penalty"), map(list, zip(*losses, strict=True)), strict=True)),
     }
     values = np.repeat(found, model.heads.shape[1] // model.heads.kv_heads, axis=1)
-    averaged = (total / options.steps).expand(-1, model.heads.kv_heads).double().cpu().numpy()
+    averaged = (search.total / options.steps).expand(-1, model.heads.kv_heads).double().cpu().numpy()
     return HeadScores(values, "gate", SCORE_VERSION, provenance=provenance, tables={"mean_gates": averaged})
 
 

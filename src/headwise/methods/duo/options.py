@@ -118,7 +118,7 @@ class Gates:
         return vault_texts(Haystack(haystack_texts(self.haystack), encoder), encoder, options, TEXTS)
 
     def find(self, model: Model, run: Run) -> HeadScores:
-        """Gates of all KV heads, one value per query head of each; see `headwise.find`. Nothing is kept for a resume.
+        """Gates of all KV heads, one value per query head of each; see `headwise.find`.
 
         With `layer_order` their tables hold the order of `with_layer_order` too; progress counts its measurements behind the
         training steps.
@@ -126,14 +126,15 @@ class Gates:
         from dataclasses import replace
 
         from headwise.caches.groups import Window
-        from headwise.methods.duo.gates import gate_scores
+        from headwise.methods.duo.gates import describe_run, gate_scores
         from headwise.methods.duo.order import with_layer_order
 
         sinks, recent = self.seen(self.sizes(model.positions)[0])
         options, texts = replace(self, sinks=sinks, recent=recent), self.texts(model)
         full = len(model.heads.full_layers)
         later = (full - 1) * (full + 2) // 2 if self.layer_order else 0
-        gates = gate_scores(model, texts, options, lambda done, total, remark: run.report(done, total + later, remark))
+        parts = run.open(describe_run(model, texts, options))
+        gates = gate_scores(model, texts, options, lambda done, total, remark: run.report(done, total + later, remark), parts)
         if not self.layer_order:
             return gates
         report = lambda done, total, remark: run.report(self.steps + done, self.steps + total, remark)  # noqa: E731
