@@ -47,14 +47,14 @@ class Claim:
 
 _PROPERTIES = "headwise lab properties smollm2 --data FOLDER -o out; benchmarks/heads_real.py out/properties.json"
 _FOUND = "heads by copy score: 16 needles of the half `detect` x 512 and 1,024 tokens x 5 depths, plain template, seed 0"
-_NEEDLES = f"{_FOUND}; recall: 16 needles of the half `test`, 512 tokens, depths 1/3 and 2/3"
+_NEEDLES = f"{_FOUND}; recall: 16 needles of the half `test`, 512 tokens, depth 1/2"
 _DRAWS = "20 layer-matched, 20 any-layer and 20 norm-matched draws, the weakest heads"
 _FINDS = "unigram recall of the whole model at least 0.8 on the same prompts"
 _FACTS = (
     f"{_FOUND}; LRE relations (--data), items that the whole model answers right in another wording with other examples: 100 facts, 100 "
-    "passages that contradict such facts, 48 two-step questions (capital of the country that a thing belongs to); seed 0"
+    "passages that contradict such facts, 40 two-step questions (capital of the country that a thing belongs to); seed 0"
 )
-_FACT_DRAWS = "K = 16 (8 beside it): 20 layer-matched and 20 any-layer draws, the weakest heads; mode zero, scope answer"
+_FACT_DRAWS = "K = 16 with 20 layer-matched and 20 any-layer draws and the weakest heads (the top 8 beside it); mode zero, scope answer"
 
 
 def _heads(key: str, claim: str, sentence: str, gate: str, rule: str, data: str, controls: str = "") -> Claim:
@@ -70,7 +70,7 @@ _HEADS = (
     _heads("sparse", "property 2", "Few heads copy.", "as heads.universal", "at most 6.2 % of heads over 0.1 (the most in the paper's files)",
            _FOUND),
     _heads("intrinsic.length", "property 3", "At 4,096 tokens the same heads copy as at 512.", "at least half of the runs of both sides solved",
-           "Pearson of score maps over 0.8", "16 needles x 5 depths at 512; 8 of them x depths 0.3 and 0.7 at 4,096",
+           "Pearson of score maps over 0.8", "16 needles x 5 depths at 512; 6 of them x depths 0.3 and 0.7 at 4,096",
            "split-half ceiling; heads shuffled inside their layers"),
     _heads("intrinsic.chat", "property 3", "In the chat template the same heads copy as without.", "as heads.intrinsic.length",
            "Pearson of score maps over 0.8", "16 needles x 5 depths at 512, both templates", "as heads.intrinsic.length"),
@@ -87,16 +87,16 @@ _HEADS = (
              _NEEDLES, _DRAWS)
       for kind, what in (("layer", "of the same layers"), ("any", "of any layer"), ("norm", "of nearly the same output norm"))),
     _heads("causal.modes", "claim 3 of section 6", "It holds in every ablation mode.", _FINDS,
-           "recall without the top 16 below half in zero, uniform and mean", f"{_NEEDLES}; uniform and mean: depth 1/3 only",
+           "recall without the top 16 below half in zero, uniform and mean", f"{_NEEDLES}; the same prompts in all modes",
            "10 layer-matched draws per mode"),
     _heads("causal.text", "claim 2 of section 6", "Plain text stays.", "", "perplexity without the heads of the first K that halves recall less "
            "than 10 % higher, heads ablated at every position", "8 windows x 128 tokens of the haystack's end", "5 layer-matched draws"),
     _heads("paraphrased.recall", "evidence rule 9", "Needles that share no word with their question are found much less often.",
            "recall of the literal questions at least 0.8", "recall of paraphrased below half of literal at 512 tokens, sign flips over needles",
-           f"{_PARAPHRASED}, 512 tokens x 3 depths (128 tokens beside it)"),
+           f"{_PARAPHRASED}, 512 tokens, depths 1/3 and 2/3 (128 tokens beside it)"),
     _heads("paraphrased.causal", "evidence rule 9", "The same heads carry paraphrased needles.",
            "recall of the whole model on paraphrased needles at least 0.8", "recall without the top 8 below half of the whole model's",
-           f"{_PARAPHRASED}, 128 tokens x 3 depths", "10 layer-matched draws"),
+           f"{_PARAPHRASED}, 128 tokens, depths 1/3 and 2/3", "10 layer-matched draws"),
     _heads("reasoning.written", "fig. 10", "Written steps need the copy heads.", "whole model at least 0.5 right",
            "share right without the top 16 below half of the whole model's, sign flips against the mean draw", _FACTS, _FACT_DRAWS),
     *(_heads(f"reasoning.written.{kind}", "evidence rule 4", f"Random heads ({what}) cost written steps less.", "as heads.reasoning.written",
