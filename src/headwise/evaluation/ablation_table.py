@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.evaluation.variants import Kind, Variant
+from headwise.evaluation.variants import MORE_CONTROLS, Kind, Variant
 from headwise.heads.headfile import write_json
 from headwise.stats.paired import bootstrap_mean, rank_p, sign_flip_test
 
 METRICS = ("recall", "exact", "logprob")
 DRAWS = 2_000  # bootstrap draws per interval
+KINDS: tuple[Kind, ...] = ("top", "bottom", "random")  # in every sweep
 Table = NDArray[np.float64]
 Row = dict[str, Any]
 
@@ -56,13 +57,15 @@ class AblationResult:
         mean, low, high: mean over items and its 95 % interval (needles resampled: the prompts of one needle are no independent
         evidence). drop, drop_low, drop_high: the same of none minus this.
         Random rows are means over draws (geometric ones for perplexity); draws: value of each; sd_draws: their standard deviation (null for
-        one draw). p_paired: two-sided sign-flip test over needles against the mean random draw. p_rank: `rank_p` among the draws.
+        one draw). p_paired: two-sided sign-flip test over needles against the mean random draw. p_rank: `rank_p` among the draws. Rows of
+        `any_layer` and `norm` are random rows, too, and hold the same two p-values of the top heads against their own draws.
         Rows of `perplexity` (scope `all`) have intervals over windows; there a negative drop is a loss. With a single needle, prompts take the
         place of needles.
         """
         ks = sorted({variant.k for variant in self.variants} - {0})
-        places: list[tuple[Kind, int]] = [("none", 0), *((kind, k) for k in ks for kind in ("top", "bottom", "random"))]
-        rows = [self._row(metric, kind, k) for metric in self.values for kind, k in places]
+        places: list[tuple[Kind, int]] = [("none", 0), *((kind, k) for k in ks for kind in KINDS)]
+        more = [(kind, k) for k in ks for kind in MORE_CONTROLS if self.rows_of(kind, k)]
+        rows = [self._row(metric, kind, k) for metric in self.values for kind, k in (*places, *more)]
         return rows + ([self._perplexity_row(kind, k) for kind, k in places] if self.losses.size else [])
 
     def table(self) -> str:
@@ -123,9 +126,11 @@ class AblationResult:
         )
         if kind == "random":
             return row | _spread(means[found])
-        controls = self.rows_of("random", k)
-        p_paired = sign_flip_test(items - units[controls].mean(axis=0), seed=self.seed)
-        return row | {"p_paired": p_paired, "p_rank": rank_p(means[found[0]], means[controls])}
+        more = kind in MORE_CONTROLS
+        controls, (one,) = (found, self.rows_of("top", k)) if more else (self.rows_of("random", k), found)
+        p_paired = sign_flip_test(units[one] - units[controls].mean(axis=0), seed=self.seed)
+        p_rank = rank_p(means[one], means[controls])
+        return row | (_spread(means[found]) if more else {}) | {"p_paired": p_paired, "p_rank": p_rank}
 
     def _by_needle(self, table: Table) -> Table:
         """[variant, needle]: means over the prompts of each needle; the items themselves if there is one needle only."""
