@@ -70,7 +70,7 @@ def choose_models(names: Sequence[str]) -> list[LabModel]:
     chosen = []
     for name in dict.fromkeys(names or known):
         folder = bundled_model(name) if name in known else folder_of(name)
-        if folder is None or name not in known and not (folder / "recipe.json").is_file():
+        if folder is None or (name not in known and not (folder / "recipe.json").is_file()):
             chosen.append(LabModel(label(name), name, real=True))
             continue
         chosen.append(LabModel(folder.resolve().name, str(folder), _recipe(folder / "recipe.json")))

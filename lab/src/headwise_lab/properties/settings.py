@@ -88,7 +88,7 @@ class RealSettings(Settings):
     two_step: int = 40
     item_k: int = 16
     item_beside: int = 8
-    candidates: int = 40
+    candidates: int = 25
 
     def quick(self) -> RealSettings:
         """See `Settings.quick`."""
