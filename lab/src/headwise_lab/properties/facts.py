@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,9 +34,9 @@ RELATIONS = (
     "person native language", "plays pro sport", "product by company", "company hq", "person plays instrument",
 )  # fmt: skip
 EXAMPLES, CONFLICT_EXAMPLES = 4, 3
-PER_RELATION, PER_COUNTRY = 15, 6  # facts and two-step questions, so that no relation and no country decides the result
+PER_RELATION, PER_COUNTRY = 15, 8  # facts and two-step questions, so that no relation and no country decides the result
 LEAST_OBJECTS = 8  # different answers of a relation whose facts are contradicted
-BELONGING = 8  # times as many candidates for two steps
+BELONGING = 12  # times as many candidates for two steps
 
 
 Pair = tuple[str, str]  # subject, object
@@ -86,6 +87,7 @@ def _relation(row: Mapping[str, object]) -> Relation:
     stated, *others = [*_texts(row["prompt_templates"]), *_texts(row["prompt_templates_zs"])]
     asked = [template for template in others if template != stated][-1]
     pairs = {(str(pair["subject"]), str(pair["object"])) for pair in _pairs(row["samples"])}
+    pairs = {pair for pair in pairs if "\\" not in pair[0] + pair[1]}  # a few are escaped twice
     return Relation(str(row["name"]), stated, asked, tuple(sorted(pairs)))
 
 
@@ -135,8 +137,9 @@ class Asker:
         Raises `NotMeasured` if it knows too little for one of them.
         """
         known = {name: self._known(relation) for name, relation in self._relations.items()}
-        facts = self._drawn([fact for name in RELATIONS for fact in known[name][:PER_RELATION]], self._settings.facts, 1)
-        able = [f for name in RELATIONS for f in known[name][:PER_RELATION] if len({o for _, o in f.relation.pairs}) >= LEAST_OBJECTS]
+        askable = [fact for name in RELATIONS for fact in self._unshown(known[name])[:PER_RELATION]]
+        facts = self._drawn(askable, self._settings.facts, 1)
+        able = [fact for fact in askable if len({answer for _, answer in fact.relation.pairs}) >= LEAST_OBJECTS]
         found = [*self._two_steps(known), self._facts(facts), self._conflicts(self._drawn(able, self._settings.facts, 2))]
         if empty := [quiz.task for quiz in found if not quiz.items]:
             raise NotMeasured(f"{self._model.name} knows too few facts for {', '.join(empty)}")
@@ -144,9 +147,11 @@ class Asker:
 
     def _known(self, relation: Relation) -> list[Fact]:
         """Facts that the whole model answers right in the wording `stated`, in a drawn order."""
-        examples, _, rest = self._split(relation)
+        examples, others, rest = self._split(relation)
+        shown = {answer for _, answer in examples}
         most = self._settings.candidates * (BELONGING if relation.name == BELONGS[0] else 1)
-        candidates = [Fact(relation, *pair) for pair in rest[:most]]
+        # Nothing is asked whose answer stands in an example: it could be copied.
+        candidates = [Fact(relation, *pair) for pair in (*others, *rest) if pair[1] not in shown][:most]
         front = "".join(_line(relation.stated, *pair) for pair in examples)
         quiz = Quiz("known", ("right",), 2, [self._question(front, "", f.relation.stated, f.subject, f.object) for f in candidates])
         nothing = [HeadSet((), self._model.heads.shape, "no head")]
@@ -154,6 +159,10 @@ class Asker:
         directory = open_directory(self._work, f"{self._model.name}.known-{relation.name.replace(' ', '-')}", stated)
         marks = answer_items(self._model, quiz, nothing, "zero", "answer", directory).marks[0, :, 0]
         return [fact for fact, mark in zip(candidates, marks, strict=True) if mark]
+
+    def _unshown(self, facts: Sequence[Fact]) -> list[Fact]:
+        """Those whose answer stands in no example of the questions that are asked in the end."""
+        return [fact for fact in facts if all(fact.object != answer for _, answer in self._split(fact.relation)[1])]
 
     def _facts(self, facts: Sequence[Fact]) -> Quiz:
         items = []
@@ -189,10 +198,14 @@ class Asker:
         able = [f for name in BELONGS for f in known[name] if f.object in capitals and not says(f.subject, capitals[f.object])]
         kept: list[Fact] = []
         examples: list[Fact] = []
-        for fact in self._drawn(able, len(able), 3):
+        drawn = self._drawn(able, len(able), 3)
+        things = Counter(fact.object for fact in drawn)
+        for fact in sorted(drawn, key=lambda one: things[one.object]):  # examples of the rarest countries, which cost fewest questions
             if len(examples) < EXAMPLES and all(fact.object != one.object for one in examples):
                 examples.append(fact)
-            elif sum(fact.object == one.object for one in kept) < PER_COUNTRY and len(kept) < self._settings.two_step:
+        shown = {fact.object for fact in examples}
+        for fact in (fact for fact in drawn if fact.object not in shown):
+            if sum(fact.object == one.object for one in kept) < PER_COUNTRY and len(kept) < self._settings.two_step:
                 kept.append(fact)
         first, alone = "{}: it belongs to", "{}: the capital of its country is"
 
@@ -217,7 +230,7 @@ class Asker:
         return Asked(prompt, judge or partial(right, answer), context.strip(), question, answer)
 
     def _split(self, relation: Relation) -> tuple[list[Pair], list[Pair], list[Pair]]:
-        """(examples of the questions that choose facts, those of the other questions, all other pairs), in a drawn order.
+        """(examples of the questions that choose facts, those of the other questions, the other pairs), in a drawn order.
 
         The examples of a group have different objects.
         """
