@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -330,6 +331,43 @@ def test_bundled_needles_are_sound():
     assert bundled_needles() == detect + test or set(bundled_needles()) == set(detect + test)
     assert not {n.answer for n in detect} & {n.answer for n in test}
     assert all(needle.needle.startswith(needle.answer_prefix) for needle in detect + test)
+
+
+# Words that carry no content: they may stand in a needle and in its question.
+FUNCTION_WORDS = frozenset(
+    "a an the of to in on at by with for from off up down under over along behind beside into and or but that which who whom whose what when "
+    "where why how is are was were be been being has have had does do did not no only it its his her their this those these they he she as "
+    "there here any all".split()
+)
+
+
+def content_stems(text):
+    """First four letters, without a final s, of all words that carry content."""
+    return {word.removesuffix("s")[:4] for word in re.findall(r"[a-z]+", text.lower()) if word not in FUNCTION_WORDS}
+
+
+def test_paraphrased_needles_share_no_content_word_with_their_question():
+    paraphrased, literal = bundled_needles("paraphrased"), bundled_needles("literal")
+    assert len(paraphrased) == len({needle.answer for needle in paraphrased}) == 24
+    for needle in paraphrased:
+        asked = content_stems(f"{needle.question} {needle.answer_prefix}")
+        assert asked
+        assert not asked & content_stems(needle.needle), needle
+        assert not needle.needle.startswith(needle.answer_prefix)
+    # The control: the same needles, asked in their own words.
+    assert [(needle.needle, needle.answer) for needle in literal] == [(needle.needle, needle.answer) for needle in paraphrased]
+    for needle in literal:
+        asked = content_stems(needle.question) - {"must", "alon"}
+        assert asked <= content_stems(needle.needle), needle
+        assert needle.needle.startswith(needle.answer_prefix)
+    others = {needle.answer for needle in bundled_needles()}
+    assert len(others) == 32
+    assert not others & {needle.answer for needle in paraphrased}
+
+
+def test_an_unknown_set_of_needles_is_refused():
+    with pytest.raises(PromptError, match=r"unknown set of bundled needles 'paraphrase'; use detect, test, paraphrased, literal"):
+        bundled_needles("paraphrase")
 
 
 # ---- haystacks

@@ -106,7 +106,7 @@ def answer_items(
     known = {i: cell for i in range(len(quiz.items)) if directory and (cell := directory.load(f"item{i:04d}"))}
     open_items = [i for i in range(len(quiz.items)) if i not in known]
     with attached(model.hf):
-        for leaf in _starts(model, [quiz.items[i].prompt for i in open_items], scope):
+        for leaf in _starts(model, [quiz.items[i].prompt for i in open_items], scope) if open_items else ():
             index = open_items[leaf.index]
             known[index] = _answered(model, quiz, leaf, index, sets, mode, scope)
             if directory:

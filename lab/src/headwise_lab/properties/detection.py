@@ -78,7 +78,11 @@ def at_length(scores: HeadScores, length: int) -> HeadScores:
     runs = scores.runs[kept]
     values = runs.astype(np.float64).mean(axis=0)
     return replace(
-        scores, values=values, runs=runs, run_info=tuple(scores.run_info[i] for i in kept), provenance={**scores.provenance, **counts}
+        scores,
+        values=values,
+        runs=runs,
+        run_info=tuple(scores.run_info[i] for i in kept),
+        provenance={**scores.provenance, **counts},
     )
 
 

@@ -153,7 +153,9 @@ class Asker:
         # Nothing is asked whose answer stands in an example: it could be copied.
         candidates = [Fact(relation, *pair) for pair in (*others, *rest) if pair[1] not in shown][:most]
         front = "".join(_line(relation.stated, *pair) for pair in examples)
-        quiz = Quiz("known", ("right",), 2, [self._question(front, "", f.relation.stated, f.subject, f.object) for f in candidates])
+        quiz = Quiz(
+            "known", ("right",), 2, [self._question(front, "", f.relation.stated, f.subject, f.object) for f in candidates]
+        )
         nothing = [HeadSet((), self._model.heads.shape, "no head")]
         stated = describe_answers(self._model, quiz, nothing, "zero", "answer")
         directory = open_directory(self._work, f"{self._model.name}.known-{relation.name.replace(' ', '-')}", stated)
@@ -200,7 +202,9 @@ class Asker:
         examples: list[Fact] = []
         drawn = self._drawn(able, len(able), 3)
         things = Counter(fact.object for fact in drawn)
-        for fact in sorted(drawn, key=lambda one: things[one.object]):  # examples of the rarest countries, which cost fewest questions
+        for fact in sorted(
+            drawn, key=lambda one: things[one.object]
+        ):  # examples of the rarest countries, which cost fewest questions
             if len(examples) < EXAMPLES and all(fact.object != one.object for one in examples):
                 examples.append(fact)
         shown = {fact.object for fact in examples}
@@ -222,7 +226,13 @@ class Asker:
         )  # fmt: skip
 
     def _question(
-        self, front: str, context: str, wording: str, subject: str, answer: str, judge: Callable[[str], tuple[float, ...]] | None = None
+        self,
+        front: str,
+        context: str,
+        wording: str,
+        subject: str,
+        answer: str,
+        judge: Callable[[str], tuple[float, ...]] | None = None,
     ) -> Asked:
         question = wording.format(subject)
         pieces = [Piece(text) for text in _by_line(f"{front}{context}{question}")]

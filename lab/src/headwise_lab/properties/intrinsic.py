@@ -94,7 +94,7 @@ def _retest(found: Evidence, kind: str, seed: int) -> tuple[dict[str, Any], Chec
         solved, runs = scores.provenance["solved"], scores.provenance["runs"]
         if solved < SOLVED * runs:
             return {}, missing(name, "same heads", rule, f"only {solved} of {runs} runs solved")
-    pair = {"a": found.name, "b": name, "relation": kind} | _compared(
+    pair = {"a": found.name, "b": kind, "relation": kind} | _compared(
         first, again, steadiness(first, seed) * steadiness(again, seed), seed
     )
     pair["solved"], pair["runs"] = again.provenance["solved"], again.provenance["runs"]

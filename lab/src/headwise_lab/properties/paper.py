@@ -74,7 +74,11 @@ def statements() -> dict[str, list[dict[str, Any]]]:
             ("GSM8K, MMLU, MuSiQue answer only", "about 2, 55, 15; hardly change", FIGURE),
         ],
         "paraphrased": [
-            ("models of NoLiMa (arXiv:2502.05167) at 32k tokens", "11 of 13 below half of their recall in short contexts", OTHERS),
+            (
+                "models of NoLiMa (arXiv:2502.05167) at 32k tokens",
+                "11 of 13 below half of their recall in short contexts",
+                OTHERS,
+            ),
         ],
         "control": [("models without retrieval heads", "none tested", TEXT)],
     }

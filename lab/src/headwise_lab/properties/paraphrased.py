@@ -34,14 +34,21 @@ def measure(model: Model, scores: HeadScores, settings: RealSettings, work: Path
     """Recall of both kinds of question, the heads that copy their answers, and what ablating the heads of detection costs each."""
     settings = replace(settings, needles=len(bundled_needles(SETS[0])))
     short, long = settings.paraphrased_lengths
-    found: dict[str, Any] = {"name": model.name, "lengths": [short, long], "needles": settings.needles, "k": settings.paraphrased_k}
+    found: dict[str, Any] = {
+        "name": model.name,
+        "lengths": [short, long],
+        "needles": settings.needles,
+        "k": settings.paraphrased_k,
+    }
     try:
         for kind in SETS:
             found[kind] = _measure_set(model, scores, settings, kind, work)
     except PromptError as error:
         return {"why": str(error)}
     differences = np.asarray(found["paraphrased"]["by_needle"]) - np.asarray(found["literal"]["by_needle"])
-    found["difference"] = bootstrap_mean(differences, seed=settings.seed)._asdict() | {"p": sign_flip_test(differences, seed=settings.seed)}
+    found["difference"] = bootstrap_mean(differences, seed=settings.seed)._asdict() | {
+        "p": sign_flip_test(differences, seed=settings.seed)
+    }
     return found
 
 
@@ -52,7 +59,12 @@ def _measure_set(model: Model, scores: HeadScores, settings: RealSettings, kind:
     try:
         own = copy_scores(model, task, Copy(min_recall=0.0), directory)
     except NoSuccessfulRunError:
-        return {"recall": {"mean": 0.0, "low": 0.0, "high": 0.0}, "by_needle": [0.0] * len(task.needles), "pearson": None, "rows": []}
+        return {
+            "recall": {"mean": 0.0, "low": 0.0, "high": 0.0},
+            "by_needle": [0.0] * len(task.needles),
+            "pearson": None,
+            "rows": [],
+        }
     cells = own.provenance["cells"]
     needles = sorted({cell["needle"] for cell in cells})
     by_needle = [float(np.mean([cell["recall"] for cell in cells if cell["needle"] == needle])) for needle in needles]
@@ -79,7 +91,10 @@ def judge(models: Sequence[Evidence]) -> Property:
     line = "nothing could be measured"
     if measured:
         long = measured[0]["lengths"][1]
-        parts = [f"{m['literal']['recall']['mean']:.2f} in the needle's words, {m['paraphrased']['recall']['mean']:.2f} without" for m in measured]
+        parts = [
+            f"{m['literal']['recall']['mean']:.2f} in the needle's words, {m['paraphrased']['recall']['mean']:.2f} without"
+            for m in measured
+        ]
         line = f"recall at {long} tokens {'; '.join(parts)}"
     notes = [
         "The same needles are asked in their own words and without any of their content words. The second kind must be inferred: that a "
@@ -96,7 +111,9 @@ def _checks(found: Evidence) -> list[Check]:
         return [missing(name, "recall without common words", rule, found.why or str(m.get("why", "")))]
     literal, other = (m[kind]["recall"] for kind in SETS)
     text = f"{literal['mean']:.2f} → {other['mean']:.2f} ({m['lengths'][1]} tokens, {p_text(m['difference']['p'])})"
-    first = Check(name, "recall without common words", text, rule, other["mean"] < HALF * literal["mean"] and m["difference"]["p"] <= LEVEL)
+    first = Check(
+        name, "recall without common words", text, rule, other["mean"] < HALF * literal["mean"] and m["difference"]["p"] <= LEVEL
+    )
     if literal["mean"] < ABLE:
         first = missing(name, "recall without common words", rule, f"the literal questions reach only {literal['mean']:.2f}")
     checks = [first]

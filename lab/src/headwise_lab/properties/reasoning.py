@@ -51,7 +51,9 @@ def measure(model: Model, scores: HeadScores, settings: Settings) -> dict[str, A
     return {"name": model.name, "k": k, "heads": heads, "mode": settings.mode, "tasks": rows}
 
 
-def measure_real(model: Model, scores: HeadScores, settings: RealSettings, data: Path | None, work: Path | None) -> dict[str, Any]:
+def measure_real(
+    model: Model, scores: HeadScores, settings: RealSettings, data: Path | None, work: Path | None
+) -> dict[str, Any]:
     """The same about the real world, with draws of any layer too. data: folder of LRE relations; without it nothing can be asked."""
     heads, k = len(scores.ranking()), settings.item_k
     if 2 * k > heads:
@@ -66,7 +68,9 @@ def measure_real(model: Model, scores: HeadScores, settings: RealSettings, data:
     rows = []
     for quiz in quizzes:
         ks = (k, settings.item_beside)
-        rows.append(_measure_quiz(model, scores, settings, quiz, settings.scope, ks, settings.item_controls, ("any_layer",), work))
+        rows.append(
+            _measure_quiz(model, scores, settings, quiz, settings.scope, ks, settings.item_controls, ("any_layer",), work)
+        )
     return {"name": model.name, "k": k, "beside": settings.item_beside, "heads": heads, "mode": settings.mode, "tasks": rows}
 
 

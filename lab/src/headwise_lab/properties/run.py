@@ -67,9 +67,7 @@ def _parts(model: LabModel) -> dict[str, float]:
     return REAL_PARTS if model.real else PARTS
 
 
-def _measure(
-    model: Model, hf: LabModel, settings: Settings, data: Path | None, work: Path | None, clock: _Clock
-) -> Evidence:
+def _measure(model: Model, hf: LabModel, settings: Settings, data: Path | None, work: Path | None, clock: _Clock) -> Evidence:
     found = Evidence(hf, model.heads.shape, model.positions)
     parts = dict(_parts(hf))
     clock.run(f"{hf.name}: heads", parts.pop("heads"), lambda: detect(model, settings, found, work))
