@@ -52,9 +52,13 @@ _DRAWS = "20 layer-matched, 20 any-layer and 20 norm-matched draws, the weakest 
 _FINDS = "unigram recall of the whole model at least 0.8 on the same prompts"
 _FACTS = (
     f"{_FOUND}; LRE relations (--data), items that the whole model answers right in another wording with other examples: 100 facts, 100 "
-    "passages that contradict such facts, 40 two-step questions (capital of the country that a thing belongs to); seed 0"
+    "passages that contradict such facts, 40 two-step questions (capital of the country that a thing belongs to); seed 0. Two-step "
+    "questions: second try. In the first the model had been asked both facts, but not both steps, in another wording; it wrote 0.40 of the "
+    "capitals (direct 0.20), the gate failed, and nothing was judged"
 )
-_FACT_DRAWS = "K = 16 with 20 layer-matched and 20 any-layer draws and the weakest heads (the top 8 beside it); mode zero, scope answer"
+_FACT_DRAWS = (
+    "K = 16 with 20 layer-matched and 20 any-layer draws and the weakest heads (the top 8 beside it); mode zero, scope answer"
+)
 
 
 def _heads(key: str, claim: str, sentence: str, gate: str, rule: str, data: str, controls: str = "") -> Claim:

@@ -16,7 +16,7 @@ from headwise.testing.tokenizers import character_tokenizer
 from headwise_lab.eval_tasks import NotMeasured
 from headwise_lab.properties import facts, intrinsic, paraphrased, reasoning
 from headwise_lab.properties.detection import Evidence, at_length
-from headwise_lab.properties.facts import BELONGS, CAPITAL, RELATIONS, Asker, Fact, read_relations
+from headwise_lab.properties.facts import BELONGS, CAPITAL, RELATIONS, Asker, read_relations
 from headwise_lab.properties.lab_models import CHAT, LONGER, NEEDLES, LabModel, choose_models
 from headwise_lab.properties.run import _result
 from headwise_lab.properties.settings import RealSettings, Settings
@@ -54,10 +54,7 @@ def tiny():
 def knows_all(monkeypatch):
     """Every fact counts as known, which needs no model."""
 
-    def known(self, relation):
-        return [Fact(relation, *pair) for pair in relation.pairs]
-
-    monkeypatch.setattr(Asker, "_known", known)
+    monkeypatch.setattr(Asker, "_right", lambda self, asked, quiz, name: list(asked))
 
 
 def test_a_folder_without_a_recipe_is_a_real_model(tmp_path, tiny):

@@ -153,14 +153,16 @@ class Asker:
         # Nothing is asked whose answer stands in an example: it could be copied.
         candidates = [Fact(relation, *pair) for pair in (*others, *rest) if pair[1] not in shown][:most]
         front = "".join(_line(relation.stated, *pair) for pair in examples)
-        quiz = Quiz(
-            "known", ("right",), 2, [self._question(front, "", f.relation.stated, f.subject, f.object) for f in candidates]
-        )
+        asked = [self._question(front, "", f.relation.stated, f.subject, f.object) for f in candidates]
+        return self._right(candidates, Quiz("known", ("right",), 2, asked), relation.name)
+
+    def _right(self, facts: Sequence[Fact], quiz: Quiz, name: str) -> list[Fact]:
+        """The facts whose question the whole model answers right; one question per fact."""
         nothing = [HeadSet((), self._model.heads.shape, "no head")]
         stated = describe_answers(self._model, quiz, nothing, "zero", "answer")
-        directory = open_directory(self._work, f"{self._model.name}.known-{relation.name.replace(' ', '-')}", stated)
+        directory = open_directory(self._work, f"{self._model.name}.known-{name.replace(' ', '-')}", stated)
         marks = answer_items(self._model, quiz, nothing, "zero", "answer", directory).marks[0, :, 0]
-        return [fact for fact, mark in zip(candidates, marks, strict=True) if mark]
+        return [fact for fact, mark in zip(facts, marks, strict=True) if mark]
 
     def _unshown(self, facts: Sequence[Fact]) -> list[Fact]:
         """Those whose answer stands in no example of the questions that are asked in the end."""
@@ -195,35 +197,42 @@ class Asker:
         return Quiz("contradiction", ("passage", "memory"), 2, items)
 
     def _two_steps(self, known: Mapping[str, Sequence[Fact]]) -> tuple[Quiz, Quiz]:
-        """The capital of the country that a thing belongs to, with the country written first and without; both facts are known."""
+        """The capital of the country that a thing belongs to, with the country written first and without.
+
+        The whole model knows both facts, and writes both steps right in another wording.
+        """
         capitals = {fact.subject: fact.object for fact in known[CAPITAL]}
         able = [f for name in BELONGS for f in known[name] if f.object in capitals and not says(f.subject, capitals[f.object])]
-        kept: list[Fact] = []
+        drawn, things = self._drawn(able, len(able), 3), Counter(fact.object for fact in able)
         examples: list[Fact] = []
-        drawn = self._drawn(able, len(able), 3)
-        things = Counter(fact.object for fact in drawn)
-        for fact in sorted(
-            drawn, key=lambda one: things[one.object]
-        ):  # examples of the rarest countries, which cost fewest questions
+        for fact in sorted(drawn, key=lambda one: things[one.object]):  # of the rarest countries, which cost fewest questions
             if len(examples) < EXAMPLES and all(fact.object != one.object for one in examples):
                 examples.append(fact)
         shown = {fact.object for fact in examples}
-        for fact in (fact for fact in drawn if fact.object not in shown):
+
+        def steps(wording: str, middle: str, facts: Sequence[Fact]) -> list[Asked]:
+            said = [f"{fact.object}{middle.format(fact.object)} {capitals[fact.object]}" for fact in (*examples, *facts)]
+            front = "".join(_line(wording, fact.subject, text) for fact, text in zip(examples, said, strict=False))
+            judges = [partial(right_step, fact.object, capitals[fact.object]) for fact in facts]
+            asked = zip(facts, said[len(examples) :], judges, strict=True)
+            return [self._question(front, "", wording, fact.subject, text, judge) for fact, text, judge in asked]
+
+        asked = [fact for fact in drawn if fact.object not in shown]
+        chosen = Quiz("known", ("capital", "country"), 8, steps("The home of {} is", ", whose capital is", asked))
+        kept = self._spread(self._right(asked, chosen, "two steps"))
+        alone = "{}: the capital of its country is"
+        front = "".join(_line(alone, fact.subject, capitals[fact.object]) for fact in examples)
+        written = steps("{}: it belongs to", ", and the capital of {} is", kept)
+        direct = [self._question(front, "", alone, fact.subject, capitals[fact.object]) for fact in kept]
+        return Quiz("steps", ("capital", "country"), 8, written), Quiz("direct", ("capital",), 2, direct)
+
+    def _spread(self, facts: Sequence[Fact]) -> list[Fact]:
+        """As many as are wanted, few of each country."""
+        kept: list[Fact] = []
+        for fact in facts:
             if sum(fact.object == one.object for one in kept) < PER_COUNTRY and len(kept) < self._settings.two_step:
                 kept.append(fact)
-        first, alone = "{}: it belongs to", "{}: the capital of its country is"
-
-        def written(fact: Fact) -> str:
-            return f"{fact.object}, and the capital of {fact.object} is {capitals[fact.object]}"
-
-        steps = "".join(_line(first, f.subject, written(f)) for f in examples)
-        direct = "".join(_line(alone, f.subject, capitals[f.object]) for f in examples)
-        return (
-            Quiz("steps", ("capital", "country"), 8, [
-                self._question(steps, "", first, f.subject, written(f), partial(right_step, f.object, capitals[f.object])) for f in kept
-            ]),
-            Quiz("direct", ("capital",), 2, [self._question(direct, "", alone, f.subject, capitals[f.object]) for f in kept]),
-        )  # fmt: skip
+        return kept
 
     def _question(
         self,
