@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from headwise.attention import MODES, ablate
-from headwise.attention.means import head_means, head_samples
+from headwise.attention.means import head_means, head_norms, head_samples
 from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.evaluation import ablation
@@ -443,3 +443,50 @@ def test_finished_perplexities_are_not_measured_again(model, task, tmp_path, mon
     assert resumed.to_json() == expected.to_json()
     sweep(model, scores, task, chosen, texts[1], texts[0], directory=directory)  # of another text nothing is known
     assert len(runs) == 14
+
+
+def test_further_controls_are_drawn_and_summed_up(model, task):
+    scores = random_scores(model.heads.shape)
+    plain, more = sweep(model, scores, task, options()), sweep(model, scores, task, options(more=("any_layer", "norm")))
+    rows = {(row["metric"], row["kind"], row["k"]): row for row in more.summary()}
+    same = [row for row in more.summary() if row["kind"] not in ("any_layer", "norm") and row["metric"] != "logprob"]
+    assert same == [row for row in plain.summary() if row["metric"] != "logprob"]  # batches differ, so log-probabilities do by an ulp
+    for kind in ("any_layer", "norm"):
+        drawn = [variant for variant in more.variants if (variant.kind, variant.k) == (kind, 3)]
+        assert len(drawn) == 3
+        assert all(len(variant.heads) == 3 and not set(variant.heads) & set(scores.top(3)) for variant in drawn)
+        row, top = rows["recall", kind, 3], more.values["recall"][more.rows_of("top", 3)[0]]
+        means = more.values["recall"][more.rows_of(kind, 3)].mean(axis=1)
+        assert row["mean"] == pytest.approx(means.mean())
+        assert row["draws"] == pytest.approx(means.tolist())
+        assert row["p_rank"] == pytest.approx((1 + (means <= top.mean()).sum()) / 4)
+        assert 0 < row["p_paired"] <= 1
+    with pytest.raises(HeadwiseError, match="unknown kind of controls 'near'; use any_layer, norm"):
+        options(more=("near",))
+    with pytest.raises(HeadwiseError, match="need the heads' norms"):
+        head_variants(scores, (1,), 2, 0, ("norm",))
+
+
+@torch.no_grad()
+def test_norms_are_those_of_each_heads_part_of_the_projection(model):
+    """Against the projection run with one head at a time."""
+    ids = torch.arange(4, 24)[None]
+    seen = {}
+    handles = [
+        model.part("output", layer).register_forward_pre_hook(lambda _, inputs, layer=layer: seen.update({layer: inputs[0]}))
+        for layer in model.modules
+    ]
+    model.hf(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    found, (layers, heads), dim = head_norms(model.hf, [ids]), model.heads.shape, model.heads.head_dim
+    assert found.shape == (layers, heads)
+    for layer in range(layers):
+        projection = model.part("output", layer)
+        for head in range(heads):
+            alone = torch.zeros_like(seen[layer])
+            alone[..., head * dim : (head + 1) * dim] = seen[layer][..., head * dim : (head + 1) * dim]
+            added = projection(alone) - projection(torch.zeros_like(alone))
+            assert found[layer, head] == pytest.approx(float(added.norm(dim=-1).mean()), rel=1e-4)
+    with pytest.raises(HeadwiseError, match="need calibration text"):
+        head_norms(model.hf, [])

@@ -83,7 +83,7 @@ def evidence(name, values, needles=6, runs=4, noise=0.0, seed=0, **recipe):
     rng = np.random.default_rng(seed)
     table = np.clip(values + noise * rng.normal(size=(needles * runs, *values.shape)), 0, 1).astype(np.float32)
     info = tuple({"needle": i // runs} for i in range(len(table)))
-    cells = [{"exact": True, "success": True}] * len(table)
+    cells = [{"exact": True, "success": True, "recall": 1.0}] * len(table)
     provenance = {"runs": len(table), "solved": len(table), "cells": cells, "grid": {"lengths": [128]}}
     scores = HeadScores(table.mean(axis=0).astype(float), "copy", 1, table, info, provenance)
     return Evidence(model_of(name, **recipe), values.shape, 512, scores)
@@ -108,9 +108,9 @@ def test_relations_come_from_recipes():
 def test_models_are_named_or_refused(tmp_path):
     assert [model.name for model in choose_models(())] == bundled_names()
     assert choose_models(["lab-6m", "lab-6m"])[0].recipe["rows"] == "needles"
-    for wrong in ("lab-7m", str(tmp_path)):
-        with pytest.raises(HeadwiseError, match=r"bundled are .*lab-6m"):
-            choose_models([wrong])
+    with pytest.raises(HeadwiseError, match=r"unknown model 'lab-7m'.*did you mean .*lab-6m"):
+        choose_models(["lab-7m"])
+    assert not choose_models(["lab-6m"])[0].real
     with pytest.raises(HeadwiseError, match="same name"):
         choose_models(["lab-6m", f"{bundled_model()}/../lab-6m"])
 
@@ -263,17 +263,17 @@ def tiny():
 
 @pytest.mark.parametrize("scope", ["answer", "all"])
 def test_answers_without_heads_are_those_of_one_set_at_a_time(tiny, scope):
-    items = answers.draw_items(tiny, "closed_book", 2, 0)
+    quiz = answers.lab_quiz(tiny, "closed_book", 2, 0)
     scores = HeadScores(np.random.default_rng(0).random((4, 8)), "copy")
     sets = [variant.heads for variant in head_variants(scores, (4,), 2, 0)]
-    found = answers.answer_items(tiny, "closed_book", items, sets, "zero", scope)
+    found = answers.answer_items(tiny, quiz, sets, "zero", scope)
     assert found.marks.shape == (len(sets), 2, 1)
     for row, heads in enumerate(sets):
-        alone = answers.answer_items(tiny, "closed_book", items, [heads], "zero", scope)
+        alone = answers.answer_items(tiny, quiz, [heads], "zero", scope)
         assert alone.text[0] == found.text[row]
         assert alone.logprob[0] == pytest.approx(found.logprob[row], abs=1e-3)
     assert len({round(float(value), 4) for value in found.logprob[:, 0]}) > 2
-    whole = answers.answer_items(tiny, "closed_book", items, [HeadSet((), (4, 8))], "zero", scope)
+    whole = answers.answer_items(tiny, quiz, [HeadSet((), (4, 8))], "zero", scope)
     assert whole.text[0] == found.text[0]
 
 
@@ -446,7 +446,8 @@ def test_wrong_input_is_one_line(monkeypatch, capsys, tmp_path):
     (tmp_path / "old" / "properties.json").write_text("{}")
     (tmp_path / "file").write_text("")
     for arguments, part in (
-        (["no-such-model", "-o", "out"], "no lab model 'no-such-model'"),
+        (["lab-7m", "-o", "out"], "unknown model 'lab-7m'"),
+        (["lab-6m", "--data", "nowhere", "-o", "out"], "no relations in nowhere"),
         (["--seed", "-1", "-o", "out"], "seed must be 0 or more"),
         (["-o", "old"], "properties.json exists"),
         (["-o", "file"], "file is a file"),

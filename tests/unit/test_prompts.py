@@ -3,12 +3,14 @@
 import gzip
 import json
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwise.heads import PromptError
+from headwise.methods.copy.options import Copy
 from headwise.prompts.encoder import PieceEncoder, newline_ids
 from headwise.prompts.grid import (
     GridOptions,
@@ -23,6 +25,7 @@ from headwise.prompts.grid import (
 )
 from headwise.prompts.haystack import Haystack, Window, _stretches, bundled_texts, clean, read_texts, split_sentences
 from headwise.prompts.needles import Needle, NeedleComposer, bundled_needles, read_needles
+from headwise.runtime.needle_runs import given_needles
 from headwise.testing.tokenizers import character_tokenizer, word_tokenizer
 from tests.reference.official_span import official_span
 from tests.reference.tokenizers import KINDS, TEXT
@@ -331,6 +334,57 @@ def test_bundled_needles_are_sound():
     assert bundled_needles() == detect + test or set(bundled_needles()) == set(detect + test)
     assert not {n.answer for n in detect} & {n.answer for n in test}
     assert all(needle.needle.startswith(needle.answer_prefix) for needle in detect + test)
+
+
+# Words that carry no content: they may stand in a needle and in its question.
+FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an the of to in on at by with for from off up down under over along behind beside into and or but that which who whom whose what when "
+        "where why how is are was were be been being has have had does do did not no only it its his her their this those these they he she as "
+        "there here any all",
+    )
+)
+
+
+def content_stems(text):
+    """First four letters, without a final s, of all words that carry content."""
+    return {word.removesuffix("s")[:4] for word in re.findall(r"[a-z]+", text.lower()) if word not in FUNCTION_WORDS}
+
+
+def test_paraphrased_needles_share_no_content_word_with_their_question():
+    paraphrased, literal = bundled_needles("paraphrased"), bundled_needles("literal")
+    assert len(paraphrased) == len({needle.answer for needle in paraphrased}) == 24
+    for needle in paraphrased:
+        asked = content_stems(f"{needle.question} {needle.answer_prefix}")
+        assert asked
+        assert not asked & content_stems(needle.needle), needle
+        assert not needle.needle.startswith(needle.answer_prefix)
+    # The control: the same needles, asked in their own words.
+    assert [(needle.needle, needle.answer) for needle in literal] == [(needle.needle, needle.answer) for needle in paraphrased]
+    for needle in literal:
+        asked = content_stems(needle.question) - {"must", "alon"}
+        assert asked <= content_stems(needle.needle), needle
+        assert needle.needle.startswith(needle.answer_prefix)
+    others = {needle.answer for needle in bundled_needles()}
+    assert len(others) == 32
+    assert not others & {needle.answer for needle in paraphrased}
+
+
+def test_a_set_of_needles_is_named_where_a_file_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert given_needles(None, "test") == bundled_needles("test")
+    assert given_needles("paraphrased", "test") == given_needles(Copy(needles="paraphrased").needles, "test") == bundled_needles("paraphrased")
+    assert given_needles([NEEDLE], "test") == [NEEDLE]
+    with pytest.raises(PromptError, match="no-such-set"):
+        given_needles("no-such-set", "test")
+    (tmp_path / "literal").write_text(json.dumps({"needle": "It is x7.", "question": "What is it?", "answer": "x7"}))
+    assert len(given_needles("literal", "test")) == 1  # a file of that name goes first
+
+
+def test_an_unknown_set_of_needles_is_refused():
+    with pytest.raises(PromptError, match=r"unknown set of bundled needles 'paraphrase'; use detect, test, paraphrased, literal"):
+        bundled_needles("paraphrase")
 
 
 # ---- haystacks

@@ -1,4 +1,4 @@
-"""`headwise lab properties`: the five properties of retrieval heads on the lab models, beside the paper's values."""
+"""`headwise lab properties`: the five properties of retrieval heads, on real models and on the lab models, beside the paper's values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ RESULT, PAGE = "properties.json", "properties.html"
 def properties(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Bundled lab models or folders.", show_default="all bundled ones"),
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Names, folders or hub ids; models without a recipe.json are real ones.",
+            show_default="all bundled lab models",
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page, the JSON, figures and head files.")] = Path(
         "headwise-out/properties"
@@ -32,6 +36,10 @@ def properties(
         Path | None,
         typer.Option(help="Folder of stories260K for the negative control.", show_default="the one in a source checkout"),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with relations.jsonl(.gz) of LRE, for questions to real models about facts and written steps."),
+    ] = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
@@ -41,19 +49,26 @@ def properties(
 
     from headwise.heads.headfile import write_json
     from headwise_lab.properties.control import check_stories
+    from headwise_lab.properties.facts import read_relations
     from headwise_lab.properties.lab_models import choose_models
     from headwise_lab.properties.run import measure_properties
-    from headwise_lab.properties.settings import Settings
+    from headwise_lab.properties.settings import RealSettings, Settings
     from headwise_lab.report.page import write_page
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    settings, started = Settings(seed=seed), time.monotonic()
+    settings, real, started = Settings(seed=seed), RealSettings(seed=seed), time.monotonic()
+    if quick:
+        settings, real = settings.quick(), real.quick()
     chosen = choose_models(models or [])
     check_stories(stories)
+    if data is not None:
+        read_relations(data)  # refused before an hour of work
+        if not any(model.real for model in chosen):
+            raise HeadwiseError("--data would change nothing: lab models are asked about the micro-world; leave it out")
     work = output / "unfinished"
     with progress("measuring", hidden=json) as report:
-        result = measure_properties(chosen, settings.quick() if quick else settings, stories, work, output / "heads", report)
+        result = measure_properties(chosen, settings, stories, work, output / "heads", report, real, data)
     write_json(result, output / RESULT, overwrite=True)
     _remove(work)
     pictures = write_page(result, output / PAGE, output / "figures")

@@ -43,7 +43,10 @@ Depths = Annotated[int, typer.Option(help="Number of evenly spaced depths.")]
 Windows = Annotated[int, typer.Option(help="Haystack windows per needle and length.")]
 Needles = Annotated[
     Path | None,
-    typer.Option(help="JSON lines with needle, question, answer and, if wanted, answer_prefix.", show_default="the bundled ones"),
+    typer.Option(
+        help="JSON lines with needle, question, answer and, if wanted, answer_prefix; or a bundled set: detect, test, paraphrased, literal.",
+        show_default="the bundled ones",
+    ),
 ]
 Haystack = Annotated[
     Path | None, typer.Option(help="Folder of .txt/.md files (.gz too).", show_default="three public-domain books")

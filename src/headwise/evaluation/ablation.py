@@ -12,13 +12,13 @@ from torch import Tensor
 
 from headwise.attention import ablate
 from headwise.attention.ablate import MODES, SCOPES
-from headwise.attention.means import head_means, head_samples
+from headwise.attention.means import head_means, head_norms, head_samples
 from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.evaluation.ablation_table import METRICS, AblationResult
 from headwise.evaluation.ablation_task import default_task, given_scores, sweep_tokens
 from headwise.evaluation.perplexity import digest_of, losses_without, plain_windows, with_bos
-from headwise.evaluation.variants import Variant, describe_scores, distinct_sets, head_variants
+from headwise.evaluation.variants import MORE_CONTROLS, Kind, Variant, describe_scores, distinct_sets, head_variants
 from headwise.heads import HeadScores, HeadSet, HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.models.model import Model, describe_model
@@ -59,6 +59,7 @@ class AblationOptions:
     seed: int = 0
     max_new_tokens: int = 32
     rows: int = 32
+    more: tuple[Kind, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.top or min(self.top) < 1 or len(set(self.top)) != len(self.top):
@@ -66,6 +67,9 @@ class AblationOptions:
         for name, known in (("mode", MODES), ("scope", SCOPES)):
             if getattr(self, name) not in known:
                 raise HeadwiseError(f"unknown ablation {name} {getattr(self, name)!r}; use {', '.join(known)}")
+        for kind in self.more:
+            if kind not in MORE_CONTROLS:
+                raise HeadwiseError(f"unknown kind of controls {kind!r}; use {', '.join(MORE_CONTROLS)}")
         for name, least in (("controls", 1), ("max_new_tokens", 1), ("rows", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise HeadwiseError(f"{name} must be at least {least}; got {getattr(self, name)}")
@@ -82,6 +86,7 @@ def ablation_curve(
     seed: int = 0,
     max_new_tokens: int = 32,
     rows: int = 32,
+    more: Sequence[Kind] = (),
     task: Task | None = None,
     perplexity: bool = True,
     texts: tuple[Tensor, Tensor] | None = None,
@@ -103,6 +108,8 @@ def ablation_curve(
         seed: Of draws, intervals and tests, and of the default task; 0 or more.
         max_new_tokens: Longest answer, in tokens.
         rows: Variants in one batch.
+        more: Kinds of random draws beside the layer-matched ones, as many of each per K: `any_layer` (of all layers) and `norm` (of nearly
+            the same output norm, measured on the calibration text). Their perplexity is not measured.
         task: Needle prompts. Default: the bundled needles that detection never uses, over the bundled novels.
         perplexity: Measure plain text too, always under scope `all`: its loss is what the heads cost where nothing has to be retrieved.
         texts: (calibration, plain): token ids [n, T] without BOS, for the outputs that modes `mean` and `resample` put in, and for perplexity.
@@ -117,9 +124,9 @@ def ablation_curve(
         HeadwiseError: Heads of another model, a K without controls, a model without a tokenizer, an option that does not exist.
         PromptError: Prompts that do not fit, or too little text for perplexity or for calibration.
     """
-    options = AblationOptions(tuple(top), mode, scope, controls, seed, max_new_tokens, rows)
+    options = AblationOptions(tuple(top), mode, scope, controls, seed, max_new_tokens, rows, tuple(more))
     scores, task = given_scores(heads, model), task or default_task(model, seed)
-    if texts is None and (perplexity or mode in CALIBRATED):
+    if texts is None and (perplexity or mode in CALIBRATED or "norm" in more):
         texts = plain_windows(task, model.positions)
     return _sweep(model, scores, task, options, perplexity, texts, directory, report)
 
@@ -128,7 +135,9 @@ def _sweep(
     model: Model, scores: HeadScores, task: Task, options: AblationOptions, perplexity: bool, texts: tuple[Tensor, Tensor] | None,
     directory: RunDirectory | None, report: Report,
 ) -> AblationResult:  # fmt: skip
-    variants = head_variants(scores, options.top, options.controls, options.seed)
+    read_first = [with_bos(texts[0], model.tokenizer)] if texts else []
+    norms = head_norms(model, read_first) if "norm" in options.more else None
+    variants = head_variants(scores, options.top, options.controls, options.seed, options.more, norms)
     sets, places = distinct_sets(variants)
     for chosen in sets:
         model.check(chosen)
@@ -152,7 +161,7 @@ def _sweep(
     values = {metric: joined(cells, metric, axis=1)[places] for metric in METRICS}
     losses = np.empty((len(variants), 0))
     if windows is not None:
-        measured = [variant.heads if variant.draw < PERPLEXITY_DRAWS else None for variant in variants]
+        measured = [variant.heads if _reads_plain(variant) else None for variant in variants]
         losses = losses_without(model.hf, windows, measured, without, directory, read)
     info = tuple(all_info(cells))
     stated = describe_run(model, scores, task, options, calibration) | {"shared_places": shared_places(info)}
@@ -210,7 +219,12 @@ def _plain_tokens(windows: Tensor | None, variants: Sequence[Variant]) -> int:
     """Tokens of the passes over plain text."""
     if windows is None:
         return 0
-    return windows.numel() * len({frozenset(variant.heads) for variant in variants if variant.draw < PERPLEXITY_DRAWS})
+    return windows.numel() * len({frozenset(variant.heads) for variant in variants if _reads_plain(variant)})
+
+
+def _reads_plain(variant: Variant) -> bool:
+    """Whether perplexity is measured with these heads ablated."""
+    return variant.draw < PERPLEXITY_DRAWS and variant.kind not in MORE_CONTROLS
 
 
 def _run_group(model: Model, group: Group, sets: list[HeadSet], options: AblationOptions, without: Any, stop: Stops) -> Cell:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.evaluation.variants import Kind, Variant
+from headwise.evaluation.variants import MORE_CONTROLS, Kind, Variant
 from headwise.heads.headfile import write_json
 from headwise.stats.paired import bootstrap_mean, rank_p, sign_flip_test
 
 METRICS = ("recall", "exact", "logprob")
 DRAWS = 2_000  # bootstrap draws per interval
+KINDS: tuple[Kind, ...] = ("top", "bottom", "random")  # in every sweep
 Table = NDArray[np.float64]
 Row = dict[str, Any]
 
@@ -69,11 +70,13 @@ class AblationResult:
             `p_paired`: two-sided sign-flip test over needles against the mean random draw, and `p_rank`: `rank_p` among the draws;
             random rows are means over draws (geometric ones for perplexity), with `draws`, the value of each, and `sd_draws`, their standard
             deviation (None for one draw).
+            Rows of `any_layer` and `norm` are random rows, too, and hold the same two p-values of the top heads against their own draws.
             Rows of `perplexity` (scope `all`) have intervals over windows; there a negative drop is a loss.
         """
         ks = sorted({variant.k for variant in self.variants} - {0})
-        places: list[tuple[Kind, int]] = [("none", 0), *((kind, k) for k in ks for kind in ("top", "bottom", "random"))]
-        rows = [self._row(metric, kind, k) for metric in self.values for kind, k in places]
+        places: list[tuple[Kind, int]] = [("none", 0), *((kind, k) for k in ks for kind in KINDS)]
+        more = [(kind, k) for k in ks for kind in MORE_CONTROLS if self.rows_of(kind, k)]
+        rows = [self._row(metric, kind, k) for metric in self.values for kind, k in (*places, *more)]
         return rows + ([self._perplexity_row(kind, k) for kind, k in places] if self.losses.size else [])
 
     def table(self) -> str:
@@ -142,9 +145,11 @@ class AblationResult:
         )
         if kind == "random":
             return row | _spread(means[found])
-        controls = self.rows_of("random", k)
-        p_paired = sign_flip_test(items - units[controls].mean(axis=0), seed=self.seed)
-        return row | {"p_paired": p_paired, "p_rank": rank_p(means[found[0]], means[controls])}
+        more = kind in MORE_CONTROLS
+        controls, (one,) = (found, self.rows_of("top", k)) if more else (self.rows_of("random", k), found)
+        p_paired = sign_flip_test(units[one] - units[controls].mean(axis=0), seed=self.seed)
+        p_rank = rank_p(means[one], means[controls])
+        return row | (_spread(means[found]) if more else {}) | {"p_paired": p_paired, "p_rank": p_rank}
 
     def _by_needle(self, table: Table) -> Table:
         """[variant, needle]: means over the prompts of each needle; the items themselves if there is one needle only."""

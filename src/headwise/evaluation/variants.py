@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from headwise.heads import HeadId, HeadScores, HeadSet, HeadwiseError
-from headwise.stats.controls import layer_matched_random
+from headwise.stats.controls import any_layer_random, layer_matched_random, norm_matched_random
 
 ATTEMPTS = 20  # per wanted draw, to find one that is new
-Kind = Literal["none", "top", "bottom", "random"]
+Kind = Literal["none", "top", "bottom", "random", "any_layer", "norm"]
+MORE_CONTROLS: tuple[Kind, ...] = ("any_layer", "norm")  # kinds of random draws beside the layer-matched ones
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Variant:
     """One set of ablated heads.
 
     Attributes:
-        kind: How they were chosen.
+        kind: How they were chosen: `random` draws are layer-matched, `any_layer` and `norm` are those of `headwise.stats.controls`.
         k: How many they are; 0 for `none`.
         draw: Number of the random draw, 0 for the other kinds.
         heads: The heads themselves.
@@ -31,7 +36,14 @@ class Variant:
     heads: HeadSet
 
 
-def head_variants(scores: HeadScores, top: Iterable[int], controls: int, seed: int) -> tuple[Variant, ...]:
+def head_variants(
+    scores: HeadScores,
+    top: Iterable[int],
+    controls: int,
+    seed: int,
+    more: Sequence[Kind] = (),
+    norms: NDArray[np.float64] | None = None,
+) -> tuple[Variant, ...]:
     """All variants of a sweep: no head; then for each K the top K, the bottom K, and random draws.
 
     Args:
@@ -40,12 +52,14 @@ def head_variants(scores: HeadScores, top: Iterable[int], controls: int, seed: i
         controls: Layer-matched random draws per K. They differ from each other, and none shares a head with the top K; if there are not that
             many (few heads per layer), all there are.
         seed: Of the draws and of the order of equally weak heads.
+        more: Further kinds of random draws, of `MORE_CONTROLS`; as many of each.
+        norms: [layer, head] output norms (see `head_norms`), for the kind `norm` only.
 
     Returns:
         In that order.
 
     Raises:
-        HeadwiseError: A K above half of the scored heads.
+        HeadwiseError: A K above half of the scored heads, or the kind `norm` without norms.
     """
     scored = len(scores.ranking())
     variants = [Variant("none", 0, 0, HeadSet((), scores.shape, "no head"))]
@@ -55,15 +69,33 @@ def head_variants(scores: HeadScores, top: Iterable[int], controls: int, seed: i
                 f"top {k} leaves too few of {scored} scored heads for its controls; choose a K of 1 to {scored // 2}"
             )
         strongest = scores.top(k)
-        draws: dict[frozenset[HeadId], HeadSet] = {}
-        for attempt in range(ATTEMPTS * controls):
-            drawn = layer_matched_random(strongest, scores, (seed, k, attempt))
-            draws.setdefault(frozenset(drawn), drawn)
-            if len(draws) == controls:
-                break
         variants += [Variant("top", k, 0, strongest), Variant("bottom", k, 0, scores.bottom(k, seed))]
-        variants += [Variant("random", k, i, heads) for i, heads in enumerate(draws.values())]
+        for kind in ("random", *more):
+            draw = partial(_drawn, kind, strongest, scores, norms)
+            variants += [Variant(kind, k, i, heads) for i, heads in enumerate(_different(draw, k, controls, seed))]
     return tuple(variants)
+
+
+def _drawn(kind: Kind, chosen: HeadSet, scores: HeadScores, norms: NDArray[np.float64] | None, seed: Sequence[int]) -> HeadSet:
+    """One random draw of a kind."""
+    if kind == "random":
+        return layer_matched_random(chosen, scores, seed)
+    if kind == "any_layer":
+        return any_layer_random(chosen, scores, seed)
+    if norms is None:
+        raise HeadwiseError("controls of one output norm need the heads' norms (see head_norms)")
+    return norm_matched_random(chosen, np.where(np.isnan(scores.values), np.nan, norms), seed)
+
+
+def _different(draw: Callable[[Sequence[int]], HeadSet], k: int, wanted: int, seed: int) -> list[HeadSet]:
+    """As many different draws as are wanted, or fewer if no new one is found."""
+    draws: dict[frozenset[HeadId], HeadSet] = {}
+    for attempt in range(ATTEMPTS * wanted):
+        drawn = draw((seed, k, attempt))
+        draws.setdefault(frozenset(drawn), drawn)
+        if len(draws) == wanted:
+            break
+    return list(draws.values())
 
 
 def distinct_sets(variants: Sequence[Variant]) -> tuple[list[HeadSet], list[int]]:

@@ -17,6 +17,8 @@ from headwise.prompts.haystack import EAST, Window
 from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Turn
 
 FIELDS = ("needle", "question", "answer")
+HALVES = ("detect", "test")
+NEEDLE_SETS = (*HALVES, "paraphrased", "literal")
 BASE_TEMPLATE = "{context}\nQuestion: {question}\nAnswer: {answer_prefix}"
 CHAT_TEMPLATE = "{context}\n\nAnswer from the text above, in a few words.\n{question}"
 TEMPLATE_FIELDS = ("context", "question", "answer_prefix")
@@ -62,14 +64,21 @@ def bundled_needles(split: str | None = None) -> list[Needle]:
     """The needles that come with headwise.
 
     Args:
-        split: `detect` (16, for finding heads), `test` (16 others, for tests and reports) or None for all.
+        split: `detect` (16, for finding heads) or `test` (16 others, for tests and reports); None: both. Or one of the further sets:
+            `paraphrased` (24 whose questions share no content word with them, so that the answer must be inferred, as in NoLiMa,
+            arXiv 2502.05167) and `literal` (the same 24 with questions in their own words, to compare with).
 
     Returns:
         Always in the same order.
+
+    Raises:
+        PromptError: There is no such set.
     """
+    if split is not None and split not in NEEDLE_SETS:
+        raise PromptError(f"unknown set of bundled needles {split!r}; use {', '.join(NEEDLE_SETS)}")
     text = resources.files("headwise.prompts").joinpath("data/needles.jsonl").read_text("utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
-    return [_needle(row) for row in rows if split in (None, row["split"])]
+    return [_needle(row) for row in rows if row["split"] in (HALVES if split is None else (split,))]
 
 
 def read_needles(path: str | Path) -> list[Needle]:

@@ -35,7 +35,8 @@ class NeedleQuestions:
         lengths: Context lengths in tokens; None takes three that fit the model.
         depths: Number of evenly spaced depths from 0 to 1.
         windows: Different stretches of the haystack per needle and length.
-        needles: JSON lines with needle, question, answer and, if wanted, answer_prefix; or `Needle`s; None takes the bundled ones.
+        needles: JSON lines with needle, question, answer and, if wanted, answer_prefix; the name of a bundled set (`detect`, `test`,
+            `paraphrased`, `literal`, see `bundled_needles`); or `Needle`s. None takes the bundled ones that the task is for.
         haystack: Folder of texts, or the texts themselves; None takes three public-domain books.
         template: Prompt with `{context}`, `{question}` and, if wanted, `{answer_prefix}`.
         chat: Wrap the prompt in the model's chat template.
@@ -51,7 +52,9 @@ class NeedleQuestions:
     depths: int = option(10, "Number of evenly spaced depths.")
     windows: int = option(1, "Haystack windows per needle and length.")
     needles: str | Path | Sequence[Needle] | None = option(
-        None, "JSON lines with needle, question, answer and, if wanted, answer_prefix.", "the bundled ones"
+        None,
+        "JSON lines with needle, question, answer and, if wanted, answer_prefix; or a bundled set: detect, test, paraphrased, literal.",
+        "the bundled ones",
     )
     haystack: str | Path | Sequence[str] | None = option(
         None, "Folder of .txt/.md files (.gz too).", "three public-domain books"
@@ -144,7 +147,7 @@ def needle_task(
         lengths: Context lengths in tokens; None takes three that fit.
         depths: Fractions in [0, 1].
         windows: See `NeedleQuestions`, as for all that follow.
-        needles: A file, `Needle`s, or None.
+        needles: See `given_needles`.
         haystack: A folder, texts, or None.
         template: Prompt with fields, or None.
         chat: Whether to use the chat template.
@@ -160,16 +163,30 @@ def needle_task(
     from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.grid import GridOptions, Task, default_lengths
     from headwise.prompts.haystack import Haystack
-    from headwise.prompts.needles import NeedleComposer, bundled_needles, read_needles
+    from headwise.prompts.needles import NeedleComposer
 
-    if needles is None:
-        chosen: Sequence[Needle] = bundled_needles(split)
-    else:
-        chosen = read_needles(needles) if isinstance(needles, str | Path) else needles
+    chosen = given_needles(needles, split)
     encoder = PieceEncoder(model.tokenizer)
     composer = NeedleComposer(encoder, template, chat, chat_args)
     grid = GridOptions(lengths or default_lengths(model.positions), depths, windows, PROMPT_PART, seed)
     return Task(chosen, Haystack(haystack_texts(haystack), encoder), composer, grid)
+
+
+def given_needles(needles: str | Path | Sequence[Needle] | None, split: str) -> Sequence[Needle]:
+    """The needles of a run.
+
+    Args:
+        needles: A file, the name of a bundled set (a file of that name goes first), `Needle`s, or None.
+        split: The bundled set for None.
+
+    Raises:
+        PromptError: The file cannot be used, see `read_needles`.
+    """
+    from headwise.prompts.needles import NEEDLE_SETS, bundled_needles, read_needles
+
+    if needles is None or not isinstance(needles, str | Path):
+        return bundled_needles(split) if needles is None else needles
+    return bundled_needles(str(needles)) if str(needles) in NEEDLE_SETS and not Path(needles).exists() else read_needles(needles)
 
 
 def haystack_texts(haystack: str | Path | Sequence[str] | None) -> Sequence[str]:

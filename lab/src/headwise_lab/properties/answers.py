@@ -1,10 +1,12 @@
-"""Questions of the micro-world, answered without some heads."""
+"""Questions, answered without some heads: those of the micro-world here, those about the real world in `facts`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +15,14 @@ from headwise.attention import ablate
 from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.heads import HeadSet
-from headwise.models.model import Model
+from headwise.models.model import Model, describe_model
 from headwise.prompts.prompt import Prompt
 from headwise.runtime.answer import answer_variants, stop_ids
+from headwise.runtime.rundir import Cell, RunDirectory
 from headwise.runtime.runner import Leaf, leaves, prefill
 from headwise_lab.eval_tasks import Drawer, Item, Spec, right, right_or_world, right_steps
 
-ROWS, TOKENS = 32, 16_384  # variants in one batch; rows x prompt tokens if heads are removed at every position
+ROWS, TOKENS = 48, 16_384  # variants in one batch; rows x prompt tokens if heads are removed at every position
 
 SPECS = {
     "steps": Spec(("properties_steps", "all_steps", "written"), "two_hop", right_steps, {"steps": True}, spare=8),
@@ -27,6 +30,34 @@ SPECS = {
     "closed_book": Spec(("properties_closed_book",), "closed_book", right, {"which": "asked"}),
     "contradiction": Spec(("properties_contradiction", "memory"), "contradiction", right_or_world),
 }
+
+
+class Asked(NamedTuple):
+    """One question.
+
+    Attributes:
+        prompt: Its `gold` holds the closing mark and a line break.
+        judge: An answer -> one number in [0, 1] per number of the task.
+        context: What stands in front of the question, for the reader of a result; may be empty.
+        question: What is asked.
+        answer: The right answer.
+    """
+
+    prompt: Prompt
+    judge: Callable[[str], tuple[float, ...]]
+    context: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """Questions of one task. numbers: names of what `judge` gives. spare: tokens that an answer may have beyond the gold answer."""
+
+    task: str
+    numbers: tuple[str, ...]
+    spare: int
+    items: Sequence[Asked]
 
 
 class Answers(NamedTuple):
@@ -59,33 +90,67 @@ def draw_items(model: Model, task: str, count: int, seed: int) -> list[Item]:
     return drawer.draw(SPECS[task], drawer.options(SPECS[task]))
 
 
-def answer_items(model: Model, task: str, items: Sequence[Item], sets: Sequence[HeadSet], mode: str, scope: str) -> Answers:
+def lab_quiz(model: Model, task: str, count: int, seed: int) -> Quiz:
+    """Questions of a task of the micro-world. Raises as `draw_items`."""
+    spec = SPECS[task]
+
+    def asked(item: Item) -> Asked:
+        turn = item.example.turns[-1]
+        question = "".join(piece.text for piece in turn.ask).strip()
+        return Asked(item.prompt, partial(spec.judge, item.example), item.example.context_text, question, turn.answer_text)
+
+    return Quiz(task, spec.rows, spec.spare, [asked(item) for item in draw_items(model, task, count, seed)])
+
+
+def describe_answers(model: Model, quiz: Quiz, sets: Sequence[HeadSet], mode: str, scope: str) -> dict[str, Any]:
+    """All that decides the answers, as plain data: what a `RunDirectory` of `answer_items` is described by."""
+    asked = hashlib.sha256(repr([(item.prompt.ids, item.prompt.gold) for item in quiz.items]).encode()).hexdigest()[:16]
+    heads = hashlib.sha256(repr([sorted(chosen) for chosen in sets]).encode()).hexdigest()[:16]
+    stated = {"task": quiz.task, "items": len(quiz.items), "asked": asked, "sets": len(sets), "heads": heads}
+    return stated | {"mode": mode, "scope": scope} | describe_model(model)
+
+
+def answer_items(
+    model: Model, quiz: Quiz, sets: Sequence[HeadSet], mode: str, scope: str, directory: RunDirectory | None = None
+) -> Answers:
     """Every item's greedy answer without each set of heads.
 
     Args:
         model: With its tokenizer.
-        task: One of `SPECS`.
-        items: As `draw_items` gives them.
+        quiz: The questions.
         sets: The heads to ablate; an empty set is the whole model.
         mode: See `headwise.attention.ablate`.
         scope: See `headwise.attention.ablate`.
+        directory: Answered items are kept there and not asked again.
     """
-    spec, stop = SPECS[task], stop_ids(model)
-    texts = [[""] * len(items) for _ in sets]
-    marks, logprob = np.zeros((len(sets), len(items), len(spec.rows))), np.zeros((len(sets), len(items)))
+    texts = [[""] * len(quiz.items) for _ in sets]
+    marks, logprob = np.zeros((len(sets), len(quiz.items), len(quiz.numbers))), np.zeros((len(sets), len(quiz.items)))
+    known = {i: cell for i in range(len(quiz.items)) if directory and (cell := directory.load(f"item{i:04d}"))}
+    open_items = [i for i in range(len(quiz.items)) if i not in known]
     with attached(model.hf):
-        for leaf in _starts(model, [item.prompt for item in items], scope):
-            example, prompt = items[leaf.index]
-            rows = max(1, min(ROWS, TOKENS // len(leaf.rest)))
-            enter = partial(ablate, model.hf, mode=mode, scope=scope, answer_from=len(prompt.ids) - 1)
-            answer = partial(answer_variants, model.hf, leaf, prompt.gold)
-            for start in range(0, len(sets), rows):
-                found = answer(sets[start : start + rows], enter, stop, len(prompt.gold) + spec.spare)
-                for row, one in enumerate(found, start):
-                    texts[row][leaf.index] = text = model.tokenizer.decode(one.ids, skip_special_tokens=True).strip()
-                    marks[row, leaf.index] = spec.judge(example, text)
-                    logprob[row, leaf.index] = one.gold_logprob
+        for leaf in _starts(model, [quiz.items[i].prompt for i in open_items], scope) if open_items else ():
+            index = open_items[leaf.index]
+            known[index] = _answered(model, quiz, leaf, index, sets, mode, scope)
+            if directory:
+                directory.save(f"item{index:04d}", *known[index])
+    for index, (arrays, info) in known.items():
+        marks[:, index], logprob[:, index] = arrays["marks"], arrays["logprob"]
+        for row, said in enumerate(info):
+            texts[row][index] = said["text"]
     return Answers(texts, marks, logprob)
+
+
+def _answered(model: Model, quiz: Quiz, leaf: Leaf, index: int, sets: Sequence[HeadSet], mode: str, scope: str) -> Cell:
+    """({"marks": [set, number], "logprob": [set]}, the answer of each set)."""
+    item, stop = quiz.items[index], stop_ids(model)
+    rows = max(1, min(ROWS, TOKENS // len(leaf.rest)))
+    enter = partial(ablate, model.hf, mode=mode, scope=scope, answer_from=len(item.prompt.ids) - 1)
+    answer = partial(answer_variants, model.hf, leaf, item.prompt.gold)
+    batches = [sets[start : start + rows] for start in range(0, len(sets), rows)]
+    found = [one for batch in batches for one in answer(batch, enter, stop, len(item.prompt.gold) + quiz.spare)]
+    texts = [model.tokenizer.decode(one.ids, skip_special_tokens=True).strip() for one in found]
+    marks = np.asarray([item.judge(text) for text in texts], dtype=np.float64)
+    return {"marks": marks, "logprob": np.asarray([one.gold_logprob for one in found])}, [{"text": text} for text in texts]
 
 
 def _starts(model: Model, prompts: Sequence[Prompt], scope: str) -> Iterator[Leaf]:

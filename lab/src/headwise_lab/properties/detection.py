@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from headwise.prompts.grid import GridOptions, Task, even_depths, plan_groups
 from headwise.prompts.haystack import Haystack, bundled_texts
 from headwise.prompts.needles import NeedleComposer, bundled_needles
 from headwise.runtime.rundir import RunDirectory
-from headwise_lab.properties.lab_models import LabModel
-from headwise_lab.properties.settings import PART, Settings
+from headwise_lab.properties.lab_models import CHAT, LONGER, NEEDLES, LabModel
+from headwise_lab.properties.settings import PART, RealSettings, Settings
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Evidence:
         scores: Copy scores; None if it solved no run, or if all heads score the same.
         why: The reason for that.
         no_heads: It does solve runs, but no head stands out.
+        retests: Scores of a real model on other prompts, by relation (`RETESTS`), or why there are none.
         own_lengths: Copy scores of a continued model at lengths that its base cannot take.
         steps: See `dynamic.trace_steps`.
         ablation: See `causal.measure`.
@@ -47,6 +48,8 @@ class Evidence:
     why: str = ""
     no_heads: bool = False
     own_lengths: HeadScores | None = None
+    retests: dict[str, HeadScores | str] = field(default_factory=dict)
+    paraphrased: dict[str, Any] = field(default_factory=dict)
     steps: dict[str, Any] = field(default_factory=dict)
     ablation: dict[str, Any] = field(default_factory=dict)
     reasoning: dict[str, Any] = field(default_factory=dict)
@@ -58,16 +61,39 @@ class Evidence:
 
     @property
     def needle_runs(self) -> NDArray[np.float32]:
-        """[needle, layer, head]: mean score over the runs of each needle; the runs of one needle are no independent evidence."""
-        if self.scores is None or self.scores.runs is None:
-            return np.empty((0, *self.shape), dtype=np.float32)
-        which = needles_of(self.scores)
-        return np.stack([self.scores.runs[which == needle].mean(axis=0) for needle in np.unique(which)])
+        """[needle, layer, head]: see `needle_means`; no row without scores."""
+        return np.empty((0, *self.shape), dtype=np.float32) if self.scores is None else needle_means(self.scores)
 
 
 def needles_of(scores: HeadScores) -> NDArray[np.int64]:
     """[run] number of the needle of each run."""
     return np.asarray([int(info["needle"]) for info in scores.run_info], dtype=np.int64)
+
+
+def needle_means(scores: HeadScores) -> NDArray[np.float32]:
+    """[needle, layer, head]: mean score over the runs of each needle; the runs of one needle are no independent evidence."""
+    if scores.runs is None:
+        return np.empty((0, *scores.shape), dtype=np.float32)
+    which = needles_of(scores)
+    return np.stack([scores.runs[which == needle].mean(axis=0) for needle in np.unique(which)])
+
+
+def at_length(scores: HeadScores, length: int) -> HeadScores:
+    """The scores that the runs of one context length give. Raises `NoSuccessfulRunError` if none of them was solved."""
+    kept = [i for i, info in enumerate(scores.run_info) if info["length"] == length]
+    if not kept or scores.runs is None:
+        raise NoSuccessfulRunError(f"no run at {length} tokens was solved")
+    cells = [cell for cell in scores.provenance["cells"] if cell["length"] == length]
+    counts = {"runs": len(cells), "solved": len(kept), "cells": cells}
+    runs = scores.runs[kept]
+    values = runs.astype(np.float64).mean(axis=0)
+    return replace(
+        scores,
+        values=values,
+        runs=runs,
+        run_info=tuple(scores.run_info[i] for i in kept),
+        provenance={**scores.provenance, **counts},
+    )
 
 
 def needle_task(
@@ -77,24 +103,26 @@ def needle_task(
     depths: tuple[float, ...],
     settings: Settings,
     needles: int | None = None,
+    chat: bool = False,
 ) -> Task:
     """Bundled needles in the bundled books, at those lengths that fit the model.
 
     Args:
         model: With its tokenizer.
-        split: Of the needles: `detect` or `test`.
+        split: Of the needles, see `bundled_needles`.
         lengths: Context lengths in tokens.
         depths: Fractions in [0, 1].
         settings: Number of needles and seed.
         needles: Another number of needles.
+        chat: In the chat template.
 
     Raises:
-        PromptError: No length fits.
+        PromptError: No length fits, or the chat template cannot be used.
     """
     encoder = PieceEncoder(model.tokenizer)
     chosen = bundled_needles(split)[: needles or settings.needles]
     grid = GridOptions(lengths, depths, part=PART, seed=settings.seed)
-    task = Task(chosen, Haystack(bundled_texts(), encoder), NeedleComposer(encoder), grid)
+    task = Task(chosen, Haystack(bundled_texts(), encoder), NeedleComposer(encoder, chat=chat), grid)
     fitting, refused = [], ""
     for length in lengths:
         try:
@@ -147,6 +175,23 @@ def detect_long(model: Model, settings: Settings, evidence: Evidence, work: Path
         evidence.own_lengths = _scores(model, task, work, "long")
     except (NoSuccessfulRunError, PromptError):
         return
+
+
+def retest(model: Model, settings: RealSettings, evidence: Evidence, work: Path | None) -> None:
+    """Scores of a real model in longer contexts, in its chat template, and on the needles of the other half."""
+    short, depths = (settings.lengths[0],), even_depths(settings.depths)
+    tasks: dict[str, Callable[[], Task]] = {
+        LONGER: lambda: needle_task(
+            model, "detect", (settings.long_length,), settings.long_depths, settings, settings.long_needles
+        ),
+        CHAT: lambda: needle_task(model, "detect", short, depths, settings, chat=True),
+        NEEDLES: lambda: needle_task(model, "test", short, depths, settings),
+    }
+    for kind, task in tasks.items():
+        try:
+            evidence.retests[kind] = _scores(model, task(), work, kind.replace(" ", "-"))
+        except (NoSuccessfulRunError, PromptError) as error:
+            evidence.retests[kind] = str(error)
 
 
 def _scores(model: Model, task: Task, work: Path | None, kind: str) -> HeadScores:

@@ -14,8 +14,8 @@ import numpy as np
 
 from headwise.heads import HeadScores
 from headwise.stats.agreement import pearson, split_half_reliability, top_overlap
-from headwise_lab.properties.detection import Evidence
-from headwise_lab.properties.lab_models import EXTENDED, FAMILY, RELATIONS, SEED, relation
+from headwise_lab.properties.detection import Evidence, at_length, needle_means
+from headwise_lab.properties.lab_models import EXTENDED, FAMILY, RELATIONS, RETESTS, SEED, relation
 from headwise_lab.properties.paper import PEARSON, SAME_FAMILY
 from headwise_lab.properties.verdict import Check, Property, missing, span_of
 
@@ -24,6 +24,7 @@ UNRELATED = 0.3
 SHUFFLES = 1000
 TOP = 8
 MIN_NEEDLES = 4
+SOLVED = 0.5  # share of the runs of both sides of a retest
 
 
 def reliability(found: Evidence, seed: int) -> float:
@@ -38,7 +39,12 @@ def reliability(found: Evidence, seed: int) -> float:
     Returns:
         At most 1; NaN below `MIN_NEEDLES` needles.
     """
-    runs = found.needle_runs
+    return float("nan") if found.scores is None else steadiness(found.scores, seed)
+
+
+def steadiness(scores: HeadScores, seed: int) -> float:
+    """`reliability` of scores."""
+    runs = needle_means(scores)
     if len(runs) < MIN_NEEDLES:
         return float("nan")
     half = split_half_reliability(runs, seed=seed)
@@ -46,14 +52,20 @@ def reliability(found: Evidence, seed: int) -> float:
 
 
 def judge(models: Sequence[Evidence], seed: int) -> Property:
-    """Main check: base against continuation over 0.8. Supporting: other seed and other architecture within ±0.3."""
+    """Main checks: base against continuation, and a real model against itself on other prompts, over 0.8.
+
+    Supporting: other seed and other architecture within ±0.3.
+    """
     known = [found for found in models if found.scores is not None]
     steady = {found.name: reliability(found, seed) for found in known}
-    pairs = [_pair(a, b, steady, seed) for a, b in combinations(known, 2) if a.shape == b.shape]
-    checks = [check for pair in pairs for check in _checks(pair)]
-    if not any(pair["relation"] == EXTENDED for pair in pairs):
-        checks.insert(
-            0, missing("all", "base against its continuation", _rule(EXTENDED), "no base and continuation were both measured")
+    retested = [_retest(found, kind, seed) for found in known for kind in found.retests]
+    pairs = [pair for pair, _ in retested if pair]
+    pairs += [_pair(a, b, steady, seed) for a, b in combinations(known, 2) if a.shape == b.shape]
+    checks = [check for _, check in retested]
+    checks += [check for pair in pairs for check in _checks(pair)]
+    if any(not found.model.real for found in models) and not any(pair["relation"] == EXTENDED for pair in pairs):
+        checks.append(
+            missing("all", "base against its continuation", _rule(EXTENDED), "no base and continuation were both measured")
         )
     notes = [f"{relation}: {RELATIONS[relation]}" for relation in dict.fromkeys(pair["relation"] for pair in pairs)]
     long = _long(known)
@@ -87,19 +99,43 @@ def shuffled_range(a: HeadScores, b: HeadScores, seed: int) -> tuple[float, floa
     return float(low), float(high)
 
 
+def _retest(found: Evidence, kind: str, seed: int) -> tuple[dict[str, Any], Check]:
+    """A real model against itself on other prompts: (pair, check); no pair where too few runs were solved."""
+    name, rule = f"{found.name}, {kind}", f"Pearson over {SAME_FAMILY:g}"
+    again = found.retests[kind]
+    if found.scores is None or isinstance(again, str):
+        return {}, missing(name, "same heads", rule, str(again))
+    first = at_length(found.scores, min(found.scores.provenance["grid"]["lengths"]))
+    for scores in (first, again):
+        solved, runs = scores.provenance["solved"], scores.provenance["runs"]
+        if solved < SOLVED * runs:
+            return {}, missing(name, "same heads", rule, f"only {solved} of {runs} runs solved")
+    pair = {"a": found.name, "b": kind, "relation": kind} | _compared(
+        first, again, steadiness(first, seed) * steadiness(again, seed), seed
+    )
+    pair["solved"], pair["runs"] = again.provenance["solved"], again.provenance["runs"]
+    low, high = pair["shuffled"]
+    ceiling = "" if pair["ceiling"] is None else f"; ceiling {pair['ceiling']:.2f}"
+    text = f"{pair['pearson']:.2f} (shuffled {low:.2f} to {high:.2f}{ceiling}; {pair['solved']} of {pair['runs']} runs solved)"
+    return pair, Check(name, "same heads", text, rule, pair["pearson"] > SAME_FAMILY)
+
+
 def _pair(a: Evidence, b: Evidence, steady: dict[str, float], seed: int) -> dict[str, Any]:
     if a.scores is None or b.scores is None:
         return {}
-    ceiling = float(np.sqrt(max(0.0, steady[a.name] * steady[b.name])))
+    named = {"a": a.name, "b": b.name, "relation": relation(a.model, b.model)}
+    return named | _compared(a.scores, b.scores, steady[a.name] * steady[b.name], seed)
+
+
+def _compared(a: HeadScores, b: HeadScores, reliabilities: float, seed: int) -> dict[str, Any]:
+    """Correlation of two score maps, and what it is compared with. reliabilities: their product; NaN: not known."""
+    ceiling = float(np.sqrt(max(0.0, reliabilities))) if reliabilities == reliabilities else None
     return {
-        "a": a.name,
-        "b": b.name,
-        "relation": relation(a.model, b.model),
-        "pearson": pearson(a.scores.values, b.scores.values),
-        "ceiling": None if ceiling != ceiling else ceiling,
-        "shuffled": shuffled_range(a.scores, b.scores, seed),
-        "layers": pearson(np.nanmean(a.scores.values, axis=1), np.nanmean(b.scores.values, axis=1)),
-        "top_overlap": top_overlap(a.scores.values, b.scores.values, TOP),
+        "pearson": pearson(a.values, b.values),
+        "ceiling": ceiling,
+        "shuffled": shuffled_range(a, b, seed),
+        "layers": pearson(np.nanmean(a.values, axis=1), np.nanmean(b.values, axis=1)),
+        "top_overlap": top_overlap(a.values, b.values, TOP),
     }
 
 
@@ -118,7 +154,7 @@ def _checks(pair: dict[str, Any]) -> list[Check]:
 
 def _line(pairs: Sequence[dict[str, Any]]) -> str:
     parts = []
-    for kind in (EXTENDED, SEED, FAMILY):
+    for kind in (*RETESTS, EXTENDED, SEED, FAMILY):
         values = [pair["pearson"] for pair in pairs if pair["relation"] == kind]
         if values:
             parts.append(f"{kind} {span_of(values)}")

@@ -1,4 +1,4 @@
-"""Which models are measured, and how they are related: what follows from their recipes."""
+"""Which models are measured, and how they are related: what follows from their recipes. A model without a recipe is a real one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from typing import Any
 
 from headwise.heads import HeadwiseError
 from headwise.models.load import load
-from headwise.models.model import Model
-from headwise.models.names import bundled_model, bundled_models
+from headwise.models.model import Model, label
+from headwise.models.names import bundled_model, bundled_models, folder_of
 from headwise_lab.recipe.recipes import RECIPES
 
 EXTENDED, SEED, FAMILY, TEXT, OTHER = "extended", "other seed", "other architecture", "other training text", "unknown"
+LONGER, CHAT, NEEDLES = "longer contexts", "chat template", "other needles"
+# One model against itself, on other prompts.
+RETESTS = {
+    LONGER: "the same model, on contexts eight times as long",
+    CHAT: "the same model, asked in its chat template",
+    NEEDLES: "the same model, on needles of the other half",
+}
 RELATIONS = {
+    **RETESTS,
     EXTENDED: "base and its continuation on longer contexts",
     SEED: "same recipe, another seed",
     FAMILY: "same text, another architecture and seed",
@@ -30,13 +38,15 @@ class LabModel:
 
     Attributes:
         name: What results call it.
-        folder: Where it lies.
+        folder: What `headwise.load` is given: a folder, a name or a hub id.
         recipe: The content of its recipe.json, empty if it has none.
+        real: Whether it was trained elsewhere, on more than the micro-world: other sizes of measurements, and questions about the real world.
     """
 
     name: str
     folder: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    real: bool = False
 
     def load(self) -> Model:
         """Load it in float32 on the CPU; results name the model, not the place where it is installed."""
@@ -51,31 +61,32 @@ def bundled_names() -> list[str]:
 
 
 def choose_models(names: Sequence[str]) -> list[LabModel]:
-    """Models by bundled name or folder.
+    """Models by name, folder or hub id. Those without a recipe.json are real ones.
 
     Args:
-        names: Which ones, each once; empty: all bundled ones.
+        names: Which ones, each once; empty: all bundled lab models.
 
     Raises:
-        HeadwiseError: Any other name, two models of one name, or a broken recipe.
+        HeadwiseError: There is no such model, two have the same name, or a recipe is broken.
     """
     known = bundled_names()
     chosen = []
     for name in dict.fromkeys(names or known):
-        folder = bundled_model(name) if name in known else Path(name)
-        if not (folder / "config.json").is_file():
-            raise HeadwiseError(
-                f"no lab model {name!r}; bundled are {', '.join(known) or 'none'}, or give a folder that holds a model"
-            )
-        path = folder / "recipe.json"
-        try:
-            recipe = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        except (OSError, ValueError) as error:
-            raise HeadwiseError(f"{path} is no recipe ({error}); delete it or restore it") from error
-        chosen.append(LabModel(folder.resolve().name, str(folder), recipe))
+        folder = bundled_model(name) if name in known else folder_of(name)
+        if folder is None or (name not in known and not (folder / "recipe.json").is_file()):
+            chosen.append(LabModel(label(name), name, real=True))
+            continue
+        chosen.append(LabModel(folder.resolve().name, str(folder), _recipe(folder / "recipe.json")))
     if len({model.name for model in chosen}) < len(chosen):
         raise HeadwiseError("two of the models have the same name; rename a folder, results are told apart by it")
     return chosen
+
+
+def _recipe(path: Path) -> Mapping[str, Any]:
+    try:
+        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise HeadwiseError(f"{path} is no recipe ({error}); delete it or restore it") from error
 
 
 def relation(a: LabModel, b: LabModel) -> str:

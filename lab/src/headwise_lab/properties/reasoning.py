@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headwise.evaluation.ablation_table import AblationResult
-from headwise.evaluation.variants import Variant, distinct_sets, head_variants
-from headwise.heads import HeadScores, PromptError
+from headwise.evaluation.variants import Kind, Variant, distinct_sets, head_variants
+from headwise.heads import HeadScores, HeadSet, PromptError
 from headwise.models.model import Model
-from headwise_lab.eval_tasks import Item, NotMeasured
-from headwise_lab.properties.answers import SPECS, answer_items, draw_items
-from headwise_lab.properties.causal import row_of, usable_top
-from headwise_lab.properties.detection import Evidence
+from headwise_lab.eval_tasks import NotMeasured
+from headwise_lab.properties.answers import SPECS, Answers, Asked, Quiz, answer_items, describe_answers, lab_quiz
+from headwise_lab.properties.causal import DRAWN, MUCH_LESS, row_of, usable_top
+from headwise_lab.properties.detection import Evidence, open_directory
+from headwise_lab.properties.facts import Asker, read_relations
 from headwise_lab.properties.paper import REMOVED_MORE
-from headwise_lab.properties.settings import Settings, near_share
+from headwise_lab.properties.settings import RealSettings, Settings, near_share
 from headwise_lab.properties.verdict import Check, Property, missing, p_text, span_of
 
 ABLE = 0.5  # share right of the whole model below which a loss says nothing
@@ -48,54 +49,90 @@ def measure(model: Model, scores: HeadScores, settings: Settings) -> dict[str, A
     rows: list[dict[str, Any]] = []
     try:
         for task in SPECS:
-            rows.append(_measure_task(model, scores, settings, task, settings.scope, k, settings.item_controls))
+            quiz = lab_quiz(model, task, settings.items * (2 if task == "closed_book" else 1), settings.seed)
+            rows.append(_measure_quiz(model, scores, settings, quiz, settings.scope, (k,), settings.item_controls))
         able = {row["task"] for row in rows if "top" in row["right"]}
         for task in (task for task in EVERYWHERE if settings.scope != "all" and task in able):
-            rows.append(_measure_task(model, scores, settings, task, "all", k, settings.all_controls))
+            quiz = lab_quiz(model, task, settings.items * (2 if task == "closed_book" else 1), settings.seed)
+            rows.append(_measure_quiz(model, scores, settings, quiz, "all", (k,), settings.all_controls))
     except (NotMeasured, PromptError) as error:
         return {"why": str(error)}
     return {"name": model.name, "k": k, "heads": heads, "mode": settings.mode, "tasks": rows}
 
 
-def _measure_task(
-    model: Model, scores: HeadScores, settings: Settings, task: str, scope: str, k: int, controls: int
+def measure_real(
+    model: Model, scores: HeadScores, settings: RealSettings, data: Path | None, work: Path | None
 ) -> dict[str, Any]:
-    items = draw_items(model, task, settings.items * (2 if task == "closed_book" else 1), settings.seed)
-    variants = head_variants(scores, (k,), controls, settings.seed)
-    answer = partial(answer_items, model, task, items, mode=settings.mode, scope=scope)
-    if answer(sets=[variants[0].heads]).marks[..., 0].mean() < FLOOR:
-        variants = variants[:1]  # a model that cannot do the task has nothing to lose
+    """The same about the real world, with draws of any layer too. data: folder of LRE relations; without it nothing can be asked."""
+    heads, k = len(scores.ranking()), settings.item_k
+    if 2 * k > heads:
+        return {"why": f"too few heads for a control: {heads}"}
+    if data is None:
+        return {"why": "give the LRE relations with --data: without them neither written steps nor facts can be asked for"}
+    relations = read_relations(data)
+    try:
+        quizzes = Asker(model, relations, settings, work).quizzes()
+    except (NotMeasured, PromptError) as error:
+        return {"why": str(error)}
+    rows = []
+    for quiz in quizzes:
+        ks = (k, settings.item_beside)
+        rows.append(
+            _measure_quiz(model, scores, settings, quiz, settings.scope, ks, settings.item_controls, ("any_layer",), work)
+        )
+    return {"name": model.name, "k": k, "beside": settings.item_beside, "heads": heads, "mode": settings.mode, "tasks": rows}
+
+
+def _measure_quiz(
+    model: Model, scores: HeadScores, settings: Settings, quiz: Quiz, scope: str, ks: tuple[int, ...], controls: int,
+    more: tuple[Kind, ...] = (), work: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One task. ks: numbers of heads; draws are made for the first of them only."""
+    variants = head_variants(scores, ks[:1], controls, settings.seed, more)
+    variants += tuple(v for v in head_variants(scores, ks[1:], 1, settings.seed) if v.kind in ("top", "bottom"))
     sets, places = distinct_sets(variants)
-    found = answer(sets=sets)
+
+    def answered(sets: Sequence[HeadSet]) -> Answers:
+        stated = describe_answers(model, quiz, sets, settings.mode, scope)
+        directory = open_directory(work, f"{model.name}.{quiz.task}-{scope}-{len(sets)}", stated)
+        return answer_items(model, quiz, sets, settings.mode, scope, directory)
+
+    if answered(sets[:1]).marks[..., 0].mean() < FLOOR:
+        variants, sets, places = variants[:1], sets[:1], places[:1]  # a model that cannot do the task has nothing to lose
+    found = answered(sets)
     marks, texts = found.marks[places], [found.text[place] for place in places]
     values = {"exact": marks[..., 0], "logprob": found.logprob[places]}
-    info = tuple({"item": i} for i in range(len(items)))
-    result = AblationResult(variants, info, values, np.empty((len(variants), 0)), settings.seed, {})
-    chosen = _places(variants)
+    info = tuple({"item": i} for i in range(len(quiz.items)))
+    kept = [i for i, variant in enumerate(variants) if variant.k in (0, ks[0])]
+    drawn = tuple(variants[i] for i in kept)
+    values = {name: table[kept] for name, table in values.items()}
+    result = AblationResult(drawn, info, values, np.empty((len(drawn), 0)), settings.seed, {})
+    chosen = _places(variants, ks)
     return {
-        "task": task,
+        "task": quiz.task,
         "scope": scope,
-        "items": len(items),
+        "items": len(quiz.items),
         "rows": result.summary(),
         "right": {kind: marks[rows, :, 0].mean(axis=0).round(6).tolist() for kind, rows in chosen.items()},
-        "numbers": list(SPECS[task].rows),
+        "numbers": list(quiz.numbers),
         "means": {kind: marks[rows].mean(axis=(0, 1)).tolist() for kind, rows in chosen.items()},
-        "samples": [_sample(texts, chosen, items[i], i) for i in range(min(SAMPLES, len(items)))],
+        "second": {kind: marks[rows, :, -1].mean(axis=0).round(6).tolist() for kind, rows in chosen.items()},
+        "samples": [_sample(texts, chosen, quiz.items[i], i) for i in range(min(SAMPLES, len(quiz.items)))],
     }
 
 
-def _places(variants: Sequence[Variant]) -> dict[str, list[int]]:
-    """Rows of each kind; only `none` if nothing was removed."""
-    kinds = {kind: [i for i, v in enumerate(variants) if v.kind == kind] for kind in ("top", "random", "bottom")}
-    return {"none": [0], **{kind: rows for kind, rows in kinds.items() if rows}}
+def _places(variants: Sequence[Variant], ks: tuple[int, ...]) -> dict[str, list[int]]:
+    """Rows of each kind at the first number of heads; `top 8` and the like at the others. Only `none` if nothing was removed."""
+    kinds: dict[str, list[int]] = {}
+    for i, variant in enumerate(variants):
+        kinds.setdefault(variant.kind if variant.k in (0, ks[0]) else f"{variant.kind} {variant.k}", []).append(i)
+    return kinds
 
 
-def _sample(texts: Sequence[Sequence[str]], chosen: dict[str, list[int]], item: Item, i: int) -> dict[str, str]:
+def _sample(texts: Sequence[Sequence[str]], chosen: dict[str, list[int]], item: Asked, i: int) -> dict[str, str]:
     """One question with its answers; the first draw stands for random heads."""
-    turn = item.example.turns[-1]
-    question = "".join(piece.text for piece in turn.ask).strip()
     answers = {kind: texts[rows[0]][i] for kind, rows in chosen.items()}
-    return {"context": item.example.context_text, "question": question, "gold": turn.answer_text, **answers}
+    return {"context": item.context, "question": item.question, "gold": item.answer, **answers}
 
 
 def difference_of_losses(a: dict[str, Any], b: dict[str, Any], seed: int) -> tuple[float, float, float]:
@@ -187,6 +224,7 @@ def _supporting(m: dict[str, Any], seed: int, hardly: str) -> list[Check]:
         ),
         Check(name, "closed book, top against random heads", text, "not worse", not worse, main=False),
     ]
+    checks += _real_checks(m) if "beside" in m else []
     if {t["task"] for t in m["tasks"] if t["scope"] == "all"} == set(EVERYWHERE) and _task(m, "steps")["scope"] != "all":
         checks.append(_memory_check(m, seed, "all", hardly))
     direct, rule = _whole(m, "direct"), "loses a smaller share than written steps"
@@ -195,3 +233,24 @@ def _supporting(m: dict[str, Any], seed: int, hardly: str) -> list[Check]:
     kept = [_mean(m, task, "top") / _whole(m, task) for task in ("steps", "direct")]
     text = f"keeps {kept[1]:.2f} of its share, steps keep {kept[0]:.2f}"
     return [*checks, Check(name, "two-hop, direct", text, rule, kept[1] > kept[0], main=False)]
+
+
+def _real_checks(m: dict[str, Any]) -> list[Check]:
+    """Of real models: what random heads cost written steps, and where contradicted answers come from. All supporting."""
+    name, rows, k = m["name"], _task(m, "steps")["rows"], m["k"]
+    whole, top = _whole(m, "steps"), _mean(m, "steps", "top")
+    checks, rule = [], f"at most {MUCH_LESS:.0%} of the top heads' loss, p at most {LEVEL:g}"
+    for kind in ("random", "any_layer"):
+        loss = whole - row_of(rows, "exact", kind, k)["mean"]
+        p = row_of(rows, "exact", "top" if kind == "random" else kind, k)["p_paired"]
+        text, less = f"loss {loss:.2f} against {whole - top:.2f} ({p_text(p)})", loss <= MUCH_LESS * (whole - top) and p <= LEVEL
+        checks.append(Check(name, f"two-hop with steps, {DRAWN[kind]}", text, rule, less, main=False))
+    passage = _task(m, "contradiction")
+    rule = f"the passage below {HALF:g} of the whole model's share, memory above"
+    if passage["means"]["none"][0] < ABLE:
+        told = f"the whole model follows only {passage['means']['none'][0]:.2f} of the passages"
+        return [*checks, missing(name, "passage against memory", rule, told, main=False)]
+    before, after = passage["means"]["none"], passage["means"]["top"]
+    text = f"passage {before[0]:.2f} → {after[0]:.2f}, memory {before[1]:.2f} → {after[1]:.2f}"
+    holds = after[0] < HALF * before[0] and after[1] > before[1]
+    return [*checks, Check(name, "passage against memory", text, rule, holds, main=False)]

@@ -72,6 +72,57 @@ class Settings:
         )
 
 
+@dataclass(frozen=True)
+class RealSettings(Settings):
+    """Sizes for a real model; with 135M parameters about 70 minutes of one core.
+
+    long_length, long_needles, long_depths: contexts of the comparison with longer ones. ablation_places: depths of the needles of the
+    ablation sweep, in place of `ablation_depths`. mode_controls: random draws with modes `uniform` and `mean`. paraphrased_lengths: contexts
+    of paraphrased needles, the ablated ones first; paraphrased_places: their depths; paraphrased_k: heads ablated there. facts,
+    two_step: questions about the real world. item_k: heads ablated there; item_beside: fewer, without draws. candidates: facts per
+    relation that the whole model is asked first.
+    """
+
+    lengths: tuple[int, ...] = (512, 1024)
+    ablation_length: int = 512
+    step_length: int = 512
+    long_length: int = 4096
+    long_needles: int = 6
+    long_depths: tuple[float, ...] = (0.3, 0.7)
+    ablation_places: tuple[float, ...] = (0.5,)
+    mode_controls: int = 10
+    paraphrased_lengths: tuple[int, int] = (128, 512)
+    paraphrased_places: tuple[float, ...] = (1 / 3, 2 / 3)
+    paraphrased_k: int = 8
+    paraphrased_controls: int = 10
+    item_controls: int = 20
+    facts: int = 100
+    two_step: int = 40
+    item_k: int = 16
+    item_beside: int = 8
+    candidates: int = 25
+
+    def quick(self) -> RealSettings:
+        """See `Settings.quick`."""
+        return replace(
+            self,
+            lengths=(512,),
+            depths=2,
+            needles=4,
+            top=(4, 16),
+            controls=3,
+            long_length=1024,
+            long_needles=4,
+            mode_controls=2,
+            paraphrased_lengths=(128, 256),
+            paraphrased_controls=2,
+            item_controls=2,
+            facts=8,
+            two_step=4,
+            candidates=4,
+        )
+
+
 def near_share(top: tuple[int, ...], heads: int, share: float) -> int:
     """The number of heads that is nearest to a share of them.
 

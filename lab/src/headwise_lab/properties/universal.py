@@ -50,6 +50,7 @@ def _row(found: Evidence) -> dict[str, Any]:
         "runs": scores.provenance["runs"],
         "solved": scores.provenance["solved"],
         "solved_share": share(scores.provenance["solved"] / scores.provenance["runs"]),
+        "recall": float(np.mean([cell["recall"] for cell in cells])),
         "exact": float(np.mean([cell["exact"] for cell in cells])),
         "lengths": list(scores.provenance["grid"]["lengths"]),
         "over_0.1": over[RETRIEVAL],

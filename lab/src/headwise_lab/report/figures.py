@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from headwise.report.canvas import BLUE, GREY, INK, RED, SMALL, add_legend, new_figure, shortened, style
 from headwise.report.numbers import RETRIEVAL
 from headwise_lab.report.panels import (
+    GREEN,
     NARROW,
     ON_STRONG,
     ORANGE,
@@ -24,12 +25,14 @@ from headwise_lab.report.panels import (
     sparse_panels,
     universal_panels,
 )
+from headwise_lab.report.real_panels import mode_panels, paraphrased_panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 30  # steps in the raster
 PAPER_SHARE = 100 * 50 / 1024  # of the heads, masked in the paper
+CONTROLS = {"any_layer": (GREEN, "random, any layer"), "norm": (ORANGE, "random, same norm")}
 TASKS = {
     ("steps", "answer"): "two-hop, steps written",
     ("direct", "answer"): "two-hop, direct",
@@ -56,6 +59,7 @@ def panels_of(key: str, data: Data) -> list[Panel]:
         "intrinsic": intrinsic_panels,
         "dynamic": dynamic_panels,
         "causal": causal_panels,
+        "paraphrased": paraphrased_panels,
         "reasoning": reasoning_panels,
         "control": control_panels,
     }
@@ -172,6 +176,7 @@ def causal_panels(data: Data) -> list[Panel]:
         )
         text += f"It is halved at {heads_of(k)}." if k else "No number of heads that was ablated halves it."
         found.append(Panel(f"ablation-{model['name']}", partial(draw_recall, model), text))
+    found += mode_panels(data)
     if data["models"]:
         found.append(
             Panel("causal-perplexity", partial(draw_perplexity, data), "Perplexity of plain text with the same heads ablated.")
@@ -194,6 +199,9 @@ def draw_recall(model: Data) -> Figure:
         x, [min(r["draws"]) for r in random], [max(r["draws"]) for r in random], color=GREY, alpha=0.25, linewidth=0
     )
     axes.plot(x, [r["mean"] for r in random], color=GREY, marker="D", markersize=4, linewidth=1.6, label="random")
+    for kind, (colour, label) in CONTROLS.items():
+        if more := _rows(model, "recall", kind):
+            axes.plot(x, [r["mean"] for r in more], ":", color=colour, marker="x", markersize=4, linewidth=1.4, label=label)
     axes.plot(
         x,
         [r["mean"] for r in bottom],
@@ -298,6 +306,8 @@ def draw_tasks(model: Data) -> Figure:
                 zorder=2,
             )
             axes.plot([random["mean"]], [place], "D", color=GREY, markersize=6, label="random, all draws", zorder=3)
+            if "any_layer" in rows:
+                axes.plot([rows["any_layer"]["mean"]], [place], "x", color=GREEN, markersize=6, label="random, any layer", zorder=4)
             axes.plot([rows["bottom"]["mean"]], [place], "v", color=BLUE, markersize=6, label="weakest", zorder=4, clip_on=False)
             axes.plot([top["low"], top["high"]], [place] * 2, color=RED, linewidth=1.4, zorder=4)
             axes.plot([top["mean"]], [place], "o", color=RED, markersize=7.5, label="strongest, 95 % CI", zorder=5, clip_on=False)

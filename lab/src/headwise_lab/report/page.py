@@ -183,5 +183,6 @@ def _quote(sample: Data, names: Mapping[str, str]) -> Html:
 
 
 def _settings(result: Data) -> Html:
-    rows = [*result["settings"].items(), *(("version of " + name, value) for name, value in result["versions"].items())]
+    real = ((f"real models: {name}", value) for name, value in result.get("real_settings", {}).items())
+    rows = [*result["settings"].items(), *real, *(("version of " + name, value) for name, value in result["versions"].items())]
     return section("Settings", note(result["paper"]), table(("Setting", "Value"), rows))

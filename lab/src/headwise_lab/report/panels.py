@@ -18,12 +18,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Data = Mapping[str, Any]
-WIDE, NARROW = 4.2, 2.8  # inches
+WIDE, NARROW, TALL = 4.2, 2.8, 5.2  # inches
 GREEN, ORANGE, PURPLE, SKY = "#009E73", "#E69F00", "#CC79A7", "#56B4E9"  # Okabe and Ito, as in the canvas
 ON_STRONG = "#111111"  # text on a cell of full colour, light or dark page
 LINES = ((RED, "o"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
 CHANCE = "chance (shuffled)"
-KINDS = {"extended": RED, "other seed": BLUE, "other architecture": GREEN}
+KINDS = {
+    "longer contexts": ORANGE,
+    "chat template": PURPLE,
+    "other needles": SKY,
+    "extended": RED,
+    "other seed": BLUE,
+    "other architecture": GREEN,
+}
 
 
 class Panel(NamedTuple):
@@ -62,7 +69,7 @@ def draw_map(model: Data) -> Figure:
     from matplotlib.patches import Rectangle
 
     values, columns = model["values"], int(model["heads"])
-    figure = new_figure(NARROW, 0.62 + NARROW * 0.86 * len(values) / columns)
+    figure = new_figure(NARROW, 0.62 + min(TALL, NARROW * 0.86 * len(values) / columns))
     axes = figure.subplots()
     for layer, row in enumerate(values):
         for head, value in enumerate(row):
@@ -114,10 +121,10 @@ def draw_shares(data: Data) -> Figure:
 def draw_bars(
     ours: Sequence[tuple[str, float, float]], theirs: Sequence[tuple[str, float, float]], label: str, keys: tuple[str, ...]
 ) -> Figure:
-    """Horizontal bars, those of lab models above, those of the paper in blue below.
+    """Horizontal bars, those measured here above, models of the paper in blue below.
 
     Args:
-        ours: (name, value, part of it in full colour) of lab models.
+        ours: (name, value, part of it in full colour) of models measured here.
         theirs: The same of the paper.
         label: Of the scale.
         keys: What the light and the full colour mean.
@@ -133,7 +140,7 @@ def draw_bars(
         axes.barh(place, value, height=0.62, color=colour, alpha=0.4)
         axes.barh(place, strong, height=0.62, color=colour)
         axes.text(value + longest * 0.02, place, f"{value:.1f}", va="center", fontsize=SMALL, color=INK)
-    for place, text in ((-0.85, "lab models"), (places[len(ours)] - 0.85 if theirs else 0.0, "models of the paper")):
+    for place, text in ((-0.85, "measured here"), (places[len(ours)] - 0.85 if theirs else 0.0, "models of the paper")):
         axes.text(0, place, text, fontsize=SMALL, color=GREY, va="center", style="italic")
     axes.set_yticks(places, [shortened(name, 1.35, SMALL) for name, *_ in rows])
     axes.set_ylim(places[-1] + 0.6, -1.3)
