@@ -118,16 +118,18 @@ def gate_scores(
         if parts is not None and search.steps % SAVED == 0:
             search.keep(parts)
         report(step + 1, options.steps, f"distillation {losses[-1][0]:.3g}, mean gate {losses[-1][1]:.3g}")
-    left_out = sorted(set(range(model.heads.shape[0])) - set(full))
-    found = gates.detach().expand(-1, model.heads.kv_heads).double().cpu().numpy().copy()
+    return _scores(model, search, describe_run(model, texts, options) | {"label_tokens_right": round(right, 6)})
+
+
+def _scores(model: Model, search: _Search, stated: dict[str, Any]) -> HeadScores:
+    """The gates as scores of query heads; stated: what stands in the provenance beside the losses."""
+    left_out = sorted(set(range(model.heads.shape[0])) - set(model.heads.full_layers))
+    found = search.gates.detach().expand(-1, model.heads.kv_heads).double().cpu().numpy().copy()
     found[left_out] = np.nan
-    provenance = describe_run(model, texts, options) | {
-        "label_tokens_right": round(right, 6),
-        "layers_left_out": left_out,
-        "losses": dict(zip(("distillation", "penalty"), map(list, zip(*losses, strict=True)), strict=True)),
-    }
+    losses = dict(zip(("distillation", "penalty"), map(list, zip(*search.losses, strict=True)), strict=True))
     values = np.repeat(found, model.heads.shape[1] // model.heads.kv_heads, axis=1)
-    averaged = (search.total / options.steps).expand(-1, model.heads.kv_heads).double().cpu().numpy()
+    averaged = (search.total / search.steps).expand(-1, model.heads.kv_heads).double().cpu().numpy()
+    provenance = stated | {"layers_left_out": left_out, "losses": losses}
     return HeadScores(values, "gate", SCORE_VERSION, provenance=provenance, tables={"mean_gates": averaged})
 
 
