@@ -50,7 +50,7 @@ def main() -> None:
         model.hf(input_ids=torch.tensor([prompt.ids]), use_cache=True, logits_to_keep=1)
 
     variants(), plain()
-    ours, one = best_of(max(5, chosen.repeats), variants, plain)
+    ours, one = best_of(chosen.repeats if chosen.model else max(5, chosen.repeats), variants, plain)
     failing = sum(answer.ids != tuple(prompt.gold[: len(answer.ids)]) for answer in variants())
     show(
         {

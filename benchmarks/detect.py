@@ -170,7 +170,7 @@ def measure_random(repeats: int) -> dict[str, object]:
 def measure_trained(name: str, repeats: int) -> dict[str, object]:
     case = trained_case(name)
     ours(case), plain_prefills(case)
-    mine, plain = best_of(max(5, repeats), lambda: ours(case), lambda: plain_prefills(case))
+    mine, plain = best_of(repeats if name else max(5, repeats), lambda: ours(case), lambda: plain_prefills(case))
     theirs: list[Any] = []
     slow, same_stop = best_of(1, lambda: theirs.extend(official(case, False)), lambda: official(case, True))
     return {

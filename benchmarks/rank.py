@@ -64,7 +64,7 @@ def speed(repeats: int, name: str, data: Path | None) -> dict[str, Any]:
     later = lambda: index.scores(queries[:1])  # noqa: E731
     for function in (plain, twenty, single, later):
         function()
-    base, many, first, cached = best_of(max(7, repeats), plain, twenty, single, later)
+    base, many, first, cached = best_of(repeats if name else max(7, repeats), plain, twenty, single, later)
     together = twenty()
     alone = np.concatenate([ranker.index(passages).scores([query]) for query in queries])
     return {
