@@ -43,7 +43,7 @@ class Claim:
     command: str
 
 
-INFLUENCE_PROXY = "--haystack WALDEN --pairs 4 --key-length 4"  # tried on seeds 1001 to 1004: 25 of 44 questions answered in full
+INFLUENCE_PROXY = "--haystack WALDEN --pairs 4 --key-length 4"  # best of 9 settings on seeds 1001 to 1004: 14 of 24 in full
 SEPARATION = (
     "benchmarks/influence_claims.py --model smollm2 --documents 16 --words 150 --draws 10 --pools same any --chosen-only duplicate "
     f"boilerplate --no-lengths --samples 64 {INFLUENCE_PROXY}"
