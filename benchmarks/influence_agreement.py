@@ -1,6 +1,6 @@
 """Do two models score the same documents alike? Spearman's correlation of their AttentionInfluence scores, beside that of their plain losses.
 
-    python benchmarks/influence_agreement.py --data FOLDER --models smollm2 world-6m-long [--documents 50] [--work FOLDER] [--json]
+    python benchmarks/influence_agreement.py --data FOLDER --models smollm2 world-6m-long [--documents 24] [--work FOLDER] [--json]
 
 Four domains, as many documents each: passages of novels (`books-large/books-3.jsonl.xz` without the books whose sentences the proxy task uses),
 of articles of WikiText-2's test split, problems of GSM8K with their solutions, and passages of Python's standard library. Both models find
@@ -53,9 +53,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--models", nargs=2, default=["smollm2", "world-6m-long"])
-    parser.add_argument("--documents", type=int, default=50, help="of each domain")
-    parser.add_argument("--same", type=int, default=2, help="draws of random heads of the same layers")
-    parser.add_argument("--any", type=int, default=1, help="draws of random heads of any layer")
+    parser.add_argument("--documents", type=int, default=24, help="of each domain")
+    parser.add_argument("--same", type=int, default=1, help="draws of random heads of the same layers")
+    parser.add_argument("--any", type=int, default=0, help="draws of random heads of any layer")
     parser.add_argument("--work", type=Path, help="folder for what is finished")
     parser.add_argument("--seed", type=int, default=0)
     proxy_options(parser, samples=64)

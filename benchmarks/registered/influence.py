@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from registered.claim import Claim
 
-INFLUENCE_PROXY = "--haystack WALDEN --pairs 4 --key-length 4"  # tried on seeds 1001 to 1004: 25 of 44 questions answered in full
+INFLUENCE_PROXY = "--haystack WALDEN --pairs 4 --key-length 4"  # best of 9 settings on seeds 1001 to 1004: 14 of 24 in full
 SEPARATION = (
     "benchmarks/influence_claims.py --model smollm2 --documents 16 --words 150 --draws 10 --pools same any --chosen-only duplicate "
     f"boilerplate --no-lengths --samples 64 {INFLUENCE_PROXY}"
 )
 AGREEMENT = (
-    "benchmarks/influence_agreement.py --data FOLDER --models smollm2 world-6m-long --documents 50 --same 2 --any 1 --samples 64 "
+    "benchmarks/influence_agreement.py --data FOLDER --models smollm2 world-6m-long --documents 24 --same 1 --any 0 --samples 64 "
     f"{INFLUENCE_PROXY}"
 )
 INFLUENCE_GATE = "at least half of 64 proxy questions answered in full"
 INFLUENCE_HEADS = "heads: 64 proxy prompts of four pairs (random keys, sentences of Walden), top 5 %; test: "
 WORLD = INFLUENCE_HEADS + "16 micro-world documents of each kind, about 150 words, test split, seed 0"
 TEXTS = INFLUENCE_HEADS + (
-    "50 documents of each domain, seed 0: passages of novels (not Walden), of WikiText-2's test articles and of Python's library; GSM8K"
+    "24 documents of each domain, seed 0: passages of novels (not Walden), of WikiText-2's test articles and of Python's library; GSM8K"
 )
 CARD = "attention-influence"
 
@@ -116,7 +116,7 @@ INFLUENCE_CLAIMS = (
         f"{INFLUENCE_GATE}, by both models",
         "difference of the rank correlations inside domains, paired by document: 95 % interval above 0, corrected p at most 0.05",
         TEXTS,
-        "2 layer-matched draws, 1 draw of any layer",
+        "1 layer-matched draw",
         AGREEMENT,
     ),
     Claim(
