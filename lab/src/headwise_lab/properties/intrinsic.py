@@ -82,6 +82,8 @@ def judge(models: Sequence[Evidence], seed: int) -> Property:
         "paper": [{"name": name, "pearson": value, "source": source} for name, value, source in PEARSON],
     }
     claim = "A model that is continued on longer contexts uses the retrieval heads of its base."
+    if any(found.model.real for found in models):
+        claim += " A model uses the same heads in longer contexts, in its chat template and for other needles."
     return Property("intrinsic", "Intrinsic", claim, _line(pairs), checks, data, notes)
 
 

@@ -166,7 +166,8 @@ def judge(models: Sequence[Evidence], seed: int) -> Property:
             parts.append(f"{name} {span_of(whole)} → {span_of(top)}")
         line = "; ".join(parts) + f" with the top {' or '.join(str(k) for k in sorted({m['k'] for m in able}))} heads ablated"
     notes = [
-        "Direct two-hop answers need the text as much as written steps do; the paper's answer-only tasks are answered from memory.",
+        "Direct two-hop answers of lab models need the text as much as written steps do; the paper's answer-only tasks are answered from "
+        "memory. Real models have no text here: their direct answers come from memory, their written steps from memory and what they wrote.",
         f"A loss is judged where the whole model answers at least {ABLE:g} of the questions ({FLOOR:g} for direct answers).",
     ]
     claim = "Writing out steps needs retrieval heads; answering from memory hardly does."

@@ -38,7 +38,7 @@ def judge(models: Sequence[Evidence]) -> Property:
     notes = [
         "A lab model has 64 heads and was trained to copy; one head is already 1.6 % of them, so the published 0.1 to 0.7 % over 0.5 "
         "cannot be met by a model with any strong head."
-    ]
+    ] * any(not found.model.real for found in models)
     return Property("sparse", "Sparse", claim, line, checks, {"models": rows, "paper": _paper()}, notes)
 
 

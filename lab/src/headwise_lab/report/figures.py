@@ -188,7 +188,8 @@ def draw_recall(model: Data) -> Figure:
     """Top K in red with intervals, random in grey with the range of draws, bottom K in blue; the paper's statement as a box."""
     from matplotlib.patches import Rectangle
 
-    figure = new_figure(NARROW + 0.2, 3.15)
+    longer = any(row["kind"] in CONTROLS for row in model["rows"])
+    figure = new_figure(NARROW + 0.2, 3.15 + 0.55 * longer)  # room for two more lines of the legend
     axes = figure.subplots()
     share = 100 / model["heads"]
     rows = {kind: _rows(model, "recall", kind) for kind in ("none", "top", "random", "bottom")}
@@ -276,7 +277,9 @@ def reasoning_panels(data: Data) -> list[Panel]:
     found = []
     for model in data["models"]:
         text = f"{model['name']}: share of right answers of the whole model, and with {heads_of(model['k'])} ablated: random, weakest, strongest. "
-        text += "Contradicted fact: the passage's value counts as right. Ablated everywhere: while the model reads, too, not only while it answers."
+        text += "Contradicted fact: the passage's value counts as right."
+        if any(task["scope"] == "all" for task in model["tasks"]):
+            text += " Ablated everywhere: while the model reads, too, not only while it answers."
         found.append(Panel(f"reasoning-{model['name']}", partial(draw_tasks, model), text))
         for task in model["tasks"]:
             if task["task"] == "contradiction" and "top" in task["means"]:

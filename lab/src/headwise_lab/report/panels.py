@@ -177,7 +177,7 @@ def intrinsic_panels(data: Data) -> list[Panel]:
     """Correlations of score maps, and the heads of base against continuation."""
     found = []
     if data["pairs"]:
-        texts = [f"{p['a']} and {p['b']} ({p['relation']}) {p['pearson']:.2f}" for p in _shown(data["pairs"])]
+        texts = [f"{_told(pair)} {pair['pearson']:.2f}" for pair in _shown(data["pairs"])]
         text = f"Pearson correlation of score maps: {'; '.join(texts)}. In the paper 0.84 to 0.96 within a family, about 0 across families."
         found.append(Panel("intrinsic-pairs", partial(draw_pairs, data), text))
     if data["scatter"]:
@@ -218,6 +218,15 @@ def _shown(pairs: Sequence[Data]) -> list[Data]:
     """Pairs that say something about the claim, in the order of `KINDS`; all if there are none."""
     known = [pair for pair in pairs if pair["relation"] in KINDS] or list(pairs)
     return sorted(known, key=lambda pair: [*KINDS, pair["relation"]].index(pair["relation"]))
+
+
+def _told(pair: Data) -> str:
+    """Which maps a pair compares; a model against itself is told by what differs."""
+    return (
+        f"{pair['a']}, {pair['relation']}"
+        if pair["b"] == pair["relation"]
+        else f"{pair['a']} and {pair['b']} ({pair['relation']})"
+    )
 
 
 def _label_pair(axes: Axes, place: int, name: str, value: float, ink: str) -> None:
