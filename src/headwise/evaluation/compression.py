@@ -25,7 +25,7 @@ from headwise.maths.memory import cache_bytes, full_counts
 from headwise.models.forward import token_tensor
 from headwise.models.model import Model
 from headwise.prompts.prompt import Prompt, Span
-from headwise.runtime.answer import decode_rows
+from headwise.runtime.answer import check_finite, decode_rows
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
 PROTOCOLS = ("inside", "outside")
@@ -331,7 +331,11 @@ def continuation(model: Any, cache: KeptCache, logits: Tensor, stop: Collection[
 
     Returns:
         The tokens, a stop token included.
+
+    Raises:
+        HeadwiseError: A logit behind the prompt is NaN or infinite.
     """
+    check_finite(logits)
     token = int(logits[0].argmax())
     if token in stop or limit <= 1:
         return (token,)
