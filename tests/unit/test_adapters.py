@@ -261,11 +261,14 @@ def test_an_adapter_without_weights_is_refused_and_the_hub_is_not_asked_for_them
         with_adapter(tiny_model("llama"), Path("owner/adapter"), "adapter")
 
 
-@pytest.mark.parametrize(("file", "content", "fault"), [
-    ("adapter_model.safetensors", b"", "adapter_model.safetensors is empty"),
-    ("adapter_config.json", b"[" * 100_000, "adapter_config.json is not JSON"),
-    ("adapter_config.json", b"[]", "adapter_config.json is no JSON object"),
-])
+@pytest.mark.parametrize(
+    ("file", "content", "fault"),
+    [
+        ("adapter_model.safetensors", b"", "adapter_model.safetensors is empty"),
+        ("adapter_config.json", b"[" * 100_000, "adapter_config.json is not JSON"),
+        ("adapter_config.json", b"[]", "adapter_config.json is no JSON object"),
+    ],
+)
 def test_damaged_files_of_an_adapter_are_named(tmp_path, peft, file, content, fault):
     adapted(peft).save_pretrained(tmp_path)
     (tmp_path / file).write_bytes(content)
