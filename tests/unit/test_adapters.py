@@ -4,6 +4,7 @@ import builtins
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from headwise.attention import ablate, observe
 from headwise.heads import HeadSet, HeadwiseError, MissingExtraError
+from headwise.models.adapters import with_adapter
 from headwise.models.export import export_ablated
 from headwise.models.load import load
 from headwise.models.model import Model, as_model, describe_model
@@ -247,3 +249,37 @@ def test_peft_is_not_imported_for_a_plain_model():
     before = set(sys.modules)
     as_model(tiny_model("llama"))
     assert "peft" not in set(sys.modules) - before
+
+
+def test_an_adapter_without_weights_is_refused_and_the_hub_is_not_asked_for_them(tmp_path, monkeypatch, peft):
+    """peft would take the weights of a hub model that has the folder's name."""
+    adapted(peft).save_pretrained(tmp_path / "owner" / "adapter")
+    (tmp_path / "owner" / "adapter" / "adapter_model.safetensors").unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("peft.utils.save_and_load.hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(HeadwiseError, match=r"the adapter 'adapter' holds no weights \(adapter_model.safetensors\)"):
+        with_adapter(tiny_model("llama"), Path("owner/adapter"), "adapter")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "fault"),
+    [
+        ("adapter_model.safetensors", b"", "adapter_model.safetensors is empty"),
+        ("adapter_config.json", b"[" * 100_000, "adapter_config.json is not JSON"),
+        ("adapter_config.json", b"[]", "adapter_config.json is no JSON object"),
+    ],
+)
+def test_damaged_files_of_an_adapter_are_named(tmp_path, peft, file, content, fault):
+    adapted(peft).save_pretrained(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(HeadwiseError, match=f"cannot load the adapter 'a': {fault}"):
+        with_adapter(tiny_model("llama"), tmp_path, "a")
+
+
+def test_an_adapter_whose_base_cannot_be_told_or_is_an_adapter_is_refused(tmp_path, peft):
+    (tmp_path / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(HeadwiseError, match="does not name the model of the adapter"):
+        load(str(tmp_path), "cpu")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    with pytest.raises(HeadwiseError, match="which is an adapter itself"):  # its own, without end
+        load(str(tmp_path), "cpu")

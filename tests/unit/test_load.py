@@ -12,6 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from headwise.attention.plan import attached
+from headwise.caches.controls import Full
+from headwise.caches.kept_cache import KeptCache
+from headwise.evaluation.compression import continuation
 from headwise.heads import HeadwiseError, UnsupportedModelError
 from headwise.models import names
 from headwise.models.load import load
@@ -343,3 +347,31 @@ def test_the_saved_dtype_can_be_kept(tmp_path):
     assert load(str(tmp_path / "half"), "cpu").hf.dtype == torch.float32
     assert load(str(tmp_path / "half"), "cpu", "saved").hf.dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(tmp_path / "half").encode("a") == character_tokenizer().encode("a")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_give_no_answer(folder, value):
+    def spoil(weights):
+        weights[QUERY.format(1)][3, 4] = value
+
+    edit_weights(folder, spoil)
+    model = load(str(folder), "cpu")
+    with attached(model):
+        cache = KeptCache(model, Full())
+        logits = cache.prefill(torch.arange(5, 25)[None])
+        with pytest.raises(HeadwiseError, match="logits are not finite"):
+            continuation(model.hf, cache, logits, (), 4)
+
+
+def test_links_in_a_circle_are_no_models_and_hide_no_fault(tmp_path, monkeypatch):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.chdir(tmp_path)
+    refused(tmp_path / "loop", "no such model folder")
+    refused("smolm2", "did you mean smollm2")
+    refused("smollm2 ", "did you mean smollm2")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_files_that_hold_other_json_than_an_object_are_named(folder, file):
+    (folder / file).write_text("[5]")
+    refused(folder, f"{file} is no JSON object")

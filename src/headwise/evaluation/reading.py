@@ -18,7 +18,7 @@ from headwise.caches.stacked import can_be_stacked, stacked
 from headwise.maths.memory import cache_bytes, full_counts
 from headwise.models.forward import token_tensor
 from headwise.models.model import Model
-from headwise.runtime.answer import decode_rows
+from headwise.runtime.answer import check_finite, decode_rows
 
 CHUNK = 64  # tokens that are read at a time by methods whose prefill is `chunked`
 ROWS = 16  # caches that are decoded together, at most
@@ -128,6 +128,7 @@ def continuations(
     model: Any, caches: Sequence[KeptCache], logits: Tensor, stop: Collection[int], limit: int
 ) -> list[tuple[int, ...]]:
     """Greedy answers behind a prompt whose prefill gave `logits` [1, vocabulary] to all; an answer ends with a stop token or after `limit` tokens."""
+    check_finite(logits)
     token = int(logits[0].argmax())
     if token in stop or limit <= 1:
         return [(token,)] * len(caches)
@@ -146,7 +147,11 @@ def continuation(model: Any, cache: KeptCache, logits: Tensor, stop: Collection[
 
     Returns:
         The tokens, a stop token included.
+
+    Raises:
+        HeadwiseError: A logit behind the prompt is NaN or infinite.
     """
+    check_finite(logits)
     token = int(logits[0].argmax())
     if token in stop or limit <= 1:
         return (token,)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from headwise.heads.errors import HeadwiseError, MissingExtraError
-from headwise.models.checkpoint import some_of
+from headwise.models.checkpoint import fault_of, some_of
 from headwise.models.fingerprint import tensors_digest
 
 CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NAME = "headwise_name"  # attribute of a `PeftModel` that keeps what results call its adapter
 # What torch says of a tensor of another shape: its name, the shape in the file, the shape in the model.
 SHAPES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[([\d, ]*)\]\).*?torch\.Size\(\[([\d, ]*)\]\)")
@@ -40,7 +41,7 @@ def base_of(folder: Path) -> str:
     """The name of the model that the adapter in `folder` was made for."""
     try:
         base = json.loads((folder / CONFIG).read_text("utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise HeadwiseError(f"{folder / CONFIG} does not name the model of the adapter (base_model_name_or_path)") from error
     if not isinstance(base, str) or not base:
         raise HeadwiseError(f"{folder / CONFIG} does not name the model of the adapter (base_model_name_or_path)")
@@ -69,6 +70,11 @@ def with_adapter(hf: Any, folder: Path, name: str) -> Any:
         MissingExtraError: peft is not installed.
     """
     wrapper = require_peft()
+    if not any((folder / file).is_file() for file in WEIGHTS):  # peft would look for them on the hub, under the folder's name
+        raise HeadwiseError(f"the adapter {name!r} holds no weights ({WEIGHTS[0]})")
+    fault = fault_of(folder)
+    if fault is not None:
+        raise HeadwiseError(f"cannot load the adapter {name!r}: {fault}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tensors that are missing, among others: they are compared below
         try:

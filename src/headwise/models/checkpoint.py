@@ -10,6 +10,7 @@ from typing import Any
 
 SHOWN = 3  # names of tensors in a message
 LFS = b"version https://git-lfs"
+OBJECTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "adapter_config.json")
 WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -54,7 +55,8 @@ def _fault_of_file(path: Path) -> str | None:
                 file.seek(8)
                 return _fault_of_tensors(path.name, size, int.from_bytes(head[:8], "little"), file)
             if path.suffix == ".json":
-                json.loads(head + file.read())
+                value = json.loads(head + file.read())
+                return None if isinstance(value, dict) or path.name not in OBJECTS else f"{path.name} is no JSON object"
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
     except (ValueError, RecursionError):

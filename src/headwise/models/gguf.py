@@ -6,11 +6,13 @@ a model that loads gives the numbers of the original.
 
 from __future__ import annotations
 
+import re
 from math import isclose
 from pathlib import Path
 from typing import Any
 
 from headwise.heads.errors import HeadwiseError, MissingExtraError, UnsupportedModelError
+from headwise.heads.text import shorten
 from headwise.models.checkpoint import some_of
 from headwise.models.families import REFUSED
 from headwise.models.gguf_header import Header, check_length, is_gguf, quantization_of, read_header
@@ -18,6 +20,7 @@ from headwise.models.gguf_header import Header, check_length, is_gguf, quantizat
 ENDING = ".gguf"
 SOURCE = "headwise_source"  # key of the configuration that keeps where the weights came from
 WEIGHTS = ("*.safetensors", "*.bin")
+LAYER = re.compile(r"blk\.(\d+)\.")  # how names of a layer's tensors begin
 
 # Architectures of GGUF files whose logits the tests compare with the original's.
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
@@ -80,6 +83,14 @@ def given_file(name: str) -> Path | None:
     return None
 
 
+def check_chosen(chosen: str | None) -> None:
+    """Raise if the name of a GGUF file leads out of the model's folder: results would name a model that was not used."""
+    if chosen is not None and (Path(chosen).is_absolute() or ".." in Path(chosen).parts):
+        raise HeadwiseError(
+            f"the GGUF file {chosen!r} is not in the model's folder; name a file in it, or give the file itself as the model"
+        )
+
+
 def file_in(folder: Path, chosen: str | None) -> Path | None:
     """The GGUF file to load from a model's folder; None if the folder holds a checkpoint of transformers, and no file was chosen.
 
@@ -127,11 +138,11 @@ def checked_header(file: Path, packed: bool = False) -> Header:
     _check_architecture(header, file.name)
     if packed:
         _refuse_packed(header.architecture)
-    if int(header.facts.get("split.count", 1) or 1) > 1:
-        raise HeadwiseError(
-            f"{file.name} is one of {header.facts['split.count']} parts; join them first (llama-gguf-split --merge)"
-        )
+    parts = header.facts.get("split.count")
+    if parts not in (None, 0, 1):
+        raise HeadwiseError(f"{file.name} is one of {shorten(str(parts))} parts; join them first (llama-gguf-split --merge)")
     check_length(header, file.name)
+    _check_layers(header, file.name)
     _check_reading(header, file.name)
     return header
 
@@ -165,6 +176,13 @@ def _refuse_packed(architecture: str) -> None:
         f"the weights of a GGUF file of architecture {architecture!r} cannot stay packed: transformers {transformers.__version__} "
         f"does so for {able} only; leave --packed out, and they are unpacked when they are loaded"
     )
+
+
+def _check_layers(header: Header, name: str) -> None:
+    """Raise if the file names layers that it does not hold: transformers would build them all before it looks."""
+    stated, held = header.about("block_count"), {found[1] for found in map(LAYER.match, header.tensors) if found}
+    if not isinstance(stated, int) or stated > len(held):
+        raise HeadwiseError(f"{name} is damaged: its head names {shorten(repr(stated))} layers, it holds tensors of {len(held)}")
 
 
 def _check_reading(header: Header, name: str) -> None:
@@ -204,9 +222,11 @@ def check_config(header: Header, config: Any, name: str) -> None:
     if (scalar := getattr(config, "query_pre_attn_scalar", None)) is not None:  # Gemma; no file states it (27B models differ)
         told["the scale of attention"] = (config.head_dim, scalar)
     for key, (stated, made) in told.items():
-        if stated is not None and not (isinstance(made, int | float) and isclose(stated, made, rel_tol=1e-5)):
+        numbers = isinstance(stated, int | float) and isinstance(made, int | float)
+        if stated is not None and not (numbers and isclose(stated, made, rel_tol=1e-5)):
+            meant = shorten(repr(stated))
             raise UnsupportedModelError(
-                f"{name}: transformers reads {key} as {made}, where the file means {stated}: its answers would be wrong; "
+                f"{name}: transformers reads {key} as {made}, where the file means {meant}: its answers would be wrong; "
                 "give its checkpoint in safetensors"
             )
 
@@ -216,16 +236,37 @@ def _rope_base(config: Any) -> Any:
     return found.get("rope_theta", found.get("full_attention", {}).get("rope_theta"))
 
 
-def left_over(header: Header, config: Any) -> list[str]:
-    """Tensors of the file that transformers has no place for in a model of this configuration, and so would leave out."""
+def compared(header: Header, config: Any, name: str) -> dict[str, Any]:
+    """What of the file does not fit a model of this configuration; nothing of that size is allocated.
+
+    Args:
+        header: The file's head.
+        config: The configuration.
+        name: The file, for the message.
+
+    Returns:
+        As transformers' loading info. unexpected_keys: tensors that transformers has no place for, and so would leave out. mismatched_keys:
+        (tensor, its shape in the file, its shape in the model); transformers would fill them at random. missing_keys: none; loading tells them.
+
+    Raises:
+        HeadwiseError: No model can be built from the configuration.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     kind = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
-    return sorted(set(header.tensors) - set(get_gguf_hf_weights_map(skeleton, kind(config=config.to_dict()))))
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config)
+        places = get_gguf_hf_weights_map(skeleton, kind(config=config.to_dict()))
+    except Exception as error:  # of many kinds, for sizes and token ids that make no sense together
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise HeadwiseError(f"{name} is damaged: no model can be built from what its head names ({said})") from error
+    wanted = {key: tuple(values.shape) for key, values in skeleton.state_dict().items()}
+    shapes = {key: (tuple(reversed(tensor.shape)), wanted.get(places.get(key, ""))) for key, tensor in header.tensors.items()}
+    wrong = [(key, found, needed) for key, (found, needed) in shapes.items() if needed is not None and found != needed]
+    return {"unexpected_keys": sorted(set(header.tensors) - set(places)), "missing_keys": (), "mismatched_keys": wrong}
 
 
 def source_of(header: Header, file: Path) -> dict[str, str]:

@@ -67,6 +67,7 @@ def load(
         HeadwiseError: There is no such model, its files are broken or incomplete, or it cannot be used.
         MissingExtraError: It is an adapter or a GGUF file, or is to lie on several devices, and peft, gguf or accelerate is not installed.
     """
+    gguf.check_chosen(gguf_file)
     place = resolve_device(device)
     where = placement.checked_map(device_map, offload_folder, device)
     if isinstance(where, dict) and set(where.values()) <= {*placement.OFF}:
@@ -104,8 +105,8 @@ class Wanted:
     spread: Spread
 
 
-def _load(wanted: Wanted) -> Model:
-    """The model that a name means; for an adapter, its base with the adapter on it."""
+def _load(wanted: Wanted, base_of: str | None = None) -> Model:
+    """The model that a name means; for an adapter, its base with the adapter on it. base_of: the adapter whose base is wanted."""
     file, folder = gguf.given_file(wanted.name), None
     if file is not None and wanted.gguf_file is not None:
         raise HeadwiseError(f"{wanted.name!r} is a GGUF file itself; leave --gguf-file (gguf_file=) out")
@@ -114,7 +115,11 @@ def _load(wanted: Wanted) -> Model:
         folder = folder_of(wanted.name, wanted.revision, wanted.gguf_file, wanted.offline)
     if folder is not None and (folder / adapters.CONFIG).is_file() and not (folder / "config.json").is_file():
         adapters.require_peft()
-        base = _load(replace(wanted, name=adapters.base_of(folder), revision=None, gguf_file=None))
+        if base_of is not None:  # perhaps even itself
+            raise HeadwiseError(
+                f"the adapter {base_of!r} was made for {wanted.name!r}, which is an adapter itself; merge that one into its model first"
+            )
+        base = _load(replace(wanted, name=adapters.base_of(folder), revision=None, gguf_file=None), base_of=called)
         return replace(_adapted(base, str(folder), wanted), name=called)
     if folder is not None:
         file = gguf.file_in(folder, wanted.gguf_file)
@@ -213,7 +218,7 @@ def _from_gguf(file: Path, wanted: Wanted) -> tuple[Any, Any]:
     with _quiet(), TemporaryDirectory(prefix="headwise-") as nowhere, redirect_stderr(StringIO()):
         config = _config(nowhere, options, file.name, None)
         gguf.check_config(header, config, file.name)
-        check_tensors({"unexpected_keys": gguf.left_over(header, config), "missing_keys": (), "mismatched_keys": ()}, file.name)
+        check_tensors(gguf.compared(header, config, file.name), file.name)
         tokenizer = _tokenizer(nowhere, options, file.name, None)
         options |= {"config": config, "quantization_config": GgufConfig(dequantize=True)} | _places(wanted, config)
         hf = _weights(nowhere, torch.bfloat16 if wanted.dtype == "auto" else wanted.dtype, options, file.name, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -349,7 +350,7 @@ def label(source: str) -> str:
         if part.startswith("models--") and below == "snapshots":  # a folder of the hub cache, named by a commit
             return part.removeprefix("models--").replace("--", "/")
     is_folder = path.is_absolute() or source.startswith(".") or len(path.parts) > 2 or path.is_dir()
-    return path.resolve().name if source and is_folder else source
+    return Path(os.path.realpath(path)).name if source and is_folder else source  # unlike resolve(), it bears links in a circle
 
 
 def inputs_of(projection: Any, transposed: bool = False) -> int:

@@ -95,7 +95,9 @@ def cached(name: str, revision: str | None = None, gguf_file: str | None = None)
     try:
         found = [try_to_load_from_cache(name, file, revision=revision) for file in files]
     except HFValidationError as error:
-        raise HeadwiseError(f"{name!r} is neither a folder nor the id of a hub model (like 'owner/name')") from error
+        hint = near(name.strip().rstrip("/"))
+        told = f"{name!r} is neither a folder nor the id of a hub model (like 'owner/name')"
+        raise HeadwiseError(f"{told}; {hint}" if hint else told) from error
     return next((_snapshot(path, file) for path, file in zip(found, files, strict=True) if isinstance(path, str)), None)
 
 
@@ -165,7 +167,8 @@ def _known() -> dict[str, str]:
     from huggingface_hub import constants
 
     hub = (path.name.removeprefix("models--").replace("--", "/") for path in Path(constants.HF_HUB_CACHE).glob("models--*"))
-    here = (entry.name for entry in os.scandir(".") if entry.is_dir() and os.path.exists(os.path.join(entry.path, "config.json")))
+    # A link in a circle is no folder; `entry.is_dir()` would raise for it.
+    here = (name for name in os.listdir(".") if os.path.isfile(os.path.join(name, "config.json")))
     return {name.split("/")[-1].lower(): name for name in (*here, *hub, *registered_names(), *bundled_models())}
 
 

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from headwise.heads.errors import HeadwiseError
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -96,15 +98,26 @@ def registered_names() -> list[str]:
 
 
 def home() -> Path:
-    """Where headwise keeps what it fetched: `HEADWISE_HOME`, else a folder `headwise` in the system's cache folder for this user."""
+    """Where headwise keeps what it fetched: `HEADWISE_HOME`, else a folder `headwise` in the system's cache folder for this user.
+
+    Raises:
+        HeadwiseError: The folder begins with `~`, and nobody of this name has a home folder.
+    """
     given = os.environ.get("HEADWISE_HOME")
-    if given:
-        return Path(given).expanduser()
+    return _expanded(given) if given else _expanded(_cache_folder()) / "headwise"
+
+
+def _cache_folder() -> str:
     if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or ""
-        base = base if Path(base).is_absolute() else "~/.cache"  # the XDG rules: a relative path counts as none
-    return Path(base).expanduser() / "headwise"
+        return os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    if sys.platform == "darwin":
+        return "~/Library/Caches"
+    base = os.environ.get("XDG_CACHE_HOME") or ""
+    return base if Path(base).is_absolute() else "~/.cache"  # the XDG rules: a relative path counts as none
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise HeadwiseError(f"no home folder is known for {path!r}; name the folder for models with HEADWISE_HOME") from error

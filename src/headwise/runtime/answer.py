@@ -92,6 +92,12 @@ class Draft(NamedTuple):
     logprob: Tensor
 
 
+def check_finite(logits: Tensor) -> None:
+    """Raise `HeadwiseError` if a logit is NaN or infinite: an argmax over them means nothing."""
+    if not torch.isfinite(logits).all():
+        raise HeadwiseError("the model's logits are not finite (NaN or infinity); try --dtype float32 or another checkpoint")
+
+
 @torch.no_grad()
 def verify_draft(model: Any, cache: DynamicCache, rest: Sequence[int], gold: Sequence[int], rows: int = 1) -> Draft:
     """One pass over rest + gold, which tells whether the model would say the gold answer.
@@ -113,8 +119,7 @@ def verify_draft(model: Any, cache: DynamicCache, rest: Sequence[int], gold: Seq
     ids = token_tensor(model, [*rest, *gold], rows)
     with last_rows(model, count + 1):
         logits = forward(model, ids, cache, logits_to_keep=count + 1).logits.float()
-    if not torch.isfinite(logits).all():
-        raise HeadwiseError("the model's logits are not finite (NaN or infinity); try --dtype float32 or another checkpoint")
+    check_finite(logits)
     predicted = logits.argmax(dim=-1)
     target = token_tensor(model, gold, rows)
     accepted = (predicted[:, :count] == target).int().cumprod(dim=1).sum(dim=1)
