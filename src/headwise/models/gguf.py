@@ -222,8 +222,8 @@ def check_config(header: Header, config: Any, name: str) -> None:
     if (scalar := getattr(config, "query_pre_attn_scalar", None)) is not None:  # Gemma; no file states it (27B models differ)
         told["the scale of attention"] = (config.head_dim, scalar)
     for key, (stated, made) in told.items():
-        numbers = isinstance(stated, int | float) and isinstance(made, int | float)
-        if stated is not None and not (numbers and isclose(stated, made, rel_tol=1e-5)):
+        alike = isinstance(stated, int | float) and isinstance(made, int | float) and isclose(stated, made, rel_tol=1e-5)
+        if stated is not None and not alike:
             meant = shorten(repr(stated))
             raise UnsupportedModelError(
                 f"{name}: transformers reads {key} as {made}, where the file means {meant}: its answers would be wrong; "
