@@ -1,7 +1,7 @@
 """Compressed caches on a real model: needles, tables and ten look-ups in one answer, by method, budget and place of the question.
 
 Run it with the heads and gates of `headwise detect`, a task and a length at a time; every context that is done is kept in --output FOLDER and not
-measured again. `--report` judges the registered claims (registered.py, family `cache`) by what lies there.
+measured again. `--report` judges the registered claims (registered/, family `cache`) by what lies there.
 
     python benchmarks/cache_real.py --heads SEMANTIC.json --gates GATES.json --output FOLDER --task needle --length 2048 --contexts 4
     python benchmarks/cache_real.py --heads SEMANTIC.json --gates GATES.json --output FOLDER --report --json

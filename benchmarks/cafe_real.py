@@ -2,7 +2,7 @@
 
 Coarse heads are found on two label sets of HotpotQA's training questions, fine heads on a third one, from what the coarse heads have kept.
 Evidence is counted from the tables of `rank_real.py` (the same options, the same --keep); answers are only asked for if the plain answers
-pass the gate. Claims and rules: `registered.py`, family `cafe`.
+pass the gate. Claims and rules: `registered/`, family `cafe`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     headwise lab properties smollm2 --data FOLDER -o out
     python benchmarks/heads_real.py out/properties.json            # a table; --json: numbers, p-values raw and corrected, verdicts
 
-Claims, gates and rules stand in `registered.py` (family `heads`); this file only reads the numbers off. p-values are corrected over the
+Claims, gates and rules stand in `registered/` (family `heads`); this file only reads the numbers off. p-values are corrected over the
 whole family.
 """
 

@@ -4,7 +4,7 @@
 
 Four domains, as many documents each: passages of novels (`books-large/books-3.jsonl.xz` without the books whose sentences the proxy task uses),
 of articles of WikiText-2's test split, problems of GSM8K with their solutions, and passages of Python's standard library. Both models find
-their heads on the same kind of proxy prompts. Random heads are the control: of the same layers and of any. Verdicts as in `registered.py`.
+their heads on the same kind of proxy prompts. Random heads are the control: of the same layers and of any. Verdicts as in `registered/`.
 With --work, what is finished is kept there, and a run that was stopped goes on.
 """
 
@@ -176,7 +176,7 @@ def alone(model: Scored, groups: np.ndarray, names: list[str]) -> dict[str, Any]
 
 
 def judged(models: list[Scored], together: dict[str, Any], each: list[dict[str, Any]]) -> dict[str, Any]:
-    """Verdicts by the rules of `registered.py`, with p-values raw and corrected."""
+    """Verdicts by the rules of `registered/`, with p-values raw and corrected."""
     gate = all(model.proxy.provenance["accuracy"] >= GATE for model in models)
     p = together["p"]
     fair = dict(zip(p, benjamini_hochberg(np.array(list(p.values()))), strict=True))

@@ -1,4 +1,4 @@
-"""Claims 1 to 5 of the AttentionInfluence card (section 6) on micro-world documents and any model. Prints numbers and verdicts (`registered.py`).
+"""Claims 1 to 5 of the AttentionInfluence card (section 6) on micro-world documents and any model. Prints numbers and verdicts (`registered/`).
 
 Heads come from the key-value proxy task, whose keys and sentences are none of the documents'. Documents are of the test split. A document's
 own loss is computed once for all sets of heads. With --work, what is finished is kept there, and a run that was stopped goes on. Claim 10
@@ -201,7 +201,7 @@ def beside_random(scores: Scores, pools: list[str]) -> dict[str, Any]:
 def judged(
     heads: dict[str, Any], scores: Scores, table: dict[str, Any], rank: dict[str, Any], pools: list[str]
 ) -> dict[str, Any]:
-    """Verdicts by the rules of `registered.py`, with p-values raw and corrected."""
+    """Verdicts by the rules of `registered/`, with p-values raw and corrected."""
     top, none = both(scores, "top")
     place, p, holds = placements(top, none), dict[str, float](), dict[str, bool]()
     chosen = table["both"]["top"]["value"]

