@@ -100,7 +100,7 @@ def judge(models: Sequence[Evidence]) -> Property:
         "The same needles are asked in their own words and without any of their content words. The second kind must be inferred: that a "
         "person who was in Tokyo has seen Japan, say."
     ]
-    claim = "Needles that share no word with their question are found much less often, and by the same heads."
+    claim = "Needles that share no word with their question are found much less often."
     return Property("paraphrased", "Paraphrased needles", claim, line, checks, {"models": measured}, notes)
 
 

@@ -253,7 +253,8 @@ def draw_perplexity(data: Data) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     shares = [100 * row["k"] / model["heads"] for model in data["models"] for row in _rows(model, "perplexity", "top")]
-    axes.set_xticks(sorted(set(shares)), [f"{share:.2g}" for share in sorted(set(shares))])
+    places = [t for t in (0.2, 0.5, 1, 2, 5, 10, 20, 50) if min(shares) * 0.9 <= t <= max(shares) * 1.1]  # models differ in their shares
+    axes.set_xticks(places, [f"{place:g}" for place in places])
     high = axes.get_ylim()[1]
     ticks = [t for t in (1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 30, 100) if t <= high * 1.05]
     axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
