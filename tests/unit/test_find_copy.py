@@ -293,7 +293,13 @@ def test_progress_never_runs_backwards(model, task):
 
 def test_provenance_says_all_that_is_needed(model, task, scores):
     stated = scores.provenance
-    assert stated == {**describe_run(model, task, Copy()), "runs": 12, "solved": 12, "cells": stated["cells"]}
+    assert stated == {
+        **describe_run(model, task, Copy()),
+        "runs": 12,
+        "solved": 12,
+        "cells": stated["cells"],
+        "shared_places": stated["shared_places"],
+    }
     for name in (
         "model",
         "model_type",

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from headwise.attention.plan import attached
 from headwise.caches.controls import Full
 from headwise.caches.kept_cache import KeptCache
-from headwise.evaluation.compression import continuation
+from headwise.evaluation.reading import continuation
 from headwise.heads import HeadwiseError, UnsupportedModelError
 from headwise.models import names
 from headwise.models.load import load

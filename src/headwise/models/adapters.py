@@ -173,14 +173,11 @@ def describe_adapter(adapter: Any) -> dict[str, Any] | None:
 
 
 def without_adapter(hf: Any) -> Any:
-    """The transformers model inside a `PeftModel`, whose layers still run with the adapter; any other model as it is.
+    """The transformers model inside a `PeftModel`, whose layers still run with the adapter.
 
     Raises:
         HeadwiseError: The adapter is made of virtual tokens (prompt tuning), which only the wrapper adds.
     """
-    # Known by the class's name, so that peft need not be imported.
-    if not any(base.__name__ == "PeftModel" and base.__module__.startswith("peft") for base in type(hf).__mro__):
-        return hf
     kind = hf.active_peft_config
     if kind.is_prompt_learning:
         name = getattr(kind.peft_type, "value", kind.peft_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.models import adapters, gguf, placement, quantized
 from headwise.models.checkpoint import fault_of, some_of
 from headwise.models.families import family_of
-from headwise.models.model import Model, label, use_the_cap
+from headwise.models.model import Model, label, says_quantized, use_the_cap
 from headwise.models.names import bundled_models, folder_of
 from headwise.models.registry import entry_named
 
@@ -67,9 +68,11 @@ def load(
         HeadwiseError: There is no such model, its files are broken or incomplete, or it cannot be used.
         MissingExtraError: It is an adapter or a GGUF file, or is to lie on several devices, and peft, gguf or accelerate is not installed.
     """
-    gguf.check_chosen(gguf_file)
+    if gguf_file is not None:
+        gguf.check_chosen(gguf_file)
     place = resolve_device(device)
-    where = placement.checked_map(device_map, offload_folder, device)
+    one_device = device_map is None and offload_folder is None
+    where = None if one_device else placement.checked_map(device_map, offload_folder, device)
     if isinstance(where, dict) and set(where.values()) <= {*placement.OFF}:
         place = "cpu"
     kind = resolve_dtype(dtype, place)
@@ -107,7 +110,7 @@ class Wanted:
 
 def _load(wanted: Wanted, base_of: str | None = None) -> Model:
     """The model that a name means; for an adapter, its base with the adapter on it. base_of: the adapter whose base is wanted."""
-    file, folder = gguf.given_file(wanted.name), None
+    file, folder = gguf.given_file(wanted.name) if _may_be_a_file(wanted.name) else None, None
     if file is not None and wanted.gguf_file is not None:
         raise HeadwiseError(f"{wanted.name!r} is a GGUF file itself; leave --gguf-file (gguf_file=) out")
     called = _name_of(wanted.name, file)
@@ -121,7 +124,7 @@ def _load(wanted: Wanted, base_of: str | None = None) -> Model:
             )
         base = _load(replace(wanted, name=adapters.base_of(folder), revision=None, gguf_file=None), base_of=called)
         return replace(_adapted(base, str(folder), wanted), name=called)
-    if folder is not None:
+    if folder is not None and (wanted.gguf_file is not None or any(folder.glob("*.gguf"))):
         file = gguf.file_in(folder, wanted.gguf_file)
     hf, tokenizer = _from_checkpoint(wanted, folder) if file is None else _from_gguf(file, wanted)
     if folder is not None and folder.parent.name == "snapshots":
@@ -131,14 +134,20 @@ def _load(wanted: Wanted, base_of: str | None = None) -> Model:
     return Model(_moved(hf, wanted.device).eval(), tokenizer, called)
 
 
+def _may_be_a_file(name: str) -> bool:
+    return name.lower().endswith(".gguf") or os.path.isfile(name)
+
+
 def _name_of(given: str, file: Path | None) -> str:
     """What results call a model. file: the GGUF file that was given itself."""
+    if given in bundled_models():
+        return given
     if file is not None:
         return file.stem if file.suffix.lower() == gguf.ENDING else file.name
     entry = entry_named(given)
     if entry is not None:
         return entry.name
-    return given if given in bundled_models() else label(given)
+    return label(given)
 
 
 def _adapted(base: Model, adapter: str, wanted: Wanted) -> Model:
@@ -164,7 +173,8 @@ def _adapted(base: Model, adapter: str, wanted: Wanted) -> Model:
 
 def _moved(hf: Any, device: str) -> Any:
     """The model on its device. One that lies on several is there already, as is a packed one, which cannot be moved."""
-    return hf if placement.is_spread(hf) or quantized.packing_of(hf) else hf.to(device)
+    plain = getattr(hf, "hf_device_map", None) is None and getattr(hf, "hf_quantizer", None) is None
+    return hf.to(device) if plain or not (placement.is_spread(hf) or quantized.packing_of(hf)) else hf
 
 
 def _from_checkpoint(wanted: Wanted, folder: Path | None) -> tuple[Any, Any]:
@@ -179,9 +189,11 @@ def _from_checkpoint(wanted: Wanted, folder: Path | None) -> tuple[Any, Any]:
     }
     with _quiet():
         config = _config(source, options, wanted.name, folder)
-        packing = quantized.source_of(config)
-        quantized.check(config, wanted.name, wanted.device, wanted.packed)
-        loading = options | quantized.loading_options(config, wanted.packed) | _places(wanted, config)
+        packing, loading = None, options
+        if says_quantized(config) or wanted.packed:
+            quantized.check(config, wanted.name, wanted.device, wanted.packed)
+            packing, loading = quantized.source_of(config), options | quantized.loading_options(config, wanted.packed)
+        loading = loading | _places(wanted, config)
         hf, tokenizer = (
             _weights(source, wanted.dtype, loading, wanted.name, folder),
             _tokenizer(source, options, wanted.name, folder),
@@ -199,9 +211,9 @@ def _places(wanted: Wanted, config: Any) -> dict[str, Any]:
     spread = wanted.spread
     if spread.device_map is not None:
         return {"device_map": spread.device_map, "offload_folder": spread.offload_folder}
-    if spread.may and placement.needs_several(config, wanted.dtype):
+    if spread.may and torch.cuda.is_available() and placement.needs_several(config, wanted.dtype):
         return {"device_map": "auto"}
-    if quantized.settings_of(config) is None:
+    if not says_quantized(config):
         return {}
     placement.require_accelerate()
     return {"device_map": {"": wanted.device}}

@@ -268,7 +268,14 @@ def transformers_model(model: Any) -> Any:
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         hint = f"; headwise.load({model[:60]!r}) loads one" if isinstance(model, str) else ""
         raise HeadwiseError(f"a headwise.Model or a model of transformers is needed; got {shorten(repr(model))}{hint}")
-    return without_adapter(model)
+    # Known by the class's name, so that peft need not be imported.
+    is_adapter = any(base.__name__ == "PeftModel" and base.__module__.startswith("peft") for base in type(model).__mro__)
+    return without_adapter(model) if is_adapter else model
+
+
+def says_quantized(config: Any) -> bool:
+    """Whether a configuration says that the model's weights are quantized; how, says `headwise.models.quantized`."""
+    return any(getattr(part, "quantization_config", None) is not None for part in (config, config.get_text_config(decoder=True)))
 
 
 def need_tokenizer(model: Any, purpose: str) -> Model:
@@ -292,7 +299,8 @@ def describe_model(model: Model) -> dict[str, Any]:
         `adapter` is there for a `PeftModel`: see `describe_adapter`.
     """
     config = model.hf.config
-    added = {"source": source_of(config), "adapter": describe_adapter(model.adapter)}
+    source = source_of(config) if says_quantized(config) else getattr(config, "headwise_source", None)
+    added = {"source": source, "adapter": None if model.adapter is None else describe_adapter(model.adapter)}
     return {
         "model": model.name,
         "revision": getattr(config, "_commit_hash", None),
