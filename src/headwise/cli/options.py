@@ -165,12 +165,13 @@ def load(
     from transformers.utils import logging
 
     from headwise.models.load import load as load_model
-    from headwise.models.names import DEFAULT
+    from headwise.models.names import DEFAULT, bundled_models
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     given = DEFAULT if model is None else model
-    bring(given, bool(_shared.get("offline")))
+    if given not in bundled_models():
+        bring(given, bool(_shared.get("offline")))
     loaded = load_model(given, device, dtype, revision, **_shared)
     if name is None and Path(loaded.name).is_absolute():
         name = Path(loaded.name).name  # where a folder lies on this machine is nobody's business
