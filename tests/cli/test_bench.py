@@ -23,6 +23,7 @@ def lab():
     return str(bundled_model())
 
 
+@pytest.mark.slow
 def test_methods_and_budgets_are_measured_beside_the_full_cache(planted, headwise, tmp_path):
     done = headwise(
         "bench", "cache", planted.model, *SMALL, "--methods", "snapkv,oracle,random:budget=30,seed=4",

@@ -239,6 +239,7 @@ def test_an_lm_eval_task_with_heads_ablated(planted, heads, headwise, tmp_path, 
 
 
 @pytest.mark.parametrize("command", ["export", "rank", "generate", "ablate", "select score"])
+@pytest.mark.slow
 def test_heads_of_another_model_are_told(planted, headwise, tmp_path, command):
     (tmp_path / "q.jsonl").write_text('{"id": "q", "text": "the river"}\n')
     (tmp_path / "p.jsonl").write_text('{"id": "a", "text": "the old mill"}\n{"id": "b", "text": "the slow river"}\n')

@@ -64,6 +64,7 @@ def test_without_a_name_the_default_detector_runs(planted, headwise, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["detect", "needle", pytest.param("ablate", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_depths_that_share_a_place_are_told_and_kept(planted, headwise, heads, command):
     more = ["--heads", heads, "--top", "1", "--controls", "1", "--no-perplexity"] if command == "ablate" else []
     given = (command, planted.model, *planted.own, *more, "--json", "-o")

@@ -178,6 +178,7 @@ def test_half_a_download_is_fetched_anew(entry, built):
         ("tokenizer.json", None),
     ],
 )
+@pytest.mark.slow
 def test_a_damaged_folder_of_ours_is_made_anew_and_another_is_left_alone(entry, monkeypatch, file, content, marked):
     folder = fetch.fetched(entry)
     if content is None:

@@ -144,6 +144,7 @@ def test_a_model_that_knows_nothing_is_not_measured(tiny, data, tmp_path):
     assert "knows too few" in reasoning.measure_real(tiny, scores, few, data, tmp_path / "work")["why"]
 
 
+@pytest.mark.slow
 def test_tasks_that_a_model_cannot_do_lose_nothing(tiny, data, knows_all, tmp_path):
     scores = HeadScores(np.random.default_rng(0).random((4, 8)), "copy")
     found = Evidence(LabModel("tiny", "", real=True), (4, 8), 2048, scores)
@@ -154,6 +155,7 @@ def test_tasks_that_a_model_cannot_do_lose_nothing(tiny, data, knows_all, tmp_pa
     assert reasoning.measure_real(tiny, scores, SMALL, data, tmp_path) == found.reasoning  # from the kept parts
 
 
+@pytest.mark.slow
 def test_draws_of_both_kinds_are_compared_where_the_model_can(tiny, data, knows_all, monkeypatch):
     monkeypatch.setattr(reasoning, "FLOOR", 0.0)
     scores = HeadScores(np.random.default_rng(0).random((4, 8)), "copy")
@@ -235,6 +237,7 @@ def test_paraphrased_needles_are_judged_behind_gates(literal, other, expected, m
     assert verdict_of(paraphrased.judge([found]).checks) == "not measured"
 
 
+@pytest.mark.slow
 def test_the_page_of_a_real_model_has_its_own_figures(tmp_path):
     found, _ = real_evidence()
     found.paraphrased = paraphrased_of(0.9, 0.3)

@@ -112,6 +112,7 @@ def ask_all(url, bodies):
 # ---- nothing lost, nothing mixed up
 
 
+@pytest.mark.slow
 def test_fifty_clients_each_get_the_scores_of_their_own_passages(service, ranker):
     rng = np.random.default_rng(0)
     bodies = [
@@ -318,6 +319,7 @@ def test_a_body_over_the_limit_is_refused_while_it_is_read(service):
     assert service.client.post("/rerank", json={"query": QUERY, "documents": DOCUMENTS}).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_body_that_does_not_come_is_not_waited_for(ranker):
     def slow():
         yield b"{"

@@ -45,6 +45,7 @@ def closed(connection, seconds=5.0):
     return False
 
 
+@pytest.mark.slow
 def test_idle_strangers_do_not_keep_others_out(ranker, monkeypatch, caplog):
     monkeypatch.setattr(connections, "LOG_SECONDS", 1.0)
     with served(ranker, max_connections=32, api_key="k") as service, strangers(service, 260) as idle:
@@ -110,6 +111,7 @@ class Same(Ranker):
         return SimpleNamespace(tokens=1, scores=lambda queries: np.zeros((len(queries), len(passages))))
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_a_large_answer_slowly_is_waited_for(ranker, monkeypatch):
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.4)
     texts = ["a" * 200_000] * 80

@@ -91,6 +91,7 @@ def test_what_does_not_go_together_is_refused():
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.slow
 def test_answers_of_batches_are_those_of_one_method_at_a_time(family, monkeypatch):
     """Whatever the order of the methods; with windows among them, and where layers cannot be compressed."""
     hf = tiny_model(family)
