@@ -17,6 +17,7 @@ from headwise.models.model import describe_model
 from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
 from tests import gguf_files as files
+from tests.helpers import refused_to_load as refused
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +30,6 @@ def made(tmp_path_factory):
 @torch.no_grad()
 def logits(model, ids):
     return model(input_ids=ids).logits
-
-
-def refused(source, *parts, kind=HeadwiseError, **options):
-    with pytest.raises(kind) as caught:
-        load(str(source), "cpu", **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 400
-    for part in parts:
-        assert part in message, message
 
 
 # What a file says is what the model does

@@ -23,6 +23,7 @@ from headwise.models.model import Model, as_model, label
 from headwise.models.names import bundled_names
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from headwise.testing.tokenizers import character_tokenizer, word_tokenizer
+from tests.helpers import refused_to_load as refused
 
 QUERY = "model.layers.{}.self_attn.q_proj.weight"
 
@@ -50,16 +51,6 @@ def edit_weights(folder, change):
     weights = load_file(folder / "model.safetensors")
     change(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def refused(source, *parts, **options):
-    with pytest.raises(HeadwiseError) as caught:
-        load(str(source), "cpu", **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 400
-    for part in parts:
-        assert part in message, message
 
 
 @pytest.mark.parametrize("tied", [False, True])
