@@ -247,6 +247,7 @@ def test_a_line_ends_at_a_line_feed_only(tmp_path):
         (["--data", "x.jsonl"], ["--data has its own texts and questions"]),
         (["--data", "x.jsonl", "--ruler", "x.parquet"], ["either --ruler or --data"]),
         (["--chat"], ["--chat goes with --ruler or --data"]),
+        (["--chat-template-args", "{}"], ["--chat-template-args goes with --chat"]),
         (["--max-new-tokens", "4"], ["--max-new-tokens goes with --data"]),
         (["--min-full", "30"], ["--min-full is a share between 0 and 1; got 30"]),
         (["--budgets", "2.5"], ["--budgets must be a whole number of positions", "'2.5'"]),

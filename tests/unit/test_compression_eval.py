@@ -14,7 +14,7 @@ from headwise.caches.groups import Window
 from headwise.caches.kept_cache import compress
 from headwise.caches.kept_layer import Keep
 from headwise.evaluation.compression import Candidate, measure_compression
-from headwise.evaluation.contexts import Context, Question, longest, ruler_contexts
+from headwise.evaluation.contexts import Context, Question, data_contexts, longest, ruler_contexts
 from headwise.evaluation.reading import continuation, size_of
 from headwise.heads import HeadwiseError, MissingExtraError, PromptError
 from headwise.methods.snapkv.press import SnapKV
@@ -24,10 +24,12 @@ from headwise.models.model import Model
 from headwise.models.names import bundled_model
 from headwise.prompts.encoder import PieceEncoder, newline_ids
 from headwise.prompts.prompt import Span
+from headwise.prompts.questions import OwnQuestion
 from headwise.prompts.ruler import COLUMNS, RulerRow, read_ruler, string_match
 from headwise.stats.metrics import exact_match
 from headwise.testing.planted import planted_copier, planted_task
 from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
 from headwise_lab.contexts import TASKS, draw_contexts
 from tests.helpers import with_cache
 
@@ -356,6 +358,17 @@ def test_broken_ruler_files_are_refused(model, parquet, tmp_path):
         ruler_contexts(model, [RulerRow("the river " * 600, " what?", " it is", ("x",), 5, "vt")])
     with pytest.raises(PromptError, match="no chat template"):
         ruler_contexts(model, [RulerRow("the river", " what?", " it is", ("x",), 5, "vt")], chat=True)
+
+
+def test_variables_of_the_chat_template_reach_the_questions():
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = "{{ mood | default('calm') }}: {{ messages[0]['content'] }}"
+    model = Model(tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=512), tokenizer)
+    asked = OwnQuestion("the river is wide", "what is wide?", ("the river",), "1")
+    ruler = RulerRow("the river", " what?", " it is", ("x",), 5, "vt")
+    for contexts in (partial(data_contexts, model, [asked], "mine", 4, True), partial(ruler_contexts, model, [ruler], True)):
+        calm, glad = (tokenizer.decode(list(contexts(given)[0].ids)) for given in (None, {"mood": "glad"}))
+        assert (calm[:4], glad[:4]) == ("calm", "glad")
 
 
 def test_without_pyarrow_the_extra_is_named(monkeypatch, tmp_path):

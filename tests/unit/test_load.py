@@ -18,6 +18,7 @@ from headwise.caches.kept_cache import KeptCache
 from headwise.evaluation.reading import continuation
 from headwise.heads import HeadwiseError, UnsupportedModelError
 from headwise.models import names
+from headwise.models.checkpoint import fault_of_numbers
 from headwise.models.load import load
 from headwise.models.model import Model, as_model, label
 from headwise.models.names import bundled_names
@@ -132,6 +133,31 @@ def pointer(path):
 def test_damaged_files_are_named(folder, file, damage, parts):
     damage(folder / file)
     refused(folder, *parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"max_position_embeddings": -5}, "max_position_embeddings is -5"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings is 1000000000000"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta is 0"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": -1.0}}, "rope_theta is -1.0"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps is 0.0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+    ],
+)
+def test_numbers_with_which_no_model_works_are_refused(folder, change, part):
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "cannot be right", part)
+
+
+def test_the_rotations_of_every_kind_of_layer_are_looked_at():
+    config = tiny_model("gemma3_text").config
+    assert fault_of_numbers(config) is None
+    config.rope_parameters["sliding_attention"]["rope_theta"] = 0.0
+    assert fault_of_numbers(config) == "rope_theta is 0.0; a number above 0 is expected"
 
 
 def test_a_shard_that_is_not_there_is_named(tmp_path):

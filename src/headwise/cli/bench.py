@@ -79,6 +79,7 @@ def cache(
     max_new_tokens: MaxNewTokens = None,
     seed: Annotated[int, typer.Option(help="Seed of contexts and intervals.")] = 0,
     chat: Chat = False,
+    chat_template_args: o.ChatArgs = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
@@ -89,7 +90,7 @@ def cache(
 ) -> None:
     """Compare cache methods at several budgets: exact answers against bytes held, beside the full cache on the same questions."""
     path = o.output_path(output, model, "cache", overwrite)
-    asked = Asked(tasks, lengths, items, questions, split, seed, ruler, data, chat, max_new_tokens)
+    asked = Asked(tasks, lengths, items, questions, split, seed, ruler, data, chat, chat_template_args, max_new_tokens)
     asked.check()
     if not 0 <= min_full <= 1:
         raise HeadwiseError(f"--min-full is a share between 0 and 1; got {min_full:g}")

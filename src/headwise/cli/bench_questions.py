@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headwise.cli import options as o
 from headwise.heads.errors import HeadwiseError
@@ -27,6 +27,7 @@ class Asked(NamedTuple):
     ruler: Path | None
     data: Path | None
     chat: bool
+    chat_template_args: str | None
     max_new_tokens: int | None
 
     def check(self) -> None:
@@ -41,6 +42,9 @@ class Asked(NamedTuple):
                 )
         if not source and self.chat:
             raise HeadwiseError("--chat goes with --ruler or --data; tasks have their own wording")
+        if self.chat_template_args is not None and not self.chat:
+            raise HeadwiseError("--chat-template-args goes with --chat")
+        _ = self.chat_args  # refuses what is no JSON object
         if not self.data and self.max_new_tokens is not None:
             raise HeadwiseError("--max-new-tokens goes with --data; tasks and RULER's files set the length of their answers")
         for name in ("items", "max_new_tokens"):
@@ -49,6 +53,13 @@ class Asked(NamedTuple):
         if self.seed < 0:
             raise HeadwiseError(f"--seed must be 0 or more; got {self.seed}")
 
+    @property
+    def chat_args(self) -> dict[str, Any]:
+        """Variables for the chat template."""
+        from headwise.prompts.prompt import chat_arguments
+
+        return chat_arguments(self.chat_template_args)
+
     def contexts(self, loaded: Model) -> list[Context]:
         """The contexts and questions."""
         from headwise.evaluation.contexts import data_contexts, ruler_contexts
@@ -56,12 +67,14 @@ class Asked(NamedTuple):
         if self.ruler:
             from headwise.prompts.ruler import read_ruler
 
-            return ruler_contexts(loaded, read_ruler(self.ruler)[: self.items or ITEMS], self.chat)
+            return ruler_contexts(loaded, read_ruler(self.ruler)[: self.items or ITEMS], self.chat, self.chat_args)
         if self.data:
             from headwise.prompts.questions import read_questions
 
             asked = read_questions(self.data)
-            return data_contexts(loaded, asked, self.data.name, self.max_new_tokens or ANSWER, self.chat)[: self.items]
+            return data_contexts(loaded, asked, self.data.name, self.max_new_tokens or ANSWER, self.chat, self.chat_args)[
+                : self.items
+            ]
         return self._of_tasks(loaded)
 
     def _of_tasks(self, loaded: Model) -> list[Context]:
@@ -80,7 +93,9 @@ class Asked(NamedTuple):
         """As it stands in the result. contexts: how many there are in all."""
         source = self.ruler or self.data
         if source:
-            return {"source": source.name, "items": contexts, "chat": self.chat, "max_new_tokens": self.max_new_tokens}
+            return {
+                "source": source.name, "items": contexts, "chat": self.chat, "chat_args": self.chat_args, "max_new_tokens": self.max_new_tokens,
+            }  # fmt: skip
         return {
             "source": None, "tasks": self.tasks or TASKS, "lengths": self.lengths or LENGTH, "items": self.items or ITEMS,
             "questions": self.questions or QUESTIONS, "split": self.split or SPLIT,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -154,13 +154,16 @@ def fitted_contexts(draw: Callable[[float, int], Context], length: int, count: i
     return found
 
 
-def ruler_contexts(model: Model, rows: Sequence[RulerRow], chat: bool = False) -> list[Context]:
+def ruler_contexts(
+    model: Model, rows: Sequence[RulerRow], chat: bool = False, chat_args: Mapping[str, Any] | None = None
+) -> list[Context]:
     """Contexts of RULER's rows, one question each.
 
     Args:
         model: The model with its tokenizer.
         rows: What `read_ruler` gives.
         chat: Context and question stand in a user turn, as in kvpress's evaluation.
+        chat_args: Variables for the chat template.
 
     Returns:
         One per row. Answers end where the model ends a text, not at a line break, and are judged by RULER's own measure.
@@ -169,7 +172,7 @@ def ruler_contexts(model: Model, rows: Sequence[RulerRow], chat: bool = False) -
         HeadwiseError: A row that the model has no positions for.
     """
     encoder = PieceEncoder(model.tokenizer)
-    builder = PromptBuilder(encoder, chat)
+    builder = PromptBuilder(encoder, chat, chat_args)
     found = []
     for number, row in enumerate(rows, 1):
         rest = (*builder.closing([Piece(row.question)]).ids, *encoder.encode(row.answer_prefix))
@@ -180,7 +183,14 @@ def ruler_contexts(model: Model, rows: Sequence[RulerRow], chat: bool = False) -
     return found
 
 
-def data_contexts(model: Model, asked: Sequence[OwnQuestion], name: str, limit: int = 32, chat: bool = False) -> list[Context]:
+def data_contexts(
+    model: Model,
+    asked: Sequence[OwnQuestion],
+    name: str,
+    limit: int = 32,
+    chat: bool = False,
+    chat_args: Mapping[str, Any] | None = None,
+) -> list[Context]:
     """Contexts of a user's own questions; those about the same text are asked about one context.
 
     An answer is right if one of the expected answers stands in it, case ignored.
@@ -191,6 +201,7 @@ def data_contexts(model: Model, asked: Sequence[OwnQuestion], name: str, limit: 
         name: What the task is called in results.
         limit: Longest answer in tokens.
         chat: Context and question stand in a user turn.
+        chat_args: Variables for the chat template.
 
     Returns:
         One per different text, in the order of first appearance.
@@ -199,7 +210,7 @@ def data_contexts(model: Model, asked: Sequence[OwnQuestion], name: str, limit: 
         HeadwiseError: A question that the model has no positions for.
     """
     encoder = PieceEncoder(model.tokenizer)
-    builder = PromptBuilder(encoder, chat)
+    builder = PromptBuilder(encoder, chat, chat_args)
     stop = model.stop_ids if chat else stop_ids(model)
     texts: dict[str, list[OwnQuestion]] = {}
     for one in asked:

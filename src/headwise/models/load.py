@@ -17,7 +17,7 @@ import torch
 
 from headwise.heads.errors import HeadwiseError
 from headwise.models import adapters, gguf, placement, quantized
-from headwise.models.checkpoint import fault_of, some_of
+from headwise.models.checkpoint import fault_of, fault_of_numbers, some_of
 from headwise.models.families import family_of
 from headwise.models.model import Model, label, says_quantized, use_the_cap
 from headwise.models.names import bundled_models, folder_of
@@ -247,6 +247,9 @@ def _config(source: str | Path, options: dict[str, Any], name: str, folder: Path
     except Exception as error:  # of many kinds, for files that are not what they should be
         raise _refused(name, error, fault_of(folder, weights=False), "give a folder with config.json, or a hub id") from error
     family_of(config.model_type)
+    fault = fault_of_numbers(config.get_text_config(decoder=True))
+    if fault:
+        raise HeadwiseError(f"the configuration of {name!r} cannot be right: {fault}")
     return config
 
 
