@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from cafe import pick, shares_of, strongest
 from common import hardware, show
-from passage_sets import Labelled, Sets, add_options
+from passage_sets import Labelled, Sets, add_options, named
 from registered import judged
 
 from headwise.caches.shared import full_cache
@@ -292,7 +292,7 @@ def main() -> None:
             claims |= answer_claims(name, passed["passed"], right)
     if given.answers:
         result["fine heads"] = [str(h) for h in cafe.fine]
-    show(result | {"claims": judged(claims), "hardware": hardware()}, given.json)
+    show(result | {"claims": judged(named(claims, given)), "hardware": hardware()}, given.json)
 
 
 if __name__ == "__main__":

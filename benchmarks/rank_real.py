@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import hardware, show
-from passage_sets import LABEL_SETS, SETS, Sets, add_options
+from passage_sets import LABEL_SETS, SETS, Sets, add_options, named
 from registered import judged
 
 from headwise.heads import HeadScores, HeadSet, NoSuccessfulRunError
@@ -272,24 +272,25 @@ def main() -> None:
             _ = ranking.copying if name == "copy" else ranking.sets.table(name)
         return
     masks = ranking.choices()
-    found = {name: ranking.measure(name, masks) for name in TESTS}
+    tests = [name for name in TESTS if ranking.sets.examples(name)]
+    found = {name: ranking.measure(name, masks) for name in tests}
     copying, solved = ranking.copying
     claims: dict[str, Any] = {}
-    for name in TESTS:
+    for name in tests:
         claims |= tested(name, found[name], copying is not None and solved >= SOLVED)
     claims |= more_claims(ranking, found)
     selected, names = ranking.found(ranking.scores), ("query heads", "copy heads", "query heads, found on NQ")
     result = {
         "model": given.model,
         "settings": {key: str(value) for key, value in vars(given).items() if key not in ("json", "keep", "data", "only")},
-        "questions": {name: len(ranking.sets.examples(name)) for name in (*LABEL_SETS, *TESTS)},
+        "questions": {name: len(ranking.sets.examples(name)) for name in (*LABEL_SETS, *tests)},
         "needle questions solved": round(solved, 3),
         "heads": {name: sorted(f"L{i}H{j}" for i, j in np.argwhere(masks[name][0])) for name in names if name in masks},
         "query heads in order": [str(head) for head in selected],
         "shared with query heads": {name: int((masks[name][0] & selected.mask()).sum()) for name in names if name in masks},
         "draws": DRAWS,
         **{name: rows_of(each) for name, each in found.items()},
-        "claims": judged(claims),
+        "claims": judged(named(claims, given)),
     }
     show(result | {"hardware": hardware()}, given.json)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import Sequence
 
 from headwise.heads import HeadSet, HeadwiseError, PromptError
 from headwise.methods.query.formula import RULES
@@ -64,6 +65,20 @@ def test_spans_hold_the_passages_and_the_query(model, layout):
         len(shared.ids)
         <= sum(len(composer.passage(p, 2)) + 1 for p in (Passage("red door"), Passage("the key", "Key."))) + composer.overhead
     )
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize("starts", [True, False])
+def test_the_first_token_of_a_prompt_is_never_a_passages(layout, starts):
+    tokenizer = character_tokenizer()
+    if not starts:
+        tokenizer.backend_tokenizer.post_processor = Sequence([])
+    encoder = PieceEncoder(tokenizer)
+    assert bool(encoder.bos) == starts
+    made = PassageComposer(encoder, layout).passages([Passage("red door"), Passage("the key")])
+    assert made.span("passage/1").start >= 1
+    in_front = encoder.decode(made.ids[: made.span("passage/1").start])
+    assert in_front.endswith("\n") == (layout == "instructed" or not starts)
 
 
 def test_empty_texts_are_refused(model):

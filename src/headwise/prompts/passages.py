@@ -126,13 +126,16 @@ class PassageComposer:
     def passages(self, passages: Sequence[Passage]) -> Prompt:
         """The shared part. A passage's span holds its tag, title and text.
 
+        The first token of the prompt never belongs to a passage: where neither the tokenizer nor the layout puts anything in front, a line
+        break stands there. Otherwise the first passage would get the attention of all heads that look for nothing (the attention sink).
+
         Raises:
             PromptError: a passage is empty, or there is none.
         """
         self.check(passages)
         pieces = [Piece(self.layout.intro, wording=True)] if self.layout.intro else []
         for number, passage in enumerate(passages, 1):
-            if pieces:
+            if pieces or not self.builder.head:  # heads that look for nothing rest on the first token, which must not be a passage's
                 pieces.append(Piece("\n"))
             pieces += self._pieces(passage, number)
         return self.builder.opening(pieces)

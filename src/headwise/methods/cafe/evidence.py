@@ -17,7 +17,8 @@ from headwise.methods.cafe.formula import passage_shares
 from headwise.prompts.passages import RankingExample
 from headwise.runtime.passage_table import PassageTable
 
-SCORE_VERSION = 2  # 2: `official` rows begin at the instruction, behind the separator
+# 2: `official` rows begin at the instruction, behind the separator. 3: the first token is never a passage's.
+SCORE_VERSION = 3
 MIN_MASS = 1e-4  # mean attention to all passages together below which a head is not scored
 
 

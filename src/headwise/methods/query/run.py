@@ -17,7 +17,8 @@ from headwise.methods.query.formula import query_score
 from headwise.methods.query.options import RULES
 from headwise.runtime.passage_table import PassageTable
 
-SCORE_VERSION = 2  # 2: `official` rows begin at the instruction, behind the separator, as in the released code
+# 2: `official` rows begin at the instruction, behind the separator, as in the released code. 3: the first token is never a passage's.
+SCORE_VERSION = 3
 
 
 def query_scores(
