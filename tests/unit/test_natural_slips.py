@@ -343,6 +343,14 @@ def test_generate_refuses(copier, given, message):
         Model(copier.hf).generate("a")
 
 
+def test_generate_refuses_logits_that_are_no_numbers():
+    model = Model(*planted_copier())
+    with torch.no_grad():
+        model.hf.get_output_embeddings().weight[5, 0] = torch.nan
+    with pytest.raises(HeadwiseError, match=r"logits are not finite \(NaN or infinity\)"):
+        model.generate("the river was slow")
+
+
 # ---- what is printed
 
 

@@ -20,7 +20,7 @@ from headwise.heads.types import Heads
 from headwise.models.adapters import describe_adapter, without_adapter
 from headwise.models.families import Family, family_of
 from headwise.models.quantized import source_of
-from headwise.models.readout import Readout
+from headwise.models.readout import Readout, finite_scores
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Model:
             The new text only, without special tokens.
 
         Raises:
-            HeadwiseError: No tokenizer, an empty prompt, one that does not fit, or `max_new_tokens` below 1.
+            HeadwiseError: No tokenizer, an empty prompt, one that does not fit, `max_new_tokens` below 1, or a logit that is NaN or infinite.
         """
         from headwise.models.forward import cache_argument
 
@@ -222,6 +222,7 @@ class Model:
                 ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=_greedy(self.hf.generation_config, min(max_new_tokens, room)),
+                logits_processor=[finite_scores],
                 **given,
             )
         return str(self.tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True))

@@ -24,9 +24,9 @@ from transformers import DynamicCache
 from headwise.attention.observe import Observation
 from headwise.attention.tail import last_rows
 from headwise.caches.shared import cut_back, fork, shared_past
-from headwise.heads.errors import HeadwiseError
 from headwise.models.forward import forward, token_tensor
 from headwise.models.model import Model, as_model
+from headwise.models.readout import check_finite
 from headwise.prompts.encoder import Stops, answer_start, ends, read_answer
 from headwise.runtime.runner import Leaf, prefill
 from headwise.stats.metrics import judged
@@ -90,12 +90,6 @@ class Draft(NamedTuple):
     predicted: Tensor
     accepted: Tensor
     logprob: Tensor
-
-
-def check_finite(logits: Tensor) -> None:
-    """Raise `HeadwiseError` if a logit is NaN or infinite: an argmax over them means nothing."""
-    if not torch.isfinite(logits).all():
-        raise HeadwiseError("the model's logits are not finite (NaN or infinity); try --dtype float32 or another checkpoint")
 
 
 @torch.no_grad()
