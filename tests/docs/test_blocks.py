@@ -23,8 +23,10 @@ from tests.docs.prepared import REPLACED, common_names, names_for, prepare, reas
 VERBATIM = ("docs/start.md", "docs/bring-your-own.md")  # run as they stand, with nothing prepared and nothing made smaller
 SLOW = {
     "README.md",
+    "docs/api/find.md",
     "docs/bring-your-own.md",
     "docs/cache.md",
+    "docs/explorer.md",
     "docs/index.md",
     "docs/methods/attention-influence.md",
     "docs/methods/compresskv.md",
