@@ -137,7 +137,7 @@ def test_the_released_detection_can_be_asked_for(model):
     from tests.reference import query as slow
 
     found = find(model, Query(data=EXAMPLES, trim=2.0, strict=True, wording="instructed"))
-    assert found.score_version == 2
+    assert found.score_version == 3
     assert found.provenance["scoring"] == {"span": "official", "trim": 2.0, "normalize": "sum", "strict": True, "null_query": "N/A"}
     order = [int(i) for i in np.random.default_rng([0, 21, 0]).permutation(3)]
     composer = PassageComposer(PieceEncoder(model.tokenizer), "instructed")

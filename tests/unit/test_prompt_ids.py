@@ -29,7 +29,7 @@ PINNED = {
     "byte_level-world": "53097c482ce101b7",
     "byte_level_without_bos-needle": "64887b003deef575",
     "byte_level_without_bos-needle-chat": "1d1e975047bf9c9a",
-    "byte_level_without_bos-passage": "0778298567e34ad5",
+    "byte_level_without_bos-passage": "adf727a4a7135f03",  # changed with score version 3: a line break in front of the first passage
     "byte_level_without_bos-passage-chat": "34252298bdd5703b",
     "byte_level_without_bos-proxy": "d1acf8958a24fe7c",
     "byte_level_without_bos-vault": "eae772133980a6f6",
