@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from headwise.attention.again import Pick, additive, check_spans, inside_spans, key_positions, part_heads
