@@ -22,6 +22,8 @@ NAMED = 8
 """At most so many always-on heads are listed by name, and so many of the strongest are compared between halves of the runs."""
 UNKNOWN = "–"
 SHORT = {"recall": "Recall", "exact": "Exact", "logprob": "Log-prob.", "perplexity": "Perplexity"}
+SHORT |= {"context_memory": "In-context: memory", "context_passage": "In-context: passage"}
+SHORT |= {"memory_memory": "Parametric: memory", "memory_passage": "Parametric: passage"}
 
 
 def head_table(scores: HeadScores, top: int = 10) -> Table:

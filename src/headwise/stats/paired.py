@@ -111,7 +111,7 @@ def mcnemar(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> float:
         raise HeadwiseError(f"McNemar's test needs two lists of the same items; got shapes {a.shape} and {b.shape}")
     won, lost = int((~a & b).sum()), int((a & ~b).sum())
     tail = sum(math.comb(won + lost, i) for i in range(min(won, lost) + 1))
-    return min(1.0, 2 * tail / 2 ** (won + lost))
+    return float(min(1.0, 2 * tail / 2 ** (won + lost)))
 
 
 def rank_p(top: float, controls: Values) -> float:
