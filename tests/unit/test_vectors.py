@@ -9,11 +9,13 @@ import torch
 
 from headwise.attention import insert, record
 from headwise.heads import HeadSet, HeadwiseError
+from headwise.methods.vectors.effects import vector_effects
 from headwise.methods.vectors.extract import FunctionVectors, every_head, extract_vectors, function_vectors, prompt_list
 from headwise.methods.vectors.file import KEY, load_vectors, save_vectors
 from headwise.methods.vectors.search import SearchOptions, VectorItem, random_vectors, search_scale, split
 from headwise.models.forward import token_tensor
 from headwise.models.model import Model
+from headwise.prompts.prompt import Prompt
 from headwise.testing.planted import planted_copier, planted_task
 from headwise.testing.tiny import tiny_model
 from tests.unit.test_interventions import asked
@@ -225,3 +227,26 @@ def test_function_vectors_check_themselves(tiny):
         FunctionVectors(found, "swap")
     assert prompt_list([4, 5]) == [(4, 5)]
     assert np.allclose(found.norms, found.values.norm(dim=1))
+
+
+# ---- effects of single heads
+
+
+def test_the_planted_heads_vector_alone_carries_the_answer(planted):
+    every = extract_vectors(planted, None, asked(planted, 1))
+    word = planted_task().needles[1]["answer"].split()[0]
+    gold = tuple(planted.tokenizer.encode(" " + word, add_special_tokens=False))
+    prompts = [Prompt(item.prompt.ids, {}, gold) for item in items(planted)[:3]]
+    steps = []
+    found = vector_effects(planted, every, prompts, rows=3, report=lambda *told: steps.append(told[:2]))
+    assert found.ranking()[0] == (1, 2)
+    assert found[1, 2] > 3
+    assert found.runs.shape == (3, 2, 4)
+    assert np.abs(np.delete(found.values.ravel(), 6)).max() < 0.5
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert np.allclose(vector_effects(planted, every, prompts).values, found.values, atol=1e-4)
+    some = vector_effects(planted, every.of([(1, 2), (1, 3)]), prompts[:1])
+    assert np.isnan(some.values).sum() == 6
+    for wrong in ([], [Prompt(prompts[0].ids)]):
+        with pytest.raises(HeadwiseError, match="prompts with a wanted answer"):
+            vector_effects(planted, every, wrong)
