@@ -5,13 +5,17 @@ from __future__ import annotations
 from registered.claim import Claim
 
 CARD = "in-context-atlas.md"
-RUN = "python benchmarks/steer_real.py --data FOLDER --model smollm2 --output FOLDER [--copy-heads FILE --context-heads FILE --memory-heads FILE] --json"
+RUN = (
+    "python benchmarks/steer_real.py --data FOLDER --model smollm2 --output FOLDER --copy-heads FILE --context-heads FILE --memory-heads FILE --json"
+)
 RELATIONS = ("country capital city", "verb past tense", "adjective comparative", "product by company", "adjective antonym")
 TASKS = (
     f"LRE relations {', '.join(RELATIONS)}; a prompt of ten solved lines `subject -> object` and an eleventh subject gives the vectors; of the other "
     "subjects 6 choose heads and 6 the scale (none of them is reported), 40 at most are reported, asked without examples; seed 0"
 )
-TASK_HEADS = "16 heads (5.9 %) by the effect of their vector alone on the 6 choosing prompts; random: 20 draws of the same layers, same prompt, same scale"
+TASK_HEADS = (
+    "16 heads (5.9 %) by the effect of their vector alone on the 6 choosing prompts; random: 20 draws of the same layers, same prompt and scale"
+)
 GATE_TASK = "with ten examples the whole model answers at least half of the reported prompts; at least three such relations"
 COPYING = (
     "40 stretches of about 60 words of the bundled novels, one of ten made-up titles at a random sentence end, no question; 10 generated tokens; "
@@ -32,10 +36,10 @@ def _steer(key: str, claim: str, sentence: str, gate: str, rule: str, data: str,
 
 STEER_CLAIMS = (
     _steer("task_vectors", "section 5 (88 to 95 against 8 to 18 with random heads)", "Function vectors of few heads do a task without examples.",
-           GATE_TASK, "share answered right with vectors minus that of the mean random draw, all passing relations together: at least 0.3, sign flips "
-           "over prompts, corrected p at most 0.05", TASKS, TASK_HEADS),
+           GATE_TASK, "share right with vectors minus that of the mean random draw, all passing relations together: at least 0.3, sign flips over "
+           "prompts, corrected p at most 0.05", TASKS, TASK_HEADS),
     _steer("task_vectors.none", "issue 17 (0 to 24-27 of 40)", "Without vectors the task is not done.", GATE_TASK,
-           "share answered right with vectors minus without: at least 0.4, sign flips, corrected p at most 0.05", TASKS, "the whole model, no vectors"),
+           "share right with vectors minus without: at least 0.4, sign flips, corrected p at most 0.05", TASKS, "the whole model, no vectors"),
     _steer("task_vectors.antonyms", "issue 17 (antonyms to 10 of 40)", "Antonyms are harder than capitals.", "both relations pass the gate",
            "share right of capitals minus that of antonyms above 0 (95 % bootstrap intervals of the two do not overlap)", TASKS, TASK_HEADS),
     _steer("task_vectors.one_prompt", "section 3.6", "One prompt is as good as the average over five.", GATE_TASK,
@@ -44,7 +48,7 @@ STEER_CLAIMS = (
     _steer("parametric_vectors", "section 5 (35 to 44 against 7 to 13)", "A remembered attribute can be carried to another subject.",
            "at least 40 pairs of known facts of one relation with different objects",
            "share that says the source's object with vectors minus that of the mean random draw: at least 0.1, sign flips, corrected p at most 0.05",
-           "known facts and their sentences; pairs of one relation; 13 heads (5 %) by effect on 8 pairs, scale on 8 others, at most 80 reported; seed 0",
+           "known facts and their sentences; pairs of one relation; 13 heads (5 %) by effect on 8 pairs, scale on 8 others, 80 reported; seed 0",
            "20 draws of random heads of the same layers"),
     *(_steer(f"copying.{how}", "section 5 (87 to 97 against 4 to 16)", f"Retrieval heads can be made to copy a part of the prompt ({told}).", "",
              "recall with the heads minus that of the mean random draw: at least 0.5, sign flips over stretches, corrected p at most 0.05", COPYING,
@@ -67,7 +71,7 @@ STEER_CLAIMS = (
              "NQ gold passages with swapped answers (by type, seed 0), at most 50 of those up to 220 tokens, scope answer",
              "5 draws of layer-matched random heads, K = 26, mode zero")
       for name, sentence, rule in (
-          ("passage_falls", "The same on Wikipedia passages whose answer was swapped: the passage is no longer followed.", "as conflict.passage_falls"),
+          ("passage_falls", "The same on Wikipedia passages: the swapped answer is no longer given.", "as conflict.passage_falls"),
           ("memory_returns", "The same: remembered answers come back.", "as conflict.memory_returns, K = 26"),
       )),
 )  # fmt: skip

@@ -232,17 +232,18 @@ def test_function_vectors_check_themselves(tiny):
 # ---- effects of single heads
 
 
-def test_the_planted_heads_vector_alone_carries_the_answer(planted):
+def test_the_heads_whose_vectors_alone_carry_the_answer_are_found(planted):
     every = extract_vectors(planted, None, asked(planted, 1))
     word = planted_task().needles[1]["answer"].split()[0]
     gold = tuple(planted.tokenizer.encode(" " + word, add_special_tokens=False))
     prompts = [Prompt(item.prompt.ids, {}, gold) for item in items(planted)[:3]]
     steps = []
     found = vector_effects(planted, every, prompts, rows=3, report=lambda *told: steps.append(told[:2]))
-    assert found.ranking()[0] == (1, 2)
-    assert found[1, 2] > 3
+    # The second one looks at the token before and so names the needle that the planted head reads.
+    assert set(found.ranking()[:2]) == {(1, 2), (0, 0)}
+    assert min(found[1, 2], found[0, 0]) > 3
     assert found.runs.shape == (3, 2, 4)
-    assert np.abs(np.delete(found.values.ravel(), 6)).max() < 0.5
+    assert np.abs(np.delete(found.values.ravel(), [0, 6])).max() < 0.5
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert np.allclose(vector_effects(planted, every, prompts).values, found.values, atol=1e-4)
     some = vector_effects(planted, every.of([(1, 2), (1, 3)]), prompts[:1])
