@@ -51,7 +51,7 @@ STEER_CLAIMS = (
     _steer("parametric_vectors", "section 5 (35 to 44 against 7 to 13)", "A remembered attribute can be carried to another subject.",
            "at least 40 pairs of known facts of one relation with different objects",
            "share that says the source's object with vectors minus that of the mean random draw: at least 0.1, sign flips, corrected p at most 0.05",
-           "known facts and their sentences; pairs of one relation; 13 heads (5 %) by effect on 8 pairs, scale on 8 others, at most 60 reported; seed 0",
+           "known facts (sentences); pairs of one relation; 13 heads (5 %) by effect on 8 pairs, scale on 8 others, at most 60 reported; seed 0",
            "20 draws of random heads of the same layers"),
     *(_steer(f"copying.{how}", "section 5 (87 to 97 against 4 to 16)", f"Retrieval heads can be made to copy a part of the prompt ({told}).", "",
              "recall with the heads minus that of the mean random draw: at least 0.5, sign flips over stretches, corrected p at most 0.05", COPYING,
