@@ -57,9 +57,9 @@ from headwise.stats.metrics import unigram_recall
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
 DRAWS, CONFLICT_DRAWS = 20, 5
-TASK_HEADS, FACT_HEADS, COPY_HEADS = 16, 13, 11
+TASK_HEADS, FACT_HEADS, COPY_HEADS = 27, 13, 11
 KS, FEW, MANY = (5, 10, 16, 21, 26), 5, 26
-COPIED, ANSWER = 10, 5  # new tokens
+COPIED, ANSWER = 10, 4  # new tokens
 NQ_RECORDS, NQ_TOKENS, NQ_LEAST = 50, 220, 30
 Cell = dict[str, np.ndarray]
 
@@ -74,7 +74,7 @@ class Run:
 
     def cell(self, name: str, make: Callable[[], Cell], *heads: str) -> Cell:
         """A finished part, or one that is made now."""
-        told = describe_model(self.model) | {"fingerprint": self.model.fingerprint, "seed": self.given.seed, "version": 1}
+        told = describe_model(self.model) | {"fingerprint": self.model.fingerprint, "seed": self.given.seed, "version": 2}
         told |= {f"{one} heads": describe_scores(self.scores(one)) for one in heads}
         kept = RunDirectory(self.given.output / name.replace(" ", "-"), told)
         found = kept.load("all")

@@ -21,13 +21,13 @@ from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Turn
 from headwise.runtime.answer import verify_draft
 from headwise.stats.metrics import begins_with
 
-EXAMPLES, POOL, CHOOSING, SCALING, REPORTED = 10, 22, 4, 4, 25
+EXAMPLES, POOL, CHOOSING, SCALING, REPORTED = 10, 22, 2, 4, 25
 FACT_RELATIONS = (
     "country capital city", "country currency", "country language", "country largest city", "landmark on continent", "landmark in country",
     "person native language", "plays pro sport", "product by company", "company hq", "person plays instrument", "food from country",
 )  # fmt: skip
 PER_RELATION, CONTRADICTED, OBJECTS = 25, 60, 8
-CANDIDATES, CHOOSE_PAIRS, SCALE_PAIRS, PAIRS = 400, 8, 8, 60
+CANDIDATES, CHOOSE_PAIRS, SCALE_PAIRS, PAIRS = 400, 4, 8, 60
 WORDS, STRETCHES = 60, 40
 TITLES = (
     "The Glass Orchard", "Seven Quiet Lanterns", "A Ladder to Saturn", "The Salt Merchant's Daughter", "Winter Under Copper Bells",
@@ -64,8 +64,14 @@ def relation_task(model: Model, records: Sequence[KnowledgeRecord], seed: int) -
     pool, rest = order[:POOL], order[POOL:]
 
     def asked(record: KnowledgeRecord, examples: Sequence[KnowledgeRecord] = ()) -> Prompt:
-        lines = [piece for one in examples for piece in (Piece(f"{one.subject} -> {one.answers[0]}"), Piece("\n"))]
-        return builder.build([Turn("user", (*lines, Piece(f"{record.subject} ->")))], [Piece(" " + record.answers[0])])
+        lines = [
+            piece
+            for one in examples
+            for piece in (Piece(f"Q: {one.subject}"), Piece("\n"), Piece(f"A: {one.answers[0]}"), Piece("\n"))
+        ]
+        return builder.build(
+            [Turn("user", (*lines, Piece(f"Q: {record.subject}"), Piece("\n"), Piece("A:")))], [Piece(" " + record.answers[0])]
+        )
 
     def items(part: Sequence[KnowledgeRecord], examples: Sequence[KnowledgeRecord] = ()) -> tuple[VectorItem, ...]:
         return tuple(VectorItem(asked(record, examples), record.answers) for record in part)

@@ -8,16 +8,15 @@ CARD = "in-context-atlas.md"
 RUN = (
     "python benchmarks/steer_real.py --data FOLDER --model smollm2 --output FOLDER --copy-heads FILE --context-heads FILE --memory-heads FILE --json"
 )
-RELATIONS = (
-    "verb past tense", "adjective comparative", "word first letter", "product by company", "landmark in country", "adjective antonym",
-)  # fmt: skip
+RELATIONS = ("verb past tense", "adjective comparative", "word first letter", "product by company", "adjective antonym")
 TASKS = (
-    f"LRE relations {', '.join(RELATIONS)}; a prompt of ten solved lines `subject -> object` and an eleventh subject gives the vectors; of the "
-    "subjects that stand in no example 4 choose heads and 4 the scale (none of them is reported), 25 at most are reported, asked without examples; "
-    "seed 0"
+    f"LRE relations {', '.join(RELATIONS)}; a prompt of ten solved questions (`Q: subject`, `A: object`) and an eleventh subject gives the vectors; "
+    "of the subjects that stand in no example 2 choose heads and 4 the scale (none of them is reported), 25 at most are reported, asked without "
+    "examples; seed 0. Second try: in the first, with lines `subject -> object`, whose subject is the first token of the bare prompt, and with 16 "
+    "heads, past tenses had given 0.04 (0.96 with examples); wording and number of heads were chosen on relations that are not reported"
 )
 TASK_HEADS = (
-    "16 heads (5.9 %) by the effect of their vector alone on the 4 choosing prompts; random: 20 draws of the same layers, same prompt and scale"
+    "27 heads (10 %) by the effect of their vector alone on the 2 choosing prompts; random: 20 draws of the same layers, same prompt and scale"
 )
 GATE_TASK = "with ten examples the whole model answers at least half of the reported prompts; at least three such relations"
 COPYING = (
@@ -51,7 +50,7 @@ STEER_CLAIMS = (
     _steer("parametric_vectors", "section 5 (35 to 44 against 7 to 13)", "A remembered attribute can be carried to another subject.",
            "at least 40 pairs of known facts of one relation with different objects",
            "share that says the source's object with vectors minus that of the mean random draw: at least 0.1, sign flips, corrected p at most 0.05",
-           "known facts (sentences); pairs of one relation; 13 heads (5 %) by effect on 8 pairs, scale on 8 others, at most 60 reported; seed 0",
+           "known facts (sentences); pairs of one relation; 13 heads (5 %) by effect on 4 pairs, scale on 8 others, at most 60 reported; seed 0",
            "20 draws of random heads of the same layers"),
     *(_steer(f"copying.{how}", "section 5 (87 to 97 against 4 to 16)", f"Retrieval heads can be made to copy a part of the prompt ({told}).", "",
              "recall with the heads minus that of the mean random draw: at least 0.5, sign flips over stretches, corrected p at most 0.05", COPYING,
