@@ -21,7 +21,7 @@ from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Turn
 from headwise.runtime.answer import verify_draft
 from headwise.stats.metrics import begins_with
 
-EXAMPLES, POOL, CHOOSING, SCALING, REPORTED = 10, 22, 2, 4, 25
+EXAMPLES, POOL, CHOOSING, SCALING, REPORTED = 10, 22, 2, 4, 20
 FACT_RELATIONS = (
     "country capital city", "country currency", "country language", "country largest city", "landmark on continent", "landmark in country",
     "person native language", "plays pro sport", "product by company", "company hq", "person plays instrument", "food from country",

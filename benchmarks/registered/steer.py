@@ -11,7 +11,7 @@ RUN = (
 RELATIONS = ("verb past tense", "adjective comparative", "word first letter", "product by company", "adjective antonym")
 TASKS = (
     f"LRE relations {', '.join(RELATIONS)}; a prompt of ten solved questions (`Q: subject`, `A: object`) and an eleventh subject gives the vectors; "
-    "of the subjects that stand in no example 2 choose heads and 4 the scale (none of them is reported), 25 at most are reported, asked without "
+    "of the subjects that stand in no example 2 choose heads and 4 the scale (none of them is reported), 20 at most are reported, asked without "
     "examples; seed 0. Second try: in the first, with lines `subject -> object`, whose subject is the first token of the bare prompt, and with 16 "
     "heads, past tenses had given 0.04 (0.96 with examples); wording and number of heads were chosen on relations that are not reported"
 )
@@ -68,7 +68,7 @@ STEER_CLAIMS = (
            "passage's answers at K = 5 not below those of the whole model (95 % interval of the difference reaches 0 or lies above)", FACTS,
            CONFLICT_DRAWS),
     _steer("conflict.not_monotonic", "section 8", "Remembered answers do not come back more and more as heads go.", FOLLOWS,
-           "of K = 5, 10, 16, 21, 26 the highest share of remembered answers is not at 26", FACTS, "as conflict.memory_returns"),
+           "of K = 5, 16, 26 the highest share of remembered answers is not at 26", FACTS, "as conflict.memory_returns"),
     *(_steer(f"conflict_nq.{name}", "table 13", sentence, "the whole model gives the passage's answer in at least half of the records", rule,
              "NQ gold passages with swapped answers (by type, seed 0), at most 50 of those up to 220 tokens, scope answer",
              "5 draws of layer-matched random heads, K = 26, mode zero")
