@@ -49,7 +49,9 @@ def vector_effects(
     """
     check_insertion(mode, [scale])
     if not prompts or not all(prompt.gold for prompt in prompts):
-        raise HeadwiseError("effects of vectors are measured on prompts with a wanted answer; one has none, or there is no prompt")
+        raise HeadwiseError(
+            "effects of vectors are measured on prompts with a wanted answer; one has none, or there is no prompt"
+        )
     singles = [every.of([head]) for head in every.heads]
     runs = np.full((len(prompts), *model.heads.shape), np.nan)
     with attached(model.hf):
