@@ -90,6 +90,44 @@ def swap_answers(records: Sequence[KnowledgeRecord], seed: int = 0, dropped: Cou
     return out
 
 
+def fact_passages(records: Sequence[KnowledgeRecord], sentences: int = 4, seed: int = 0) -> list[KnowledgeRecord]:
+    """Give records without a passage one that is made of completed sentences: their own and those of other records.
+
+    For questions that are the beginning of a sentence (LRE relations, known facts). The others are of the same `kind` where enough have
+    another subject and another answer, and none of them mentions an answer of the record.
+
+    Args:
+        records: Those with a passage stay as they are.
+        sentences: How many a passage has, at least 1.
+        seed: Of the others and the order, at least 0.
+
+    Returns:
+        As many records, in order.
+
+    Raises:
+        PromptError: Fewer sentences than 1, or a negative seed.
+    """
+    if sentences < 1 or seed < 0:
+        raise PromptError(f"sentences must be at least 1 and the seed at least 0; got {sentences} and {seed}")
+    return [
+        record if record.passage is not None else _told(record, place, records, sentences, seed)
+        for place, record in enumerate(records)
+    ]
+
+
+def _told(record: KnowledgeRecord, place: int, records: Sequence[KnowledgeRecord], sentences: int, seed: int) -> KnowledgeRecord:
+    rng = np.random.default_rng([seed, 41, place])
+    order = sorted(rng.permutation(len(records)), key=lambda i: records[i].kind != record.kind)
+    chosen = [f"{record.question} {record.answers[0]}."]
+    for other in (records[i] for i in order):
+        if len(chosen) == sentences:
+            break
+        sentence = f"{other.question} {other.answers[0]}."
+        if other.subject != record.subject and sentence not in chosen and not mentions(sentence, record.answers):
+            chosen.append(sentence)
+    return replace(record, passage=Passage(" ".join(chosen[i] for i in rng.permutation(len(chosen)))))
+
+
 def _asked(question: str) -> list[tuple[str, re.Match[str]]]:
     found = (("person", _PERSON.search(question)), ("place", _PLACE.search(question)))
     return [(kind, match) for kind, match in found if match]

@@ -99,6 +99,42 @@ def relevance(
     return Relevance(heads, signed, tokens, more[0] if more else None, logits)
 
 
+class Candidates(NamedTuple):
+    """What a model thinks of some next tokens, on the CPU.
+
+    Attributes:
+        log_probs: [B, C] float32, natural logarithms.
+        ranks: [B, C] int64, 0 for the most probable token of all.
+    """
+
+    log_probs: Tensor
+    ranks: Tensor
+
+
+@torch.no_grad()
+def candidates(model: Model, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Candidates:
+    """How probable the model finds tokens that may follow each prompt.
+
+    Args:
+        model: The model.
+        prompts: Of any lengths.
+        tokens: [B][C], the same number for each prompt.
+
+    Raises:
+        PromptError: No prompt.
+    """
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for batch in _batches(model, prompts, [each[0] for each in tokens]):
+        logits, columns = _logits(model, batch)
+        for row, place in enumerate(batch.places):
+            own = logits[row, columns[batch.rows[row][0]]].float()
+            wanted = own[torch.tensor(tokens[place], device=own.device)]
+            log_probs = wanted - own.logsumexp(dim=0)
+            found[place] = log_probs.cpu(), (own > wanted[:, None]).sum(dim=1).cpu()
+    log_probs, ranked = zip(*(found[place] for place in sorted(found)), strict=True)
+    return Candidates(torch.stack(log_probs), torch.stack(ranked))
+
+
 @torch.no_grad()
 def ranks(model: Model, prompts: Sequence[Prompt], targets: Sequence[Target]) -> list[int]:
     """How far down the list of next tokens the target of each prompt stands: 0 if it is the most probable one.
