@@ -8,7 +8,8 @@ ATLAS_SETS = {
     "nq": "NQ-open with the gold passage, answers swapped by type, a record counts if both answers are among the ten most probable",
     "facts": "known facts, cloze, each in a passage of four completed sentences, answers swapped inside a relation, a record counts if both answers "
     "are the most probable ones",
-    "world": "people of the micro-world (lab models), passage of six facts, answer swapped, a record counts if both answers are the most probable ones",
+    "world": "people of the micro-world (lab models), passage of six facts, answer swapped, a record counts if both answers are the "
+    "most probable ones",
 }
 ATLAS = "benchmarks/atlas_maps.py --data FOLDER --model MODEL --set SET --output FOLDER"
 SPLIT = "; records at even places find heads (plain wording, up to 256), those at odd places test them (instructed wording, up to 32; world: plain)"

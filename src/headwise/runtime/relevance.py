@@ -131,8 +131,8 @@ def candidates(model: Model, prompts: Sequence[Prompt], tokens: Sequence[Sequenc
             wanted = own[torch.tensor(tokens[place], device=own.device)]
             log_probs = wanted - own.logsumexp(dim=0)
             found[place] = log_probs.cpu(), (own > wanted[:, None]).sum(dim=1).cpu()
-    log_probs, ranked = zip(*(found[place] for place in sorted(found)), strict=True)
-    return Candidates(torch.stack(log_probs), torch.stack(ranked))
+    rows = [found[place] for place in sorted(found)]
+    return Candidates(torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
 
 
 @torch.no_grad()
