@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from headwise.attention.rules import RULES
+from headwise.attention.rules import PATENT_NOTICE, RULES
 from headwise.heads import HeadwiseError, NoSuccessfulRunError
 from headwise.methods.atlas.formula import NORMALIZE, in_context_scores, normalized, span_relevance, standard_error
 from headwise.methods.atlas.options import InContext, Parametric, Retrieval, Task
@@ -18,10 +18,12 @@ from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, read_as
 from headwise.prompts.passages import Passage
+from headwise.prompts.swaps import NO_PASSAGE
+from headwise.report.tables import summary_lines
 from headwise.runtime.detector import Run, find
 from headwise.runtime.knowledge_asked import ALIKE, CLOSED, LONG, LOST, OPENED
 from headwise.runtime.knowledge_questions import FOLLOWED
-from headwise.runtime.relevance import ranks, relevance
+from headwise.runtime.relevance import candidates, ranks, relevance
 from headwise.testing.planted import check_detector, planted_copier, planted_task
 from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import word_tokenizer
@@ -95,6 +97,15 @@ def test_the_parametric_list_is_the_other_end_of_the_in_context_list(model):
     assert {"data_digest", "followed", "records_dropped", "model"} <= facts.keys()
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_the_notice_stands_where_the_rule_needs_it(model, rule):
+    lines = summary_lines(
+        find(model, Task(data=[*RECORDS, replace(RECORDS[0], question="who is ~")], **SMALL | {"rule": rule, "records": None}))
+    )
+    assert (PATENT_NOTICE in lines) == (rule in ("cp_lrp", "attnlrp"))
+    assert f"left out: 1 where {LOST}" in lines
+
+
 def test_padding_changes_nothing(model):
     opened = [pair[0] for pair in prompts_of(model)]
     targets = [prompt.gold[0] for prompt in opened]
@@ -146,6 +157,13 @@ def test_ranks_are_those_of_single_passes(model):
                 logits = model.hf(torch.tensor([[*prompt.ids, *answer[:-1]]])).logits[0, len(prompt.ids) - 1 :]
             wanted.append(max(int((row > row[token]).sum()) for row, token in zip(logits, answer, strict=True)))
         assert ranks(model, opened, targets) == wanted
+    pairs = [(one.gold[0], other.gold[0]) for one, other in zip(opened, opened[::-1], strict=True)]
+    found = candidates(model, opened, pairs)
+    for prompt, pair, log_probs, ranked in zip(opened, pairs, found.log_probs, found.ranks, strict=True):
+        with torch.no_grad():
+            row = model.hf(torch.tensor([prompt.ids])).logits[0, -1]
+        torch.testing.assert_close(log_probs, row.log_softmax(dim=0)[list(pair)], rtol=1e-4, atol=1e-5)
+        assert ranked.tolist() == [int((row > row[token]).sum()) for token in pair]
 
 
 def planted_records(task):
@@ -173,7 +191,7 @@ def test_the_planted_model_gives_the_swapped_answer():
     model, task = Model(*planted_copier()), planted_task()
     scores = find(model, Retrieval(data=planted_records(task), wording="cloze", followed="answer", min_records=8))
     assert scores.provenance["records_used"] == 8
-    with pytest.raises(NoSuccessfulRunError, match=f"0 of 8 records can be used, fewer than 1 \\(8: {CLOSED}\\)"):
+    with pytest.raises(NoSuccessfulRunError, match=f"0 of 8 records can be used, fewer than 1 \\(8 where {CLOSED}\\)"):
         find(model, InContext(data=planted_records(task), wording="cloze", min_records=1))
 
 
@@ -183,7 +201,7 @@ def test_what_does_not_count_is_counted_by_reason(model):
     long = replace(RECORDS[0], swapped=Passage("it is Bo " * 99))
     bare = replace(RECORDS[0], passage=None, swapped=None, swapped_answer="")
     scores = find(model, InContext(data=[*RECORDS, alike, lost, long, bare], **SMALL | {"records": None}))
-    assert scores.provenance["records_dropped"] == {ALIKE: 1, LOST: 1, LONG: 1, "no passage": 1}
+    assert scores.provenance["records_dropped"] == {ALIKE: 1, LOST: 1, LONG: 1, NO_PASSAGE: 1}
     assert len(scores.runs) == 5
     with pytest.raises(NoSuccessfulRunError) as caught:
         find(model, Retrieval(data=RECORDS, followed="first", rule="gradient"))
@@ -222,6 +240,17 @@ def test_both_kinds_of_maps_come_from_one_run(model):
     np.testing.assert_allclose(both.tables["retrieval"], scores.runs)
 
 
+def test_records_without_a_passage_get_one_if_wanted(model):
+    bare = [
+        KnowledgeRecord(f"who is {place} it is", (NAMES[place % 5],), kind="person", subject=str(place)) for place in range(5)
+    ]
+    with pytest.raises(HeadwiseError, match=r"swapped in a passage \(5 where there is no passage\)"):
+        find(model, InContext(data=bare, wording="cloze", **SMALL))
+    scores = find(model, InContext(data=bare, wording="cloze", make_passages=2, **SMALL))
+    assert scores.provenance["make_passages"] == 2
+    assert len(scores.runs) == 5
+
+
 def test_examples_are_not_asked(model):
     scores = find(model, InContext(data=RECORDS, shots=2, **SMALL))
     assert len(scores.runs) == 3
@@ -251,7 +280,9 @@ def test_data_that_are_refused(model, tmp_path):
         find(model, InContext(data=tmp_path / "none.jsonl"))
     with pytest.raises(HeadwiseError, match="data must be the path of a file, or KnowledgeRecords"):
         find(model, InContext(data=[1, 2]))
-    with pytest.raises(HeadwiseError, match=r"holds 0 questions whose answer can be swapped in a passage \(1 no passage\)"):
+    with pytest.raises(
+        HeadwiseError, match=r"holds 0 questions whose answer can be swapped in a passage \(1 where there is no passage\)"
+    ):
         find(model, InContext(data=[KnowledgeRecord("who", ("I",))]))
     with pytest.raises(HeadwiseError, match="unknown rows 'first'"):
         Task(data=RECORDS, rows="first")

@@ -16,7 +16,7 @@ from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.knowledge import WORDINGS, KnowledgeComposer, KnowledgeRecord, KnowledgeWording, read_as, read_knowledge
 from headwise.prompts.mentions import find_mentions
 from headwise.prompts.passages import Passage
-from headwise.prompts.swaps import NO_PASSAGE, NO_SUBSTITUTE, NOT_THERE, TOO_LONG, answer_kind, swap_answers
+from headwise.prompts.swaps import NO_PASSAGE, NO_SUBSTITUTE, NOT_THERE, TOO_LONG, answer_kind, fact_passages, swap_answers
 from headwise.testing.tokenizers import character_tokenizer
 from tests.reference.tokenizers import KINDS
 
@@ -186,6 +186,20 @@ def test_records_that_cannot_be_swapped_are_counted():
     assert dropped == {NO_PASSAGE: 1, NOT_THERE: 1, TOO_LONG: 1, NO_SUBSTITUTE: 3}
     with pytest.raises(PromptError, match="seed must be at least 0"):
         swap_answers(records, -1)
+
+
+def test_passages_of_completed_sentences():
+    facts = read_knowledge(DATA / "relations.jsonl")
+    made = fact_passages(facts, 3, seed=1)
+    assert made == fact_passages(facts, 3, seed=1) != fact_passages(facts, 3, seed=2)
+    for before, record in zip(facts, made, strict=True):
+        assert replace(record, passage=None) == before
+        assert f"{record.question} {record.answers[0]}." in record.passage.text
+        assert len(find_mentions(record.passage.text, record.answers)) == 1
+    assert fact_passages([HARBOUR]) == [HARBOUR]
+    assert fact_passages(facts[:1])[0].passage.text == f"{facts[0].question} {facts[0].answers[0]}."  # there is nobody else
+    with pytest.raises(PromptError, match="sentences must be at least 1"):
+        fact_passages(facts, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

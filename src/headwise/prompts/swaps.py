@@ -29,7 +29,8 @@ _YEAR = re.compile(r"(?:the |early |mid |late |since |in )*\d{4}s?(?:[-–/]\d{2
 _NUMBER = re.compile(rf"(?:\W*\d[\d.,:]*|(?:{NUMBER_WORDS})\b).*", re.IGNORECASE)
 _PERSON = re.compile(r"\bwho(?:se|m|'s|s)?\b|\b(?:actor|actress|singer|author|president|composer|director)\b", re.IGNORECASE)
 _PLACE = re.compile(r"\bwhere\b|\b(?:country|city|state|place|town|capital|continent|county|river|island)\b", re.IGNORECASE)
-NO_PASSAGE, NOT_THERE, TOO_LONG = "no passage", "the passage does not mention the answer", f"answer of more than {LONGEST} words"
+NO_PASSAGE, NOT_THERE = "there is no passage", "the passage does not mention the answer"
+TOO_LONG = f"the answer has more than {LONGEST} words"
 NO_SUBSTITUTE, STILL_THERE = "no other answer of its type fits", "the passage still mentions the answer"
 
 

@@ -16,11 +16,11 @@ from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, read_knowledge
 from headwise.prompts.prompt import Prompt, chat_arguments
-from headwise.prompts.swaps import swap_answers
+from headwise.prompts.swaps import fact_passages, swap_answers
 from headwise.runtime.knowledge_questions import KnowledgeQuestions
 from headwise.runtime.relevance import Target, ranks
 
-LOST, LONG = "a text does not survive tokenisation", "longer than the model's context"
+LOST, LONG = "a text does not survive tokenisation", "the prompt is longer than the model's context"
 ALIKE = "both answers begin with the same token"
 CLOSED, OPENED = "the right answer is not given without the passage", "the swapped answer is not given with the passage"
 _LAST_RANK = {"first": 0, "top5": 4, "top10": 9, "answer": 0}
@@ -81,12 +81,14 @@ def ask(model: Model, options: KnowledgeQuestions) -> Asked:
         source = options.data.name
     else:
         records, source = _given_records(options.data), "records given in Python"
+    if options.make_passages:
+        records = fact_passages(records, options.make_passages, options.seed)
     dropped: Counter[str] = Counter()
     swapped = swap_answers(records, options.seed, dropped)
     order = np.random.default_rng([options.seed, 37]).permutation(len(swapped))
     shuffled = [swapped[i] for i in order]
     if len(shuffled) <= options.shots:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+        reasons = "; ".join(f"{count} where {reason}" for reason, count in dropped.most_common())
         raise HeadwiseError(
             f"{source} holds {len(shuffled)} questions whose answer can be swapped in a passage ({reasons or 'it is empty'})"
         )
@@ -161,5 +163,7 @@ def _given(model: Model, questions: list[Question], followed: str, opened: bool,
 
 def describe_questions(asked: Asked, options: KnowledgeQuestions) -> dict[str, Any]:
     """All that decides which records count and how they are asked, as plain data."""
-    stated = {name: getattr(options, name) for name in ("rule", "followed", "records", "min_records", "shots", "seed")}
+    stated = {
+        name: getattr(options, name) for name in ("rule", "followed", "records", "min_records", "shots", "make_passages", "seed")
+    }
     return stated | {"data": asked.source, "data_digest": asked.digest} | asked.composer.describe()

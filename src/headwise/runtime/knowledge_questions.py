@@ -28,6 +28,7 @@ class KnowledgeQuestions:
     Attributes:
         data: A file that `read_knowledge` reads, or records. Passages without a swapped answer are swapped by the seed. Needed.
         layout: Of the file, see `read_knowledge`.
+        make_passages: Records without a passage get one of so many completed sentences, see `fact_passages`; 0: they are left out.
         rule: Rule of attribution, see `headwise.attribute`.
         followed: When the model has given an answer, that is when a record counts: `first` (its first token is the most probable one),
             `top5`, `top10` (the first token is among so many), `answer` (greedy decoding gives the whole answer), `any` (always).
@@ -46,6 +47,9 @@ class KnowledgeQuestions:
         "none",
     )
     layout: str = option("auto", "Layout of the file: auto, nq, nq-swap, popqa, relations, known-facts or own.")
+    make_passages: int = option(
+        0, "Give records without a passage one of this many completed sentences (relations, known facts)."
+    )
     rule: str = option("gim", RULE_HELP)
     followed: str = option(
         "first", "A record counts if its answer is given: first (token on top), top5, top10, answer (all of it), any (always)."
@@ -71,7 +75,7 @@ class KnowledgeQuestions:
         check_choice("followed", self.followed, FOLLOWED)
         check_choice("wording", self.wording, WORDINGS)
         check_least(1, records=self.records, min_records=self.min_records)
-        check_least(0, shots=self.shots)
+        check_least(0, shots=self.shots, make_passages=self.make_passages)
         check_seed(self.seed)
         chat_arguments(self.chat_template_args)
         if self.records is not None and self.records < self.min_records:

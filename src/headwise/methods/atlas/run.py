@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headwise.attention.rules import PATENT_NOTICE, RULES
 from headwise.heads.errors import NoSuccessfulRunError
 from headwise.heads.types import HeadScores
 from headwise.methods.atlas.formula import in_context_scores, normalized, span_relevance, standard_error
@@ -65,6 +66,8 @@ def measure(model: Model, options: KnowledgeQuestions, needs: tuple[str, ...], r
     told = {"needs": list(needs), "score_version": SCORE_VERSION, **given, **describe_questions(asked, options)} | describe_model(
         model
     )
+    if RULES[options.rule].patented:
+        told["notice"] = PATENT_NOTICE
     directory = run.open(told)
     cells: list[Cell] = []
     done, wanted = 0, options.records or len(asked.records)
@@ -192,7 +195,7 @@ def _collected(cells: list[Cell], asked: Asked, options: KnowledgeQuestions, tol
     kept = [each for cell in cells for each in cell[1] if "dropped" not in each][:wanted]
     dropped = asked.dropped + Counter(each["dropped"] for cell in cells for each in cell[1] if "dropped" in each)
     if len(kept) < options.min_records:
-        reasons = "; ".join(f"{count}: {reason}" for reason, count in dropped.most_common())
+        reasons = "; ".join(f"{count} where {reason}" for reason, count in dropped.most_common())
         raise NoSuccessfulRunError(
             f"{len(kept)} of {len(asked.records) + asked.dropped.total()} records can be used, fewer than {options.min_records} ({reasons}); give "
             "more records, a wider --followed, or a smaller --min-records"
