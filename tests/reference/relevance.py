@@ -1,4 +1,4 @@
-"""Relevance by full attention matrices and plain autograd, written from the method's card (section 3.1): slow, and without a line of the package's maths.
+"""Relevance by full attention matrices and plain autograd, written from the method's card (section 3.1). Slow, without the package's maths.
 
 A copy of the model gets modules that spell the rules out: detached divisors, x * (f(x) / x), halves of products, attention as four matrices.
 """
@@ -109,7 +109,9 @@ def slow_attention(module, query, key, value, mask, scaling=None, softcap=None, 
     rule, kept = module.slow_rule, module.slow_kept
     each = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(each, dim=1), value.repeat_interleave(each, dim=1)
-    logits = product(query, key, rule, lambda q, k: q @ k.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    logits = product(query, key, rule, lambda q, k: q @ k.transpose(-1, -2)) * (
+        query.shape[-1] ** -0.5 if scaling is None else scaling
+    )
     if softcap is not None:
         logits = identity(lambda x: softcap * torch.tanh(x / softcap), logits, rule)
     rows, columns = logits.shape[-2:]
