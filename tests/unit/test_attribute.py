@@ -208,8 +208,11 @@ def test_passes_that_cannot_be_explained(model):
         refused(lambda: model(input_ids=IDS, **with_cache(cache)), "24 tokens stand in a cache already")
         refused(lambda: model.model(input_ids=IDS), "a pass of the whole model")
         refused(lambda: model(input_ids=IDS, attention_mask=torch.ones(2, 1, 24, 24)), "attention_mask [batch, tokens]")
-    with compress(model, SnapKV(budget=20)) as kept, attribute(model):
-        refused(lambda: model(input_ids=IDS[:1], **with_cache(kept)), "")
+    with compress(model, SnapKV(budget=20)) as kept:
+        with torch.no_grad():
+            kept.prefill(IDS[:1])
+        with attribute(model):
+            refused(lambda: model(input_ids=IDS[:1, :4], **with_cache(kept)), "24 tokens stand in a cache already")
     with last_rows(model, 1), attribute(model):
         refused(lambda: model(input_ids=IDS), "attends in its own way")
 

@@ -82,7 +82,7 @@ def test_a_written_out_backward_pass_is_that_of_full_matrices(case, identity, te
     if case == "left-padded":  # what the kernel gives to rows that see nothing is nobody's business
         assert_close(out[0], expected[0])
     else:
-        assert_close(out, expected)
+        assert_close(out, expected, atol=1e-5, rtol=1e-4)  # values with a cap are made in float32
     for found, right in zip(torch.autograd.grad(out, [given.query, given.key, given.value], gradient), wanted, strict=True):
         assert_close(found, right)
 
@@ -102,13 +102,16 @@ def test_identities_of_the_card(case):
     weights, out = dense(given)
     gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     (slopes,) = torch.autograd.grad(out, [weights], gradient, retain_graph=True)
+    weights, out = weights.detach(), out.detach()
+    given = given._replace(query=given.query.detach(), key=given.key.detach(), value=given.value.detach())
     own = weights * slopes
     expanded = given.value.repeat_interleave(3, dim=1)
     assert_close(slopes, gradient.transpose(1, 2) @ expanded.transpose(-1, -2))  # (a)
     assert_close(own.sum(dim=-1), (out * gradient).sum(dim=-1).transpose(1, 2))  # (b)
     values = expanded.detach().requires_grad_(True)
-    (kernel,) = torch.autograd.grad(tempered_attention(given._replace(key=given.key.repeat_interleave(3, 1), value=values)), [values], gradient)
-    assert_close((values * kernel).sum(dim=-1), own.sum(dim=2))  # (c)
+    kernel = tempered_attention(given._replace(key=given.key.repeat_interleave(3, dim=1), value=values))
+    (kernel,) = torch.autograd.grad(kernel, [values], gradient)
+    assert_close((values.detach() * kernel).sum(dim=-1), own.sum(dim=2))  # (c)
     right = {"pair": own.clamp(min=0).sum(dim=2), "token": own.sum(dim=2).clamp(min=0), "none": own.sum(dim=2)}
     for positive in POSITIVE:
         for block in (1, 2**9, 2**21):
