@@ -20,7 +20,7 @@ from headwise.attention.steer import Steering
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.text import shorten
 from headwise.maths.altered import scaled_gradient
-from headwise.maths.relevance import POSITIVE, source_relevance, value_relevance
+from headwise.maths.relevance import POSITIVE, SourceSums, source_relevance
 from headwise.maths.tempered import Inputs, tempered_attention
 
 ROWS = ("all", "last")
@@ -43,12 +43,15 @@ class Attribution:
     ) -> None:
         self.rule, self._plan = rule, plan
         self._sources, self._rows, self._positive, self._columns = sources, rows, positive, columns
-        self._by_value = sources is not None and positive != "pair" and isinstance(rows, str) and rows == "all"
+        self._collects = sources is not None and not (
+            isinstance(rows, str) and rows == "last"
+        )  # on the way back: the weights are made there anyway
         self._inputs: Tensor | None = None  # embeddings of the latest pass, the leaf of its graph
         self._mask: Tensor | None = None
         self._heads: dict[int, Tensor] = {}
         self._signed: dict[int, Tensor] = {}
         self._by_source: dict[int, Tensor] = {}
+        self._collecting: dict[int, SourceSums] = {}
         self._tokens: Tensor | None = None
         self._spent = False
 
@@ -66,9 +69,15 @@ class Attribution:
         if hf.training:
             raise HeadwiseError("attribution needs a model in evaluation mode; call model.eval()")
         if now.before:
-            raise HeadwiseError(f"attribution needs one pass over the whole text, but {now.before} tokens stand in a cache already")
+            raise HeadwiseError(
+                f"attribution needs one pass over the whole text, but {now.before} tokens stand in a cache already"
+            )
         if now.mask is not None and (not isinstance(now.mask, Tensor) or now.mask.ndim != 2):
             raise HeadwiseError("attribution takes an attention_mask [batch, tokens] of zeros and ones, or none")
+        if any(step is not self for step in self._plan.attending):
+            raise HeadwiseError(
+                "attribution cannot be combined with another step that attends in its own way; leave that block first"
+            )
         if self._writes_out(self._plan.model.attention_cap, self._plan.model.family.sinks) and any(
             isinstance(step, Steering) for step in self._plan.outputs
         ):
@@ -98,19 +107,17 @@ class Attribution:
         once = self.rule.product
         twice = 0.0 if self.rule.weights_constant else once * once
         key, value = scaled_gradient(whole.keys[0], twice), scaled_gradient(whole.values[0], once)
-        if self._by_value:
-            each = call.query.shape[1] // value.shape[1]
-            value = value.repeat_interleave(each, dim=1)
-            key = key.repeat_interleave(each, dim=1)
-            kept = value.detach()
-            value.register_hook(lambda gradient: self._store_sources(call.layer, value_relevance(kept, gradient)))
         return scaled_gradient(call.query, twice), Whole((key,), (value,), whole.mask)
 
     def attend(self, call: Call) -> Tensor | None:
         """Attend with a backward pass of our own where the kernel's is not the rule's, or would store an attention matrix."""
-        if not self._writes_out(call.softcap, call.sinks is not None):
+        given = _inputs_of(call)
+        sums = self._sums(given) if self._collects else None
+        if sums is not None:
+            self._collecting[call.layer] = sums
+        elif not self._writes_out(call.softcap, call.sinks is not None):
             return None
-        return tempered_attention(_inputs_of(call), self.rule.temperature, self.rule.activation == "identity")
+        return tempered_attention(given, self.rule.temperature, self.rule.activation == "identity", sums)
 
     def look(self, call: Call) -> None:
         """Hang the sums onto the gradient at the output of the heads, with all edits of other steps."""
@@ -118,7 +125,7 @@ class Attribution:
         if not output.requires_grad:
             return
         kept = output.detach()
-        given = _inputs_of(call) if self._sources and not self._by_value else None
+        given = _inputs_of(call) if self._sources and not self._collects else None
 
         def hook(gradient: Tensor) -> None:
             wide = torch.promote_types(kept.dtype, torch.float32)
@@ -126,11 +133,9 @@ class Attribution:
             self._signed[call.layer] = product.sum(dim=(1, 3))
             self._heads[call.layer] = product.clamp_(min=0).sum(dim=(1, 3))
             if given is not None:
-                rows, columns = self._chosen_rows(gradient), self._chosen_columns(gradient)
-                found = source_relevance(given, gradient, rows=rows, columns=columns, positive=self._positive)
-                self._store_sources(call.layer, found)
+                self._by_source[call.layer] = self._of_last_rows(given, gradient)
 
-        output.register_hook(hook)
+        output.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def _writes_out(self, softcap: float | None, sinks: object) -> bool:
         """Whether the backward pass of attention is written out: flash kernels have one temperature, no cap and no sinks.
@@ -139,40 +144,33 @@ class Attribution:
         """
         return self.rule.temperature != 1 or self.rule.weights_constant or softcap is not None or bool(sinks)
 
-    def _store_sources(self, layer: int, found: Tensor) -> None:
-        found = found * self.rule.product  # the gradient at a weight is taken in front of the halving of weights * values
-        found = found.clamp(min=0) if self._positive == "token" else found
-        if self._columns is not None:
-            found = found * self._wanted(found)
-        self._by_source[layer] = found.float()
+    def _sums(self, given: Inputs) -> SourceSums:
+        """What collects the relevance of weights on the way back."""
+        rows = self._rows.to(given.query.device) if isinstance(self._rows, Tensor) else None
+        return SourceSums(given, rows, self._chosen_columns(given), self._positive)
 
-    def _wanted(self, like: Tensor) -> Tensor:
-        """[B or 1, 1, S] bool: source tokens that are asked for."""
+    def _of_last_rows(self, given: Inputs, gradient: Tensor) -> Tensor:
+        """Relevance of the weights of each row's last real token, for which one row of weights is made again."""
+        places = torch.arange(gradient.shape[1], device=gradient.device).expand(len(gradient), -1)
+        real = torch.ones_like(places, dtype=torch.bool) if self._mask is None else self._mask.to(gradient.device)
+        rows = places == (places * real).amax(dim=1, keepdim=True)
+        return source_relevance(given, gradient, rows=rows, columns=self._chosen_columns(given), positive=self._positive)
+
+    def _wanted(self, length: int, device: torch.device) -> Tensor:
+        """[B or 1, S] bool: source tokens that are asked for."""
         columns: Any = self._columns
-        columns = columns.to(like.device)
+        columns = columns.to(device)
         if columns.dtype == torch.bool:
-            return columns[:, None] if columns.ndim == 2 else columns[None, None]  # type: ignore[no-any-return]
-        chosen = torch.zeros(like.shape[-1], dtype=torch.bool, device=like.device)
+            return columns if columns.ndim == 2 else columns[None]  # type: ignore[no-any-return]
+        chosen = torch.zeros(length, dtype=torch.bool, device=device)
         chosen[columns] = True
-        return chosen[None, None]
+        return chosen[None]
 
-    def _chosen_columns(self, gradient: Tensor) -> Tensor | None:
+    def _chosen_columns(self, given: Inputs) -> Tensor | None:
         """Source tokens that any row of the batch is asked for, in order."""
         if self._columns is None:
             return None
-        return self._wanted(gradient[:1, :, 0, 0]).any(dim=0).flatten().nonzero().flatten()
-
-    def _chosen_rows(self, gradient: Tensor) -> Tensor | None:
-        """[B, T] bool, or None for all."""
-        rows, device = self._rows, gradient.device
-        if isinstance(rows, Tensor):
-            return rows.to(device)
-        if rows == "all":
-            return None
-        batch, total = gradient.shape[:2]
-        places = torch.arange(total, device=device).expand(batch, -1)
-        real = torch.ones_like(places, dtype=torch.bool) if self._mask is None else self._mask.to(device)
-        return places == (places * real).amax(dim=1, keepdim=True)
+        return self._wanted(given.key.shape[2], given.query.device).any(dim=0).nonzero().flatten()
 
     # ---- what it found
 
@@ -190,10 +188,14 @@ class Attribution:
         if self._inputs is None:
             raise HeadwiseError("nothing to explain: run the model once inside the `with attribute(...)` block")
         if self._spent:
-            raise HeadwiseError("this pass is explained already; run the model again, or call explain(value, again=True) before the last time")
+            raise HeadwiseError(
+                "this pass is explained already; run the model again, or call explain(value, again=True) before the last time"
+            )
         if not isinstance(value, Tensor) or value.ndim > 1 or not value.numel():
             raise HeadwiseError(f"explain takes a scalar tensor, or one value per row of the batch; got {shorten(repr(value))}")
         self._heads, self._signed, self._by_source = {}, {}, {}
+        for sums in self._collecting.values():
+            sums.clear()
         found = None
         if value.requires_grad:
             (found,) = torch.autograd.grad(value.sum(), [self._inputs], retain_graph=again, allow_unused=True)
@@ -225,19 +227,24 @@ class Attribution:
         """[B, L, H, S]: relevance of attention weights per source token; 0 where `columns` did not ask for one."""
         if self._sources is None:
             raise HeadwiseError("relevance per source token was not asked for; use attribute(..., sources='weights')")
-        return self._stack(self._by_source, self.tokens.shape[1])
+        self._by_source |= {layer: sums.result() for layer, sums in self._collecting.items()}
+        # The gradient at a weight is taken in front of the halving of weights * values.
+        found = self._stack(self._by_source, self.tokens.shape[1]) * self.rule.product
+        return found if self._columns is None else found * self._wanted(found.shape[-1], found.device)[:, None, None]
 
     def _stack(self, found: dict[int, Tensor], *more: int) -> Tensor:
         """Layers in order, on the device of the embeddings; what no gradient reached is 0."""
         tokens, (layers, heads) = self.tokens, self._plan.model.heads.shape
         like = tokens.new_zeros(len(tokens), heads, *more)
-        empty = {layer: like if layer in self._plan.model.modules else torch.full_like(like, torch.nan) for layer in range(layers)}
+        empty = {
+            layer: like if layer in self._plan.model.modules else torch.full_like(like, torch.nan) for layer in range(layers)
+        }
         return torch.stack([found.get(layer, empty[layer]).to(like.device, like.dtype) for layer in range(layers)], dim=1)
 
     def forget(self) -> None:
         """Let go of the latest pass and of what was found."""
         self._inputs = self._mask = self._tokens = None
-        self._heads, self._signed, self._by_source = {}, {}, {}
+        self._heads, self._signed, self._by_source, self._collecting = {}, {}, {}, {}
         self._spent = False
 
     def release(self) -> None:
@@ -276,8 +283,9 @@ def attribute(
         model: A `Model`, or a transformers model.
         rule: How gradients are altered:
             `gradient`: not at all (input * gradient).
-            `gim`: Gradient Interaction Modifications (Edin et al. 2025, arXiv:2505.17630): divisors of norms are constants, products of two activations
-            share their gradient (values 1/2, query and key 1/4, gate and up 1/2), the softmax of attention hands gradients back at temperature 2.
+            `gim`: Gradient Interaction Modifications (Edin et al. 2025, arXiv:2505.17630): divisors of norms are constants, products of two
+            activations share their gradient (values 1/2, query and key 1/4, gate and up 1/2, as in the authors' code), the softmax of attention
+            hands gradients back at temperature 2.
             Experts and routers, which the paper does not treat, are products too.
             `cp_lrp`, `attnlrp`: layer-wise relevance propagation with constant, or with halved, attention (Achtibat et al. 2024, arXiv:2402.05602).
             May be covered by patents, see `headwise.attention.rules`.

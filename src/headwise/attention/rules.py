@@ -1,10 +1,10 @@
 """Rules of attribution: which local gradients of one model are altered while a block is open. Hooks on instances only; no class is patched.
 
-Each rule is a choice in four places: norms, activations, products of two activations (gate * up, weights * values, query * key, router * expert) and the
-softmax of attention.
+Each rule is a choice in four places: norms, activations, products of two activations (gate * up, weights * values, query * key, router * expert)
+and the softmax of attention.
 
-Patent notice: layer-wise relevance propagation (rules `cp_lrp` and `attnlrp`) may be covered by patents (US 12,061,966; EP 3 271 863). This is our own
-implementation from published formulas; it gives no rights under anybody's patents. No patent is known to us for `gradient` and `gim`.
+Patent notice: layer-wise relevance propagation (rules `cp_lrp` and `attnlrp`) may be covered by patents (US 12,061,966; EP 3 271 863). This is our
+own implementation from published formulas; it gives no rights under anybody's patents. No patent is known to us for `gradient` and `gim`.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ def recognised(norm: nn.Module) -> Norm:
     eps = getattr(own, "eps", getattr(own, "variance_epsilon", None))
     if weight is not None and weight.device.type != "meta" and eps is not None:
         x = torch.linspace(-2, 3, weight.numel(), device=weight.device, dtype=weight.dtype).view(1, 1, -1) ** 3 + 0.5
-        value = own(x).float()
+        try:
+            value = own(x).float()
+        except (RuntimeError, ValueError):  # made for numbers in another order
+            value = torch.full((), torch.nan)
         close = 1e-5 if weight.dtype in (torch.float32, torch.float64) else 3e-2
         for centred in (False, True):
             for gain in (weight, 1 + weight.float()):
@@ -181,7 +184,7 @@ def _alter_mlp(model: Model, layer: int, rule: Rule, undo: ExitStack) -> None:
         undo.callback(activation.register_forward_hook(partial(_activation_hook, _slope(activation))).remove)
     if experts is None and family.product and rule.product != 1:
         projection = follow(mlp, family.product)
-        undo.callback(projection.register_forward_pre_hook(partial(_product_hook, rule.product)).remove)
+        undo.callback(projection.register_forward_hook(partial(_product_hook, rule.product)).remove)
 
 
 def _slope(activation: Any) -> Slope:
@@ -197,9 +200,12 @@ def _activation_hook(slope: Slope, _: nn.Module, inputs: tuple[Any, ...], output
     return with_slope(inputs[0], output, slope)
 
 
-def _product_hook(factor: float, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Half of what comes back through the product goes to each of its factors: halved once, where it is read."""
-    return (scaled_gradient(inputs[0], factor), *inputs[1:])
+def _product_hook(factor: float, _: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """Half of what comes back through the product goes to each of its factors.
+
+    Halved once, behind the projection that reads it: that is linear, and its result is narrower.
+    """
+    return scaled_gradient(output, factor)
 
 
 def _experts_hook(rule: Rule, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -60,7 +60,7 @@ class _Scaled(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.factor, None
 
@@ -69,7 +69,7 @@ def scaled_gradient(x: Tensor, factor: float) -> Tensor:
     """The same tensor; its gradient is multiplied by `factor`. A factor of 0 cuts it off."""
     if factor == 1:
         return x
-    return x.detach() if factor == 0 else cast(Tensor, _Scaled.apply(x, factor))
+    return x.detach() if factor == 0 else cast(Tensor, _Scaled.apply(x, factor))  # type: ignore[no-untyped-call]
 
 
 class _Sloped(torch.autograd.Function):
@@ -80,7 +80,7 @@ class _Sloped(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         return gradient * ctx.slope(x), None, None
@@ -88,7 +88,7 @@ class _Sloped(torch.autograd.Function):
 
 def with_slope(x: Tensor, value: Tensor, slope: Slope) -> Tensor:
     """`value` = f(x), whose derivative counts as `slope(x)`: f(x) / x is the identity rule, by which relevance goes through f as it is."""
-    return cast(Tensor, _Sloped.apply(x, value.detach(), slope))
+    return cast(Tensor, _Sloped.apply(x, value.detach(), slope))  # type: ignore[no-untyped-call]
 
 
 class _FrozenNorm(torch.autograd.Function):
@@ -99,7 +99,7 @@ class _FrozenNorm(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         inverse, gain = ctx.saved_tensors
         found = gradient * inverse
@@ -130,4 +130,4 @@ def frozen_norm(x: Tensor, value: Tensor, gain: Tensor | None, eps: float, centr
         else:
             variance = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1]
         inverse = torch.rsqrt(variance + eps)
-    return cast(Tensor, _FrozenNorm.apply(x, value.detach(), inverse, None if gain is None else gain.detach(), centred))
+    return cast(Tensor, _FrozenNorm.apply(x, value.detach(), inverse, None if gain is None else gain.detach(), centred))  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ arXiv:2505.17630), capped logits, logits of sinks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -43,40 +43,54 @@ class Inputs(NamedTuple):
 class Rows(NamedTuple):
     """Attention of a block of query rows; only the first `stop` keys can be seen by it.
 
+    Totals are kept apart from what they divide: dividing small tensors by them costs less than dividing large ones.
+
     Attributes:
         place: The rows.
         stop: Keys.
         capped: [B, H, rows, stop] logits divided by the cap, in front of the tanh; None without a cap.
-        weights: [B, H, rows, stop], wide dtype, softmax at temperature 1.
-        soft: The softmax at the temperature of the backward pass; the very same tensor at temperature 1.
+        weights: [B, H, rows, stop], wide dtype; divided by `total` they are the softmax.
+        total: [B, H, rows, 1].
+        soft, soft_total: The same at the temperature of the backward pass; the very same tensors at temperature 1.
     """
 
     place: slice
     stop: int
     capped: Tensor | None
     weights: Tensor
+    total: Tensor
     soft: Tensor
+    soft_total: Tensor
 
 
-def row_blocks(given: Inputs, temperature: float = 1.0, block: int = BLOCK) -> Iterator[Rows]:
-    """Attention weights of all query rows, some rows after another, in float32 (float64 for such inputs)."""
+class Collects(Protocol):
+    """Takes part in the backward pass, block by block."""
+
+    def add(self, rows: Rows, slopes: Tensor) -> None:
+        """A block of rows, and the gradients [B, H, rows, stop] at its attention weights; both are left as they are."""
+
+
+def row_blocks(given: Inputs, temperature: float = 1.0, block: int = BLOCK, used: slice | None = None) -> Iterator[Rows]:
+    """Attention weights of query rows, some rows after another, in float32 (float64 for such inputs). used: which rows; None for all."""
     batch, heads, total, _ = given.query.shape
     length = given.key.shape[2]
     step = max(1, block // (batch * heads * length))
-    for first in range(0, total, step):
-        place = slice(first, min(first + step, total))
+    used = used or slice(0, total)
+    for first in range(used.start, used.stop, step):
+        place = slice(first, min(first + step, used.stop))
         stop = length - total + place.stop if given.mask is None else length
         yield _weights(given, place, stop, temperature)
 
 
 def _weights(given: Inputs, place: slice, stop: int, temperature: float) -> Rows:
     wide = torch.promote_types(given.query.dtype, torch.float32)
-    query = given.query[:, :, place].to(wide) * given.scaling
+    cooled = given.scaling if given.softcap is not None else given.scaling / temperature
+    query = given.query[:, :, place].to(wide) * cooled
     logits = grouped_product(query, given.key[:, :, :stop].to(wide).transpose(-1, -2))
     capped = None
     if given.softcap is not None:
         capped = logits / given.softcap
-        logits = given.softcap * torch.tanh(capped)
+        logits = given.softcap / temperature * torch.tanh(capped)
     if given.mask is not None:
         logits = logits.masked_fill_(~given.mask[..., place, :], -torch.inf)
     else:
@@ -87,14 +101,15 @@ def _weights(given: Inputs, place: slice, stop: int, temperature: float) -> Rows
     peak = logits.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(wide).min)  # a row that sees nothing gets no weights, not NaN
     sink = None
     if given.sinks is not None:
-        sink = given.sinks.to(wide).view(1, -1, 1, 1)
+        sink = given.sinks.to(wide).view(1, -1, 1, 1) / temperature
         peak = torch.maximum(peak, sink)
-    soft = logits.sub_(peak).div_(temperature).exp_()
-    weights = soft if temperature == 1 else soft.square() if temperature == 2 else soft**temperature
-    weights = weights / _total(weights, None if sink is None else sink - peak)
+        sink = sink - peak
+    soft = logits.sub_(peak).exp_()
+    soft_total = _total(soft, sink)
     if temperature == 1:
-        return Rows(place, stop, capped, weights, weights)
-    return Rows(place, stop, capped, weights, soft.div_(_total(soft, None if sink is None else (sink - peak) / temperature)))
+        return Rows(place, stop, capped, soft, soft_total, soft, soft_total)
+    weights = soft.square() if temperature == 2 else soft**temperature  # exp(x) from exp(x / T)
+    return Rows(place, stop, capped, weights, _total(weights, None if sink is None else sink * temperature), soft, soft_total)
 
 
 def _total(weights: Tensor, sink: Tensor | None) -> Tensor:
@@ -103,65 +118,77 @@ def _total(weights: Tensor, sink: Tensor | None) -> Tensor:
     return total.clamp_(min=torch.finfo(total.dtype).tiny)
 
 
+def rows_with_gradient(gradient: Tensor) -> slice:
+    """The span of query rows of a gradient [B, H, T, d] that is not 0: in the last layer often one row."""
+    used = gradient.ne(0).any(dim=-1).flatten(0, 1).any(dim=0).nonzero().flatten()
+    return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)
+
+
 class _Tempered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, given: Inputs, query: Tensor, key: Tensor, value: Tensor, temperature: float, cap_is_identity: bool) -> Tensor:
-        ctx.given, ctx.temperature, ctx.cap_is_identity = given._replace(query=None, key=None, value=None), temperature, cap_is_identity
+    def forward(
+        ctx: Any,
+        given: Inputs,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        temperature: float,
+        cap_is_identity: bool,
+        collector: Collects | None,
+    ) -> Tensor:
+        ctx.rest = (given.mask, given.sinks, given.scaling, given.softcap)
+        ctx.options = (temperature, cap_is_identity, collector)
         ctx.save_for_backward(query, key, value)
-        return attend(
-            query, key, value, scaling=given.scaling, mask=given.mask, softcap=given.softcap, sinks=given.sinks
-        )  # no gradients are recorded in here, so that the fastest kernel runs
+        # No gradients are recorded in here, so that the fastest kernel runs.
+        return attend(query, key, value, scaling=given.scaling, mask=given.mask, softcap=given.softcap, sinks=given.sinks)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
-        given = ctx.given._replace(query=query, key=key, value=value)
-        _, want_query, want_key, want_value, _, _ = ctx.needs_input_grad
-        wide = torch.promote_types(query.dtype, torch.float32)
-        found = Gradients(given, wide, want_query or want_key, want_value)
-        gradient = gradient.transpose(1, 2)
-        for rows in row_blocks(given, ctx.temperature if want_query or want_key else 1.0):
-            found.add(rows, gradient[:, :, rows.place].to(wide), ctx.cap_is_identity)
-        return None, *found.result(), None, None
+        temperature, cap_is_identity, collector = ctx.options
+        logits, values = ctx.needs_input_grad[1] or ctx.needs_input_grad[2], ctx.needs_input_grad[3]
+        found = _Gradients(Inputs(query, key, value, *ctx.rest), logits, values, cap_is_identity, collector)
+        gradient = gradient.transpose(1, 2).to(found.wide)
+        for rows in row_blocks(found.given, temperature if logits else 1.0, used=rows_with_gradient(gradient)):
+            found.add(rows, gradient[:, :, rows.place])
+        return None, *found.result(), None, None, None
 
 
-class Gradients:
-    """Sums of the gradients of query, key and value over blocks of rows.
+class _Gradients:
+    """Sums of the gradients of query, key and value over blocks of rows; `logits` and `values`: whether they are wanted."""
 
-    Args:
-        given: What attention read.
-        wide: Dtype of the sums.
-        logits: Whether query and key have gradients.
-        values: Whether values have.
-    """
+    def __init__(self, given: Inputs, logits: bool, values: bool, cap_is_identity: bool, collector: Collects | None) -> None:
+        self.given, self.wide = given, torch.promote_types(given.query.dtype, torch.float32)
+        self._cap_is_identity, self._collector = cap_is_identity, collector
+        self._value = torch.zeros_like(given.value, dtype=self.wide) if values else None
+        self._query = torch.zeros_like(given.query, dtype=self.wide) if logits else None
+        self._key = torch.zeros_like(given.key, dtype=self.wide) if logits else None
+        self._keys = given.key.to(self.wide)
+        self._values = given.value.to(self.wide).transpose(-1, -2)
 
-    def __init__(self, given: Inputs, wide: torch.dtype, logits: bool, values: bool) -> None:
-        self._given, self._wide = given, wide
-        self._value = torch.zeros_like(given.value, dtype=wide) if values else None
-        self._query = torch.empty_like(given.query, dtype=wide) if logits else None
-        self._key = torch.zeros_like(given.key, dtype=wide) if logits else None
-        self._keys = given.key.to(wide)
-        self._values_transposed = given.value.to(wide).transpose(-1, -2)
-
-    def add(self, rows: Rows, gradient: Tensor, cap_is_identity: bool) -> None:
+    def add(self, rows: Rows, gradient: Tensor) -> None:
         """Add a block of rows with the gradient [B, H, rows, width of values] of their outputs."""
-        given, stop = self._given, rows.stop
+        given, stop, groups = self.given, rows.stop, self.given.key.shape[1]
         if self._value is not None:
-            self._value[:, :, :stop] += _per_key(rows.weights, gradient, given.key.shape[1])
+            self._value[:, :, :stop] += _per_key(rows.weights, gradient / rows.total, groups)
+        if self._query is None and self._collector is None:
+            return
+        slopes = grouped_product(gradient, self._values[..., :stop])
+        if self._collector is not None:
+            self._collector.add(rows, slopes)
         if self._query is None or self._key is None:
             return
-        slopes = grouped_product(gradient, self._values_transposed[..., :stop])
-        slopes -= (slopes * rows.soft).sum(dim=-1, keepdim=True)
+        slopes -= (slopes * rows.soft).sum(dim=-1, keepdim=True) / rows.soft_total
         slopes *= rows.soft
         if rows.capped is not None:
-            slopes *= tanh_slope(rows.capped) if cap_is_identity else 1 - torch.tanh(rows.capped).square()
-        self._query[:, :, rows.place] = grouped_product(slopes, self._keys[:, :, :stop])
-        self._key[:, :, :stop] += _per_key(slopes, given.query[:, :, rows.place].to(self._wide), given.key.shape[1])
+            slopes *= tanh_slope(rows.capped) if self._cap_is_identity else 1 - torch.tanh(rows.capped).square()
+        self._query[:, :, rows.place] = grouped_product(slopes, self._keys[:, :, :stop]) / rows.soft_total
+        self._key[:, :, :stop] += _per_key(slopes, given.query[:, :, rows.place].to(self.wide) / rows.soft_total, groups)
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of query, key and value in their dtypes; None where they were not asked for."""
-        given = self._given
+        given = self.given
         query = None if self._query is None else self._query.mul_(given.scaling).to(given.query.dtype)
         key = None if self._key is None else self._key.mul_(given.scaling).to(given.key.dtype)
         return query, key, None if self._value is None else self._value.to(given.value.dtype)
@@ -174,7 +201,9 @@ def _per_key(weights: Tensor, rows: Tensor, groups: int) -> Tensor:
     return folded.transpose(-1, -2) @ rows.reshape(batch, groups, heads // groups * count, rows.shape[-1])
 
 
-def tempered_attention(given: Inputs, temperature: float = 1.0, cap_is_identity: bool = False) -> Tensor:
+def tempered_attention(
+    given: Inputs, temperature: float = 1.0, cap_is_identity: bool = False, collector: Collects | None = None
+) -> Tensor:
     """Softmax attention, exact in its value, with an altered gradient.
 
     Args:
@@ -182,8 +211,12 @@ def tempered_attention(given: Inputs, temperature: float = 1.0, cap_is_identity:
         temperature: The softmax hands gradients back as one at this temperature T would: with s = softmax(x / T) the gradient of the logits is
             s * (g - sum(s * g)). There is no factor 1 / T, as in the code of GIM's authors. 1: the plain gradient.
         cap_is_identity: A cap c * tanh(x / c) hands gradients back times its value over x, not times its derivative.
+        collector: Sees every block of the backward pass.
 
     Returns:
         [B, T, H, width of values].
     """
-    return cast(Tensor, _Tempered.apply(given, given.query, given.key, given.value, temperature, cap_is_identity))
+    found = _Tempered.apply(  # type: ignore[no-untyped-call]
+        given, given.query, given.key, given.value, temperature, cap_is_identity, collector
+    )
+    return cast(Tensor, found)

@@ -201,8 +201,19 @@ FAMILIES = {
             activation="activation_fn",
             note="half of each head's width has no position encoding",
         ),
-        Family("starcoder2", activation="act", product="", note="biases on all projections; a sliding window in every layer of some checkpoints"),
-        Family("gpt_oss", sinks="sinks", experts="experts", activation="", note="a sink logit per head; every second layer has a sliding window"),
+        Family(
+            "starcoder2",
+            activation="act",
+            product="",
+            note="biases on all projections; a sliding window in every layer of some checkpoints",
+        ),
+        Family(
+            "gpt_oss",
+            sinks="sinks",
+            experts="experts",
+            activation="",
+            note="a sink logit per head; every second layer has a sliding window",
+        ),
     )
 }
 
