@@ -29,7 +29,8 @@ _YEAR = re.compile(r"(?:the |early |mid |late |since |in )*\d{4}s?(?:[-–/]\d{2
 _NUMBER = re.compile(rf"(?:\W*\d[\d.,:]*|(?:{NUMBER_WORDS})\b).*", re.IGNORECASE)
 _PERSON = re.compile(r"\bwho(?:se|m|'s|s)?\b|\b(?:actor|actress|singer|author|president|composer|director)\b", re.IGNORECASE)
 _PLACE = re.compile(r"\bwhere\b|\b(?:country|city|state|place|town|capital|continent|county|river|island)\b", re.IGNORECASE)
-NO_PASSAGE, NOT_THERE, TOO_LONG = "no passage", "the passage does not mention the answer", f"answer of more than {LONGEST} words"
+NO_PASSAGE, NOT_THERE = "there is no passage", "the passage does not mention the answer"
+TOO_LONG = f"the answer has more than {LONGEST} words"
 NO_SUBSTITUTE, STILL_THERE = "no other answer of its type fits", "the passage still mentions the answer"
 
 
@@ -88,6 +89,44 @@ def swap_answers(records: Sequence[KnowledgeRecord], seed: int = 0, dropped: Cou
         elif dropped is not None:
             dropped[reason] += 1
     return out
+
+
+def fact_passages(records: Sequence[KnowledgeRecord], sentences: int = 4, seed: int = 0) -> list[KnowledgeRecord]:
+    """Give records without a passage one that is made of completed sentences: their own and those of other records.
+
+    For questions that are the beginning of a sentence (LRE relations, known facts). The others are of the same `kind` where enough have
+    another subject and another answer, and none of them mentions an answer of the record.
+
+    Args:
+        records: Those with a passage stay as they are.
+        sentences: How many a passage has, at least 1.
+        seed: Of the others and the order, at least 0.
+
+    Returns:
+        As many records, in order.
+
+    Raises:
+        PromptError: Fewer sentences than 1, or a negative seed.
+    """
+    if sentences < 1 or seed < 0:
+        raise PromptError(f"sentences must be at least 1 and the seed at least 0; got {sentences} and {seed}")
+    return [
+        record if record.passage is not None else _told(record, place, records, sentences, seed)
+        for place, record in enumerate(records)
+    ]
+
+
+def _told(record: KnowledgeRecord, place: int, records: Sequence[KnowledgeRecord], sentences: int, seed: int) -> KnowledgeRecord:
+    rng = np.random.default_rng([seed, 41, place])
+    order = sorted(rng.permutation(len(records)), key=lambda i: records[i].kind != record.kind)
+    chosen = [f"{record.question} {record.answers[0]}."]
+    for other in (records[i] for i in order):
+        if len(chosen) == sentences:
+            break
+        sentence = f"{other.question} {other.answers[0]}."
+        if other.subject != record.subject and sentence not in chosen and not mentions(sentence, record.answers):
+            chosen.append(sentence)
+    return replace(record, passage=Passage(" ".join(chosen[i] for i in rng.permutation(len(chosen)))))
 
 
 def _asked(question: str) -> list[tuple[str, re.Match[str]]]:

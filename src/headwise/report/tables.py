@@ -81,6 +81,10 @@ def summary_lines(scores: HeadScores) -> list[str]:
         lines.append(f"strongest {NAMED}: two random halves share {split_half_top_overlap(scores.runs, NAMED):.0%} of them")
     if (rule := scores.provenance.get("rule")) is not None:
         lines.append(f"rule {rule} over {count(len(scores.runs), 'labelled text')}")
+    if dropped := scores.provenance.get("records_dropped"):
+        lines.append("left out: " + ", ".join(f"{number} where {reason}" for reason, number in dropped.items()))
+    if notice := scores.provenance.get("notice"):
+        lines.append(str(notice))
     if (total := scores.provenance.get("runs")) is not None:
         solved = int(scores.provenance.get("solved", len(scores.runs)))
         lines.append(f"{solved} of {count(int(total), 'run')} solved ({solved / max(int(total), 1):.1%})")
