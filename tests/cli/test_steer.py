@@ -163,6 +163,9 @@ CONFLICT = ["conflict", "MODEL", "--data", "items.jsonl"]
         ([*CONFLICT, "--context", "heads.json"], ["question"]),
         ([*CONFLICT, "--context", "heads.json", "--records", "0"], ["--records must be at least 1"]),
         ([*CONFLICT, "--context", "heads.json", "--mode", "mean"], ["unknown ablation mode 'mean'"]),
+        ([*CONFLICT, "--context", "heads.json", "--wording", "loud"], ["unknown wording 'loud'"]),
+        ([*CONFLICT, "--context", "heads.json", "--shots", "-1"], ["shots"]),
+        (["conflict", "MODEL", "--data", "bare.jsonl", "--context", "heads.json"], ["question"]),
         (["conflict", "MODEL", "--data", "few.jsonl", "--context", "heads.json", "--top", "1"], ["0 of 1 records can be used", "at least 50"]),
     ],
 )
