@@ -16,13 +16,17 @@ from __future__ import annotations
 from typing import Any
 
 from headwise.stats.paired import benjamini_hochberg
+from registered.atlas import ATLAS_CLAIMS
 from registered.cache import CACHE_CLAIMS
 from registered.claim import LEVEL, Claim, verdict
 from registered.heads import HEADS_CLAIMS
 from registered.influence import INFLUENCE_CLAIMS
 from registered.rank import CAFE_CLAIMS, RANK_CLAIMS
+from registered.steer import STEER_CLAIMS
 
-CLAIMS: tuple[Claim, ...] = (*HEADS_CLAIMS, *RANK_CLAIMS, *CAFE_CLAIMS, *CACHE_CLAIMS, *INFLUENCE_CLAIMS)
+CLAIMS: tuple[Claim, ...] = (
+    *HEADS_CLAIMS, *RANK_CLAIMS, *CAFE_CLAIMS, *CACHE_CLAIMS, *INFLUENCE_CLAIMS, *ATLAS_CLAIMS, *STEER_CLAIMS,
+)  # fmt: skip
 
 __all__ = ["CLAIMS", "LEVEL", "Claim", "judged", "verdict"]
 

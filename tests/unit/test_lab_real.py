@@ -11,6 +11,7 @@ import pytest
 from headwise.heads import HeadScores, HeadwiseError, NoSuccessfulRunError
 from headwise.models.model import Model
 from headwise.stats.agreement import pearson
+from headwise.stats.metrics import begins_with
 from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
 from headwise_lab.eval_tasks import NotMeasured
@@ -96,7 +97,7 @@ def test_relations_are_read_or_refused_in_one_line(data, tmp_path):
     ],
 )
 def test_an_answer_begins_with_what_is_wanted(answer, wanted, expected):
-    assert facts.says(answer, wanted) is expected
+    assert begins_with(answer, wanted) is expected
 
 
 def test_written_steps_are_judged_by_their_end():

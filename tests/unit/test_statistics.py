@@ -8,7 +8,7 @@ from scipy import stats
 
 from headwise.heads import HeadwiseError
 from headwise.stats import paired as statistics
-from headwise.stats.paired import benjamini_hochberg, bootstrap_mean, rank_p, sign_flip_test
+from headwise.stats.paired import benjamini_hochberg, bootstrap_mean, mcnemar, rank_p, sign_flip_test
 
 numbers = st.lists(st.integers(-50, 50).map(lambda n: n / 8), min_size=1, max_size=9).map(np.array)
 
@@ -106,3 +106,21 @@ def test_corrected_p_values_are_those_of_scipy(values):
 def test_p_values_outside_of_0_and_1_are_refused():
     with pytest.raises(HeadwiseError, match="between 0 and 1"):
         benjamini_hochberg(np.array([0.2, 1.2]))
+
+
+# ---- McNemar's test
+
+
+@pytest.mark.parametrize(("won", "lost", "p"), [(0, 0, 1.0), (3, 0, 0.25), (0, 5, 0.0625), (8, 2, 0.109375), (4, 4, 1.0)])
+def test_mcnemar_counts_what_changed(won, lost, p):
+    """Values of the binomial distribution with one half, two-sided; items that stayed do not matter."""
+    before = np.array([False] * won + [True] * lost + [True, False] * 7)
+    after = np.array([True] * won + [False] * lost + [True, False] * 7)
+    assert mcnemar(before, after) == pytest.approx(p)
+    assert mcnemar(after, before) == pytest.approx(p)
+
+
+def test_mcnemar_needs_the_same_items():
+    for before, after in (([True], [True, False]), ([], [])):
+        with pytest.raises(HeadwiseError, match="two lists of the same items"):
+            mcnemar(np.array(before, dtype=bool), np.array(after, dtype=bool))

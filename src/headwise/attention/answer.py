@@ -20,10 +20,11 @@ class AnswerRows:
 
     Args:
         answer_from: First position of the answer in all rows, padding counted; None: found out pass by pass.
+        asker: What messages call the one who wants to know.
     """
 
-    def __init__(self, answer_from: int | None) -> None:
-        self._given = answer_from
+    def __init__(self, answer_from: int | None, asker: str = "scope 'answer'") -> None:
+        self._given, self._asker = answer_from, asker
         self._prompt: Tensor | None = None  # inputs of the latest prompt that was read without a cache
         self._length = 0  # of that text by now
         self._first: Tensor | None = None  # [B] first position of the answer; None: all rows of this pass
@@ -39,18 +40,18 @@ class AnswerRows:
             return
         self._known = True
         if now.inputs is None:
-            raise HeadwiseError(f"scope 'answer' cannot see the tokens of this pass; {ADVICE}")
+            raise HeadwiseError(f"{self._asker} cannot see the tokens of this pass; {ADVICE}")
         tokens = now.inputs.shape[1]
         if now.ends_prompt is False:
             self._first = torch.full((now.inputs.shape[0],), now.before + tokens, device=now.inputs.device)
         elif now.before and now.ends_prompt is None:
             if tokens > 1:
                 raise HeadwiseError(
-                    f"scope 'answer' cannot tell whether {tokens} tokens over a cache are the rest of a prompt or part of the answer; {ADVICE}"
+                    f"{self._asker} cannot tell whether {tokens} tokens over a cache are the rest of a prompt or part of the answer; {ADVICE}"
                 )
             self._first = None
         elif not self._goes_on(now):
-            self._first = _last_real(now)
+            self._first = self._last_real(now)
             self._prompt, self._length = (None, 0) if now.has_cache else (now.inputs, tokens)
 
     def _goes_on(self, now: Pass) -> bool:
@@ -62,7 +63,7 @@ class AnswerRows:
             return False
         if inputs.shape[1] > self._length + 1:
             raise HeadwiseError(
-                f"scope 'answer' cannot tell whether a pass that goes on where the one before ended is a new prompt; {ADVICE}"
+                f"{self._asker} cannot tell whether a pass that goes on where the one before ended is a new prompt; {ADVICE}"
             )
         self._length += 1
         return True
@@ -78,20 +79,30 @@ class AnswerRows:
         if self._given is not None:
             return places >= self._given
         if not self._known or call.plan.before is None:
-            raise HeadwiseError(f"scope 'answer' needs passes of the whole model to find the prompt's end; {ADVICE}")
+            raise HeadwiseError(f"{self._asker} needs passes of the whole model to find the prompt's end; {ADVICE}")
         return None if self._first is None else places >= self._first.to(device)[:, None]
 
+    def last(self, call: Call) -> Tensor | None:
+        """[B or 1] position of each row's last prompt token; None in a pass behind the prompt.
 
-def _last_real(now: Pass) -> Tensor:
-    """[B] position of each row's last token that is no padding."""
-    inputs, mask = now.inputs, now.mask
-    if inputs is None:
-        raise HeadwiseError(f"scope 'answer' cannot see the tokens of this pass; {ADVICE}")
-    rows, tokens = inputs.shape[:2]
-    last = torch.full((rows,), now.before + tokens - 1, device=inputs.device)
-    if mask is None:
-        return last
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        raise HeadwiseError(f"scope 'answer' reads padding from attention masks of shape [batch, tokens] only; {ADVICE}")
-    real = mask[:, -tokens:].bool().to(inputs.device)
-    return last - torch.where(real.any(dim=1), real.flip(1).int().argmax(dim=1), 0)
+        Raises:
+            HeadwiseError: As `chosen`.
+        """
+        if self.chosen(call) is None:
+            return None
+        device = call.query.device
+        return torch.tensor([self._given], device=device) if self._first is None else self._first.to(device)
+
+    def _last_real(self, now: Pass) -> Tensor:
+        """[B] position of each row's last token that is no padding."""
+        inputs, mask = now.inputs, now.mask
+        if inputs is None:
+            raise HeadwiseError(f"{self._asker} cannot see the tokens of this pass; {ADVICE}")
+        rows, tokens = inputs.shape[:2]
+        last = torch.full((rows,), now.before + tokens - 1, device=inputs.device)
+        if mask is None:
+            return last
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            raise HeadwiseError(f"{self._asker} reads padding from attention masks of shape [batch, tokens] only; {ADVICE}")
+        real = mask[:, -tokens:].bool().to(inputs.device)
+        return last - torch.where(real.any(dim=1), real.flip(1).int().argmax(dim=1), 0)

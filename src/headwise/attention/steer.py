@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from headwise.attention.call import Call, KeyPart, Whole
+from headwise.attention.again import Pick, additive, check_spans, inside_spans, key_positions, part_heads
+from headwise.attention.call import Call, KeyPart
 from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads
@@ -23,8 +23,6 @@ from headwise.models.model import as_model
 ROWS = ("all", "question", "question+generated")
 BIAS_POSITIONS = ("post_scale", "pre_scale")
 BLOCK = 2**24  # entries of a mask built at once
-Pick = list[int] | slice
-EVERYTHING = slice(None)
 
 
 class Steering:
@@ -73,7 +71,7 @@ class Steering:
         each = call.query.shape[1] // sum(part.keys[0].shape[1] for part in parts)
         out = output
         for part in parts:
-            heads = _part_heads(part, chosen, each)
+            heads = part_heads(part, chosen, each)
             bias = self._columns(call, part) if heads else None
             if bias is None:
                 continue
@@ -87,12 +85,7 @@ class Steering:
 
     def _columns(self, call: Call, part: KeyPart) -> Tensor | None:
         """Bias of each key [B or 1, 1 or n, S] float32; None if the layer no longer holds any of the spans."""
-        places = part.positions
-        if places is None:
-            places = torch.arange(part.first, part.first + part.length, device=call.query.device)[None, None]
-        inside = torch.zeros_like(places, dtype=torch.bool)
-        for start, stop in self._spans:
-            inside |= (places >= start) & (places < stop)
+        inside = inside_spans(key_positions(part, call.query.device), self._spans)
         return inside * (self._bias * (call.scaling if self._before_scaling else 1.0)) if bool(inside.any()) else None
 
 
@@ -157,9 +150,7 @@ def check_steering(model: Any, bias: float, rows: str, bias_position: str) -> No
 
 def _rows(spans: Sequence[tuple[int, int]], rows: str, question: tuple[int, int] | None) -> tuple[int, int | None]:
     """First and last + 1 position of the rows to steer."""
-    wrong = [span for span in spans if not 0 <= span[0] < span[1]]
-    if wrong:
-        raise HeadwiseError(f"span [{wrong[0][0]}, {wrong[0][1]}) holds no position; give [start, stop) with 0 <= start < stop")
+    check_spans(spans)
     if rows == "all":
         if question is not None:
             raise HeadwiseError("rows 'all' takes no question; use rows 'question' or 'question+generated'")
@@ -172,19 +163,9 @@ def _rows(spans: Sequence[tuple[int, int]], rows: str, question: tuple[int, int]
     return question[0], question[1] if rows == "question" else None
 
 
-def _part_heads(part: KeyPart, chosen: list[int], each: int) -> list[tuple[Pick, slice]]:
-    """Chosen query heads that attend to a part, with their KV heads in it: all at once, or KV group by KV group, so that keys are never copied."""
-    held = part.keys[0].shape[1]
-    if part.heads is None and len(chosen) == held * each:
-        return [(EVERYTHING, EVERYTHING)]
-    groups = range(held) if part.heads is None else part.heads.tolist()
-    found = [([h for h in chosen if h // each == group], slice(place, place + 1)) for place, group in enumerate(groups)]
-    return [pair for pair in found if pair[0]]
-
-
 def _attend_again(call: Call, part: KeyPart, place: slice, heads: Pick, groups: slice, bias: Tensor, each: int) -> Tensor:
     """Attention of some rows and heads to their keys of a part, with the bias added to their logits. each: query heads per KV head."""
-    mask = _additive(call, part, place, groups, bias)
+    mask = additive(call, part, place, groups, bias)
     if mask.shape[1] > 1:
         mask = mask.repeat_interleave(each, dim=1)
     past = (part.keys[0][:, groups], part.values[0][:, groups]) if len(part.keys) == 2 else None
@@ -198,19 +179,3 @@ def _attend_again(call: Call, part: KeyPart, place: slice, heads: Pick, groups: 
         softcap=call.softcap,
         sinks=None if call.sinks is None else call.sinks[heads],
     )
-
-
-def _additive(call: Call, part: KeyPart, place: slice, groups: slice, bias: Tensor) -> Tensor:
-    """[B or 1, 1 or n, R, S] float32: the bias, and the lowest number where nothing may be seen."""
-    bias = (bias if bias.shape[1] == 1 else bias[:, groups])[:, :, None]
-    given = call.source.mask if isinstance(call.source, Whole) else None
-    if given is not None and given.dtype != torch.bool:  # a mask of the caller's own, which may hold other numbers than two
-        return given[:, :, place].float() + bias
-    if part.mask is None:
-        before = part.length - call.query.shape[2]  # the rows are the last keys
-        own = torch.arange(place.start + before, place.stop + before, device=bias.device)
-        seen = torch.arange(part.length, device=bias.device) <= own.view(1, 1, -1, 1)
-    else:
-        seen = part.mask[:, :, place] if part.mask.shape[1] == 1 else part.mask[:, groups, place]
-    lowest = max(torch.finfo(call.query.dtype).min, torch.finfo(bias.dtype).min)
-    return torch.where(seen, bias, lowest)

@@ -46,7 +46,7 @@ def generate(
     """Answer a prompt greedily from a compressed cache, and report how much of the full cache was held."""
     from headwise.cli.cache_methods import parse_cache, with_heads
 
-    text = _text(prompt, prompt_file)
+    text = prompt_text(prompt, prompt_file)
     _check(max_new_tokens, save_cache)
     if load_cache is not None:
         _check_loading(load_cache, cache, chat, prefill_chunk)
@@ -59,7 +59,7 @@ def generate(
 
     with attached(loaded):
         if load_cache is None:
-            kept, logits = _read(loaded, compressor, cache, _ids(loaded, text, chat, chat_template_args), prefill_chunk)
+            kept, logits = _read(loaded, compressor, cache, prompt_ids(loaded, text, chat, chat_template_args), prefill_chunk)
         else:
             kept, logits = _behind(loaded, load_cache, text)
         read = kept.get_seq_length()
@@ -128,7 +128,8 @@ def _behind(loaded: Model, file: Path, text: str) -> tuple[KeptCache, Tensor]:
         return kept, forward(loaded.hf, token_tensor(loaded.hf, ids), kept, logits_to_keep=1).logits[:, -1]
 
 
-def _text(prompt: str | None, file: Path | None) -> str:
+def prompt_text(prompt: str | None, file: Path | None) -> str:
+    """The prompt, given as it is or in a file. Raises `HeadwiseError` for both, neither, or an empty one."""
     if (prompt is None) == (file is None):
         raise HeadwiseError("give either --prompt or --prompt-file")
     from headwise.heads.files import read_text
@@ -139,7 +140,7 @@ def _text(prompt: str | None, file: Path | None) -> str:
     return text
 
 
-def _ids(loaded: Model, text: str, chat: bool, chat_template_args: str | None) -> tuple[int, ...]:
+def prompt_ids(loaded: Model, text: str, chat: bool, chat_template_args: str | None) -> tuple[int, ...]:
     """The user's turn of the chat template; without `chat` the prompt as it is, behind what the tokenizer puts in front of a text."""
     from headwise.prompts.encoder import PieceEncoder
 

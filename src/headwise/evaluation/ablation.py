@@ -233,7 +233,7 @@ def _run_group(model: Model, group: Group, sets: list[HeadSet], options: Ablatio
     info = [dict(cell) for cell in group.info]
     gold = group.needle.answer
     with attached(model.hf):
-        for leaf in _starts(model.hf, [prompt.ids for prompt in group.prompts], options.scope):
+        for leaf in variant_starts(model.hf, [prompt.ids for prompt in group.prompts], options.scope):
             prompt = group.prompts[leaf.index]
             enter = partial(without, scope=options.scope, answer_from=len(prompt.ids) - 1)
             rows = max(1, min(options.rows, TOKENS // len(leaf.rest)))
@@ -248,8 +248,17 @@ def _run_group(model: Model, group: Group, sets: list[HeadSet], options: Ablatio
     return tables, info
 
 
-def _starts(model: Any, prompts: Sequence[Sequence[int]], scope: str) -> Iterator[Leaf]:
-    """Where variants part: at the last prompt token (scope `answer`), or at the first (scope `all`)."""
+def variant_starts(model: Any, prompts: Sequence[Sequence[int]], scope: str) -> Iterator[Leaf]:
+    """Prompts, read as far as all variants of them are the same.
+
+    Args:
+        model: A transformers model.
+        prompts: Token ids.
+        scope: Variants part at the last prompt token (`answer`), or at the first (`all`).
+
+    Yields:
+        Every prompt once, those of scope `answer` in the order that shares most text.
+    """
     if scope == "all":
         yield from (Leaf(i, tuple(prompt), full_cache(model)) for i, prompt in enumerate(prompts))
         return

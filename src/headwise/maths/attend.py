@@ -164,8 +164,8 @@ def _explicit(
         logits = torch.cat([block for _, block in blocks], dim=-1)
         if visible is None:
             logits = logits + seen.float()
-        weights = _softmax(logits, sinks)
-        out[:, :, start : start + step] = _weighted(weights, values).to(query.dtype)
+        weights = softmax_rows(logits, sinks)
+        out[:, :, start : start + step] = weighted(weights, values).to(query.dtype)
     return out
 
 
@@ -174,8 +174,16 @@ def _causal_mask(rows: int, length: int, device: torch.device) -> Tensor:
     return torch.arange(length, device=device) <= query_position
 
 
-def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax in which a row without visible keys gives zeros, and a sink takes its share."""
+def softmax_rows(logits: Tensor, sinks: Tensor | None) -> Tensor:
+    """Softmax in which a row without visible keys gives zeros, and a sink takes its share.
+
+    Args:
+        logits: [B, H, R, S], -inf where a row may not look.
+        sinks: [H], as in `attend`.
+
+    Returns:
+        Weights [B, H, R, S].
+    """
     if sinks is not None:
         sink = sinks.float().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
         return torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
@@ -184,7 +192,8 @@ def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
     return logits.masked_fill(nothing, 0).softmax(dim=-1).masked_fill(nothing, 0)
 
 
-def _weighted(weights: Tensor, values: Keys) -> Tensor:
+def weighted(weights: Tensor, values: Keys) -> Tensor:
+    """Weights [B, H, R, S] times values of S positions: [B, H, R, width of values] float32."""
     parts, start = [], 0
     for segment in values.segments:
         stop = start + segment.shape[2]

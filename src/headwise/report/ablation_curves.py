@@ -21,7 +21,7 @@ from headwise.report.canvas import (
     style,
     write_figure,
 )
-from headwise.report.sweep import Row, Sweep, read_sweep
+from headwise.report.sweep import SHARES, Row, Sweep, read_sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,7 +130,7 @@ def _scale_x(axes: Axes, ks: list[int], inches: float) -> None:
 def _scale_y(axes: Axes, sweep: Sweep, metric: str) -> None:
     values = [v for row in sweep.rows if row.metric == metric for v in (row.mean, *row.draws) if math.isfinite(v)]
     unit = sweep.unit_of(metric)
-    if metric in ("recall", "exact"):
+    if metric in SHARES:
         axes.set_ylim(-0.04, 1.04)
     elif metric == "perplexity" and min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")

@@ -17,8 +17,14 @@ METRICS = {
     "exact": "Exact match",
     "logprob": "Gold log-probability",
     "perplexity": "Perplexity",
+    "context_memory": "In-context heads: remembered answer",
+    "context_passage": "In-context heads: passage's answer",
+    "memory_memory": "Parametric heads: remembered answer",
+    "memory_passage": "Parametric heads: passage's answer",
 }
 UNITS = {"recall": "share of words", "exact": "share of items", "logprob": "nats per gold answer", "perplexity": "plain text"}
+UNITS |= dict.fromkeys(("context_memory", "context_passage", "memory_memory", "memory_passage"), "share of questions")
+SHARES = (*(name for name, unit in UNITS.items() if unit.startswith("share")),)  # metrics between 0 and 1
 KINDS = ("none", "top", "bottom", "random")
 
 

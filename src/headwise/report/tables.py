@@ -22,6 +22,8 @@ NAMED = 8
 """At most so many always-on heads are listed by name, and so many of the strongest are compared between halves of the runs."""
 UNKNOWN = "–"
 SHORT = {"recall": "Recall", "exact": "Exact", "logprob": "Log-prob.", "perplexity": "Perplexity"}
+SHORT |= {"context_memory": "In-context: memory", "context_passage": "In-context: passage"}
+SHORT |= {"memory_memory": "Parametric: memory", "memory_passage": "Parametric: passage"}
 
 
 def head_table(scores: HeadScores, top: int = 10) -> Table:
@@ -79,6 +81,10 @@ def summary_lines(scores: HeadScores) -> list[str]:
         lines.append(f"strongest {NAMED}: two random halves share {split_half_top_overlap(scores.runs, NAMED):.0%} of them")
     if (rule := scores.provenance.get("rule")) is not None:
         lines.append(f"rule {rule} over {count(len(scores.runs), 'labelled text')}")
+    if dropped := scores.provenance.get("records_dropped"):
+        lines.append("left out: " + ", ".join(f"{number} where {reason}" for reason, number in dropped.items()))
+    if notice := scores.provenance.get("notice"):
+        lines.append(str(notice))
     if (total := scores.provenance.get("runs")) is not None:
         solved = int(scores.provenance.get("solved", len(scores.runs)))
         lines.append(f"{solved} of {count(int(total), 'run')} solved ({solved / max(int(total), 1):.1%})")

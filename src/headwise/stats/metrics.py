@@ -1,4 +1,4 @@
-"""Answer metrics on text: unigram recall and exact match."""
+"""Answer metrics on text: unigram recall, exact match, how an answer begins."""
 
 from __future__ import annotations
 
@@ -51,6 +51,20 @@ def exact_match(answer: str, gold: str) -> bool:
     """
     line = answer.strip().split("\n")[0]
     return line.strip().rstrip(STOPS).strip() == gold.strip().rstrip(STOPS).strip()
+
+
+def begins_with(answer: str, gold: str) -> bool:
+    """Whether an answer begins with the gold answer.
+
+    Args:
+        answer: what the model said.
+        gold: the right answer; case, outer white space and `the` in front of either do not count.
+    """
+    return _bare(answer).startswith(_bare(gold))
+
+
+def _bare(text: str) -> str:
+    return text.strip().casefold().removeprefix("the ").strip()
 
 
 def judged(answer: str, gold: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Small statistics for paired experiments: bootstrap intervals, sign-flip tests, rank p-values. Seeded, plain numpy."""
+"""Small statistics for paired experiments: bootstrap intervals, sign flips, McNemar's test, rank p-values. Seeded, plain numpy."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,6 +91,27 @@ def sign_flip_test(differences: Values, alternative: str = "two-sided", draws: i
         else:
             extreme += int((sums <= observed + slack).sum() if alternative == "less" else (sums >= observed - slack).sum())
     return extreme / total if exact else (1 + extreme) / (1 + total)
+
+
+def mcnemar(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> float:
+    """Exact two-sided p-value of McNemar's test (1947): whether as many items were lost as were won.
+
+    Args:
+        before: [item], yes or no.
+        after: [item], of the same items.
+
+    Returns:
+        p in (0, 1], from the binomial distribution of the changed items; 1 if none changed.
+
+    Raises:
+        HeadwiseError: the lists differ in length, or are empty.
+    """
+    a, b = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
+    if a.ndim != 1 or a.shape != b.shape or not len(a):
+        raise HeadwiseError(f"McNemar's test needs two lists of the same items; got shapes {a.shape} and {b.shape}")
+    won, lost = int((~a & b).sum()), int((a & ~b).sum())
+    tail = sum(math.comb(won + lost, i) for i in range(min(won, lost) + 1))
+    return float(min(1.0, 2 * tail / 2 ** (won + lost)))
 
 
 def rank_p(top: float, controls: Values) -> float:

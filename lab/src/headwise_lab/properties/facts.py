@@ -22,6 +22,7 @@ from headwise.heads import HeadSet, HeadwiseError
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.prompt import Piece, PromptBuilder, Turn
+from headwise.stats.metrics import begins_with
 from headwise_lab.eval_tasks import NotMeasured
 from headwise_lab.properties.answers import Asked, Quiz, answer_items, describe_answers
 from headwise_lab.properties.detection import open_directory
@@ -99,29 +100,20 @@ def _pairs(value: object) -> list[Mapping[str, object]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def says(answer: str, wanted: str) -> bool:
-    """Whether an answer begins with what is wanted; case and `the` in front do not count."""
-    return _bare(answer).startswith(_bare(wanted))
-
-
-def _bare(text: str) -> str:
-    return text.strip().casefold().removeprefix("the ").strip()
-
-
 def right(wanted: str, answer: str) -> tuple[float]:
     """The answer begins with the right object."""
-    return (float(says(answer, wanted)),)
+    return (float(begins_with(answer, wanted)),)
 
 
 def right_or_memory(wanted: str, known: str, answer: str) -> tuple[float, float]:
     """The passage's object; or what the model knows instead."""
-    return float(says(answer, wanted)), float(says(answer, known))
+    return float(begins_with(answer, wanted)), float(begins_with(answer, known))
 
 
 def right_step(country: str, capital: str, answer: str) -> tuple[float, float]:
     """The capital behind the last `is`; and the country in front of it."""
     _, written, last = answer.split("\n")[0].rpartition(" is ")
-    return float(bool(written) and says(last, capital)), float(says(answer, country))
+    return float(bool(written) and begins_with(last, capital)), float(begins_with(answer, country))
 
 
 class Asker:
@@ -183,7 +175,11 @@ class Asker:
             relation, rng = fact.relation, np.random.default_rng([self._settings.seed, 72, number])
             examples = self._split(relation)[1][:CONFLICT_EXAMPLES]
             shown = {o for _, o in examples} | {fact.object}
-            others = [o for o in sorted({o for _, o in relation.pairs}) if not any(says(o, s) or says(s, o) for s in shown)]
+            others = [
+                o
+                for o in sorted({o for _, o in relation.pairs})
+                if not any(begins_with(o, s) or begins_with(s, o) for s in shown)
+            ]
             if len(others) <= len(examples):
                 continue
             *wrong, said = (others[int(i)] for i in rng.choice(len(others), len(examples) + 1, replace=False))
@@ -202,7 +198,9 @@ class Asker:
         The whole model knows both facts, and writes both steps right in another wording.
         """
         capitals = {fact.subject: fact.object for fact in known[CAPITAL]}
-        able = [f for name in BELONGS for f in known[name] if f.object in capitals and not says(f.subject, capitals[f.object])]
+        able = [
+            f for name in BELONGS for f in known[name] if f.object in capitals and not begins_with(f.subject, capitals[f.object])
+        ]
         drawn, things = self._drawn(able, len(able), 3), Counter(fact.object for fact in able)
         examples: list[Fact] = []
         for fact in sorted(drawn, key=lambda one: things[one.object]):  # of the rarest countries, which cost fewest questions
