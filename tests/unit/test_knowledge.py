@@ -245,6 +245,17 @@ def test_examples_stand_in_front_and_have_no_spans():
     assert read(made, prompt, "passage/1").startswith("Passage 1: The heron.")
 
 
+@pytest.mark.parametrize("kind", ["byte_level", "byte_level_without_bos"])
+@pytest.mark.parametrize("examples", [(), (HARBOUR,)])
+def test_no_passage_holds_the_first_token(kind, examples):
+    made = composer(kind, examples=examples)
+    prompt = made.opened(HARBOUR)
+    assert prompt.span("passage/1").start >= 1
+    in_front = made.builder.encoder.decode(prompt.ids[len(made.builder.head) :])
+    assert in_front.startswith("\nPassage 1:") == (kind == "byte_level_without_bos")
+    assert not made.builder.encoder.decode(made.closed(HARBOUR).ids).startswith("\n")
+
+
 def test_wordings_and_chat():
     cloze = composer(wording="cloze")
     assert cloze.builder.encoder.decode(cloze.closed(HARBOUR).ids) == "<s>What is the name"

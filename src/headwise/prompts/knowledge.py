@@ -120,7 +120,10 @@ class KnowledgeComposer:
                 raise PromptError(f"passage {number} is empty; leave it out ({record.label})")
         shots = [turn for one in self.examples for turn in self._solved(one, (one.passage,) if one.passage else ())]
         wanted = (record.swapped_answer,) if swapped else record.answers
-        return self._build([*shots, self._asked(record, shown, wanted)], wanted[0])
+        first, *others = [*shots, self._asked(record, shown, wanted)]
+        if not (self.builder.head or self.wording.opened):  # heads that look for nothing rest on the first token, which must not be a passage's
+            first = first._replace(pieces=(Piece("\n"), *first.pieces))
+        return self._build([first, *others], wanted[0])
 
     def first_token(self, text: str) -> int:
         """The first token of an answer as it follows the prompt's last character.
