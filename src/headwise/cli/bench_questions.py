@@ -36,7 +36,9 @@ class Asked(NamedTuple):
         source = "--ruler" if self.ruler else "--data" if self.data else None
         for name in ("tasks", "lengths", "questions", "split"):
             if source and getattr(self, name) is not None:
-                raise HeadwiseError(f"{source} has its own texts and questions, so --{name} has no meaning with it; leave it out")
+                raise HeadwiseError(
+                    f"{source} has its own texts and questions, so --{name} has no meaning with it; leave it out"
+                )
         if not source and self.chat:
             raise HeadwiseError("--chat goes with --ruler or --data; tasks have their own wording")
         if not self.data and self.max_new_tokens is not None:

@@ -134,9 +134,7 @@ def _options() -> list[Any]:
         gguf_file: Annotated[
             str | None, _kept("--gguf-file", "The GGUF file to load from the folder or the hub's model.")
         ] = None,
-        packed: Annotated[
-            bool, _kept("--packed", "Keep quantized weights packed where they could be unpacked, or refuse.")
-        ] = False,
+        packed: Annotated[bool, _kept("--packed", "Keep quantized weights packed where they could be unpacked, or refuse.")] = False,
         adapter: Annotated[str | None, _kept("--adapter", "Folder or hub id of an adapter of peft to put on the model.")] = None,
         offline: Annotated[bool, _kept("--offline", "Fetch nothing: use models that are here, or refuse.")] = False,
     ) -> None: ...
