@@ -39,7 +39,7 @@ from headwise.stats.controls import layer_matched_random
 from headwise.stats.paired import bootstrap_mean, rank_p, sign_flip_test
 
 # Wording for finding heads, wording for the test, which records count.
-SETS = {"nq": ("plain", "instructed", "top10"), "facts": ("cloze", "cloze", "first"), "world": ("plain", "plain", "first")}
+SETS = {"nq": ("plain", "instructed", "top10"), "facts": ("cloze", "cloze", "top5"), "world": ("plain", "plain", "first")}
 LISTS = ("in-context", "parametric", "task", "retrieval")
 SHARE, SHARES = 0.1, (0.025, 0.05, 0.1)
 RULES = ("gradient", "gim", "attnlrp")

@@ -7,7 +7,7 @@ from registered.claim import Claim
 ATLAS_SETS = {
     "nq": "NQ-open with the gold passage, answers swapped by type, a record counts if both answers are among the ten most probable",
     "facts": "known facts, cloze, each in a passage of four completed sentences, answers swapped inside a relation, a record counts if both answers "
-    "are the most probable ones",
+    "are among the five most probable",
     "world": "people of the micro-world (lab models), passage of six facts, answer swapped, a record counts if both answers are the "
     "most probable ones",
 }
