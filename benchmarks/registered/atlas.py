@@ -12,8 +12,10 @@ ATLAS_SETS = {
     "most probable ones",
 }
 ATLAS = "benchmarks/atlas_maps.py --data FOLDER --model MODEL --set SET --output FOLDER"
-SPLIT = "; a hash of the subject (else of the question) puts a record into the half that finds heads (up to 256) or the one that tests them (up to 32); "
+SPLIT = (
+    "; a hash of the subject (else of the question) puts a record into the half that finds heads (up to 256) or the one that tests them (up to 32); "
     "NQ: plain wording for finding, instructed wording for the test"
+)
 GATE = "at least 50 records count for detection and at least 16 for the test"
 DRAWS = "50 layer-matched draws outside of the chosen heads"
 LOSS = "log-probability of the answer's first token, K = 10 % of all heads, mode zero, scope all"
