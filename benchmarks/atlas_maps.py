@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from headwise.stats.controls import layer_matched_random
 from headwise.stats.paired import bootstrap_mean, rank_p, sign_flip_test
 
 # Wording for finding heads, wording for the test, which records count.
-SETS = {"nq": ("plain", "instructed", "top10"), "facts": ("cloze", "cloze", "first"), "world": ("plain", "plain", "first")}
+SETS = {"nq": ("plain", "instructed", "top10"), "facts": ("cloze", "cloze", "top5"), "world": ("plain", "plain", "first")}
 LISTS = ("in-context", "parametric", "task", "retrieval")
 SHARE, SHARES = 0.1, (0.025, 0.05, 0.1)
 RULES = ("gradient", "gim", "attnlrp")
@@ -65,12 +66,15 @@ def world_records(count: int) -> list[KnowledgeRecord]:
         told, question = made.context_text, "".join(piece.text for piece in made.turns[-1].ask).strip()
         new, known = str(made.info["answer"]), str(made.info["world_value"])
         if told.count(new) == 1 and known not in told:
-            found.append(
-                KnowledgeRecord(
-                    question, (known,), Passage(told.replace(new, known)), Passage(told), new, "world", name=str(place)
-                )
-            )
+            fact = made.info["facts"][made.info["gold"][0] - 1]
+            more = {"kind": fact.relation, "subject": fact.entity, "name": str(place)}
+            found.append(KnowledgeRecord(question, (known,), Passage(told.replace(new, known)), Passage(told), new, **more))
     return found
+
+
+def half_of(record: KnowledgeRecord) -> int:
+    """0 finds heads, 1 tests them; everything about one subject is in one half."""
+    return zlib.crc32((record.subject or record.question).encode()) % 2
 
 
 def records_of(data: Path | None, name: str) -> list[KnowledgeRecord]:
@@ -276,9 +280,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
     model = headwise.load(given.model)
-    records = records_of(given.data, given.set)
-    maps = maps_of(model, records[::2], given)
-    prompts = tested(model, records[1::2], given)
+    halves: tuple[list[KnowledgeRecord], list[KnowledgeRecord]] = ([], [])
+    for record in records_of(given.data, given.set):
+        halves[half_of(record)].append(record)
+    maps = maps_of(model, halves[0], given)
+    prompts = tested(model, halves[1], given)
     if not prompts["count"]:
         raise SystemExit("the model gives both answers of no test record; nothing can be tested")
     found = ablations(model, chosen_sets(maps, given.draws), prompts, given)

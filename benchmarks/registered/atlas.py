@@ -7,12 +7,15 @@ from registered.claim import Claim
 ATLAS_SETS = {
     "nq": "NQ-open with the gold passage, answers swapped by type, a record counts if both answers are among the ten most probable",
     "facts": "known facts, cloze, each in a passage of four completed sentences, answers swapped inside a relation, a record counts if both answers "
-    "are the most probable ones",
+    "are among the five most probable",
     "world": "people of the micro-world (lab models), passage of six facts, answer swapped, a record counts if both answers are the "
     "most probable ones",
 }
 ATLAS = "benchmarks/atlas_maps.py --data FOLDER --model MODEL --set SET --output FOLDER"
-SPLIT = "; records at even places find heads (plain wording, up to 256), those at odd places test them (instructed wording, up to 32; world: plain)"
+SPLIT = (
+    "; a hash of the subject (else of the question) puts a record into the half that finds heads (up to 256) or the one that tests them (up to 32); "
+    "NQ: plain wording for finding, instructed wording for the test"
+)
 GATE = "at least 50 records count for detection and at least 16 for the test"
 DRAWS = "50 layer-matched draws outside of the chosen heads"
 LOSS = "log-probability of the answer's first token, K = 10 % of all heads, mode zero, scope all"

@@ -171,6 +171,25 @@ def test_swaps_of_real_rows():
     assert [r.swapped_answer for r in swapped] != [r.swapped_answer for r in swap_answers(NQ, seed=4)]
 
 
+@given(data=st.data(), seed=st.integers(0, 9))
+def test_a_swap_replaces_every_mention_and_nothing_else(data, seed):
+    names = ["Ada Low", "Bo Hay", "Cyd", "Dee Fox", "Eve"]
+    words = st.lists(st.sampled_from([*names, "saw", "the", "Adam", "near"]), min_size=1, max_size=8)
+    records = []
+    for name in names:
+        text = " ".join([*data.draw(words), name])
+        records.append(KnowledgeRecord("who is it", (name,), Passage(text, data.draw(st.sampled_from(["", "On Cyd"])))))
+    dropped = Counter()
+    for record in swap_answers(records, seed, dropped):
+        (before,) = (one for one in records if one.answers == record.answers)
+        assert record.swapped_answer in names
+        assert not find_mentions(f"{before.passage.title} {before.passage.text}", [record.swapped_answer])
+        for old, new in zip(before.passage, record.swapped, strict=True):
+            assert new.count(record.swapped_answer) == len(find_mentions(old, record.answers))
+            assert new.replace(record.swapped_answer, record.answers[0]) == old
+    assert set(dropped) <= {NO_SUBSTITUTE}
+
+
 def test_records_that_cannot_be_swapped_are_counted():
     said = Passage("Ada Low keeps it.")
     records = [

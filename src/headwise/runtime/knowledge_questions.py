@@ -44,7 +44,6 @@ class KnowledgeQuestions:
     data: str | Path | Sequence[KnowledgeRecord] | None = option(
         None,
         "Questions with passages: NQ-open oracle, NQ-Swap, PopQA, or JSON lines with question, answers, passage. Needed.",
-        "none",
     )
     layout: str = option("auto", "Layout of the file: auto, nq, nq-swap, popqa, relations, known-facts or own.")
     make_passages: int = option(
