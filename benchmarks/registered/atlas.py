@@ -17,7 +17,10 @@ SPLIT = (
     "NQ: plain wording for finding, instructed wording for the test"
 )
 GATE = "at least 50 records count for detection and at least 16 for the test"
-DRAWS = "50 layer-matched draws outside of the chosen heads; 20 for smollm2, with at most 96 records for detection and 24 for the test, which two cores can do in an hour"
+DRAWS = (
+    "50 layer-matched draws outside of the chosen heads; 20 for smollm2, with at most 96 records for detection and 24 for the test, which two "
+    "cores can do in an hour"
+)
 LOSS = "log-probability of the answer's first token, K = 10 % of all heads, mode zero, scope all"
 MORE = f"{LOSS}: mean of the draws minus the chosen heads, paired by record: mean above 0 and corrected p at most 0.05"
 SPARES = f"{LOSS}: fall of the first minus fall of the second, paired by record: mean above 0 and corrected p at most 0.05"
