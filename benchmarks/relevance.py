@@ -3,8 +3,10 @@
 Each route runs in a process of its own, so that peak memory is its own; all of them take turns, round after round.
 
 `speed_vs_stored`, `memory_vs_stored`: heads, tokens and attended tokens by `attribute(model, RULE, sources="weights")`, over transformers' eager
-attention with `output_attentions` and `retain_grad` on every matrix, from which the same tensors are summed. Peaks are those of whole processes.
-`attribution_vs_forward`: heads and tokens of all layers, forward and backward, over one forward pass without gradients (SDPA), both in one process.
+attention with `output_attentions` and `retain_grad` on every matrix, from which the same tensor is summed. RULE is the first of --rules; for
+`gradient` both must agree (`difference_from_stored`). Peaks are those of whole processes.
+`attribution_vs_forward`: heads and tokens of all layers by the default rule, forward and backward, over one forward pass without gradients (SDPA),
+both in one process.
 `whole_answer_vs_token`: an answer of ANSWER tokens in one backward pass over its first token alone.
 Random tokens; what is explained is the last logit. --model NAME (default smollm2), --tokens N, --rules all of them or some.
 """
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 from common import best_of, hardware, peak_memory, show
 
-from headwise.attention.attribute import RULES, attribute
+from headwise.attention.attribute import DEFAULT, RULES, attribute
 from headwise.models.load import load
 
 ANSWER = 16
@@ -110,7 +112,7 @@ def middle(rounds: list[dict[str, float]], name: str) -> float:
 
 def compared(given: argparse.Namespace) -> dict[str, object]:
     rules = list(RULES) if given.rules == "all" else given.rules.split(",")
-    first = rules[0]
+    first, default = rules[0], DEFAULT if DEFAULT in rules else rules[0]
     routes = ["stored", *rules, f"{first}:sources", f"{first}:last", f"{first}:answer"]
     rounds: dict[str, list[dict[str, float]]] = {route: [] for route in routes}
     for i in range(given.repeats):
@@ -120,9 +122,10 @@ def compared(given: argparse.Namespace) -> dict[str, object]:
     whole = rounds[f"{first}:sources"]
     result: dict[str, object] = {
         "rule": first,
+        "rule_of_attribution_vs_forward": default,
         "speed_vs_stored": middle(rounds["stored"], "seconds") / middle(whole, "seconds"),
         "memory_vs_stored": middle(whole, "peak") / middle(rounds["stored"], "peak"),
-        "attribution_vs_forward": statistics.median(one["seconds"] / one["forward"] for one in rounds[first]),
+        "attribution_vs_forward": statistics.median(one["seconds"] / one["forward"] for one in rounds[default]),
         "speed_vs_stored_heads_only": middle(rounds["stored"], "seconds") / middle(rounds[first], "seconds"),
         "memory_vs_stored_heads_only": middle(rounds[first], "peak") / middle(rounds["stored"], "peak"),
         "whole_answer_vs_token": middle(rounds[f"{first}:answer"], "seconds") / middle(rounds[first], "seconds"),

@@ -141,3 +141,15 @@ def test_declared_parts_of_the_mlp_exist(models):
             experts = getattr(mlp, model.family.experts) if model.family.experts else None
             assert bool(model.family.activation) == hasattr(experts or mlp, model.family.activation or "act_fn")
             assert experts is not None or not model.family.product or hasattr(mlp, model.family.product)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_clamped_gates_of_gpt_oss(rule):
+    """A limit that most gates reach; the usual one of 7 is never reached by a tiny model."""
+    model = as_model(tiny_model("gpt_oss", swiglu_limit=0.1))
+    ids = torch.randint(2, 96, (1, 16), generator=torch.Generator().manual_seed(2))
+    with attribute(model, rule) as seen:
+        seen.explain(target(model.hf(input_ids=ids).logits))
+    slow = slow_relevance(model, rule, ids, value=target)
+    for name in ("tokens", "heads", "signed"):
+        assert_close(getattr(seen, name), getattr(slow, name), **CLOSE)

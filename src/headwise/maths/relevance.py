@@ -57,6 +57,7 @@ class SourceSums:
         return self._found.clamp(min=0) if self._positive == "token" else self._found
 
 
+@torch.no_grad()
 def source_relevance(
     given: Inputs,
     gradient: Tensor,

@@ -17,7 +17,7 @@ from headwise.maths.altered import tanh_slope
 from headwise.maths.attend import attend
 from headwise.maths.rows import grouped_product
 
-BLOCK = 2**21  # attention weights held at once
+BLOCK = 2**20  # attention weights held at once; a few of them fit into the cache of a core
 
 
 class Inputs(NamedTuple):
@@ -179,8 +179,8 @@ class _Gradients:
             self._collector.add(rows, slopes)
         if self._query is None or self._key is None:
             return
-        slopes -= (slopes * rows.soft).sum(dim=-1, keepdim=True) / rows.soft_total
         slopes *= rows.soft
+        slopes.addcmul_(rows.soft, slopes.sum(dim=-1, keepdim=True) / rows.soft_total, value=-1)
         if rows.capped is not None:
             slopes *= tanh_slope(rows.capped) if self._cap_is_identity else 1 - torch.tanh(rows.capped).square()
         self._query[:, :, rows.place] = grouped_product(slopes, self._keys[:, :, :stop]) / rows.soft_total
