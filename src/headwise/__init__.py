@@ -8,15 +8,21 @@ from headwise.lazy import lazy_names
 
 if TYPE_CHECKING:
     from headwise.attention.ablate import ablate
+    from headwise.attention.attribute import attribute
+    from headwise.attention.copying import force_copy
     from headwise.attention.means import head_means, head_samples
     from headwise.attention.observe import observe
+    from headwise.attention.patch import patch
     from headwise.attention.steer import steer
+    from headwise.attention.vectors import HeadVectors, insert, record
     from headwise.caches.kept_cache import compress
     from headwise.evaluation.ablation import ablation_curve
+    from headwise.evaluation.conflict import conflict_curves
     from headwise.heads.errors import HeadwiseError
     from headwise.heads.headfile import load_heads, save_heads
     from headwise.heads.types import HeadId, HeadScores, HeadSet
     from headwise.methods.adakv.press import AdaKV
+    from headwise.methods.atlas.options import InContext, Parametric, Retrieval, Task
     from headwise.methods.compresskv.options import Semantic
     from headwise.methods.compresskv.press import CompressKV
     from headwise.methods.copy.options import Copy
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
     from headwise.methods.query.ranker import Ranker
     from headwise.methods.snapkv.press import SnapKV
     from headwise.methods.streamingllm.press import StreamingLLM
+    from headwise.methods.vectors.extract import extract_vectors, function_vectors
+    from headwise.methods.vectors.file import load_vectors, save_vectors
     from headwise.methods.zigzag.press import ZigzagAttention
     from headwise.models.load import load
     from headwise.models.model import Model
@@ -46,64 +54,94 @@ __all__ = [
     "HeadKV",
     "HeadScores",
     "HeadSet",
+    "HeadVectors",
     "HeadwiseError",
+    "InContext",
     "Model",
+    "Parametric",
     "Prompt",
     "Proxy",
     "PyramidKV",
     "Query",
     "Ranker",
+    "Retrieval",
     "Semantic",
     "SnapKV",
     "Span",
     "StreamingLLM",
+    "Task",
     "ZigzagAttention",
     "__version__",
     "ablate",
     "ablation_curve",
+    "attribute",
     "compress",
+    "conflict_curves",
+    "extract_vectors",
     "find",
+    "force_copy",
+    "function_vectors",
     "head_means",
     "head_samples",
+    "insert",
     "load",
     "load_heads",
+    "load_vectors",
     "observe",
+    "patch",
+    "record",
     "save_heads",
+    "save_vectors",
     "steer",
 ]
 
 _HOMES = {
-    "find": "headwise.runtime.detector",
-    "Semantic": "headwise.methods.compresskv.options",
-    "Query": "headwise.methods.query.options",
-    "Proxy": "headwise.methods.influence.options",
-    "Gates": "headwise.methods.duo.options",
-    "Copy": "headwise.methods.copy.options",
     "AdaKV": "headwise.methods.adakv.press",
     "CompressKV": "headwise.methods.compresskv.press",
+    "Copy": "headwise.methods.copy.options",
     "DuoAttention": "headwise.methods.duo.press",
+    "Gates": "headwise.methods.duo.options",
     "HeadId": "headwise.heads.types",
     "HeadKV": "headwise.methods.headkv.press",
     "HeadScores": "headwise.heads.types",
     "HeadSet": "headwise.heads.types",
+    "HeadVectors": "headwise.attention.vectors",
     "HeadwiseError": "headwise.heads.errors",
+    "InContext": "headwise.methods.atlas.options",
     "Model": "headwise.models.model",
+    "Parametric": "headwise.methods.atlas.options",
     "Prompt": "headwise.prompts.prompt",
+    "Proxy": "headwise.methods.influence.options",
     "PyramidKV": "headwise.methods.pyramidkv.press",
+    "Query": "headwise.methods.query.options",
     "Ranker": "headwise.methods.query.ranker",
+    "Retrieval": "headwise.methods.atlas.options",
+    "Semantic": "headwise.methods.compresskv.options",
     "SnapKV": "headwise.methods.snapkv.press",
     "Span": "headwise.prompts.prompt",
     "StreamingLLM": "headwise.methods.streamingllm.press",
+    "Task": "headwise.methods.atlas.options",
     "ZigzagAttention": "headwise.methods.zigzag.press",
     "ablate": "headwise.attention.ablate",
     "ablation_curve": "headwise.evaluation.ablation",
+    "attribute": "headwise.attention.attribute",
     "compress": "headwise.caches.kept_cache",
+    "conflict_curves": "headwise.evaluation.conflict",
+    "extract_vectors": "headwise.methods.vectors.extract",
+    "find": "headwise.runtime.detector",
+    "force_copy": "headwise.attention.copying",
+    "function_vectors": "headwise.methods.vectors.extract",
     "head_means": "headwise.attention.means",
     "head_samples": "headwise.attention.means",
+    "insert": "headwise.attention.vectors",
     "load": "headwise.models.load",
     "load_heads": "headwise.heads.headfile",
+    "load_vectors": "headwise.methods.vectors.file",
     "observe": "headwise.attention.observe",
+    "patch": "headwise.attention.patch",
+    "record": "headwise.attention.vectors",
     "save_heads": "headwise.heads.headfile",
+    "save_vectors": "headwise.methods.vectors.file",
     "steer": "headwise.attention.steer",
 }
 

@@ -185,6 +185,7 @@ def test_steering_is_refused_where_it_would_be_wrong(model):
     with steer(model, None, [(2, 6)], bias=1.0):
         explained(model, "gradient")
         refused(lambda: explained(model, "gim"), "rule 'gim' cannot be combined with steer")
+        refused(lambda: explained(model, "gradient", sources="weights"), "relevance per source token cannot be combined with steer")
 
 
 def refused(action, *parts, kind=HeadwiseError):

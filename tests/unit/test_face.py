@@ -12,11 +12,12 @@ import headwise
 NAMES = {
     "heads": ["HeadId", "HeadScores", "HeadSet", "HeadwiseError", "load_heads", "save_heads"],
     "models and prompts": ["Model", "Prompt", "Span", "load"],
-    "blocks": ["ablate", "compress", "head_means", "head_samples", "observe", "steer"],
+    "blocks": ["ablate", "attribute", "compress", "force_copy", "head_means", "head_samples", "insert", "observe", "patch", "record", "steer"],
+    "function vectors": ["HeadVectors", "extract_vectors", "function_vectors", "load_vectors", "save_vectors"],
     "caches": ["AdaKV", "CompressKV", "DuoAttention", "HeadKV", "PyramidKV", "SnapKV", "StreamingLLM", "ZigzagAttention"],
     "rankers": ["Ranker"],
-    "detectors": ["Copy", "Gates", "Proxy", "Query", "Semantic", "find"],
-    "evaluation": ["ablation_curve"],
+    "detectors": ["Copy", "Gates", "InContext", "Parametric", "Proxy", "Query", "Retrieval", "Semantic", "Task", "find"],
+    "evaluation": ["ablation_curve", "conflict_curves"],
 }
 PINNED = sorted(name for names in NAMES.values() for name in names)
 

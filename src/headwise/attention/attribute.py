@@ -78,12 +78,11 @@ class Attribution:
             raise HeadwiseError(
                 "attribution cannot be combined with another step that attends in its own way; leave that block first"
             )
-        if self._writes_out(self._plan.model.attention_cap, self._plan.model.family.sinks) and any(
-            isinstance(step, Steering) for step in self._plan.outputs
-        ):
+        written = self._sources is not None or self._writes_out(self._plan.model.attention_cap, self._plan.model.family.sinks)
+        if written and any(isinstance(step, Steering) for step in self._plan.outputs):
+            what = f"rule {self.rule.name!r}" if self._sources is None else "relevance per source token"
             raise HeadwiseError(
-                f"rule {self.rule.name!r} cannot be combined with steer on this model, which attends once more in its own way; "
-                "use rule 'gradient', or read the steered model's heads without a rule"
+                f"{what} cannot be combined with steer on this model, which attends once more in its own way; use rule 'gradient' without sources"
             )
         self.forget()
         self._mask = None if now.mask is None else now.mask.bool()
