@@ -19,10 +19,10 @@ from headwise.heads.text import reason
 from headwise.heads.types import HeadSet
 from headwise.models.fingerprint import tokenizer_digest, weights_digest
 from headwise.models.model import Model
+from headwise.stats.places import FARTHEST
 from headwise.stats.probes import Linear, Platt
 
 SCHEMA = 1
-FARTHEST = 2  # positions that heads may look behind a source token, or in front of it
 BAND = (0.25, 0.75)  # between odds of 1 to 3 and of 3 to 1 a token is called unsure
 
 
@@ -161,6 +161,28 @@ def load_probe(path: str | Path) -> Probe:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HeadFileError(f"{path} is a broken probe ({reason(error)}); fit it again") from error
+
+
+def shipped_probe(model: Model, folder: Any) -> Probe:
+    """The probe that comes with headwise for a model, found by its weights.
+
+    Args:
+        model: The model.
+        folder: Where the probes lie, as a folder or a resource of a package.
+
+    Raises:
+        HeadwiseError: None was made for it; the models that have one are named.
+    """
+    known = [load_probe(Path(str(entry))) for entry in sorted(folder.iterdir(), key=str) if entry.name.endswith(".json")]
+    digest = weights_digest(model.hf) if known else ""
+    for probe in known:
+        if probe.weights_digest == digest:
+            probe.check(model)
+            return probe
+    names = ", ".join(dict.fromkeys(probe.model for probe in known)) or "none yet"
+    raise HeadwiseError(
+        f"no probe for {model.name} comes with headwise (there are: {names}); make one with headwise trace fit and give --probe"
+    )
 
 
 def _seal(data: Mapping[str, Any]) -> str:

@@ -17,21 +17,13 @@ from torch import Tensor, nn
 from headwise.attention.tail import last_rows
 from headwise.attention.token_rows import TokenRows, token_rows
 from headwise.heads.errors import HeadwiseError
-from headwise.methods.trace.formula import (
-    PASSAGE,
-    allowed_positions,
-    best_position,
-    label_of,
-    passage_scores,
-    passages_of,
-    shifted,
-)
-from headwise.models.fingerprint import weights_digest
+from headwise.methods.trace.formula import PASSAGE, allowed_positions, label_of, passage_scores, passages_of
 from headwise.models.forward import token_tensor
 from headwise.models.model import Model, need_tokenizer
 from headwise.prompts.encoder import control_tokens
 from headwise.prompts.prompt import Prompt
-from headwise.runtime.head_probe import Probe, load_probe
+from headwise.runtime.head_probe import Probe, load_probe, shipped_probe
+from headwise.stats.places import best_position, shifted
 
 
 @dataclass(frozen=True)
@@ -213,7 +205,7 @@ def trace_answer(model: Model, prompt: Prompt, answer: Sequence[int], probe: Pro
 def probe_for(model: Model, probe: Probe | str | Path | None) -> Probe:
     """The probe of a model from what `trace` takes. Raises `HeadwiseError` if there is none, or it is another model's."""
     if probe is None:
-        return shipped_probe(model)
+        return shipped_probe(model, files(__package__) / "probes")
     found = probe if isinstance(probe, Probe) else load_probe(probe)
     found.check(model)
     return found
@@ -244,22 +236,3 @@ def check_length(model: Model, tokens: int) -> None:
         raise HeadwiseError(
             f"prompt and answer have {tokens} tokens, but {model.name} has {model.positions} positions; give fewer or shorter documents"
         )
-
-
-def shipped_probe(model: Model) -> Probe:
-    """The probe that comes with headwise for a model, found by its weights.
-
-    Raises:
-        HeadwiseError: None was made for it; the models that have one are named.
-    """
-    folder = files("headwise.methods.trace") / "probes"
-    known = [load_probe(Path(str(entry))) for entry in sorted(folder.iterdir(), key=str) if entry.name.endswith(".json")]
-    digest = weights_digest(model.hf) if known else ""
-    for probe in known:
-        if probe.weights_digest == digest:
-            probe.check(model)
-            return probe
-    names = ", ".join(dict.fromkeys(probe.model for probe in known)) or "none yet"
-    raise HeadwiseError(
-        f"no probe for {model.name} comes with headwise (there are: {names}); make one with headwise trace fit and give --probe"
-    )
