@@ -26,6 +26,7 @@ from headwise.cli import (
     select,
     serve,
     show,
+    trace,
 )
 from headwise.cli.options import Root
 from headwise.heads.errors import HeadwiseError, MissingExtraError
@@ -53,6 +54,7 @@ app.command("needle")(needle.needle)
 app.command("rank")(rank.rank)
 app.command("serve")(serve.serve)
 app.command("generate")(generate.generate)
+app.add_typer(trace.app)
 app.add_typer(bench.app)
 app.add_typer(select.app)
 app.command("export")(export.export)

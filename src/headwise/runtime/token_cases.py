@@ -1,6 +1,6 @@
 """What a probe is fitted on: features of tokens that were read and of tokens that were remembered, measured record by record.
 
-Each record gives up to three prompts: its swapped passage (the token of the swapped answer was read, that of the right answer is remembered,
+Each record gives two prompts, or three: its swapped passage (the token of the swapped answer was read, that of the right answer is remembered,
 on the same activations), no passage (whatever the model says comes from its weights), and a passage of another question (what it says and
 the passage does not hold comes from its weights).
 """
@@ -88,7 +88,7 @@ class Cases:
     Attributes:
         read, remembered: [N, K] features of the swapped and of the right answer's first token where the swapped passage is read.
         closed, unrelated: [N, K] features of what the model says without a passage, and with that of another question; NaN where that is no
-            word of its own (a special token, or a token of that passage).
+            word of its own (a special token, or a token of that passage), and where it was not measured.
         read_rank, remembered_rank, said_rank: [N] how many tokens are more likely than the swapped answer's, the right answer's, and what is
             said without a passage, where the swapped passage is read.
         said_features: [N, K] features of what is said without a passage, where the swapped passage is read.
@@ -118,6 +118,7 @@ def measure_cases(
     records: Sequence[KnowledgeRecord],
     composer: KnowledgeComposer,
     special: frozenset[int],
+    beside: bool = False,
     directory: RunDirectory | None = None,
     report: Report = silent,
 ) -> Cases:
@@ -129,6 +130,7 @@ def measure_cases(
         records: With swapped passages, all short enough for the model.
         composer: Makes the prompts.
         special: Tokens that are no words.
+        beside: Also measure what is said beside the passage of another question, which doubles the cost.
         directory: Where finished batches lie, if they are kept.
         report: `report(done, total, remark)`; progress in records.
     """
@@ -136,7 +138,7 @@ def measure_cases(
     for start in range(0, len(records), PIECE):
         kept = directory.load(str(start)) if directory else None
         if kept is None:
-            others = [records[(start + i + PIECE) % len(records)].passage or Passage("-") for i in range(PIECE)]
+            others = [records[(start + i + PIECE) % len(records)].passage for i in range(PIECE)] if beside else []
             kept = _batch(model, heads, records[start : start + PIECE], others, composer, special), []
             if directory:
                 directory.save(str(start), *kept)
@@ -164,13 +166,13 @@ def _batch(
     model: Model,
     heads: HeadSet,
     records: Sequence[KnowledgeRecord],
-    others: Sequence[Passage],
+    others: Sequence[Passage | None],
     composer: KnowledgeComposer,
     special: frozenset[int],
 ) -> dict[str, NDArray[Any]]:
     closed, said = _own_words(model, heads, [composer.closed(r) for r in records], special, inside=False)
-    strange = [composer.opened(r, passages=[other]) for r, other in zip(records, others, strict=False)]
-    unrelated, _ = _own_words(model, heads, strange, special, inside=True)
+    strange = [composer.opened(r, passages=[other]) for r, other in zip(records, others, strict=False) if other is not None]
+    unrelated = _own_words(model, heads, strange, special, inside=True)[0] if strange else np.full_like(closed, np.nan)
     prompts = [composer.opened(r, swapped=True) for r in records]
     new, old = (
         [composer.first_token(text) for text in texts]

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from headwise.attention.tail import last_rows
 from headwise.attention.token_rows import TokenRows, token_rows
+from headwise.caches.shared import full_cache
 from headwise.heads.errors import HeadwiseError
 from headwise.methods.trace.formula import PASSAGE, allowed_positions, label_of, passage_scores, passages_of
 from headwise.models.forward import token_tensor
 from headwise.models.model import Model, need_tokenizer
+from headwise.prompts.answers import continuation_of
 from headwise.prompts.encoder import control_tokens
 from headwise.prompts.prompt import Prompt
+from headwise.runtime.answer import decode_rows, stop_ids
 from headwise.runtime.head_probe import Probe, load_probe, shipped_probe
 from headwise.stats.places import best_position, shifted
 
@@ -202,6 +205,20 @@ def trace_answer(model: Model, prompt: Prompt, answer: Sequence[int], probe: Pro
         return seen.traces([answer])[0]
 
 
+def trace_generated(model: Model, prompt: Prompt, probe: Probe | str | Path | None = None, limit: int = 64) -> AnswerTrace:
+    """Answer a prompt greedily, token by token, and trace the answer meanwhile. It ends with its first line.
+
+    Args:
+        model: The model that answers.
+        prompt: What is answered.
+        probe: As for `trace`.
+        limit: Longest answer in tokens.
+    """
+    with trace(model, probe, prompt) as seen:
+        (said,) = decode_rows(model.hf, full_cache(model.hf), prompt.ids, stop_ids(model), limit, rows=1)
+        return seen.traces([said])[0]
+
+
 def probe_for(model: Model, probe: Probe | str | Path | None) -> Probe:
     """The probe of a model from what `trace` takes. Raises `HeadwiseError` if there is none, or it is another model's."""
     if probe is None:
@@ -209,25 +226,6 @@ def probe_for(model: Model, probe: Probe | str | Path | None) -> Probe:
     found = probe if isinstance(probe, Probe) else load_probe(probe)
     found.check(model)
     return found
-
-
-def continuation_of(prompt: Prompt, answer: Sequence[int]) -> tuple[int, ...]:
-    """The answer alone, from its own tokens or from those of prompt and answer.
-
-    Raises:
-        HeadwiseError: It is empty, or as long as the prompt and begins as the prompt does but goes another way.
-    """
-    ids, start = tuple(int(token) for token in answer), prompt.ids
-    if ids[: len(start)] == start:
-        ids = ids[len(start) :]
-    elif len(ids) > len(start) and ids[0] == start[0]:
-        place = next(i for i, (a, b) in enumerate(zip(ids, start, strict=False)) if a != b)
-        raise HeadwiseError(
-            f"the answer is no continuation of the prompt: they differ from token {place + 1} on; give the answer's tokens alone"
-        )
-    if not ids:
-        raise HeadwiseError("the answer is empty, so there is nothing to trace")
-    return ids
 
 
 def check_length(model: Model, tokens: int) -> None:

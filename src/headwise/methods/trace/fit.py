@@ -2,7 +2,7 @@
 
 `paired` is the paper's: one prompt with a swapped passage gives both classes, the swapped answer's token (read) and the right answer's
 (remembered), if both are among the model's `among` most likely ones. `closed` and `unrelated` are ours and ask the user's question, whether a
-word that was *said* was read or remembered: read is the swapped answer's token where the model says it, remembered what it says without a
+word that was *said* was read or remembered: read is the swapped answer's token, remembered what the model says without a
 passage, or beside the passage of another question.
 """
 
@@ -49,20 +49,24 @@ class FitOptions:
     Attributes:
         negatives: What counts as remembered: one of `NEGATIVES`.
         memory: For `paired`: the token of the `right` answer (the paper's), or of what the model `said` without a passage.
-        among: For `paired`: both tokens must be among so many most likely ones.
+        among: The token of the answer to be read must be among so many most likely ones, and for `paired` the remembered one, too.
         penalty: Of the ridge regression, see `ridge`.
         wording: Of the prompts, see `KnowledgeComposer`.
-        seed: Of swapped answers, split and intervals.
+        shots: Solved examples in front, those with the shortest passages, so that a small model answers in a few words.
+        records: Use at most so many records, drawn with the seed; None: all.
+        seed: Of swapped answers, draw, split and intervals.
 
     Raises:
         HeadwiseError: A value out of range.
     """
 
-    negatives: str = "unrelated"
+    negatives: str = "closed"
     memory: str = "right"
     among: int = 10
     penalty: float = 1e-3
     wording: str = "plain"
+    shots: int = 3
+    records: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,6 +76,8 @@ class FitOptions:
                 raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")
         if self.among < 1 or not self.penalty > 0:
             raise HeadwiseError(f"among must be at least 1 and the penalty above 0; got {self.among} and {self.penalty:g}")
+        if self.shots < 0 or (self.records is not None and self.records < 1):
+            raise HeadwiseError(f"shots must be at least 0 and records at least 1; got {self.shots} and {self.records}")
 
 
 @dataclass
@@ -98,6 +104,7 @@ class Fitting:
             "model": describe_model(self.model),
             "weights": weights_digest(self.model.hf),
             "heads": [str(head) for head in self.heads],
+            "beside": self.options.negatives == "unrelated",
             "wording": self.composer.describe(),
             "records": len(self.records),
             "data": hashlib.sha256(rows.encode()).hexdigest()[:16],
@@ -120,10 +127,13 @@ def prepare(model: Model, records: Sequence[KnowledgeRecord], heads: Heads, opti
     chosen, dropped = model.check(heads), Counter[str]()
     if not len(chosen):
         raise HeadwiseError("no heads to fit a probe on; choose at least one")
-    composer = KnowledgeComposer(PieceEncoder(model.tokenizer), options.wording)
+    swapped = sorted(swap_answers(records, options.seed, dropped), key=lambda r: len(r.passage.text) if r.passage else 0)
+    shots, rest = swapped[: options.shots], swapped[options.shots :]
+    composer = KnowledgeComposer(PieceEncoder(model.tokenizer), options.wording, examples=shots)
+    order = np.random.default_rng([options.seed, 81]).permutation(len(rest))[: options.records]
     usable = []
-    for record in swap_answers(records, options.seed, dropped):
-        longest = max(len(composer.opened(record, swapped=swapped).ids) for swapped in (False, True))
+    for record in (rest[i] for i in order):
+        longest = len(composer.opened(record, swapped=True).ids)
         if model.positions is not None and longest > model.positions:
             dropped[f"more than {model.positions} tokens"] += 1
         elif composer.first_token(record.swapped_answer) == composer.first_token(record.answers[0]):
@@ -147,7 +157,8 @@ def fit_probe(fitting: Fitting, directory: RunDirectory | None = None, report: R
     """
     model = fitting.model
     special = frozenset((*control_tokens(model.tokenizer), *newline_ids(model.tokenizer), *model.stop_ids))
-    cases = measure_cases(model, fitting.heads, fitting.records, fitting.composer, special, directory, report)
+    beside = fitting.options.negatives == "unrelated"
+    cases = measure_cases(model, fitting.heads, fitting.records, fitting.composer, special, beside, directory, report)
     return probe_of(fitting, cases)
 
 
@@ -161,7 +172,7 @@ def probe_of(fitting: Fitting, cases: Cases) -> Probe:
     linear = ridge(train[0], train[1], options.penalty)
     scores = linear.scores(dev[0])
     calibration, threshold = platt(scores, dev[1]), best_threshold(scores, dev[1])
-    shift = usual_shift(offsets(cases, linear.weights, parts["dev"]))
+    shift = usual_shift(offsets(cases, linear.weights, parts["dev"][usable[parts["dev"]]]))
     plain = describe_model(model)
     probe = Probe(
         fitting.heads, tuple(map(float, linear.weights)), linear.bias, threshold, calibration, BAND, shift,
@@ -188,7 +199,7 @@ def probe_of(fitting: Fitting, cases: Cases) -> Probe:
         "accuracy": float(right.mean()),
         "calibration_error": error,
         "calibration_curve": curve,
-        "localisation": localisation(cases, linear.weights, shift, parts["test"]),
+        "localisation": localisation(cases, linear.weights, shift, parts["test"][usable[parts["test"]]]),
     }
     return replace(probe, facts=facts)
 
@@ -205,16 +216,11 @@ def usable_records(cases: Cases, options: FitOptions) -> tuple[NDArray[np.bool_]
     reasons: Counter[str] = Counter()
     good = ~cases.same_token
     reasons[SAME] = int((~good).sum())
-    if options.negatives == "paired":
-        rank = cases.remembered_rank if options.memory == "right" else cases.said_rank
-        wanted = [("the answer to be read", cases.read_rank), ("the remembered answer", rank)]
-        for name, ranks in wanted:
-            missing = good & (ranks >= options.among)
-            reasons[f"{name} is not among the {options.among} most likely tokens"] = int(missing.sum())
-            good = good & ~missing
-    else:
-        missing = good & (cases.read_rank > 0)
-        reasons["the model does not say the answer to be read"] = int(missing.sum())
+    remembered = cases.remembered_rank if options.memory == "right" else cases.said_rank
+    wanted = [("the answer to be read", cases.read_rank), ("the remembered answer", remembered)]
+    for name, ranks in wanted if options.negatives == "paired" else wanted[:1]:
+        missing = good & (ranks >= options.among)
+        reasons[f"{name} is not among the {options.among} most likely tokens"] = int(missing.sum())
         good = good & ~missing
     return good, +reasons
 
@@ -242,9 +248,9 @@ def area(cases: Cases, options: FitOptions, part: Indices, probe: Probe) -> dict
 
 
 def offsets(cases: Cases, weights: Values, part: Indices, shift: int = 0, plain: bool = False) -> list[int]:
-    """How far the best position lies behind the nearest mention of the answer, for records whose answer is read. plain: heads count alike."""
+    """How far the best position lies behind the nearest mention of the answer, for records of a part. plain: heads count alike."""
     out = []
-    for i in part[cases.read_rank[part] == 0]:
+    for i in part:
         if cases.places[i]:
             trust = np.ones(len(weights)) if plain else weights * cases.read[i]
             out.append(offset_to(best_position(shifted(trust @ cases.looks[i], shift), cases.allowed[i]), cases.places[i]))
