@@ -164,8 +164,12 @@ def fit(
     loaded = o.load(model, device, dtype, revision, name, heads=scores)
     fitting = prepare(loaded, known, scores.top(top), options)
     kept = RunDirectory(path.with_name(path.name + ".run"), fitting.describe())
-    with progress("reading", hidden=json) as report:
-        made = fit_probe(fitting, kept, report)
+    try:
+        with progress("reading", hidden=json) as report:
+            made = fit_probe(fitting, kept, report)
+    except HeadwiseError:  # too few records can be used: there is nothing to go on with
+        kept.remove()
+        raise
     made.save(path, overwrite)
     kept.remove()
     if json:
