@@ -41,6 +41,9 @@ class Family:
         query_norm: Path in attention: norm of the queries.
         key_norm: Path in attention: norm of the keys.
         sinks: Path in attention: one logit per head that takes mass but is no key.
+        activation: Path in the MLP, or in its experts: the activation. "" where it is written out in the code of the experts (gpt-oss).
+        product: Path in the MLP: the projection that reads activation(gate) * up. "" for an MLP without a gate.
+        experts: Path in the MLP: the experts of a mixture. Layers that have none there have a plain MLP.
         final_norm: Path in the model: norm behind the last layer.
         position_table: Path in the model: learned vectors added to the embedding, one per position.
         embedding_scale: Field: the embedding's output is multiplied by it before the first layer.
@@ -65,6 +68,9 @@ class Family:
     query_norm: str = ""
     key_norm: str = ""
     sinks: str = ""
+    activation: str = "act_fn"
+    product: str = "down_proj"
+    experts: str = ""
     final_norm: str = "model.norm"
     position_table: str = ""
     embedding_scale: str = ""
@@ -108,12 +114,16 @@ FAMILIES = {
     for family in (
         Family("llama", note="also Yi, TinyLlama, SmolLM 1 and 2, DeepSeek-R1 distillations on Llama"),
         Family("mistral", note="v0.1 has a sliding window in every layer"),
-        Family("mixtral"),
+        Family("mixtral", experts="experts"),
         Family("qwen2", note="also Qwen2.5; biases on query, key and value"),
         Family("qwen3", **HEAD_NORMS, note="norm on each head's query and key"),
-        Family("qwen3_moe", **HEAD_NORMS, note="norm on each head's query and key"),
+        Family("qwen3_moe", **HEAD_NORMS, experts="experts", note="norm on each head's query and key"),
         Family(
-            "qwen3_next", query="gated", **HEAD_NORMS, note="only full-attention layers have heads; output gate after attention"
+            "qwen3_next",
+            query="gated",
+            **HEAD_NORMS,
+            experts="experts",
+            note="only full-attention layers have heads; output gate after attention",
         ),
         Family(
             "gemma2",
@@ -137,13 +147,15 @@ FAMILIES = {
             **HEAD_NORMS,
             note="text part of the multimodal model",
         ),
-        Family("phi3", query="fused"),
+        Family("phi3", query="fused", activation="activation_fn"),
         Family(
             "gpt_neox",
             layers="gpt_neox.layers",
             attention="attention",
             output="dense",
             query="interleaved",
+            activation="act",
+            product="",
             final_norm="gpt_neox.final_layer_norm",
             note="Pythia",
         ),
@@ -155,6 +167,8 @@ FAMILIES = {
             query="conv",
             attention_norm="ln_1",
             mlp_norm="ln_2",
+            activation="act",
+            product="",
             final_norm="transformer.ln_f",
             position_table="transformer.wpe",
         ),
@@ -184,10 +198,11 @@ FAMILIES = {
             "glm4",
             attention_end_norm="post_self_attn_layernorm",
             mlp_end_norm="post_mlp_layernorm",
+            activation="activation_fn",
             note="half of each head's width has no position encoding",
         ),
-        Family("starcoder2", note="biases on all projections; a sliding window in every layer of some checkpoints"),
-        Family("gpt_oss", sinks="sinks", note="a sink logit per head; every second layer has a sliding window"),
+        Family("starcoder2", activation="act", product="", note="biases on all projections; a sliding window in every layer of some checkpoints"),
+        Family("gpt_oss", sinks="sinks", experts="experts", activation="", note="a sink logit per head; every second layer has a sliding window"),
     )
 }
 
