@@ -132,6 +132,8 @@ class KnowledgeComposer:
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """Ids of an answer as it follows the prompt. Raises as `first_token`."""
+        if not text.strip():
+            raise PromptError("an answer is empty; leave it out")
         return self.builder.encoder.encode_checked(self._space + text.strip(), "the answer")
 
     def describe(self) -> dict[str, Any]:
