@@ -21,8 +21,9 @@ from registered.claim import LEVEL, Claim, verdict
 from registered.heads import HEADS_CLAIMS
 from registered.influence import INFLUENCE_CLAIMS
 from registered.rank import CAFE_CLAIMS, RANK_CLAIMS
+from registered.trace import TRACE_CLAIMS
 
-CLAIMS: tuple[Claim, ...] = (*HEADS_CLAIMS, *RANK_CLAIMS, *CAFE_CLAIMS, *CACHE_CLAIMS, *INFLUENCE_CLAIMS)
+CLAIMS: tuple[Claim, ...] = (*HEADS_CLAIMS, *RANK_CLAIMS, *CAFE_CLAIMS, *CACHE_CLAIMS, *INFLUENCE_CLAIMS, *TRACE_CLAIMS)
 
 __all__ = ["CLAIMS", "LEVEL", "Claim", "judged", "verdict"]
 
