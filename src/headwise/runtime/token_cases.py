@@ -26,6 +26,7 @@ from headwise.prompts.prompt import Prompt
 from headwise.runtime.rundir import RunDirectory
 
 PIECE = 8  # records that are read in one batch and kept at once
+RAGGED = ("looks", "length", "marks")  # of different widths from batch to batch
 NOTHING = 10**9  # rank of a token that was not looked for
 Values = NDArray[np.float64]
 
@@ -144,7 +145,7 @@ def measure_cases(
                 directory.save(str(start), *kept)
         cells.append(kept[0])
         report(min(start + PIECE, len(records)), len(records), "records")
-    joined: dict[str, Any] = {name: np.concatenate([cell[name] for cell in cells]) for name in cells[0]}
+    joined: dict[str, Any] = {name: np.concatenate([cell[name] for cell in cells]) for name in cells[0] if name not in RAGGED}
     found: dict[str, Any] = {
         name: joined[name].astype(np.float64) for name in ("read", "remembered", "closed", "unrelated", "said_features")
     }

@@ -12,7 +12,9 @@ from headwise.prompts.knowledge import KnowledgeRecord
 from headwise.prompts.passages import Passage
 from headwise.testing.planted import COMMON, planted_copier
 
-NAMES = "amber basil clove dill fennel ginger hazel iris jasmine kale lemon mint nutmeg olive pepper quince rose sage thyme vanilla"
+NAMES = (
+    "amber basil clove dill fennel ginger hazel iris jasmine kale lemon mint nutmeg olive pepper quince rose sage thyme vanilla"
+)
 
 
 def planted_records(count: int = 120, seed: int = 0) -> tuple[Model, list[KnowledgeRecord]]:
@@ -36,10 +38,12 @@ def planted_records(count: int = 120, seed: int = 0) -> tuple[Model, list[Knowle
     records = []
     for i in range(count):
         name, old, new = rng.choice(NAMES.split()), *rng.choice(len(words), size=2, replace=False)
-        before, behind = (" ".join(rng.choice(COMMON.split(), size=6)) for _ in range(2))
+        before, behind = (" ".join(rng.choice(COMMON.split(), size=rng.integers(3, 12))) for _ in range(2))
         question = f"the colour of {name} is"
         passages: list[Any] = [Passage(f"{before} . {question} {words[i]} . {behind} .") for i in (int(old), int(new))]
         records.append(
-            KnowledgeRecord(question, (words[int(old)],), passages[0], passages[1], words[int(new)], "colour", str(name), f"record {i}")
+            KnowledgeRecord(
+                question, (words[int(old)],), passages[0], passages[1], words[int(new)], "colour", str(name), f"record {i}"
+            )
         )
     return Model(model, tokenizer), records
