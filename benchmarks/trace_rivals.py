@@ -15,9 +15,10 @@ from headwise.attention.observe import observe
 from headwise.evaluation.leave_out import answer_logprobs, leave_one_out, without
 from headwise.heads import HeadSet
 from headwise.methods.trace.answer import trace_answer
-from headwise.methods.trace.formula import allowed_positions, passage_scores, passages_of
+from headwise.methods.trace.formula import passage_scores
 from headwise.models.forward import token_tensor
 from headwise.models.model import Model
+from headwise.prompts.answers import allowed_positions, passages_of
 from headwise.prompts.encoder import control_tokens
 from headwise.prompts.prompt import Prompt
 from headwise.runtime.head_probe import Probe

@@ -41,7 +41,8 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def probe(world):
     folder, _ = world
-    from headwise.methods.trace.fit import FitOptions, fit_probe, prepare
+    from headwise.methods.trace.fit import fit_probe, prepare
+    from headwise.methods.trace.options import FitOptions
     from headwise.models.load import load
     from headwise.prompts.knowledge import read_knowledge
 
@@ -57,13 +58,17 @@ FIT = ("--negatives", "paired", "--among", "1000000", "--wording", "cloze", "--s
 def test_fit_writes_the_probe_and_leaves_nothing_else(headwise, world, tmp_path, probe):
     folder, _ = world
     out = tmp_path / "new.json"
-    done = headwise("trace", "fit", folder / "model", "--data", folder / "records.jsonl", "--heads", folder / "heads.json", *FIT, "-o", out)
+    done = headwise(
+        "trace", "fit", folder / "model", "--data", folder / "records.jsonl", "--heads", folder / "heads.json", *FIT, "-o", out
+    )
     assert done.code == 0, done.err
     assert "records usable" in done.out
     assert [path.name for path in tmp_path.iterdir()] == ["new.json"]
     made, known = json.loads(out.read_text()), json.loads(probe.read_text())
     assert made["weights"] == known["weights"]
-    again = headwise("trace", "fit", folder / "model", "--data", folder / "records.jsonl", "--heads", folder / "heads.json", *FIT, "-o", out)
+    again = headwise(
+        "trace", "fit", folder / "model", "--data", folder / "records.jsonl", "--heads", folder / "heads.json", *FIT, "-o", out
+    )
     check_refused(again, "exists")
 
 
@@ -97,7 +102,7 @@ def test_an_answer_of_another_model_is_traced_and_poison_is_ranked(headwise, wor
         ).out
     )  # fmt: skip
     assert data["answer"] == record.answers[0]
-    assert [row["name"] for row in data["passages"]][0] == "passage/2"
+    assert data["passages"][0]["name"] == "passage/2"
     assert data["passages"][0]["drop"] > 1
     assert abs(data["passages"][-1]["drop"]) < 0.5
     page = (tmp_path / "page.html").read_text()
@@ -155,7 +160,23 @@ def test_wrong_input_is_one_line(headwise, world, probe, tmp_path, arguments, pa
         (["--data", "records.jsonl", "--heads", "heads.json", "--negatives", "x"], ["unknown negatives 'x'"]),
         (["--data", "records.jsonl", "--heads", "heads.json", "--top", "99"], ["top 99 asked for"]),
         (["--data", "docs.jsonl", "--heads", "heads.json"], ["docs.jsonl"]),
-        (["--data", "records.jsonl", "--heads", "heads.json", "--among", "1", "--wording", "cloze", "--negatives", "paired", "--top", "2"], ["is not among the 1"]),
+        (
+            [
+                "--data",
+                "records.jsonl",
+                "--heads",
+                "heads.json",
+                "--among",
+                "1",
+                "--wording",
+                "cloze",
+                "--negatives",
+                "paired",
+                "--top",
+                "2",
+            ],
+            ["is not among the 1"],
+        ),
     ],
 )
 def test_a_fit_that_cannot_be_is_refused(headwise, world, probe, tmp_path, arguments, parts):
@@ -167,4 +188,6 @@ def test_a_fit_that_cannot_be_is_refused(headwise, world, probe, tmp_path, argum
 
 def test_a_probe_of_another_model_is_refused(headwise, world, probe, planted):
     folder, _ = world
-    check_refused(headwise("trace", planted.model, "--prompt-file", folder / "prompt.txt", "--probe", probe), "tokenizer of model")
+    check_refused(
+        headwise("trace", planted.model, "--prompt-file", folder / "prompt.txt", "--probe", probe), "tokenizer of model"
+    )

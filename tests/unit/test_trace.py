@@ -10,12 +10,20 @@ from headwise.attention.token_rows import token_rows
 from headwise.caches.shared import full_cache
 from headwise.heads import HeadFileError, HeadSet, HeadwiseError
 from headwise.methods.trace.answer import probe_for, trace, trace_answer, trace_generated
-from headwise.methods.trace.fit import FitOptions, fit_probe, prepare, split, usable_records
-from headwise.methods.trace.formula import allowed_positions, label_of, passage_scores, passages_of
+from headwise.methods.trace.fit import fit_probe, prepare, split, usable_records
+from headwise.methods.trace.formula import label_of, passage_scores
+from headwise.methods.trace.options import FitOptions
 from headwise.models.fingerprint import weights_digest
 from headwise.models.forward import forward
 from headwise.models.model import Model
-from headwise.prompts.answers import answer_ids, continuation_of, prompt_of_documents, prompt_of_text
+from headwise.prompts.answers import (
+    allowed_positions,
+    answer_ids,
+    continuation_of,
+    passages_of,
+    prompt_of_documents,
+    prompt_of_text,
+)
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import Passage
 from headwise.prompts.prompt import Prompt, Span
@@ -218,7 +226,9 @@ def test_the_file_gives_the_probe_back(probe, tmp_path):
     assert path.stat().st_size < 20_000
 
 
-@pytest.mark.parametrize("name", ["weights", "bias", "threshold", "heads", "band", "shift", "tokenizer_digest", "weights_digest", "facts", "seal"])
+@pytest.mark.parametrize(
+    "name", ["weights", "bias", "threshold", "heads", "band", "shift", "tokenizer_digest", "weights_digest", "facts", "seal"]
+)
 def test_a_changed_file_is_refused(probe, tmp_path, name):
     path = tmp_path / "probe.json"
     probe.save(path)
@@ -229,7 +239,9 @@ def test_a_changed_file_is_refused(probe, tmp_path, name):
         load_probe(path)
 
 
-@pytest.mark.parametrize(("text", "told"), [("{}", "no probe"), ("[]", "no probe"), ("{", "no valid JSON"), ('{"headwise_probe": 9}', "version 9")])
+@pytest.mark.parametrize(
+    ("text", "told"), [("{}", "no probe"), ("[]", "no probe"), ("{", "no valid JSON"), ('{"headwise_probe": 9}', "version 9")]
+)
 def test_a_file_that_is_no_probe_is_refused(tmp_path, text, told):
     path = tmp_path / "probe.json"
     with pytest.raises(HeadFileError, match="no such probe"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +10,10 @@ import typer
 from typer.core import TyperGroup
 
 from headwise.cli import options as o
+from headwise.cli.detect import with_signature
 from headwise.cli.progress import progress
 from headwise.heads.errors import HeadwiseError
+from headwise.methods.trace.options import FitOptions
 
 if TYPE_CHECKING:
     from headwise.methods.trace.answer import AnswerTrace
@@ -90,76 +93,39 @@ def answer(
     source = _sources(prompt_file, question, documents)
     loaded = o.load(model, device, dtype, revision, name)
     from headwise.methods.trace.answer import probe_for
-    from headwise.methods.trace.formula import passages_of
+    from headwise.prompts.answers import passages_of
 
     found_probe = probe_for(loaded, probe)
     prompt = _prompt(loaded, source, chat, chat_template_args)
     passages_of(prompt)
     found = _trace(loaded, prompt, given, found_probe, max_new_tokens)
     causes = _causes(loaded, found, json) if find_poison else None
-    from headwise.cli.trace_data import trace_data
-
-    data = trace_data(loaded, found, found_probe, causes, source.names)
-    if html is not None:
-        from headwise.report.trace_page import write_page
-
-        write_page(data, html)
-    if json:
-        o.print_json(data | {"page": None if html is None else str(html)})
-        return
-    from headwise.report.console import print_all
-    from headwise.report.trace_text import trace_parts
-
-    print_all(*trace_parts(data, POISON))
-    if html is not None:
-        print_all(f"page {html}")
+    _tell(loaded, found, found_probe, causes, source, html, json)
 
 
-@app.command("fit")
 def fit(
-    model: o.ModelName = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Questions with passages: NQ-open oracle or NQ-Swap layout, or JSON lines with question, answers, passage.",
-            show_default=False,
-        ),
-    ] = None,
-    heads: Annotated[Path | None, typer.Option(help="Head file, best one of retrieval heads.", show_default=False)] = None,
-    top: Annotated[int, typer.Option(help="How many of the strongest heads the probe reads.")] = 16,
-    negatives: Annotated[
-        str,
-        typer.Option(
-            help="What counts as remembered: paired (the right answer beside a swapped passage, the paper's), closed (what the model says "
-            "without a passage) or unrelated (what it says beside the passage of another question)."
-        ),
-    ] = "closed",
-    memory: Annotated[
-        str, typer.Option(help="For paired: the right answer's token, or what the model said without a passage.")
-    ] = "right",
-    among: Annotated[int, typer.Option(help="An answer counts if its first token is among so many most likely ones.")] = 10,
-    shots: Annotated[int, typer.Option(help="Solved examples in front, so that a small model answers in a few words.")] = 3,
-    records: Annotated[int | None, typer.Option(help="Use so many questions, drawn with the seed.", show_default="all")] = None,
-    penalty: Annotated[float, typer.Option(help="Of the ridge regression.")] = 1e-3,
-    wording: Annotated[str, typer.Option(help="Words around passages and questions: plain, instructed or cloze.")] = "plain",
-    seed: o.Seed = 0,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    name: o.Name = None,
-    output: o.Output = None,
-    overwrite: o.Overwrite = False,
-    json: o.Json = False,
+    model: str | None,
+    data: Path | None,
+    heads: Path | None,
+    top: int,
+    device: str,
+    dtype: str,
+    revision: str | None,
+    name: str | None,
+    output: Path | None,
+    overwrite: bool,
+    json: bool,
+    **given: Any,
 ) -> None:
-    """Fit a probe that tells read tokens from remembered ones; what is measured is kept, so that the same command goes on after a stop."""
+    """Measure questions, fit, write the probe and say how good it is."""
     if data is None or heads is None:
         raise HeadwiseError("a probe is fitted on questions and heads: give --data FILE and --heads FILE")
     path = o.output_path(output, model, "probe", overwrite)
-    from headwise.methods.trace.fit import FitOptions, fit_probe, prepare
+    from headwise.methods.trace.fit import fit_probe, prepare
     from headwise.prompts.knowledge import read_knowledge
     from headwise.runtime.rundir import RunDirectory
 
-    options = FitOptions(negatives, memory, among, penalty, wording, shots, records, seed)
+    options = o.made(FitOptions, given)
     scores, known = o.read_scores(heads), read_knowledge(data)
     loaded = o.load(model, device, dtype, revision, name, heads=scores)
     fitting = prepare(loaded, known, scores.top(top), options)
@@ -179,6 +145,33 @@ def fit(
     from headwise.report.trace_text import probe_parts
 
     print_all(*probe_parts(made.facts, made.threshold, made.shift), f"probe {path}")
+
+
+FIT_HELP = "Fit a probe that tells read tokens from remembered ones. What is measured is kept, so that the same command goes on after a stop."
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Questions with passages: NQ-open oracle or NQ-Swap layout, or JSON lines with question, answers and passage.",
+        show_default=False,
+    ),
+]
+HeadFile = Annotated[Path | None, typer.Option(help="Head file, best one of retrieval heads.", show_default=False)]
+Top = Annotated[int, typer.Option(help="How many of the strongest heads the probe reads.")]
+_GIVEN: dict[str, tuple[Any, Any]] = {
+    "model": (o.ModelName, None), "data": (Data, None), "heads": (HeadFile, None), "top": (Top, 16), "device": (o.Device, "auto"),
+    "dtype": (o.Dtype, "auto"), "revision": (o.Revision, None), "name": (o.Name, None), "output": (o.Output, None),
+    "overwrite": (o.Overwrite, False), "json": (o.Json, False),
+}  # fmt: skip
+
+
+def _fit_command() -> Any:
+    """The function behind `headwise trace fit`: its signature is made of the fields of `FitOptions`."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    common = [inspect.Parameter(key, kind, default=default, annotation=hint) for key, (hint, default) in _GIVEN.items()]
+    return with_signature(lambda **given: fit(**given), [*common[:4], *o.parameters_of(FitOptions), *common[4:]], FIT_HELP)
+
+
+app.command("fit")(_fit_command())
 
 
 class _Source:
@@ -263,3 +256,24 @@ def _causes(loaded: Model, found: AnswerTrace, hidden: bool) -> dict[str, float]
 
     with progress("leaving passages out", hidden=hidden) as report:
         return leave_one_out(loaded, found.prompt, found.ids, list(found.passages), report)
+
+
+def _tell(
+    loaded: Model, found: AnswerTrace, probe: Any, causes: dict[str, float] | None, source: _Source, html: Path | None, json: bool
+) -> None:
+    from headwise.cli.trace_data import trace_data
+
+    data = trace_data(loaded, found, probe, causes, source.names)
+    if html is not None:
+        from headwise.report.trace_page import write_page
+
+        write_page(data, html)
+    if json:
+        o.print_json(data | {"page": None if html is None else str(html)})
+        return
+    from headwise.report.console import print_all
+    from headwise.report.trace_text import trace_parts
+
+    print_all(*trace_parts(data, POISON))
+    if html is not None:
+        print_all(f"page {html}")

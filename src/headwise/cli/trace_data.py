@@ -25,7 +25,7 @@ def trace_data(
         causes: Passage -> drop of the answer's log-probability without it; None if that was not asked for.
         names: Passage -> what the user calls it, where that differs.
     """
-    from headwise.methods.trace.formula import passages_of
+    from headwise.prompts.answers import passages_of
     from headwise.runtime.head_trace import text_pieces
 
     ids = found.prompt.ids

@@ -49,6 +49,8 @@ class Readout:
         if not weight.is_floating_point() or hasattr(weight, "__tensor_flatten__"):
             raise HeadwiseError(f"the output projection of the vocabulary is packed ({weight.dtype}); load the model unpacked")
         tokens = tokens.to(weight.device)
-        logits = (hidden.to(weight.device).float() * weight[tokens].float()).sum(dim=-1)
+        logits: Tensor = (hidden.to(weight.device).float() * weight[tokens].float()).sum(dim=-1)
         bias: Any = getattr(self.projection, "bias", None)
-        return (logits if bias is None else logits + bias[tokens].float()) * self.scale
+        if bias is not None:
+            logits = logits + bias[tokens].float()
+        return logits * self.scale

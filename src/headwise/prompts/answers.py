@@ -1,16 +1,20 @@
-"""Prompts of a user's own, cut into passages, and answers that follow them."""
+"""Prompts of a user's own, cut into passages, answers that follow them, and positions that an answer can come from."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from headwise.heads.errors import PromptError
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import Passage, PassageComposer
-from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Turn
+from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Span, Turn
 
+PASSAGE = "passage/"  # names of spans that are passages begin with it
 TAIL = 64  # characters of the prompt that decide whether an answer can follow it
 _BLANK = re.compile(r"(\n[ \t]*(?:\n[ \t]*)+)")
 
@@ -108,3 +112,38 @@ def answer_ids(encoder: PieceEncoder, prompt: Prompt, answer: str) -> tuple[int,
                 "let the prompt end behind a word, without a space"
             )
     return ids
+
+
+def passages_of(prompt: Prompt) -> dict[str, Span]:
+    """The prompt's passages in their order: spans called `passage/...`.
+
+    Raises:
+        PromptError: There is none.
+    """
+    found = {name: span for name, span in prompt.spans.items() if name.startswith(PASSAGE)}
+    if not found:
+        raise PromptError(
+            "the prompt has no documents, so there is no passage to trace an answer to; give --question and --documents"
+        )
+    return dict(sorted(found.items(), key=lambda item: item[1].start))
+
+
+def allowed_positions(prompt: Prompt, special: Iterable[int]) -> NDArray[np.bool_]:
+    """Positions that can be a source: the text of the passages if there are any, else all.
+
+    Never special tokens, and never the first position, on which heads rest (the attention sink).
+
+    Args:
+        prompt: The prompt of P tokens.
+        special: Ids of control tokens.
+
+    Returns:
+        [P] bool.
+    """
+    spans = [span for name, span in prompt.spans.items() if name.startswith(PASSAGE)]
+    allowed = np.zeros(len(prompt.ids), dtype=bool)
+    for span in spans or [Span(0, len(prompt.ids))]:
+        allowed[span.start : span.stop] = True
+    allowed[np.isin(prompt.ids, list(special))] = False
+    allowed[0] = False
+    return allowed

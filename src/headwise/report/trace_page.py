@@ -82,9 +82,9 @@ def _token(place: int, token: Data) -> Html:
 
 def _key(low: float, high: float) -> Html:
     words = {
-        "read": f"read from the prompt: probability above {high:g}",
-        "remembered": f"remembered: below {low:g}",
-        "unsure": f"unsure: {low:g} to {high:g}",
+        "read": f"from the prompt: probability above {high:g}",
+        "remembered": f"below {low:g}",
+        "unsure": f"{low:g} to {high:g}",
     }
     return tag(
         "p",
@@ -96,7 +96,7 @@ def _key(low: float, high: float) -> Html:
 def _passage(place: int, passage: Data) -> Html:
     told = [f"{passage['share']:.0%} of what was read"]
     if passage["drop"] is not None:
-        told.append(f"without it the answer loses {passage['drop']:+.3f} nats")
+        told.append(f"without it the answer's log-probability changes by {-passage['drop']:+.3f} nats")
     top = tag("header", tag("h3", passage["name"]), tag("span", ", ".join(told), class_="soft"))
     words = (tag("span", piece, data_at=passage["start"] + i) for i, piece in enumerate(passage["pieces"]))
     return tag("div", top, tag("p", *words, class_="marked"), class_="passage", data_passage=place)

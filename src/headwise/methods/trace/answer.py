@@ -18,10 +18,10 @@ from headwise.attention.tail import last_rows
 from headwise.attention.token_rows import TokenRows, token_rows
 from headwise.caches.shared import full_cache
 from headwise.heads.errors import HeadwiseError
-from headwise.methods.trace.formula import PASSAGE, allowed_positions, label_of, passage_scores, passages_of
+from headwise.methods.trace.formula import label_of, passage_scores
 from headwise.models.forward import token_tensor
 from headwise.models.model import Model, need_tokenizer
-from headwise.prompts.answers import continuation_of
+from headwise.prompts.answers import PASSAGE, allowed_positions, continuation_of, passages_of
 from headwise.prompts.encoder import control_tokens
 from headwise.prompts.prompt import Prompt
 from headwise.runtime.answer import decode_rows, stop_ids

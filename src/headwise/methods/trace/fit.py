@@ -22,6 +22,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.plain import checked_seed
 from headwise.heads.progress import Report, silent
 from headwise.heads.types import Heads, HeadSet
+from headwise.methods.trace.options import NEGATIVES, FitOptions
 from headwise.models.fingerprint import tokenizer_digest, weights_digest
 from headwise.models.model import Model, describe_model, need_tokenizer
 from headwise.prompts.encoder import PieceEncoder, control_tokens, newline_ids
@@ -33,51 +34,11 @@ from headwise.runtime.token_cases import Cases, measure_cases
 from headwise.stats.places import best_position, offset_to, shifted, usual_shift
 from headwise.stats.probes import best_threshold, bootstrap_auc, platt, reliability, ridge
 
-NEGATIVES = ("paired", "closed", "unrelated")
-MEMORIES = ("right", "said")
 LEAST = 50  # usable records
 PARTS = {"train": 0.5, "dev": 0.2, "test": 0.3}
 SAME = "the two answers begin with the same token"
 Values = NDArray[np.float64]
 Indices = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How a probe is fitted.
-
-    Attributes:
-        negatives: What counts as remembered: one of `NEGATIVES`.
-        memory: For `paired`: the token of the `right` answer (the paper's), or of what the model `said` without a passage.
-        among: The token of the answer to be read must be among so many most likely ones, and for `paired` the remembered one, too.
-        penalty: Of the ridge regression, see `ridge`.
-        wording: Of the prompts, see `KnowledgeComposer`.
-        shots: Solved examples in front, those with the shortest passages, so that a small model answers in a few words.
-        records: Use at most so many records, drawn with the seed; None: all.
-        seed: Of swapped answers, draw, split and intervals.
-
-    Raises:
-        HeadwiseError: A value out of range.
-    """
-
-    negatives: str = "closed"
-    memory: str = "right"
-    among: int = 10
-    penalty: float = 1e-3
-    wording: str = "plain"
-    shots: int = 3
-    records: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        checked_seed(self.seed)
-        for name, given, allowed in (("negatives", self.negatives, NEGATIVES), ("memory", self.memory, MEMORIES)):
-            if given not in allowed:
-                raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")
-        if self.among < 1 or not self.penalty > 0:
-            raise HeadwiseError(f"among must be at least 1 and the penalty above 0; got {self.among} and {self.penalty:g}")
-        if self.shots < 0 or (self.records is not None and self.records < 1):
-            raise HeadwiseError(f"shots must be at least 0 and records at least 1; got {self.shots} and {self.records}")
 
 
 @dataclass

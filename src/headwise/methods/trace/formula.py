@@ -6,53 +6,16 @@ trusts the head, times where it looks. Weights may be negative, and so may score
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.heads.errors import HeadwiseError
-from headwise.prompts.prompt import Prompt, Span
+from headwise.prompts.prompt import Span
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 LABELS = ("read", "remembered", "unsure")
-PASSAGE = "passage/"
-
-
-def passages_of(prompt: Prompt) -> dict[str, Span]:
-    """The prompt's passages in their order: spans called `passage/...`.
-
-    Raises:
-        HeadwiseError: There is none.
-    """
-    found = {name: span for name, span in prompt.spans.items() if name.startswith(PASSAGE)}
-    if not found:
-        raise HeadwiseError(
-            "the prompt has no documents, so there is no passage to trace an answer to; give --question and --documents"
-        )
-    return dict(sorted(found.items(), key=lambda item: item[1].start))
-
-
-def allowed_positions(prompt: Prompt, special: Iterable[int]) -> Flags:
-    """Positions that can be a source: the text of the passages if there are any, else all.
-
-    Never special tokens, and never the first position, on which heads rest (the attention sink).
-
-    Args:
-        prompt: The prompt of P tokens.
-        special: Ids of control tokens.
-
-    Returns:
-        [P] bool.
-    """
-    spans = [span for name, span in prompt.spans.items() if name.startswith(PASSAGE)]
-    allowed = np.zeros(len(prompt.ids), dtype=bool)
-    for span in spans or [Span(0, len(prompt.ids))]:
-        allowed[span.start : span.stop] = True
-    allowed[np.isin(prompt.ids, list(special))] = False
-    allowed[0] = False
-    return allowed
 
 
 def passage_scores(scores: Values, allowed: Flags, spans: Mapping[str, Span]) -> dict[str, float]:
