@@ -103,6 +103,26 @@ def ranking():
     return {"model": "m", "heads": ["L0H1"] * 20, "total": 5, "queries": queries, "measures": measures}
 
 
+def traced():
+    labels = ["read", "read", "unsure", "remembered"]
+    words = [" The", f" {EVIL}", " mill", "."]
+    tokens = [
+        {
+            "text": word, "probability": p, "label": label, "position": 6 + i, "passage": f"doc {EVIL}", "special": False,
+            "excerpt": f"was {word} painted", "shares": {f"doc {EVIL}": 0.8, "other": 0.2}, "sources": [[6 + i, 1.0], [3, 0.4], [50, 0.2]],
+        }
+        for i, (word, p, label) in enumerate(zip(words, (0.99, 0.8, 0.5, 0.04), labels, strict=True))
+    ]  # fmt: skip
+    tokens.append(tokens[0] | {"text": "<end>", "special": True})
+    passages = [
+        {"name": f"doc {EVIL}", "share": 0.8, "drop": 3.2, "start": 1, "pieces": [f" word{i}" if i != 5 else f" {EVIL}" for i in range(40)]},
+        {"name": "other", "share": 0.2, "drop": -0.1, "start": 45, "pieces": [f" more{i}" for i in range(200)]},
+    ]
+    auc = {"paired": {"auc": 0.96, "low": 0.94, "high": 0.98}, "closed": {"auc": 0.9, "low": 0.85, "high": 0.95}, "unrelated": None}
+    probe = {"model": "m", "heads": ["L0H1"] * 16, "negatives": "closed", "auc": auc, "calibration_error": 0.03}
+    return {"model": "m", "answer": "The mill.", "tokens": tokens, "passages": passages, "band": [0.25, 0.75], "probe": probe}
+
+
 def cache_result():
     rows = []
     for question in ("inside", "outside"):
@@ -165,7 +185,7 @@ def scored(folder):
 def pages(tmp_path_factory):
     """Name -> path of every page."""
     pytest.importorskip("pyarrow")
-    from headwise.report import compression_page, influence, ranking_page
+    from headwise.report import compression_page, influence, ranking_page, trace_page
     from headwise_lab.report import page as properties_page
     from tests.unit.test_lab_properties import made_up as made_up_properties
 
@@ -184,6 +204,7 @@ def pages(tmp_path_factory):
         "several": write_explorer([*several, (Path("n.json"), "needle", {"cells": cells})], folder / "several.html"),
         "published": write_explorer([(file, "heads", load_heads(file)) for file in published], folder / "published.html"),
         "ranking": ranking_page.write_page(ranking(), folder / "ranking.html"),
+        "trace": trace_page.write_page(traced(), folder / "trace.html"),
         "cache": compression_page.write_page(*cache_result(), folder / "cache.html"),
         "influence": influence.influence_page(scored(folder), folder / "influence.html"),
         "properties": properties_page.write_page(made_up_properties(values), folder / "properties.html")[0],

@@ -11,7 +11,7 @@ from tests.browser.conftest import EVIL, drawn, shot
 from tests.cli.conftest import headwise  # noqa: F401  # a fixture
 from tests.unit.test_page import some_charts
 
-NAMES = ("explorer", "several", "published", "ranking", "cache", "influence", "properties")
+NAMES = ("explorer", "several", "published", "ranking", "trace", "cache", "influence", "properties")
 pytestmark = pytest.mark.slow
 
 
@@ -51,7 +51,7 @@ def test_every_kind_of_chart_is_drawn_without_a_warning(visit, tmp_path, index):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["explorer", "several", "ranking", "cache", "influence", "properties"])
+@pytest.mark.parametrize("name", ["explorer", "several", "ranking", "trace", "cache", "influence", "properties"])
 def test_dark_pages_are_dark(visit, pages, name):
     page = visit(pages[name], 1280, "dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
@@ -192,6 +192,30 @@ def test_what_prompts_bring_is_text(visit, pages, name):
     assert page.evaluate("[...document.scripts].every((s) => !s.textContent.startsWith('alert'))")
     if name not in ("several", "published"):
         assert (EVIL if name != "properties" else "<b>world</b>") in page.locator("body").inner_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_a_click_on_a_token_shows_its_sources(visit, pages, width, scheme):
+    page = visit(pages["trace"], width, scheme)
+    source = page.locator(".source")
+    assert not source.is_visible()
+    tokens = page.locator("button.token")
+    assert tokens.count() == 4  # the end-of-text token is not shown
+    tokens.nth(1).click()
+    assert "read from the prompt, probability that it was read 0.80" in source.inner_text()
+    assert f"doc {EVIL}" in source.inner_text()
+    assert "80 %" in source.inner_text()
+    assert page.locator(".passage .best").inner_text().strip() == "word6"
+    assert page.locator(".passage .w").count() == 3
+    shot(page, f"trace-token-{width}-{scheme}")
+    page.keyboard.press("ArrowRight")
+    assert "unsure" in source.inner_text()
+    page.keyboard.press("Escape")
+    assert not source.is_visible()
+    assert page.locator(".passage .w").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.told == []
 
 
 def test_every_figure_has_a_table(visit, pages):

@@ -27,6 +27,7 @@ from headwise.cli import (
     serve,
     show,
     steer,
+    trace,
 )
 from headwise.cli.options import Root
 from headwise.heads.errors import HeadwiseError, MissingExtraError
@@ -55,6 +56,7 @@ app.command("rank")(rank.rank)
 app.command("serve")(serve.serve)
 app.command("generate")(generate.generate)
 app.add_typer(steer.app)
+app.add_typer(trace.app)
 app.add_typer(bench.app)
 app.add_typer(select.app)
 app.command("export")(export.export)

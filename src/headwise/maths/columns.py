@@ -66,6 +66,45 @@ def attention_columns(
     return columns
 
 
+def attention_rows(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    *,
+    scaling: float,
+    stop: int,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    block: int = BLOCK,
+) -> Tensor:
+    """Attention weights of a few query rows on the keys before position `stop`.
+
+    Args:
+        query: [B, H, R, d]; the result has as many rows, so give few.
+        keys: Segments [B or 1, G, S_i, d].
+        scaling: Factor of query times key.
+        stop: Columns are the keys 0 to `stop` - 1.
+        mask: As in `row_statistics`.
+        softcap: As in `row_statistics`.
+        sinks: As in `row_statistics`.
+        block: Keys per step.
+
+    Returns:
+        [B, H, R, stop] float32; 0 where a row may not look, and for keys that do not exist.
+    """
+    lse = torch.full(query.shape[:3], -torch.inf, device=query.device)
+    rows = query.new_full((*query.shape[:3], stop), -torch.inf, dtype=torch.float32)
+    for start, part in visible_logits(query, Keys(tuple(keys)), scaling, mask, softcap, block):
+        lse = torch.logaddexp(lse, part.logsumexp(dim=-1))
+        width = min(stop - start, part.shape[-1])
+        if width > 0:
+            rows[..., start : start + width] = part[..., :width]
+    if sinks is not None:
+        lse = torch.logaddexp(lse, sinks.float().view(1, -1, 1))
+    lse = lse.masked_fill(lse.isneginf(), 0)  # rows that see nothing: exp(-inf - 0) = 0
+    return torch.exp(rows - lse.unsqueeze(-1))
+
+
 def pool_passages(
     columns: Tensor, spans: Sequence[tuple[int, int]], trim: float | None = None, normalize: str = "sum", strict: bool = False
 ) -> Tensor:

@@ -1,0 +1,145 @@
+"""Questions for the benchmark of tracing: NQ with swapped answers, HotpotQA, PopQA, and the contradictions of the micro-world.
+
+NQ is cut by place: of ten records eight are for fitting a probe (`--write-train`), one for the learned weights, one for the test. Beside the
+swapped passage stand passages of other test questions that do not mention the answer. The order of passages is random, seeded by question.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, read_knowledge
+from headwise.prompts.mentions import mentions
+from headwise.prompts.passages import Passage
+from headwise.prompts.prompt import Prompt
+from headwise.prompts.swaps import swap_answers
+
+TENTHS = {"train": (0, 1, 2, 3, 4, 5, 6, 7), "weights": (8,), "test": (9,)}
+SEED = 18
+
+
+class Item(NamedTuple):
+    """A question with passages.
+
+    Attributes:
+        name: Of the question.
+        record: Question, answers, and the swapped answer that stands in the passages (HotpotQA: the right one).
+        passages: In the order in which they stand.
+        gold: Places of those that hold the answer.
+    """
+
+    name: str
+    record: KnowledgeRecord
+    passages: tuple[Passage, ...]
+    gold: tuple[int, ...]
+
+    @property
+    def answer(self) -> str:
+        return self.record.swapped_answer or self.record.answers[0]
+
+    def prompt(self, composer: KnowledgeComposer) -> Prompt:
+        return composer.opened(self.record, swapped=bool(self.record.swapped_answer), passages=self.passages)
+
+    def without_gold(self, composer: KnowledgeComposer) -> Prompt:
+        """The same question beside the other passages only."""
+        others = [passage for place, passage in enumerate(self.passages) if place not in self.gold]
+        return composer.opened(self.record, passages=others)
+
+
+def cut(passage: Passage, words: int, wanted: Sequence[str]) -> Passage | None:
+    """About so many words around the first mention of an answer; None if none is left."""
+    every = passage.text.split()
+    for start in range(0, max(1, len(every) - words + 1), max(1, words // 4)):
+        text = " ".join(every[start : start + words])
+        if mentions(text, wanted):
+            return Passage(text, passage.title)
+    return None
+
+
+def mixed(number: int, record: KnowledgeRecord, gold: Sequence[Passage], others: Sequence[Passage]) -> Item:
+    every = [*gold, *others]
+    order = np.random.default_rng([SEED, number]).permutation(len(every))
+    places = tuple(place for place, i in enumerate(order) if i < len(gold))
+    return Item(record.name or str(number), record, tuple(every[i] for i in order), places)
+
+
+def nq_part(folder: Path, part: str) -> list[KnowledgeRecord]:
+    (path,) = sorted((folder / "nq-open-oracle").glob("*.jsonl*"))
+    return [record for i, record in enumerate(read_knowledge(path)) if i % 10 in TENTHS[part]]
+
+
+def natural_questions(folder: Path, part: str, passages: int, words: int, count: int) -> list[Item]:
+    records = swap_answers(nq_part(folder, part), SEED)
+    short = [(record, cut(record.swapped, words, [record.swapped_answer])) for record in records if record.swapped]
+    short = [(record, passage) for record, passage in short if passage is not None]
+    out = []
+    for number, (record, passage) in enumerate(short):
+        wanted = (*record.answers, record.swapped_answer)
+        others = [
+            Passage(" ".join(r.passage.text.split()[:words]), r.passage.title)
+            for r, _ in short[number + 1 :] + short[:number]
+            if r.passage
+        ]
+        others = [other for other in others if not mentions(f"{other.title} {other.text}", wanted)][: passages - 1]
+        out.append(mixed(number, record, [passage], others))
+    chosen = np.random.default_rng(SEED).permutation(len(out))[:count]
+    return [out[i] for i in chosen]
+
+
+def hotpot(folder: Path, passages: int, words: int, count: int) -> list[Item]:
+    raw = gzip.decompress((folder / "hotpotqa-distractor" / "hotpotqa_dev_100.jsonl.gz").read_bytes()).decode()
+    out = []
+    for number, row in enumerate(json.loads(line) for line in raw.splitlines()):
+        if row["answer"].lower() in ("yes", "no"):
+            continue
+        titles = (
+            {title for title, _ in row["supporting_facts"]}
+            if isinstance(row["supporting_facts"], list)
+            else set(row["supporting_facts"]["title"])
+        )
+        context = row["context"]
+        pairs = context if isinstance(context, list) else list(zip(context["title"], context["sentences"], strict=True))
+        gold, others = [], []
+        for title, sentences in pairs:
+            passage = Passage("".join(sentences).strip(), title)
+            if title in titles and mentions(passage.text, [row["answer"]]) and (short := cut(passage, words, [row["answer"]])):
+                gold.append(short)
+            elif not mentions(f"{title} {passage.text}", [row["answer"]]):
+                others.append(Passage(" ".join(passage.text.split()[:words]), title))
+        if gold and len(others) >= passages - len(gold):
+            record = KnowledgeRecord(row["question"], (row["answer"],), gold[0], name=str(number))
+            out.append(mixed(number, record, gold, others[: passages - len(gold)]))
+    return out[:count]
+
+
+def popqa(folder: Path, count: int) -> list[KnowledgeRecord]:
+    (path,) = sorted((folder / "popqa-1000").glob("*.json*"))
+    records = read_knowledge(path)
+    return [records[i] for i in np.random.default_rng(SEED).permutation(len(records))[:count]]
+
+
+def world(part: str, count: int) -> list[Item]:
+    """Contradictions of the micro-world: every fact is a passage, one of them says something else than the world. A record has the whole text."""
+    from headwise_lab.microworld.contradiction import make
+
+    out = []
+    for number in range(count):
+        example = make(np.random.default_rng([SEED, number]), {"train": "train", "weights": "selection", "test": "test"}[part])
+        info, asked = example.info, "".join(piece.text for piece in example.turns[-1].ask).strip()
+        texts = [
+            wording.format(e=fact.entity, v=fact.value) for wording, fact in zip(info["wordings"], info["facts"], strict=True)
+        ]
+        (gold,) = (place - 1 for place in info["gold"])
+        text = example.context_text
+        passage, right = Passage(text), Passage(text.replace(info["answer"], info["world_value"]))
+        record = KnowledgeRecord(
+            asked, (info["world_value"],), right, passage, info["answer"], info["facts"][gold].relation, name=f"{part} {number}"
+        )
+        out.append(Item(record.name, record, tuple(map(Passage, texts)), (gold,)))
+    return out
