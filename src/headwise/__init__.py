@@ -35,13 +35,16 @@ if TYPE_CHECKING:
     from headwise.methods.query.ranker import Ranker
     from headwise.methods.snapkv.press import SnapKV
     from headwise.methods.streamingllm.press import StreamingLLM
+    from headwise.methods.trace.answer import trace, trace_answer
     from headwise.methods.vectors.extract import extract_vectors, function_vectors
     from headwise.methods.vectors.file import load_vectors, save_vectors
     from headwise.methods.zigzag.press import ZigzagAttention
     from headwise.models.load import load
     from headwise.models.model import Model
+    from headwise.prompts.knowledge import KnowledgeRecord, read_knowledge
     from headwise.prompts.prompt import Prompt, Span
     from headwise.runtime.detector import find
+    from headwise.runtime.head_probe import load_probe
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,6 +60,7 @@ __all__ = [
     "HeadVectors",
     "HeadwiseError",
     "InContext",
+    "KnowledgeRecord",
     "Model",
     "Parametric",
     "Prompt",
@@ -86,13 +90,17 @@ __all__ = [
     "insert",
     "load",
     "load_heads",
+    "load_probe",
     "load_vectors",
     "observe",
     "patch",
+    "read_knowledge",
     "record",
     "save_heads",
     "save_vectors",
     "steer",
+    "trace",
+    "trace_answer",
 ]
 
 _HOMES = {
@@ -108,6 +116,7 @@ _HOMES = {
     "HeadVectors": "headwise.attention.vectors",
     "HeadwiseError": "headwise.heads.errors",
     "InContext": "headwise.methods.atlas.options",
+    "KnowledgeRecord": "headwise.prompts.knowledge",
     "Model": "headwise.models.model",
     "Parametric": "headwise.methods.atlas.options",
     "Prompt": "headwise.prompts.prompt",
@@ -136,13 +145,17 @@ _HOMES = {
     "insert": "headwise.attention.vectors",
     "load": "headwise.models.load",
     "load_heads": "headwise.heads.headfile",
+    "load_probe": "headwise.runtime.head_probe",
     "load_vectors": "headwise.methods.vectors.file",
     "observe": "headwise.attention.observe",
     "patch": "headwise.attention.patch",
+    "read_knowledge": "headwise.prompts.knowledge",
     "record": "headwise.attention.vectors",
     "save_heads": "headwise.heads.headfile",
     "save_vectors": "headwise.methods.vectors.file",
     "steer": "headwise.attention.steer",
+    "trace": "headwise.methods.trace.answer",
+    "trace_answer": "headwise.methods.trace.answer",
 }
 
 if not TYPE_CHECKING:  # a type checker must see that a name does not exist

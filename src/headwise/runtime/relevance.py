@@ -14,7 +14,7 @@ from headwise.heads.errors import PromptError
 from headwise.models.model import Model, device_of
 from headwise.prompts.prompt import Prompt
 
-TOKENS = 2048  # of one pass, padding counted
+TOKENS = 1024  # of one pass, padding counted: 135M parameters then hold about 2 GiB for the way back
 
 Target = int | Sequence[int]
 
