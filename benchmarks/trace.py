@@ -235,12 +235,12 @@ def verdicts(nq: Any, other: dict[str, Any], popqa_found: Any, speed: Any) -> di
     for kind in ("paired", "unrelated"):
         value = area[kind].get("probe")
         gate = value is not None and (value[3] >= LEAST_ITEMS if kind == "paired" else enough)
-        found[f"trace.auc_{kind}.nq"] = {"gate": gate, "holds": bool(value and value[0] >= AUC), "value": value}
+        found[f"trace.auc_{kind}.nq"] = {"gate": bool(gate), "holds": bool(value and value[0] >= AUC), "value": value}
     for name, one in {"nq": numbers, **{name: each["rivals"] for name, each in other.items() if name == "hotpotqa"}}.items():
         caused = one["leave_one_out"]["drop_without_top"] >= LEAST_DROP
         found[f"trace.top1_passage.{name}"] = {
-            "gate": caused,
-            "holds": one["probe"]["top1_passage"][0] >= TOP1,
+            "gate": bool(caused),
+            "holds": bool(one["probe"]["top1_passage"][0] >= TOP1),
             "value": one["probe"]["top1_passage"],
         }
 
@@ -250,28 +250,28 @@ def verdicts(nq: Any, other: dict[str, Any], popqa_found: Any, speed: Any) -> di
     for name in ("rows", "bm25", "learned"):
         values = difference("probe", name)
         found[f"trace.probe_above_{name}.nq"] = {
-            "gate": drop,
+            "gate": bool(drop),
             "difference": list(bootstrap_mean(values)),
             "p": sign_flip_test(values),
         }
     if "gim" in numbers:
         values = difference("gim", "probe")
         found["trace.relevance_as_good.nq"] = {
-            "gate": drop,
-            "holds": values.mean() >= 0,
+            "gate": bool(drop),
+            "holds": bool(values.mean() >= 0),
             "difference": list(bootstrap_mean(values)),
         }
     rank = numbers["probe"]["spearman_leave_one_out"]
-    found["trace.ranks_as_leave_one_out.nq"] = {"gate": drop, "holds": rank is not None and rank >= 0.5, "value": rank}
+    found["trace.ranks_as_leave_one_out.nq"] = {"gate": bool(drop), "holds": rank is not None and bool(rank >= 0.5), "value": rank}
     share = popqa_found["called_read"]
     found["trace.popqa_is_remembered.popqa"] = {
         "gate": share is not None,
-        "holds": share is not None and share <= 0.1,
+        "holds": share is not None and bool(share <= 0.1),
         "value": share,
     }
     found["trace.overhead.generation"] = {
         "gate": True,
-        "holds": speed["overhead_per_token"] <= OVERHEAD,
+        "holds": bool(speed["overhead_per_token"] <= OVERHEAD),
         "value": speed["overhead_per_token"],
     }
     return judged(found)

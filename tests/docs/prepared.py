@@ -17,6 +17,9 @@ from headwise.cli.options import installed
 
 # Commands that cannot run here, wherever they stand. They are still checked against the command line.
 NOT_RUN = {
+    r"detect (in-context|parametric|task|retrieval) ": "needs a data set that is not shipped; tests/cli/test_detect_atlas.py",
+    r"^headwise trace ": "needs a probe for the model; tests/cli/test_trace.py",
+    r"^headwise steer ": "needs head files and a prompt; tests/cli/test_steer.py",
     r"--chat\b": "needs a model with a chat template",
     r"lm-eval:": "needs data of lm-evaluation-harness",
     r"^headwise demo": "takes two minutes; .ci/run runs it",
