@@ -41,7 +41,7 @@ class FunctionVectors:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_insertion(self.mode, [self.scale])
+        object.__setattr__(self, "scale", check_insertion(self.mode, [self.scale])[0])
 
     @contextmanager
     def inserted(self, model: Any, answer_from: int | None = None) -> Iterator[None]:
