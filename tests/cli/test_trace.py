@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from headwise.heads import HeadScores, save_heads
+from headwise.heads import HeadScores, HeadwiseError, save_heads
 from headwise.testing.planted_records import planted_records
 from tests.cli.test_refusals import check_refused
 
@@ -184,6 +184,32 @@ def test_a_fit_that_cannot_be_is_refused(headwise, world, probe, tmp_path, argum
     given = [folder / word if word.endswith((".jsonl", ".json")) else word for word in arguments]
     check_refused(headwise("trace", "fit", folder / "model", *given, "-o", tmp_path / "p.json"), *parts)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_measured_outlives_an_error(headwise, world, tmp_path, monkeypatch):
+    """Only too few usable records mean that there is nothing to go on with; a full disk or a NaN does not."""
+    folder, _ = world
+
+    def broken(*_):
+        raise HeadwiseError("could not write: no space left")
+
+    monkeypatch.setattr("headwise.methods.trace.fit.probe_of", broken)
+    arguments = ("--data", folder / "records.jsonl", "--heads", folder / "heads.json", *FIT, "-o", tmp_path / "p.json")
+    check_refused(headwise("trace", "fit", folder / "model", *arguments), "no space left")
+    assert list((tmp_path / "p.json.run").glob("*.npz"))
+
+
+def test_an_answer_may_begin_as_the_prompt_does(headwise, world, probe, tmp_path):
+    """In the planted model's tokenizer nothing stands in front of a text, so the answer's first token is the prompt's."""
+    folder, record = world
+    name, colour = record.subject, record.answers[0]
+    (tmp_path / "prompt.txt").write_text(f"{name} {colour}\n\nthe colour of {name} is\n")
+    for said in (f"{name} " * 20, f"{name} {colour}\n\nthe colour of {name} is\n {colour}"):
+        (tmp_path / "answer.txt").write_text(said)
+        given = ("--prompt-file", tmp_path / "prompt.txt", "--answer-file", tmp_path / "answer.txt", "--probe", probe, "--json")
+        done = headwise("trace", folder / "model", *given)
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["answer"].split() == said.split()
 
 
 def test_a_probe_of_another_model_is_refused(headwise, world, probe, planted):
