@@ -55,6 +55,7 @@ def saved(planted, headwise, given, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_vectors_are_taken_and_put_in(planted, headwise, task, saved):
     asked = prompt(task, (0, 1), 0)
     word = task.needles[1]["answer"].split()[0]

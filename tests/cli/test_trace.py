@@ -55,6 +55,7 @@ def probe(world):
 FIT = ("--negatives", "paired", "--among", "1000000", "--wording", "cloze", "--shots", "0", "--top", "2")
 
 
+@pytest.mark.slow
 def test_fit_writes_the_probe_and_leaves_nothing_else(headwise, world, tmp_path, probe):
     folder, _ = world
     out = tmp_path / "new.json"
@@ -186,6 +187,7 @@ def test_a_fit_that_cannot_be_is_refused(headwise, world, probe, tmp_path, argum
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_was_measured_outlives_an_error(headwise, world, tmp_path, monkeypatch):
     """Only too few usable records mean that there is nothing to go on with; a full disk or a NaN does not."""
     folder, _ = world
