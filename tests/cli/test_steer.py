@@ -107,6 +107,16 @@ def test_heads_are_made_to_copy(planted, headwise, task, given):
 
 
 @pytest.mark.slow
+def test_a_span_that_cuts_tokens_is_refused(headwise, tmp_path):
+    """Cut there, the prompt would be another one for the bundled model, and even its plain answer another."""
+    save_heads(HeadScores(np.arange(64.0).reshape(8, 8), "copy", 1), tmp_path / "lab.json")
+    words = ("steer", "copy", "--heads", tmp_path / "lab.json", "--top", 1, "--prompt", "The old mill stood by the river.", "--max-new-tokens", 1)
+    check_refused(headwise(*words, "--span", "e"), "the span 'e' begins or ends inside a token of the prompt", "give whole words")
+    for span in ("mill stood", "The old", "river."):
+        assert headwise(*words, "--span", span).code == 0
+
+
+@pytest.mark.slow
 def test_curves_of_memory_against_passage(planted, headwise, task, given, tmp_path):
     """Questions that the planted model can spell only in the bare wording, so its own JSON lines carry the needles."""
     rows = []
