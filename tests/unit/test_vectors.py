@@ -238,6 +238,8 @@ def test_function_vectors_check_themselves(tiny):
     found = extract_vectors(tiny, [(0, 1)], [4, 5])
     with pytest.raises(HeadwiseError, match="unknown mode"):
         FunctionVectors(found, "swap")
+    with pytest.raises(HeadwiseError, match="do not fit into float32; lower the scale"):
+        FunctionVectors(found, scale=1e300)
     assert prompt_list([4, 5]) == [(4, 5)]
     assert np.allclose(found.norms, found.values.norm(dim=1))
 

@@ -35,7 +35,7 @@ class FunctionVectors:
         provenance: Where they come from; plain JSON data.
 
     Raises:
-        HeadwiseError: An unknown mode, or a scale that is no finite number.
+        HeadwiseError: An unknown mode, a scale that is no finite number, or one that is too large for the vectors.
     """
 
     vectors: HeadVectors
@@ -45,6 +45,8 @@ class FunctionVectors:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", check_insertion(self.mode, [self.scale])[0])
+        if not torch.isfinite(self.vectors.values * self.scale).all():  # a file of them could never be put in
+            raise HeadwiseError(f"vectors times {self.scale:g} do not fit into float32; lower the scale")
 
     @contextmanager
     def inserted(self, model: Any, answer_from: int | None = None) -> Iterator[None]:
