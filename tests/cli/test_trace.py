@@ -1,11 +1,13 @@
 """`headwise trace`: fit, trace, poison and page on a planted model whose reading is known; every refusal in one line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from headwise.heads import HeadScores, HeadwiseError, save_heads
+from headwise.report.trace_page import page
 from headwise.testing.planted_records import planted_records
 from tests.cli.test_refusals import check_refused
 
@@ -219,3 +221,12 @@ def test_a_probe_of_another_model_is_refused(headwise, world, probe, planted):
     check_refused(
         headwise("trace", planted.model, "--prompt-file", folder / "prompt.txt", "--probe", probe), "tokenizer of model"
     )
+
+
+def test_white_space_is_no_word_that_was_remembered():
+    token = {"text": "mill", "probability": 0.9, "label": "read", "position": 1, "passage": "a", "excerpt": "", "shares": {}, "sources": []}
+    tokens = [token | {"special": False}, token | {"text": "\n", "label": "remembered", "special": False}]
+    data = {"model": "m", "answer": "mill", "tokens": tokens, "passages": [], "band": [0.25, 0.75]}
+    shown = page(data | {"probe": {"model": "m", "heads": ["L0H0"], "negatives": None, "auc": None, "calibration_error": None}})
+    counts = re.findall(r"<dt>(\w+)</dt><dd>(\d+)</dd>", shown)
+    assert counts == [("Tokens", "1"), ("Read", "1"), ("Remembered", "0"), ("Unsure", "0")]

@@ -172,7 +172,7 @@ def insert(
         HeadwiseError: An unknown mode, a scale that is no finite number, vectors of a model of another shape; and in a pass whose answer rows
             are not known.
     """
-    sets = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
+    sets: list[Any] = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
     if not sets or not all(isinstance(one, HeadVectors) for one in sets):
         raise HeadwiseError("vectors are wanted: a HeadVectors, or one per batch row (see headwise.extract_vectors)")
     scales = check_insertion(mode, scale if isinstance(scale, list | tuple) else [scale] * len(sets))
