@@ -224,7 +224,16 @@ def test_a_probe_of_another_model_is_refused(headwise, world, probe, planted):
 
 
 def test_white_space_is_no_word_that_was_remembered():
-    token = {"text": "mill", "probability": 0.9, "label": "read", "position": 1, "passage": "a", "excerpt": "", "shares": {}, "sources": []}
+    token = {
+        "text": "mill",
+        "probability": 0.9,
+        "label": "read",
+        "position": 1,
+        "passage": "a",
+        "excerpt": "",
+        "shares": {},
+        "sources": [],
+    }
     tokens = [token | {"special": False}, token | {"text": "\n", "label": "remembered", "special": False}]
     data = {"model": "m", "answer": "mill", "tokens": tokens, "passages": [], "band": [0.25, 0.75]}
     shown = page(data | {"probe": {"model": "m", "heads": ["L0H0"], "negatives": None, "auc": None, "calibration_error": None}})

@@ -352,7 +352,15 @@ def test_a_fit_goes_on_where_it_stopped_and_gives_the_same_bytes(planted, probe,
 def test_parts_are_disjoint_and_options_are_checked():
     parts = split(101, 3)
     assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(101))
-    for given in ({"negatives": "x"}, {"memory": "x"}, {"among": 0}, {"penalty": 0.0}, {"penalty": float("inf")}, {"shots": -1}, {"records": 0}):
+    for given in (
+        {"negatives": "x"},
+        {"memory": "x"},
+        {"among": 0},
+        {"penalty": 0.0},
+        {"penalty": float("inf")},
+        {"shots": -1},
+        {"records": 0},
+    ):
         with pytest.raises(HeadwiseError):
             FitOptions(**given)
 

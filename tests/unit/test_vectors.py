@@ -75,7 +75,12 @@ def test_prompts_that_give_no_vector_are_refused(tiny, prompts, message):
 def test_prompts_may_be_tables_and_models_bare(tiny):
     right = extract_vectors(tiny, [(0, 1)], [4, 5, 6]).values
     bare = tiny.hf if isinstance(tiny, Model) else tiny
-    for table in (torch.tensor([4, 5, 6]), torch.tensor([[4, 5, 6]]), np.array([4, 5, 6]), [np.int64(4), np.int64(5), np.int64(6)]):
+    for table in (
+        torch.tensor([4, 5, 6]),
+        torch.tensor([[4, 5, 6]]),
+        np.array([4, 5, 6]),
+        [np.int64(4), np.int64(5), np.int64(6)],
+    ):
         assert torch.equal(extract_vectors(tiny, [(0, 1)], table).values, right)
         found = function_vectors(bare, [(0, 1)], table)
         assert torch.equal(found.vectors.values, right)
