@@ -23,18 +23,26 @@ def questions(tmp_path):
     return path
 
 
-def test_a_head_file_of_each_map(headwise, planted, questions, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("in-context", []),
+        pytest.param("parametric", [], marks=pytest.mark.slow),
+        pytest.param("retrieval", ["--rows", "last"], marks=pytest.mark.slow),
+        pytest.param("task", [], marks=pytest.mark.slow),
+    ],
+)
+def test_a_head_file_of_each_map(headwise, planted, questions, tmp_path, name, more):
     common = ["--data", questions, "--wording", "cloze", "--followed", "any", "--min-records", "4", "--json"]
-    for name, more in (("in-context", []), ("parametric", []), ("retrieval", ["--rows", "last"]), ("task", [])):
-        done = headwise("detect", name, planted.model, *common, *more, "-o", f"{name}.json")
-        assert done.code == 0, done.err
-        assert json.loads(done.out)["head_file"] == f"{name}.json"
-        scores = load_heads(tmp_path / f"{name}.json")
-        assert (scores.score, scores.shape, len(scores.runs)) == (name, (2, 4), 8)
-        assert "standard_error" in scores.tables
-        assert not (tmp_path / f"{name}.json.run").exists()
-        if name in ("in-context", "retrieval"):
-            assert str(scores.ranking()[0]) == "L1H2"
+    done = headwise("detect", name, planted.model, *common, *more, "-o", f"{name}.json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["head_file"] == f"{name}.json"
+    scores = load_heads(tmp_path / f"{name}.json")
+    assert (scores.score, scores.shape, len(scores.runs)) == (name, (2, 4), 8)
+    assert "standard_error" in scores.tables
+    assert not (tmp_path / f"{name}.json.run").exists()
+    if name in ("in-context", "retrieval"):
+        assert str(scores.ranking()[0]) == "L1H2"
 
 
 def test_wrong_input_is_refused_in_one_line(headwise, planted, questions, tmp_path):

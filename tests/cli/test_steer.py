@@ -55,6 +55,7 @@ def saved(planted, headwise, given, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_vectors_are_taken_and_put_in(planted, headwise, task, saved):
     asked = prompt(task, (0, 1), 0)
     word = task.needles[1]["answer"].split()[0]
@@ -103,6 +104,16 @@ def test_heads_are_made_to_copy(planted, headwise, task, given):
         assert span[1] - span[0] == 1
     done = run(headwise, *words, "--how", "mix")
     assert f"1 heads read 1 of {told['tokens']} tokens, mix" in done.out
+
+
+@pytest.mark.slow
+def test_a_span_that_cuts_tokens_is_refused(headwise, tmp_path):
+    """Cut there, the prompt would be another one for the bundled model, and even its plain answer another."""
+    save_heads(HeadScores(np.arange(64.0).reshape(8, 8), "copy", 1), tmp_path / "lab.json")
+    words = ("steer", "copy", "--heads", tmp_path / "lab.json", "--top", 1, "--prompt", "The old mill stood by the river.", "--max-new-tokens", 1)
+    check_refused(headwise(*words, "--span", "e"), "the span 'e' begins or ends inside a token of the prompt", "give whole words")
+    for span in ("mill stood", "The old", "river."):
+        assert headwise(*words, "--span", span).code == 0
 
 
 @pytest.mark.slow

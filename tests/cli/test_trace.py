@@ -1,11 +1,13 @@
 """`headwise trace`: fit, trace, poison and page on a planted model whose reading is known; every refusal in one line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from headwise.heads import HeadScores, save_heads
+from headwise.heads import HeadScores, HeadwiseError, save_heads
+from headwise.report.trace_page import page
 from headwise.testing.planted_records import planted_records
 from tests.cli.test_refusals import check_refused
 
@@ -55,6 +57,7 @@ def probe(world):
 FIT = ("--negatives", "paired", "--among", "1000000", "--wording", "cloze", "--shots", "0", "--top", "2")
 
 
+@pytest.mark.slow
 def test_fit_writes_the_probe_and_leaves_nothing_else(headwise, world, tmp_path, probe):
     folder, _ = world
     out = tmp_path / "new.json"
@@ -186,8 +189,53 @@ def test_a_fit_that_cannot_be_is_refused(headwise, world, probe, tmp_path, argum
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_what_was_measured_outlives_an_error(headwise, world, tmp_path, monkeypatch):
+    """Only too few usable records mean that there is nothing to go on with; a full disk or a NaN does not."""
+    folder, _ = world
+
+    def broken(*_):
+        raise HeadwiseError("could not write: no space left")
+
+    monkeypatch.setattr("headwise.methods.trace.fit.probe_of", broken)
+    arguments = ("--data", folder / "records.jsonl", "--heads", folder / "heads.json", *FIT, "-o", tmp_path / "p.json")
+    check_refused(headwise("trace", "fit", folder / "model", *arguments), "no space left")
+    assert list((tmp_path / "p.json.run").glob("*.npz"))
+
+
+def test_an_answer_may_begin_as_the_prompt_does(headwise, world, probe, tmp_path):
+    """In the planted model's tokenizer nothing stands in front of a text, so the answer's first token is the prompt's."""
+    folder, record = world
+    name, colour = record.subject, record.answers[0]
+    (tmp_path / "prompt.txt").write_text(f"{name} {colour}\n\nthe colour of {name} is\n")
+    for said in (f"{name} " * 20, f"{name} {colour}\n\nthe colour of {name} is\n {colour}"):
+        (tmp_path / "answer.txt").write_text(said)
+        given = ("--prompt-file", tmp_path / "prompt.txt", "--answer-file", tmp_path / "answer.txt", "--probe", probe, "--json")
+        done = headwise("trace", folder / "model", *given)
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["answer"].split() == said.split()
+
+
 def test_a_probe_of_another_model_is_refused(headwise, world, probe, planted):
     folder, _ = world
     check_refused(
         headwise("trace", planted.model, "--prompt-file", folder / "prompt.txt", "--probe", probe), "tokenizer of model"
     )
+
+
+def test_white_space_is_no_word_that_was_remembered():
+    token = {
+        "text": "mill",
+        "probability": 0.9,
+        "label": "read",
+        "position": 1,
+        "passage": "a",
+        "excerpt": "",
+        "shares": {},
+        "sources": [],
+    }
+    tokens = [token | {"special": False}, token | {"text": "\n", "label": "remembered", "special": False}]
+    data = {"model": "m", "answer": "mill", "tokens": tokens, "passages": [], "band": [0.25, 0.75]}
+    shown = page(data | {"probe": {"model": "m", "heads": ["L0H0"], "negatives": None, "auc": None, "calibration_error": None}})
+    counts = re.findall(r"<dt>(\w+)</dt><dd>(\d+)</dd>", shown)
+    assert counts == [("Tokens", "1"), ("Read", "1"), ("Remembered", "0"), ("Unsure", "0")]

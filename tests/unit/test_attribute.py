@@ -185,7 +185,9 @@ def test_steering_is_refused_where_it_would_be_wrong(model):
     with steer(model, None, [(2, 6)], bias=1.0):
         explained(model, "gradient")
         refused(lambda: explained(model, "gim"), "rule 'gim' cannot be combined with steer")
-        refused(lambda: explained(model, "gradient", sources="weights"), "relevance per source token cannot be combined with steer")
+        refused(
+            lambda: explained(model, "gradient", sources="weights"), "relevance per source token cannot be combined with steer"
+        )
 
 
 def refused(action, *parts, kind=HeadwiseError):
@@ -238,6 +240,7 @@ def test_what_cannot_be_explained(model):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
+        ({"rule": ["gim"]}, "unknown rule of attribution ['gim']"),
         ({"rule": "lrp"}, "unknown rule of attribution 'lrp'; use gradient, gim, cp_lrp, attnlrp"),
         ({"sources": "all"}, "unknown sources 'all'"),
         ({"rows": "first"}, "rows must be all, last, or a bool tensor"),
@@ -252,6 +255,30 @@ def test_unknown_options(model, options, part):
             pass
 
     refused(opened, part)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"rows": torch.ones(2, 23, dtype=torch.bool)}, "rows do not fit a pass of 2 rows x 24 tokens; got the shape [2, 23]"),
+        ({"rows": torch.ones(3, 24, dtype=torch.bool)}, "rows do not fit a pass of 2 rows x 24 tokens; got the shape [3, 24]"),
+        ({"columns": torch.ones(23, dtype=torch.bool)}, "columns do not fit a pass of 2 rows x 24 tokens; got the shape [23]"),
+        ({"columns": torch.ones(3, 24, dtype=torch.bool)}, "columns do not fit"),
+        ({"columns": torch.tensor([3, 24])}, "columns do not fit a pass of 2 rows x 24 tokens; got [3, 24]"),
+    ],
+)
+def test_rows_and_columns_of_another_pass(model, options, part):
+    refused(lambda: explained(model, sources="weights", **options), part)
+
+
+def test_only_the_pass_needs_gradients(model):
+    right = explained(model)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with attribute(model) as seen:
+            value = model(input_ids=IDS).logits[:, -1, 5]
+            with mode():
+                seen.explain(value)
+        assert torch.equal(seen.heads, right.heads)
 
 
 def test_one_block_at_a_time(model):

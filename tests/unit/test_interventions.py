@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -288,6 +289,16 @@ def test_spans_are_merged():
     [
         (lambda m: insert(m, vectors(), "swap"), "unknown mode 'swap' of vectors; use replace or add"),
         (lambda m: insert(m, vectors(), scale=math.nan), "the scale must be a finite number; got nan"),
+        (lambda m: insert(m, vectors(), scale="2"), "the scale must be a finite number; got '2'"),
+        (lambda m: insert(m, vectors(), scale=None), "the scale must be a finite number; got None"),
+        (lambda m: insert(m, vectors(), scale=10**400), "the scale must be a finite number"),
+        (lambda m: insert(m, None), "vectors are wanted"),
+        (lambda m: insert(m, vectors(), answer_from=1.5), "answer_from is the position .* from 0 on; got 1.5"),
+        (lambda m: insert(m, vectors(), answer_from=-1), "answer_from is the position .* from 0 on; got -1"),
+        (lambda m: insert(m, vectors(), answer_from=True), "answer_from is the position .* from 0 on; got True"),
+        (lambda m: record(m, HEADS, answer_from="3"), "answer_from is the position .* from 0 on; got '3'"),
+        (lambda m: patch(m, HEADS, torch.ones(1, 1, 4, 16), answer_from="3"), "answer_from is the position"),
+        (lambda m: force_copy(m, HEADS, [(0, 1)], answer_from=2.0), "answer_from is the position"),
         (lambda m: insert(m, vectors(size=8)), "vectors of 8 numbers for .*, whose heads give 16"),
         (lambda m: insert(m, []), "vectors are wanted"),
         (lambda m: insert(m, [vectors(), vectors()], scale=[1.0]), "1 scales for 2 sets of vectors"),
@@ -295,13 +306,19 @@ def test_spans_are_merged():
         (lambda m: insert(m, vectors(), scale=3e38), "do not fit into float32; lower the scale"),
         (lambda m: HeadVectors(HeadSet.of(HEADS, (4, 8)), torch.ones(3, 16)), r"4 heads need vectors \[4, head size\]"),
         (lambda m: HeadVectors(HeadSet.of(HEADS, (4, 8)), torch.full((4, 16), math.inf)), "NaN or infinite"),
+        (lambda m: HeadVectors(HeadSet.of(HEADS, (4, 8)), "vectors"), "must be a tensor of numbers"),
+        (lambda m: HeadVectors(HeadSet.of(HEADS, (4, 8)), [[1], [1, 2]]), "must be a tensor of numbers"),
+        (lambda m: HeadVectors(HeadSet.of(HEADS, (4, 8)), torch.ones(4, 16, dtype=torch.complex64)), "must be real numbers"),
         (lambda m: HeadVectors(HeadSet((), (4, 8)), torch.ones(0, 16)), "choose at least one"),
         (lambda m: vectors().of([(0, 0)]), "there is no vector of head L0H0"),
         (lambda m: record(m, []), "no head was chosen"),
         (lambda m: record(m, HEADS, [-1]), "positions must be whole numbers from 0 on"),
         (lambda m: record(m, HEADS, [0.5]), "positions must be whole numbers"),
         (lambda m: patch(m, HEADS, torch.ones(1, 1, 3, 16)), r"outputs must be \[rows, 1, 4, 16\]"),
-        (lambda m: patch(m, HEADS, torch.full((1, 1, 4, 16), math.nan)), "NaN or infinite"),
+        (lambda m: record(m, HEADS, torch.ones(1, dtype=torch.complex64)), "positions must be whole numbers"),
+        (lambda m: patch(m, HEADS, torch.full((1, 1, 4, 16), math.nan)), "finite in the model's dtype"),
+        (lambda m: patch(m, HEADS, torch.full((1, 1, 4, 16), 1e300, dtype=torch.float64)), "finite in the model's dtype"),
+        (lambda m: patch(m, HEADS, torch.ones(1, 1, 4, 16, dtype=torch.int64)), "must be floating-point numbers"),
         (lambda m: force_copy(m, HEADS, [(0, 1)], "push"), "unknown way 'push' to force copying; use two_step or mix"),
         (lambda m: force_copy(m, HEADS, []), "at least one span"),
         (lambda m: force_copy(m, HEADS, [[(0, 1)], []]), "at least one span .* in every row"),
@@ -311,6 +328,10 @@ def test_spans_are_merged():
         (lambda m: force_copy(m, HEADS, [(0, 1)], factor=0.5), "factor at least 1"),
         (lambda m: force_copy(m, HEADS, [(0, 1)], "mix", temperature=0), "temperature must be above 0"),
         (lambda m: force_copy(m, HEADS, [(0, 1)], beta=math.inf), "beta must be a finite number"),
+        (lambda m: force_copy(m, HEADS, [(0, 1)], beta="1"), "beta must be a finite number; got '1'"),
+        (lambda m: force_copy(m, HEADS, [(0, 1)], factor=1e300), r"factor must be at most 1e\+06; got 1e\+300"),
+        (lambda m: force_copy(m, HEADS, [(0, 1)], "mix", temperature=1e39), r"temperature must be at most 1e\+06"),
+        (lambda m: force_copy(m, HEADS, [(0, 2.5)]), "spans must be pairs of positions"),
         (lambda m: force_copy(m, [], [(0, 1)]), "no head was chosen"),
     ],
 )  # fmt: skip
@@ -355,3 +376,24 @@ def test_vectors_know_their_norms_and_idle_ways_are_told():
     assert found.of(["L2H5"]).values.tolist() == [[0.0, 1.0]]
     assert Force("mix", weight=0.0).is_idle
     assert not Force("two_step").is_idle
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tiny):
+    ids = torch.arange(2, 14)[None]
+    with insert(tiny, vectors(), scale=2.0, answer_from=11):
+        right = logits(tiny, ids)
+    for scale, place in ((np.float32(2), np.int64(11)), (torch.tensor(2.0), torch.tensor(11)), ((2,), 11)):
+        with insert(tiny, vectors(), scale=scale, answer_from=place):
+            assert torch.equal(logits(tiny, ids), right)
+    with force_copy(tiny, HEADS, [(1, 3)]):
+        right = logits(tiny, ids)
+    with force_copy(tiny, HEADS, [(np.int64(1), np.int64(3))], beta=np.float64(0.5)):
+        assert torch.equal(logits(tiny, ids), right)
+
+
+@pytest.mark.parametrize(
+    ("how", "options"), [("two_step", {"beta": 1e6, "factor": 1e6}), ("mix", {"temperature": 1e6, "weight": 1})]
+)
+def test_the_largest_options_give_no_nan(tiny, how, options):
+    with force_copy(tiny, HEADS, [(1, 3)], how, **options):
+        assert logits(tiny, torch.arange(2, 14)[None]).isfinite().all()

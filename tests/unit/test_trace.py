@@ -1,5 +1,6 @@
 """Tracing: features and sources against slow loops, a planted head whose reading is known, step by step as after the fact, and refusals."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -240,6 +241,30 @@ def test_a_changed_file_is_refused(probe, tmp_path, name):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("band", [0.5], "two probabilities in order; got 0.5"),
+        ("band", [0.1, 0.2, 0.3], "two probabilities in order; got 0.1 and 0.2 and 0.3"),
+        ("weights", [float("nan")] * 3, "must be finite numbers"),
+        ("facts", [], "its facts are no object"),
+        ("facts", None, "its facts are no object"),
+        ("facts", {"options": None}, "its facts are no object"),
+        ("facts", {"auc": 5}, "its AUC are no numbers"),
+        ("facts", {"auc": {"closed": {"auc": "<b>", "low": 0.1, "high": 0.2}}}, "its AUC are no numbers"),
+    ],
+)
+def test_a_changed_file_with_a_new_seal_is_refused_where_it_makes_no_sense(probe, tmp_path, name, value, told):
+    path = tmp_path / "probe.json"
+    probe.save(path)
+    data = json.loads(path.read_text()) | {name: value}
+    del data["seal"]
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    path.write_text(json.dumps(data | {"seal": hashlib.sha256(text.encode()).hexdigest()}))
+    with pytest.raises(HeadFileError, match=f"is a broken probe .*{told}"):
+        load_probe(path)
+
+
+@pytest.mark.parametrize(
     ("text", "told"), [("{}", "no probe"), ("[]", "no probe"), ("{", "no valid JSON"), ('{"headwise_probe": 9}', "version 9")]
 )
 def test_a_file_that_is_no_probe_is_refused(tmp_path, text, told):
@@ -327,7 +352,15 @@ def test_a_fit_goes_on_where_it_stopped_and_gives_the_same_bytes(planted, probe,
 def test_parts_are_disjoint_and_options_are_checked():
     parts = split(101, 3)
     assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(101))
-    for given in ({"negatives": "x"}, {"memory": "x"}, {"among": 0}, {"penalty": 0.0}, {"shots": -1}, {"records": 0}):
+    for given in (
+        {"negatives": "x"},
+        {"memory": "x"},
+        {"among": 0},
+        {"penalty": 0.0},
+        {"penalty": float("inf")},
+        {"shots": -1},
+        {"records": 0},
+    ):
         with pytest.raises(HeadwiseError):
             FitOptions(**given)
 
@@ -350,6 +383,8 @@ def test_prompts_of_users_have_passages():
         "passage/2": "two\nthree",
         "question": "what?",
     }
+    windows = prompt_of_text(encoder, "one\r\n\r\ntwo\r\n \r\nwhat?")
+    assert [encoder.decode(windows.ids[a:b]) for a, b in windows.spans.values()] == ["one", "two", "what?"]
     with pytest.raises(HeadwiseError, match="no documents"):
         passages_of(prompt_of_text(encoder, "only a question"))
     with pytest.raises(HeadwiseError, match="the prompt is empty"):

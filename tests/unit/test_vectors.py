@@ -61,12 +61,30 @@ def test_layers_without_heads_have_no_vectors():
         ([], "the prompt is empty"),
         ([[]], "the prompt is empty"),
         ([[4, 5], []], "the prompt is empty"),
+        (None, "prompts must be token ids, or a list of them; got None"),
+        ([1.5], "prompts must be token ids, or a list of them"),
+        ("a text", "prompts must be token ids, or a list of them; got 'a text'"),
         ([[4, 5], [6]], "2 prompts were given; vectors come from one prompt, or from the average of several"),
     ],
 )
 def test_prompts_that_give_no_vector_are_refused(tiny, prompts, message):
     with pytest.raises(HeadwiseError, match=message):
         extract_vectors(tiny, [(0, 1)], prompts)
+
+
+def test_prompts_may_be_tables_and_models_bare(tiny):
+    right = extract_vectors(tiny, [(0, 1)], [4, 5, 6]).values
+    bare = tiny.hf if isinstance(tiny, Model) else tiny
+    for table in (
+        torch.tensor([4, 5, 6]),
+        torch.tensor([[4, 5, 6]]),
+        np.array([4, 5, 6]),
+        [np.int64(4), np.int64(5), np.int64(6)],
+    ):
+        assert torch.equal(extract_vectors(tiny, [(0, 1)], table).values, right)
+        found = function_vectors(bare, [(0, 1)], table)
+        assert torch.equal(found.vectors.values, right)
+        assert found.provenance["prompts"] == 1
 
 
 def items(planted):
@@ -225,6 +243,8 @@ def test_function_vectors_check_themselves(tiny):
     found = extract_vectors(tiny, [(0, 1)], [4, 5])
     with pytest.raises(HeadwiseError, match="unknown mode"):
         FunctionVectors(found, "swap")
+    with pytest.raises(HeadwiseError, match="do not fit into float32; lower the scale"):
+        FunctionVectors(found, scale=1e300)
     assert prompt_list([4, 5]) == [(4, 5)]
     assert np.allclose(found.norms, found.values.norm(dim=1))
 

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from operator import index
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from headwise.attention.call import Call, Pass
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.text import shorten
 
 ADVICE = "give answer_from, the position of the last prompt token"
+
+
+def checked_position(position: Any) -> int | None:
+    """The position of a last prompt token, or None for none.
+
+    Raises:
+        HeadwiseError: No whole number from 0 on; -1 would count every row as the answer, and 1.5 would round.
+    """
+    if position is None:
+        return None
+    try:
+        place = -1 if isinstance(position, bool) else index(position)
+    except TypeError:
+        place = -1
+    if place < 0:
+        raise HeadwiseError(
+            f"answer_from is the position of the last prompt token, a whole number from 0 on; got {shorten(repr(position))}"
+        )
+    return place
 
 
 class AnswerRows:
@@ -24,7 +47,7 @@ class AnswerRows:
     """
 
     def __init__(self, answer_from: int | None, asker: str = "scope 'answer'") -> None:
-        self._given, self._asker = answer_from, asker
+        self._given, self._asker = checked_position(answer_from), asker
         self._prompt: Tensor | None = None  # inputs of the latest prompt that was read without a cache
         self._length = 0  # of that text by now
         self._first: Tensor | None = None  # [B] first position of the answer; None: all rows of this pass

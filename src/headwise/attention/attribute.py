@@ -88,7 +88,13 @@ class Attribution:
         self._mask = None if now.mask is None else now.mask.bool()
 
     def embedded(self, embeddings: Tensor) -> Tensor:
-        """The embeddings of the pass, cut off from what made them: the leaf down to which gradients go."""
+        """The embeddings of the pass, cut off from what made them: the leaf down to which gradients go.
+
+        Raises:
+            HeadwiseError: Rows or columns that are asked for are not those of this pass.
+        """
+        if self._sources is not None:
+            _check_fits(self._rows, self._columns, *embeddings.shape[:2])
         self._inputs = embeddings.detach().requires_grad_(True)
         return self._inputs
 
@@ -197,7 +203,8 @@ class Attribution:
             sums.clear()
         found = None
         if value.requires_grad:
-            (found,) = torch.autograd.grad(value.sum(), [self._inputs], retain_graph=again, allow_unused=True)
+            with torch.inference_mode(False), torch.enable_grad():  # only the pass has to be run with gradients
+                (found,) = torch.autograd.grad(value.sum(), [self._inputs], retain_graph=again, allow_unused=True)
         if found is None:
             raise HeadwiseError("the value to explain does not depend on the latest pass in this block")
         wide = torch.promote_types(found.dtype, torch.float32)
@@ -322,6 +329,22 @@ def _check(sources: str | None, rows: object, positive: str, columns: object) ->
         raise HeadwiseError(f"unknown positive part {positive!r}; use {', '.join(POSITIVE)}")
     if columns is not None and not (isinstance(columns, Tensor) and columns.dtype in (torch.bool, torch.int64)):
         raise HeadwiseError(f"columns must be a tensor of bool or of positions; got {shorten(repr(columns))}")
+
+
+def _check_fits(rows: str | Tensor, columns: Tensor | None, batch: int, length: int) -> None:
+    """Refuse rows and columns of another batch or text; torch would fail in the kernel, or broadcast."""
+    tables = [(name, table) for name, table in (("rows", rows), ("columns", columns)) if isinstance(table, Tensor)]
+    for name, table in tables:
+        if table.dtype != torch.bool:
+            fits = bool(((table >= -length) & (table < length)).all())
+        else:
+            fits = table.shape[-1:] == (length,) and tuple(table.shape[:-1]) in ((), (1,), (batch,))
+        if not fits:
+            raise HeadwiseError(f"{name} do not fit a pass of {batch} rows x {length} tokens; got {_told(table)}")
+
+
+def _told(table: Tensor) -> str:
+    return f"the shape {list(table.shape)}" if table.dtype == torch.bool else shorten(str(table.tolist()))
 
 
 @contextmanager

@@ -7,27 +7,29 @@ range.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from headwise.attention.again import Pick, additive, check_spans, inside_spans, key_positions, part_heads
-from headwise.attention.answer import AnswerRows
+from headwise.attention.answer import AnswerRows, checked_position
 from headwise.attention.call import Call, KeyPart, Pass, Whole
 from headwise.attention.plan import attached
 from headwise.attention.vectors import ASKER, some_heads
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.plain import checked_number
 from headwise.heads.types import Heads
 from headwise.maths.attend import softmax_rows, weighted
 from headwise.maths.rows import Keys, visible_logits
 
 COPY_WAYS = ("two_step", "mix")
 BLOCK = 2**24  # scores held at once
+LARGEST = 1e6  # beyond any use, and far from where products with scores leave float32 and weights become NaN
 Spans = Sequence[tuple[int, int]]
 
 
@@ -43,7 +45,7 @@ class Force:
         temperature: mix: factor of the scores in the softmax over the forced positions, above 0; the higher, the fewer of them are read.
 
     Raises:
-        HeadwiseError: A value that is none of these.
+        HeadwiseError: A value that is none of these, or above a million.
     """
 
     how: str = "two_step"
@@ -56,8 +58,10 @@ class Force:
         if self.how not in COPY_WAYS:
             raise HeadwiseError(f"unknown way {self.how!r} to force copying; use {' or '.join(COPY_WAYS)}")
         for name in ("beta", "factor", "weight", "temperature"):
-            if not math.isfinite(getattr(self, name)):
-                raise HeadwiseError(f"{name} must be a finite number; got {getattr(self, name):g}")
+            value = checked_number(getattr(self, name), name)
+            if value > LARGEST:
+                raise HeadwiseError(f"{name} must be at most {LARGEST:g}; got {value:g}")
+            object.__setattr__(self, name, value)
         if self.beta < 0 or self.factor < 1:
             raise HeadwiseError(f"beta must be at least 0 and factor at least 1; got {self.beta:g} and {self.factor:g}")
         if not 0 <= self.weight <= 1:
@@ -135,7 +139,7 @@ class Copying:
 
     def __init__(self, heads: Mapping[int, list[int]], spans: Sequence[Spans], force: Force, answer_from: int | None) -> None:
         self._heads, self._spans, self._force = heads, spans, force
-        self._rows, self._first = AnswerRows(answer_from, ASKER), answer_from or 0
+        self._rows, self._first = AnswerRows(answer_from, ASKER), checked_position(answer_from) or 0
 
     def begin(self, now: Pass) -> None:
         """A pass of the whole model begins: which of its rows belong to the answer, and whether the spans lie in its text.
@@ -294,8 +298,8 @@ def _rows_of(spans: Any) -> list[Spans]:
     """Spans by row; one entry for all rows. Raises `HeadwiseError` for anything but spans."""
     try:
         given = list(spans)
-        one = bool(given) and isinstance(given[0][0], int)
-        rows: list[Spans] = [[(int(start), int(stop)) for start, stop in row] for row in ([given] if one else given)]
+        one = bool(given) and isinstance(given[0][0], SupportsIndex)
+        rows: list[Spans] = [[(index(start), index(stop)) for start, stop in row] for row in ([given] if one else given)]
     except (TypeError, ValueError, IndexError) as error:
         raise HeadwiseError("spans must be pairs of positions [(start, stop), ...], or one such list per batch row") from error
     if not rows or not all(rows):

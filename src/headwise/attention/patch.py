@@ -106,7 +106,7 @@ def patch(model: Any, heads: Heads, outputs: Tensor, positions: Any = None, answ
             raise HeadwiseError(
                 f"outputs must be [rows, {wanted[0]}, {wanted[1]}, {wanted[2]}] (positions, heads, head size); got {shape}"
             )
-        if not torch.isfinite(outputs).all():
-            raise HeadwiseError("outputs to patch in hold NaN or infinite numbers")
+        if not outputs.is_floating_point() or not torch.isfinite(outputs.to(plan.model.hf.dtype)).all():
+            raise HeadwiseError("outputs to patch in must be floating-point numbers that are finite in the model's dtype")
         with plan.running(Patch(chosen, outputs.detach(), table, answer_from)):
             yield

@@ -67,7 +67,7 @@ DEFAULT = "gim"
 
 def rule_of(name: str) -> Rule:
     """A rule by its name. Raises `HeadwiseError` for an unknown one."""
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         raise HeadwiseError(f"unknown rule of attribution {name!r}; use {', '.join(RULES)}")
     return RULES[name]
 

@@ -6,7 +6,6 @@ scalar, is written at the same head at the last token of another prompt and at e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +18,11 @@ from headwise.attention.answer import AnswerRows
 from headwise.attention.call import Call, Pass
 from headwise.attention.plan import Plan, attached
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.plain import checked_number
 from headwise.heads.types import Heads, HeadSet
 
 VECTOR_MODES = ("replace", "add")
+WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 ASKER = "this change of heads"
 
 
@@ -41,7 +42,13 @@ class HeadVectors:
     values: Tensor
 
     def __post_init__(self) -> None:
-        values = torch.as_tensor(self.values).detach().to("cpu", torch.float32)
+        try:
+            values = torch.as_tensor(self.values).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise HeadwiseError("vectors must be a tensor of numbers [heads, head size]") from error
+        if values.is_complex():
+            raise HeadwiseError("vectors must be real numbers; got complex ones")
+        values = values.to("cpu", torch.float32)
         if not len(self.heads):
             raise HeadwiseError("vectors of no head; choose at least one")
         if values.ndim != 2 or len(values) != len(self.heads):
@@ -165,11 +172,10 @@ def insert(
         HeadwiseError: An unknown mode, a scale that is no finite number, vectors of a model of another shape; and in a pass whose answer rows
             are not known.
     """
-    sets = [vectors] if isinstance(vectors, HeadVectors) else list(vectors)
+    sets: list[Any] = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
     if not sets or not all(isinstance(one, HeadVectors) for one in sets):
         raise HeadwiseError("vectors are wanted: a HeadVectors, or one per batch row (see headwise.extract_vectors)")
-    scales = [scale] * len(sets) if isinstance(scale, int | float) else list(scale)
-    check_insertion(mode, scales)
+    scales = check_insertion(mode, scale if isinstance(scale, list | tuple) else [scale] * len(sets))
     if len(scales) != len(sets):
         raise HeadwiseError(f"{len(scales)} scales for {len(sets)} sets of vectors; give one, or one per set")
     with attached(model) as plan:
@@ -183,13 +189,11 @@ def insert(
             yield
 
 
-def check_insertion(mode: str, scales: Sequence[float]) -> None:
-    """Raise `HeadwiseError` for a mode that `insert` does not know, or a scale that is no finite number."""
+def check_insertion(mode: str, scales: Sequence[Any]) -> list[float]:
+    """The scales as floats. Raises `HeadwiseError` for a mode that `insert` does not know, or a scale that is no finite number."""
     if mode not in VECTOR_MODES:
         raise HeadwiseError(f"unknown mode {mode!r} of vectors; use {' or '.join(VECTOR_MODES)}")
-    for scale in scales:
-        if not math.isfinite(scale):
-            raise HeadwiseError(f"the scale must be a finite number; got {scale:g}")
+    return [checked_number(scale, "the scale") for scale in scales]
 
 
 class Recording:
@@ -295,7 +299,7 @@ def position_table(positions: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise HeadwiseError("positions must be whole numbers, as many for each row") from error
     table = table[None] if table.ndim == 1 else table
-    if table.ndim != 2 or not table.numel() or table.is_floating_point() or table.dtype == torch.bool or bool((table < 0).any()):
+    if table.ndim != 2 or not table.numel() or table.dtype not in WHOLE or bool((table < 0).any()):
         raise HeadwiseError("positions must be whole numbers from 0 on, [R] for all rows or [rows, R]; got none such")
     return table.long()
 

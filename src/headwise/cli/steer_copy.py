@@ -10,6 +10,7 @@ import typer
 from headwise.cli import options as o
 from headwise.cli.generate import prompt_text
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.text import shorten
 
 if TYPE_CHECKING:
     from headwise.models.model import Model
@@ -83,6 +84,10 @@ def _prompt(loaded: Model, text: str, span: str, chat: bool, chat_args: str | No
     pieces.append(Piece(parts[-1]))
     builder = PromptBuilder(PieceEncoder(loaded.tokenizer), chat, chat_arguments(chat_args))
     made = builder.build([Turn("user", tuple(piece for piece in pieces if piece.text))])
+    if made.ids != builder.build([Turn("user", (Piece(text),))]).ids:
+        raise HeadwiseError(
+            f"the span {shorten(span)!r} begins or ends inside a token of the prompt, which would then be read in another way; give whole words"
+        )
     if loaded.positions is not None and len(made.ids) > loaded.positions:
         raise HeadwiseError(f"the prompt has {len(made.ids)} tokens, but {loaded.name} has {loaded.positions} positions; shorten it")
     places = [made.span(f"span/{number}") for number in range(len(parts) - 1)]

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from headwise.cli import options as o
 from headwise.cli.detect import with_signature
 from headwise.cli.progress import progress
-from headwise.heads.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError, NoSuccessfulRunError
 from headwise.methods.trace.options import FitOptions
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def fit(
     try:
         with progress("reading", hidden=json) as report:
             made = fit_probe(fitting, kept, report)
-    except HeadwiseError:  # too few records can be used: there is nothing to go on with
+    except NoSuccessfulRunError:  # too few records can be used: there is nothing to go on with
         kept.remove()
         raise
     made.save(path, overwrite)
@@ -248,7 +248,9 @@ def _trace(loaded: Model, prompt: Prompt, given: str | None, probe: Any, limit: 
 
     if given is None:
         return trace_generated(loaded, prompt, probe, limit)
-    return trace_answer(loaded, prompt, answer_ids(PieceEncoder(loaded.tokenizer), prompt, given), probe)
+    answer = answer_ids(PieceEncoder(loaded.tokenizer), prompt, given)
+    # Behind the prompt: an answer that begins as the prompt does would else be taken for prompt and answer.
+    return trace_answer(loaded, prompt, (*prompt.ids, *answer), probe)
 
 
 def _causes(loaded: Model, found: AnswerTrace, hidden: bool) -> dict[str, float]:

@@ -25,6 +25,25 @@ def plain(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
+def checked_number(number: Any, name: str) -> float:
+    """A finite number, as a float.
+
+    Args:
+        number: What a user gave; numbers of numpy and tensors of one number count too.
+        name: What a message calls it.
+
+    Raises:
+        HeadwiseError: It is no number, or not finite.
+    """
+    try:
+        value = math.nan if isinstance(number, str | bytes) else float(number)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # tensors of several numbers raise the last one
+        value = math.nan
+    if not math.isfinite(value):
+        raise HeadwiseError(f"{name} must be a finite number; got {shorten(repr(number))}")
+    return value
+
+
 def checked_seed(seed: Any, name: str = "seed") -> int:
     """The seed as a whole number.
 

@@ -16,7 +16,7 @@ from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Span, Turn
 
 PASSAGE = "passage/"  # names of spans that are passages begin with it
 TAIL = 64  # characters of the prompt that decide whether an answer can follow it
-_BLANK = re.compile(r"(\n[ \t]*(?:\n[ \t]*)+)")
+_BLANK = re.compile(r"(\r?\n[ \t]*(?:\r?\n[ \t]*)+)")
 
 
 def prompt_of_text(encoder: PieceEncoder, text: str, chat: bool = False, chat_args: dict[str, Any] | None = None) -> Prompt:
@@ -36,7 +36,7 @@ def prompt_of_text(encoder: PieceEncoder, text: str, chat: bool = False, chat_ar
     """
     if not text.strip():
         raise PromptError("the prompt is empty")
-    parts = _BLANK.split(text.rstrip("\n") if chat else text)
+    parts = _BLANK.split(text.rstrip("\r\n") if chat else text)
     last = max(i for i, part in enumerate(parts) if part.strip())
     pieces, number = [], 0
     for i, part in enumerate(parts):

@@ -32,7 +32,10 @@ def write_page(data: Data, path: Path) -> Path:
 
 def page(data: Data) -> str:
     """The whole document."""
-    model, said = public_name(data["model"]), [token for token in data["tokens"] if not token["special"]]
+    model, said = (
+        public_name(data["model"]),
+        [token for token in data["tokens"] if not token["special"] and token["text"].strip()],
+    )
     counts = {label: sum(token["label"] == label for token in said) for label in MEANING}
     facts: dict[str, object] = {"Tokens": len(said)} | {label.capitalize(): n for label, n in counts.items()}
     low, high = data["band"]

@@ -63,10 +63,9 @@ class Probe:
             raise HeadwiseError(f"a probe needs one weight per head; got {len(self.weights)} for {len(self.heads)} heads")
         if not all(type(number) is float and math.isfinite(number) for number in numbers):
             raise HeadwiseError("a probe's weights, bias, threshold, calibration and band must be finite numbers")
-        if not 0 <= self.band[0] <= self.band[1] <= 1:
-            raise HeadwiseError(
-                f"the band of unsure tokens must be two probabilities in order; got {self.band[0]:g} and {self.band[1]:g}"
-            )
+        if len(self.band) != 2 or not 0 <= self.band[0] <= self.band[1] <= 1:
+            told = " and ".join(f"{number:g}" for number in self.band)
+            raise HeadwiseError(f"the band of unsure tokens must be two probabilities in order; got {told}")
         if type(self.shift) is not int or abs(self.shift) > FARTHEST:
             raise HeadwiseError(f"the shift must be a whole number from -{FARTHEST} to {FARTHEST}; got {self.shift!r}")
 
@@ -157,7 +156,7 @@ def load_probe(path: str | Path) -> Probe:
             data["shift"],
             data["weights_digest"],
             data["tokenizer_digest"],
-            data["facts"],
+            _checked_facts(data["facts"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HeadFileError(f"{path} is a broken probe ({reason(error)}); fit it again") from error
@@ -183,6 +182,21 @@ def shipped_probe(model: Model, folder: Any) -> Probe:
     raise HeadwiseError(
         f"no probe for {model.name} comes with headwise (there are: {names}); make one with headwise trace fit and give --probe"
     )
+
+
+def _checked_facts(facts: Any) -> dict[str, Any]:
+    """Facts of which a page can show what it shows: anybody can seal a file.
+
+    Raises:
+        ValueError: What a page reads is of another kind than `headwise.methods.trace.fit` writes.
+    """
+    if not isinstance(facts, dict) or not isinstance(facts.get("options", {}), dict):
+        raise ValueError("its facts are no object")
+    areas = facts.get("auc") or {}
+    rows = [row for row in areas.values() if row is not None] if isinstance(areas, dict) else [areas]
+    if not all(isinstance(row, dict) and all(type(row.get(key)) is float for key in ("auc", "low", "high")) for row in rows):
+        raise ValueError("its AUC are no numbers with intervals")
+    return facts
 
 
 def _seal(data: Mapping[str, Any]) -> str:

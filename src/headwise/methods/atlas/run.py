@@ -195,7 +195,7 @@ def _collected(cells: list[Cell], asked: Asked, options: KnowledgeQuestions, tol
     kept = [each for cell in cells for each in cell[1] if "dropped" not in each][:wanted]
     dropped = asked.dropped + Counter(each["dropped"] for cell in cells for each in cell[1] if "dropped" in each)
     if len(kept) < options.min_records:
-        reasons = "; ".join(f"{count} where {reason}" for reason, count in dropped.most_common())
+        reasons = "; ".join(f"{count} where {reason}" for reason, count in dropped.most_common()) or "none dropped"
         raise NoSuccessfulRunError(
             f"{len(kept)} of {len(asked.records) + asked.dropped.total()} records can be used, fewer than {options.min_records} ({reasons}); give "
             "more records, a wider --followed, or a smaller --min-records"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.heads.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError, NoSuccessfulRunError
 from headwise.heads.plain import checked_seed
 from headwise.heads.progress import Report, silent
 from headwise.heads.types import Heads, HeadSet
@@ -238,4 +238,4 @@ def _enough(usable: int, dropped: Counter[str]) -> None:
         reasons = (
             "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.most_common() if count) or "no others were given"
         )
-        raise HeadwiseError(f"{usable} usable records, and a probe needs at least {LEAST} ({reasons}); give more records")
+        raise NoSuccessfulRunError(f"{usable} usable records, and a probe needs at least {LEAST} ({reasons}); give more records")

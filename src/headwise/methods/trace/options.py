@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.plain import checked_number
 from headwise.runtime.options import check_choice, check_least, check_seed, option
 
 NEGATIVES = ("paired", "closed", "unrelated")
@@ -45,5 +46,5 @@ class FitOptions:
         check_least(1, among=self.among, records=self.records)
         check_least(0, shots=self.shots)
         check_seed(self.seed)
-        if not self.penalty > 0:
+        if not checked_number(self.penalty, "the penalty") > 0:
             raise HeadwiseError(f"the penalty must be above 0; got {self.penalty:g}")

@@ -7,12 +7,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 
 from headwise.attention.vectors import HeadVectors, check_insertion, insert, record
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.text import shorten
 from headwise.heads.types import Heads, HeadSet
 from headwise.models.forward import token_tensor
 from headwise.models.model import Model, as_model, describe_model
@@ -32,7 +35,7 @@ class FunctionVectors:
         provenance: Where they come from; plain JSON data.
 
     Raises:
-        HeadwiseError: An unknown mode, or a scale that is no finite number.
+        HeadwiseError: An unknown mode, a scale that is no finite number, or one that is too large for the vectors.
     """
 
     vectors: HeadVectors
@@ -41,7 +44,9 @@ class FunctionVectors:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_insertion(self.mode, [self.scale])
+        object.__setattr__(self, "scale", check_insertion(self.mode, [self.scale])[0])
+        if not torch.isfinite(self.vectors.values * self.scale).all():  # a file of them could never be put in
+            raise HeadwiseError(f"vectors times {self.scale:g} do not fit into float32; lower the scale")
 
     @contextmanager
     def inserted(self, model: Any, answer_from: int | None = None) -> Iterator[None]:
@@ -87,11 +92,12 @@ def extract_vectors(model: Any, heads: Heads | None, prompts: Ids | Sequence[Ids
 
 
 def function_vectors(
-    model: Model, heads: Heads, prompts: Ids | Sequence[Ids], mode: str = "replace", scale: float = 1.0, average: bool = False
+    model: Any, heads: Heads, prompts: Ids | Sequence[Ids], mode: str = "replace", scale: float = 1.0, average: bool = False
 ) -> FunctionVectors:
     """Extract function vectors, with where they come from. Arguments and errors as `extract_vectors` and `FunctionVectors` have them."""
-    vectors = extract_vectors(model, heads, prompts, average)
-    return FunctionVectors(vectors, mode, scale, describe_vectors(model, vectors, prompt_list(prompts)))
+    wrapped = as_model(model)
+    vectors = extract_vectors(wrapped, heads, prompts, average)
+    return FunctionVectors(vectors, mode, scale, describe_vectors(wrapped, vectors, prompt_list(prompts)))
 
 
 def describe_vectors(model: Model, vectors: HeadVectors, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -112,10 +118,14 @@ def every_head(model: Model) -> HeadSet:
 
 
 def prompt_list(prompts: Ids | Sequence[Ids]) -> list[tuple[int, ...]]:
-    """Token ids of one prompt or of several. Raises `HeadwiseError` for none, or an empty one."""
-    single = isinstance(prompts, Prompt) or (len(prompts) > 0 and isinstance(prompts[0], int))
-    several: Any = [prompts] if single else prompts
-    found = [tuple(one.ids if isinstance(one, Prompt) else one) for one in several]
+    """Token ids of one prompt or of several, tables of numpy and torch too. Raises `HeadwiseError` for none, an empty one, or no ids."""
+    given: Any = prompts.tolist() if isinstance(prompts, np.ndarray | torch.Tensor) else prompts
+    try:
+        single = isinstance(given, Prompt) or (len(given) > 0 and not isinstance(given[0], Prompt) and np.ndim(given[0]) == 0)
+        several = [given] if single else given
+        found = [tuple(index(token) for token in (one.ids if isinstance(one, Prompt) else one)) for one in several]
+    except (TypeError, ValueError) as error:
+        raise HeadwiseError(f"prompts must be token ids, or a list of them; got {shorten(repr(prompts))}") from error
     if not found or not all(found):
         raise HeadwiseError("vectors come from the last token of a prompt; the prompt is empty")
     return found
