@@ -14,6 +14,7 @@ from typing import Any
 
 from headwise.heads.errors import PromptError
 from headwise.heads.files import parse_json, read_text, split_lines
+from headwise.heads.text import reason
 from headwise.prompts.knowledge_record import KnowledgeRecord
 from headwise.prompts.mentions import mentions
 from headwise.prompts.passages import Passage, passage_of
@@ -59,7 +60,7 @@ def read_knowledge(path: Path | str, layout: str = "auto") -> list[KnowledgeReco
         except KeyError as error:
             raise PromptError(f"{place}: the layout {layout} has a field {error.args[0]!r}, which is missing here") from error
         except (TypeError, AttributeError, IndexError) as error:
-            raise PromptError(f"{place}: not a row of the layout {layout}; the field types differ ({error})") from error
+            raise PromptError(f"{place}: not a row of the layout {layout}: {reason(error)}") from error
     return found
 
 
