@@ -18,7 +18,7 @@ from headwise.caches.kept_cache import KeptCache
 from headwise.evaluation.reading import continuation
 from headwise.heads import HeadwiseError, UnsupportedModelError
 from headwise.models import names
-from headwise.models.checkpoint import fault_of_numbers
+from headwise.models.families import fault_of_numbers
 from headwise.models.load import load
 from headwise.models.model import Model, as_model, label
 from headwise.models.names import bundled_names

@@ -35,7 +35,10 @@ class Attribution:
     Args:
         plan: Of the model.
         rule: Of `RULES`.
-        sources, rows, positive, columns: See `attribute`.
+        sources: See `attribute`.
+        rows: See `attribute`.
+        positive: See `attribute`.
+        columns: See `attribute`.
     """
 
     def __init__(

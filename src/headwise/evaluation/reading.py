@@ -16,9 +16,8 @@ from headwise.caches.kept_cache import KeptCache
 from headwise.caches.kept_layer import Compressor, Keep, View
 from headwise.caches.stacked import can_be_stacked, stacked
 from headwise.maths.memory import cache_bytes, full_counts
-from headwise.models.forward import token_tensor
+from headwise.models.forward import check_finite, token_tensor
 from headwise.models.model import Model
-from headwise.models.readout import check_finite
 from headwise.runtime.answer import decode_rows
 
 CHUNK = 64  # tokens that are read at a time by methods whose prefill is `chunked`

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ SHOWN = 3  # names of tensors in a message
 LFS = b"version https://git-lfs"
 OBJECTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "adapter_config.json")
 WEIGHTS = ("*.safetensors", "*.bin")
-MOST_POSITIONS = 2**31 - 1  # positions are 32-bit numbers in caches
-EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
 
 
 def fault_of(folder: Path | None, weights: bool = True) -> str | None:
@@ -32,31 +29,6 @@ def fault_of(folder: Path | None, weights: bool = True) -> str | None:
     if weights and not files and not indexes:
         checks.append("it holds no weights (model.safetensors)")
     return next((fault for fault in checks if fault), None)
-
-
-def fault_of_numbers(config: Any) -> str | None:
-    """A number of a configuration with which no model can work, though transformers takes it; None if there is none.
-
-    Args:
-        config: The configuration of the language model.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and not (isinstance(positions, int) and 0 < positions <= MOST_POSITIONS):
-        return f"max_position_embeddings is {positions!r}; a number of tokens from 1 to {MOST_POSITIONS} is expected"
-    small = {name: getattr(config, name) for name in EPSILONS if getattr(config, name, None) is not None}
-    rotations = _rotations(getattr(config, "rope_parameters", None))
-    for name, value in [*small.items(), *(("rope_theta", theta) for theta in rotations)]:
-        if not isinstance(value, int | float) or not 0 < value < inf:
-            return f"{name} is {value!r}; a number above 0 is expected"
-    return None
-
-
-def _rotations(parameters: Any) -> list[Any]:
-    """The bases of all rotations: one, or one per kind of layer."""
-    if not isinstance(parameters, dict):
-        return []
-    own = [parameters["rope_theta"]] if parameters.get("rope_theta") is not None else []
-    return own + [theta for value in parameters.values() for theta in _rotations(value)]
 
 
 def _fault_of_index(path: Path) -> str | None:

@@ -7,6 +7,7 @@ Dispatch is on `config.model_type`, never on a checkpoint's name. To add a famil
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from headwise.heads.errors import UnsupportedModelError
@@ -284,3 +285,32 @@ def family_of(model_type: str) -> Family:
             f"model type {model_type!r} is not known; known: {', '.join(sorted(FAMILIES))}. To add one see docs/add-a-family.md"
         )
     return FAMILIES[model_type]
+
+
+MOST_POSITIONS = 2**31 - 1  # positions are 32-bit numbers in caches
+EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+
+
+def fault_of_numbers(config: Any) -> str | None:
+    """A number of a configuration with which no model can work, though transformers takes it; None if there is none.
+
+    Args:
+        config: The configuration of the language model.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and not (isinstance(positions, int) and 0 < positions <= MOST_POSITIONS):
+        return f"max_position_embeddings is {positions!r}; a number of tokens from 1 to {MOST_POSITIONS} is expected"
+    small = {name: getattr(config, name) for name in EPSILONS if getattr(config, name, None) is not None}
+    rotations = _rotations(getattr(config, "rope_parameters", None))
+    for name, value in [*small.items(), *(("rope_theta", theta) for theta in rotations)]:
+        if not isinstance(value, int | float) or not 0 < value < inf:
+            return f"{name} is {value!r}; a number above 0 is expected"
+    return None
+
+
+def _rotations(parameters: Any) -> list[Any]:
+    """The bases of all rotations: one, or one per kind of layer."""
+    if not isinstance(parameters, dict):
+        return []
+    own = [parameters["rope_theta"]] if parameters.get("rope_theta") is not None else []
+    return own + [theta for value in parameters.values() for theta in _rotations(value)]

@@ -179,3 +179,26 @@ def _switch(module: Any, name: str) -> int:
     if _kinds(module)[name] == "longrope":
         return int(own["original_max_position_embeddings"])
     return int(module.original_max_seq_len)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise `HeadwiseError` if a logit is NaN or infinite: an argmax over them means nothing."""
+    if not torch.isfinite(logits).all():
+        raise HeadwiseError("the model's logits are not finite (NaN or infinity); try --dtype float32 or another checkpoint")
+
+
+def finite_scores(ids: Tensor, scores: Tensor) -> Tensor:
+    """A logits processor for transformers' `generate` that changes nothing.
+
+    Args:
+        ids: Not looked at.
+        scores: [B, vocabulary]; -inf is allowed, for tokens that a generation configuration forbids.
+
+    Returns:
+        The same scores.
+
+    Raises:
+        HeadwiseError: See `check_finite`.
+    """
+    check_finite(scores.masked_fill(scores == -torch.inf, 0))
+    return scores

@@ -17,8 +17,8 @@ import torch
 
 from headwise.heads.errors import HeadwiseError
 from headwise.models import adapters, gguf, placement, quantized
-from headwise.models.checkpoint import fault_of, fault_of_numbers, some_of
-from headwise.models.families import family_of
+from headwise.models.checkpoint import fault_of, some_of
+from headwise.models.families import family_of, fault_of_numbers
 from headwise.models.model import Model, label, says_quantized, use_the_cap
 from headwise.models.names import bundled_models, folder_of
 from headwise.models.registry import entry_named

@@ -20,7 +20,7 @@ from headwise.heads.types import Heads
 from headwise.models.adapters import describe_adapter, without_adapter
 from headwise.models.families import Family, family_of
 from headwise.models.quantized import source_of
-from headwise.models.readout import Readout, finite_scores
+from headwise.models.readout import Readout
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Model:
         Raises:
             HeadwiseError: No tokenizer, an empty prompt, one that does not fit, `max_new_tokens` below 1, or a logit that is NaN or infinite.
         """
-        from headwise.models.forward import cache_argument
+        from headwise.models.forward import cache_argument, finite_scores
 
         need_tokenizer(self, "generating text")
         if not isinstance(text, str) or not text:

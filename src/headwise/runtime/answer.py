@@ -24,9 +24,8 @@ from transformers import DynamicCache
 from headwise.attention.observe import Observation
 from headwise.attention.tail import last_rows
 from headwise.caches.shared import cut_back, fork, shared_past
-from headwise.models.forward import forward, token_tensor
+from headwise.models.forward import check_finite, forward, token_tensor
 from headwise.models.model import Model, as_model
-from headwise.models.readout import check_finite
 from headwise.prompts.encoder import Stops, answer_start, ends, read_answer
 from headwise.runtime.runner import Leaf, prefill
 from headwise.stats.metrics import judged

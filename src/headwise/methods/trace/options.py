@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.plain import checked_number
 from headwise.runtime.options import check_choice, check_least, check_seed, option
 
 NEGATIVES = ("paired", "closed", "unrelated")
@@ -41,6 +40,8 @@ class FitOptions:
     seed: int = option(0, "Of swapped answers, draw, split and intervals.")
 
     def __post_init__(self) -> None:
+        from headwise.heads.plain import checked_number  # imports numpy
+
         check_choice("negatives", self.negatives, NEGATIVES)
         check_choice("memory", self.memory, MEMORIES)
         check_least(1, among=self.among, records=self.records)
