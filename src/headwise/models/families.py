@@ -96,6 +96,10 @@ PARTS = (
     "sinks",
 )
 
+# What `fault_of_numbers` looks at in the configuration of any family.
+MOST_POSITIONS = 2**31 - 1  # positions are 32-bit numbers in caches
+EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+
 # Parts that several families share.
 HEAD_NORMS: dict[str, Any] = {"query_norm": "q_norm", "key_norm": "k_norm"}
 FOUR_NORMS: dict[str, Any] = {
@@ -285,10 +289,6 @@ def family_of(model_type: str) -> Family:
             f"model type {model_type!r} is not known; known: {', '.join(sorted(FAMILIES))}. To add one see docs/add-a-family.md"
         )
     return FAMILIES[model_type]
-
-
-MOST_POSITIONS = 2**31 - 1  # positions are 32-bit numbers in caches
-EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
 
 
 def fault_of_numbers(config: Any) -> str | None:
