@@ -54,9 +54,7 @@ def attention_columns(
     lse = torch.full(query.shape[:3], -torch.inf, device=query.device)
     for _, part in again():
         lse = torch.logaddexp(lse, part.logsumexp(dim=-1))
-    if sinks is not None:
-        lse = torch.logaddexp(lse, sinks.float().view(1, -1, 1))
-    lse = lse.masked_fill(lse.isneginf(), 0)  # rows that see nothing: exp(-inf - 0) = 0
+    lse = _normaliser(lse, sinks)
     columns = query.new_zeros((*query.shape[:2], stop), dtype=torch.float32)
     for start, part in again():
         width = min(stop - start, part.shape[-1])
@@ -99,10 +97,15 @@ def attention_rows(
         width = min(stop - start, part.shape[-1])
         if width > 0:
             rows[..., start : start + width] = part[..., :width]
+    lse = _normaliser(lse, sinks)
+    return torch.exp(rows - lse.unsqueeze(-1))
+
+
+def _normaliser(lse: Tensor, sinks: Tensor | None) -> Tensor:
+    """What logits are reduced by before they are exponentiated: the log-sum-exp [B, H, R] over keys, with the sink's share."""
     if sinks is not None:
         lse = torch.logaddexp(lse, sinks.float().view(1, -1, 1))
-    lse = lse.masked_fill(lse.isneginf(), 0)  # rows that see nothing: exp(-inf - 0) = 0
-    return torch.exp(rows - lse.unsqueeze(-1))
+    return lse.masked_fill(lse.isneginf(), 0)  # rows that see nothing: exp(-inf - 0) = 0
 
 
 def pool_passages(
