@@ -107,8 +107,11 @@ class Measured:
         self.rivals.learned = np.array(self.once(f"weights-{name}", make)["weights"])
 
     def item(self, item: Item, number: int, classes: bool) -> dict[str, Any]:
-        """All rivals on one item; classes: also what tells read from remembered."""
+        """All rivals on one item; classes: also what tells read from remembered, and an item that is not usable costs one pass only."""
         prompt = item.prompt(self.composer)
+        told = self.told(item, prompt) if classes else {}
+        if classes and not usable([told]):
+            return told
         said = self.rivals.all(prompt, prompt.gold, item.record.question, item.answer, number)
         drops = said["leave_one_out"].passages
         rows = {
@@ -123,18 +126,17 @@ class Measured:
             for name, one in said.items()
         }
         out: dict[str, Any] = {"rivals": rows, "largest_drop": max(drops), "probability": said["probe"].more["probability"]}
-        return out | (self.classes(item, prompt) if classes else {})
+        return out | told | (self.classes(item, prompt) if classes else {})
 
-    def classes(self, item: Item, prompt: Prompt) -> dict[str, Any]:
-        """The read token's rank, the remembered answer's score on the same rows, and scores of words said beside strange passages and without any."""
+    def told(self, item: Item, prompt: Prompt) -> dict[str, Any]:
+        """Whether an item is usable: ranks of the answer to be read and of the remembered one among the next tokens."""
         new, old = self.composer.first_token(item.answer), self.composer.first_token(item.record.answers[0])
         seen = read_newest(self.model, self.probe.heads, [prompt], self.probe.weights)
-        out: dict[str, Any] = {
-            "same": new == old,
-            "read_rank": int(seen.ranks([new])[0]),
-            "remembered_rank": int(seen.ranks([old])[0]),
-            "paired": self.rivals.candidate(prompt, old),
-        }
+        return {"same": new == old, "read_rank": int(seen.ranks([new])[0]), "remembered_rank": int(seen.ranks([old])[0])}
+
+    def classes(self, item: Item, prompt: Prompt) -> dict[str, Any]:
+        """The remembered answer's score on the same rows, and scores of words said beside strange passages and without any."""
+        out: dict[str, Any] = {"paired": self.rivals.candidate(prompt, self.composer.first_token(item.record.answers[0]))}
         for name, other in (("unrelated", item.without_gold(self.composer)), ("closed", self.composer.closed(item.record))):
             token = int(read_newest(self.model, self.probe.heads, [other]).logits[0].argmax())
             own = token not in self.endings and (name == "closed" or token not in other.ids)
@@ -296,6 +298,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=16)
     parser.add_argument("--rules", default="gradient,gim")
     parser.add_argument("--items", type=int, default=24)
+    parser.add_argument("--first", type=int, default=0, help="leave out so many items, such as those of an earlier try")
     parser.add_argument("--popqa", type=int, default=60)
     parser.add_argument("--passages", type=int, default=4)
     parser.add_argument("--words", type=int, default=60, help="passages are cut to so many words")
@@ -322,10 +325,10 @@ def main() -> None:
     sets: dict[str, Any] = {}
     for name in given.sets.split(","):
         run.learn(name)
-        items, classes = run.items(name, "test", given.items), name != "hotpotqa"
+        items, classes = run.items(name, "test", given.first + given.items), name != "hotpotqa"
         rows = [
             run.once(f"{name}-{i}", lambda i=i, item=item, classes=classes: run.item(item, i, classes))
-            for i, item in enumerate(items)
+            for i, item in list(enumerate(items))[given.first :]
         ]
         good = usable(rows) if classes else rows
         sets[name] = {"items": len(rows), "usable": len(good), "rows": good, "rivals": table(good)} | (

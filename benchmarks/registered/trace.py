@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from registered.claim import Claim
 
+# Second try (2026-11-29), written down before its numbers: the first one had 16 copy heads and 7 usable items. Heads are now the 48 strongest by
+# retrieval relevance of the last row (`detect retrieval --rows last --followed top5 --shots 3`, 64 records that are in no other part); the probe is
+# fitted on 900 other records, and the items are `--first 24 --items 200`, none of which was used before. Claims and rules stay.
 TRACE = "benchmarks/trace.py --data FOLDER --model smollm2 --probe PROBE --items 24"
 FIT = "probe: headwise trace fit on `--write-train`, which holds no question of the test items, nor of those that the learned weights use"
 NQ = f"24 questions of NQ (every tenth record) behind the swapped passage and three passages of other questions; {FIT}"
