@@ -76,3 +76,8 @@ def group_mean(scores: Tensor, groups: int) -> Tensor:
         [B, G, S].
     """
     return scores.view(scores.shape[0], groups, -1, scores.shape[-1]).mean(dim=2)
+
+
+def group_largest(scores: Tensor, groups: int) -> Tensor:
+    """The largest score among the query heads of each KV head; arguments and shapes as in `group_mean`."""
+    return scores.view(scores.shape[0], groups, -1, scores.shape[-1]).amax(dim=2)

@@ -1,0 +1,52 @@
+"""Exchange of slots and rows taken by position, against slow loops."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headwise.maths.slots import exchange, overlap, take_rows
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000))
+def test_slots_hold_what_is_wanted_with_the_fewest_moves(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    batch, groups, budget, length = 2, 3, 5, 12
+    held = torch.full((batch, groups, budget), -1)
+    for _ in range(6):
+        counts = torch.randint(1, budget + 1, (batch, groups), generator=generator)
+        wanted = torch.full_like(held, -1)
+        for b in range(batch):
+            for g in range(groups):
+                own = torch.randperm(length, generator=generator)[: int(counts[b, g])]
+                wanted[b, g, budget - len(own) :] = own.sort().values
+        move = exchange(held, wanted, length)
+        missing = sum(
+            len(set(wanted[b, g].tolist()) - set(held[b, g].tolist()) - {-1}) for b in range(batch) for g in range(groups)
+        )
+        assert len(move.slots) == len(move.positions) == missing
+        for b in range(batch):
+            for g in range(groups):
+                assert sorted(set(move.held[b, g].tolist()) - {-1}) == sorted(set(wanted[b, g].tolist()) - {-1})
+                stay = [i for i in range(budget) if held[b, g, i] >= 0 and held[b, g, i] in wanted[b, g]]
+                assert all(move.held[b, g, i] == held[b, g, i] for i in stay)
+        held = move.held
+
+
+def test_rows_are_taken_from_any_layout() -> None:
+    table = torch.randn(2, 3, 9, 4)
+    positions = torch.randint(0, 9, (2, 3, 5))
+    slow = torch.stack([torch.stack([table[b, g, positions[b, g]] for g in range(3)]) for b in range(2)])
+    roomy = torch.zeros(2, 3, 20, 4)
+    roomy[:, :, :9] = table
+    transposed = table.transpose(1, 2).contiguous().transpose(1, 2)
+    for layout in (table, roomy[:, :, :9], transposed, table.transpose(2, 3).contiguous().transpose(2, 3)):
+        assert torch.equal(take_rows(layout, positions), slow)
+    assert torch.equal(take_rows(table, positions[:, :1]), take_rows(table, positions[:, :1].expand(2, 3, 5)))
+
+
+def test_overlap_counts_what_was_there_before() -> None:
+    before, now = torch.tensor([[[0, 1, 2]]]), torch.tensor([[[-1, 2, 3]]])
+    assert overlap(before, now, 5).tolist() == [[0.5]]
