@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headwise.maths.select import best_pages
 from headwise.maths.slots import exchange, overlap, take_rows
 
 
@@ -50,3 +51,24 @@ def test_rows_are_taken_from_any_layout() -> None:
 def test_overlap_counts_what_was_there_before() -> None:
     before, now = torch.tensor([[[0, 1, 2]]]), torch.tensor([[[-1, 2, 3]]])
     assert overlap(before, now, 5).tolist() == [[0.5]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.integers(0, 4), st.integers(1, 6), st.integers(0, 30), st.integers(1, 40), st.integers(0, 1000))
+def test_pages_fill_the_budget_without_doubles(page: int, sinks: int, recent: int, more: int, longer: int, seed: int) -> None:
+    first = -(-sinks // page) * page
+    budget = max(sinks + recent + 1, first + recent) + more
+    length = budget + longer
+    scores = torch.rand(2, 3, length // page, generator=torch.Generator().manual_seed(seed))
+    found = best_pages(scores, page, length, budget, sinks, recent)
+    assert found.shape == (2, 3, budget)
+    for row, own in zip(found.flatten(0, 1).tolist(), scores.flatten(0, 1).tolist(), strict=True):
+        assert row == sorted(set(row))
+        assert set(range(sinks)) <= set(row)
+        assert set(range(length - recent, length)) <= set(row)
+        whole = [p for p in range(len(own)) if set(range(p * page, (p + 1) * page)) <= set(row)]
+        newest = next(i for i in range(length, 0, -1) if i - 1 not in row)
+        middle = [p for p in range(len(own)) if p * page >= first and (p + 1) * page <= newest]
+        chosen = [p for p in whole if p in middle]
+        left = [p for p in middle if p not in whole]
+        assert not chosen or not left or min(own[p] for p in chosen) >= max(own[p] for p in left)

@@ -17,9 +17,10 @@ from torch import Tensor
 from headwise.attention.call import Call, KeyProvider, Pass, Whole
 from headwise.attention.selected import Counts, Selected
 from headwise.heads.errors import HeadwiseError
-from headwise.maths.columns import attention_rows
+from headwise.maths.attend import softmax_rows
 from headwise.maths.importance import group_mean
-from headwise.maths.select import best_places, protected
+from headwise.maths.rows import Keys, visible_logits
+from headwise.maths.select import best_pages, best_places, protected
 from headwise.maths.slots import Exchange, exchange, marked, overlap, take_rows
 from headwise.models.model import Model
 
@@ -34,11 +35,13 @@ class Chooser(Protocol):
         name: What it is called.
         shared: One choice per step for all layers, made at the first of them. False: every layer has its own.
         checked: Its recall is compared with chance before it is relied on; False for controls.
+        page: Its scores are for so many positions each, one behind the other.
     """
 
     name: str
     shared: bool
     checked: bool
+    page: int
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """A block opens: refuse a model that does not fit, forget everything.
@@ -55,7 +58,7 @@ class Chooser(Protocol):
         """Whether a layer attends to everything in this step, as layers that choose for others do."""
 
     def scores(self, call: Call, whole: Whole) -> Tensor | None:
-        """[B, G or 1, n <= S], larger = rather; positions behind n are kept as recent ones. None: as at the step before.
+        """[B, G or 1, n], larger = rather, for the first n (pages of) positions; those behind are kept as recent ones. None: as at the step before.
 
         Args:
             call: The attention call of the layer that asks (the first one if `shared`).
@@ -231,6 +234,10 @@ class SparseDecoding:
     def _positions(self, scores: Tensor, whole: Whole, batch: int) -> Tensor:
         """[B, G or 1, budget] from scores that may be older than this step."""
         options, (visible, forced) = self.options, self._visible(whole)
+        page = self.chooser.page
+        if page > 1 and -(-options.sinks // page) * page + options.recent <= options.budget and bool(visible.all()):
+            return best_pages(scores, page, whole.length, options.budget, options.sinks, options.recent)
+        scores = scores.repeat_interleave(page, dim=-1)
         scores = scores[..., : whole.length]
         new = whole.length - scores.shape[-1]
         if new > 0:
@@ -322,10 +329,9 @@ def row_weights(call: Call, whole: Whole) -> Tensor:
     mask, device = whole.visible, whole.keys[-1].device
     mask = None if mask is None else mask[:, :, -1:].to(device)
     query, sinks = call.query[:, :, -1:].to(device), None if call.sinks is None else call.sinks.to(device)
-    rows = attention_rows(
-        query, whole.keys, scaling=call.scaling, stop=whole.length, mask=mask, softcap=call.softcap, sinks=sinks
-    )
-    return rows[:, :, 0]
+    blocks = visible_logits(query, Keys(whole.keys), call.scaling, mask, call.softcap, whole.length)
+    logits = [block for _, block in blocks]  # one per segment of keys
+    return softmax_rows(logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1), sinks)[:, :, 0]
 
 
 def recall_of(call: Call, whole: Whole, positions: Tensor, visible: Tensor, forced: Tensor) -> tuple[float, float]:

@@ -33,6 +33,7 @@ class FreeChooser:
     name = ""
     shared = True
     checked = True
+    page = 1
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """See `Chooser.start`."""
@@ -154,7 +155,7 @@ class Pages(FreeChooser):
     def __init__(self, size: int = 16) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise HeadwiseError(f"a page must hold at least one key; got {size!r}")
-        self._size = size
+        self.page = size
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """Forget bounds."""
@@ -163,27 +164,27 @@ class Pages(FreeChooser):
 
     def begin(self, now: Pass) -> None:
         """Drop bounds of tokens that were taken back."""
-        full = now.before // self._size
+        full = now.before // self.page
         self._bounds = {layer: (low[:, :, :full], high[:, :, :full]) for layer, (low, high) in self._bounds.items()}
 
     def scores(self, call: Call, whole: Whole) -> Tensor | None:
-        """[B, G, positions in full pages]; the rest of the text is recent."""
+        """[B, G, full pages]; the rest of the text is recent."""
         low, high = self._bounds_of(call.layer, whole)
         if not low.shape[2]:
             return None
         query = call.query.float()
         # The larger of q * low and q * high per channel is what the best imaginable key of the page would give.
         bound = grouped_product(query.clamp(min=0), high.transpose(-1, -2)) + grouped_product(query.clamp(max=0), low.transpose(-1, -2))
-        return group_largest(bound[:, :, 0], low.shape[1]).repeat_interleave(self._size, dim=-1)
+        return group_largest(bound[:, :, 0], low.shape[1])
 
     def _bounds_of(self, layer: int, whole: Whole) -> tuple[Tensor, Tensor]:
         """[B, G, pages, d] each; only pages that are new are read."""
-        keys, full = whole.keys[-1], whole.length // self._size
+        keys, full = whole.keys[-1], whole.length // self.page
         known = self._bounds.get(layer)
         done = 0 if known is None else known[0].shape[2]
         if done < full:
-            new = keys[:, :, done * self._size : full * self._size].float()
-            new = new.view(*new.shape[:2], full - done, self._size, new.shape[3])
+            new = keys[:, :, done * self.page : full * self.page].float()
+            new = new.view(*new.shape[:2], full - done, self.page, new.shape[3])
             low, high = new.amin(dim=3), new.amax(dim=3)
             known = (low, high) if known is None else (torch.cat([known[0], low], dim=2), torch.cat([known[1], high], dim=2))
             self._bounds[layer] = known
