@@ -184,6 +184,6 @@ def test_beams_are_refused(model):
 
 @pytest.mark.parametrize("family", HOLES)
 def test_a_model_without_full_attention_is_refused(family):
-    with pytest.raises(HeadwiseError, match=HOLES[family]):
-        with sparse_decode(tiny_model(family), choosers.Streaming(), budget=BUDGET, sinks=2, recent=3):
-            pass
+    hf = tiny_model(family)
+    with pytest.raises(HeadwiseError, match=HOLES[family]), sparse_decode(hf, choosers.Streaming(), budget=BUDGET, sinks=2, recent=3):
+        pass
