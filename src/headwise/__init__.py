@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headwise.attention.steer import steer
     from headwise.attention.vectors import HeadVectors, insert, record
     from headwise.caches.kept_cache import compress
+    from headwise.caches.sparse_cache import sparse_decode
     from headwise.evaluation.ablation import ablation_curve
     from headwise.evaluation.conflict import conflict_curves
     from headwise.heads.errors import HeadwiseError
@@ -98,6 +99,7 @@ __all__ = [
     "record",
     "save_heads",
     "save_vectors",
+    "sparse_decode",
     "steer",
     "trace",
     "trace_answer",
@@ -153,6 +155,7 @@ _HOMES = {
     "record": "headwise.attention.vectors",
     "save_heads": "headwise.heads.headfile",
     "save_vectors": "headwise.methods.vectors.file",
+    "sparse_decode": "headwise.caches.sparse_cache",
     "steer": "headwise.attention.steer",
     "trace": "headwise.methods.trace.answer",
     "trace_answer": "headwise.methods.trace.answer",

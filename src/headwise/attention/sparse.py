@@ -25,7 +25,7 @@ from headwise.maths.slots import Exchange, exchange, marked, overlap, take_rows
 from headwise.models.model import Model
 
 LEAST = -3e38  # a score that is never chosen, except to fill the budget
-MARGIN = 0.05  # a chooser whose recall is not this much above chance is not used
+MARGIN = 0.02  # a chooser whose recall is not this much above chance is not used
 
 
 class Chooser(Protocol):

@@ -1,0 +1,116 @@
+"""Claims about sparse decoding, family `specontext`. Written down on 2026-11-29 before any of their numbers; one needle of two sentences had been tried."""
+
+from __future__ import annotations
+
+from registered.claim import Claim
+
+DECODE = "headwise bench decode smollm2 --heads COPY --choosers ... --budgets 128,512 --lengths 2048"
+SPEED = "benchmarks/sparse.py"
+TEXT = "64 teacher-forced steps of running text behind 2,048 tokens, 4 contexts; copy heads found on other texts"
+ANSWERS = "needle, key-value and extraction contexts of 2,048 tokens"
+CONTROLS = "streaming (first and last positions), random positions, oracle per layer"
+FULL = "the full model's own score is at least 0.3"
+BEATEN = "mean over contexts, paired: above 0 and corrected two-sided p at most 0.05"
+
+SPECONTEXT_CLAIMS = (
+    Claim(
+        "specontext.per_layer_above_shared",
+        "specontext 6.5",
+        "a choice per layer and KV head keeps at least as much attention mass as one choice for all layers, and more so at the smaller budget",
+        "",
+        "mass(oracle) - mass(shared chooser) above 0 at both budgets, and larger at 128 than at 512",
+        TEXT,
+        CONTROLS,
+        DECODE,
+    ),
+    Claim(
+        "specontext.overlap",
+        "specontext 6.6",
+        "what is chosen at a step is mostly what was chosen at the step before",
+        "",
+        "overlap at least 0.8 at 512 of 2,048 on running text, for at least one chooser that is not streaming; chance is printed",
+        TEXT,
+        CONTROLS,
+        DECODE,
+    ),
+    Claim(
+        "specontext.mean_misses_needles",
+        "issue 19 (ours)",
+        "at equal budget the heads that retrieve answer needles where recency does not",
+        FULL,
+        f"needle recall of retrieval_heads minus streaming at 128, {BEATEN}",
+        ANSWERS,
+        CONTROLS,
+        DECODE,
+    ),
+    Claim(
+        "specontext.retrieval_mass",
+        "issue 19 (ours)",
+        "choosing by the retrieval heads' last step keeps more of their own mass than refreshing the mean of all heads does",
+        "",
+        f"mass at the retrieval heads, retrieval_heads minus refresh_every at 128, {BEATEN}",
+        TEXT,
+        CONTROLS,
+        DECODE,
+    ),
+    Claim(
+        "specontext.text_as_full",
+        "issue 19",
+        "some chooser that saves work leaves running text as it is at a quarter of the context",
+        "",
+        "perplexity at most 1.01 of full at 512 of 2,048, and greedy agreement at least 0.95",
+        TEXT,
+        CONTROLS,
+        DECODE,
+    ),
+    Claim(
+        "specontext.extraction",
+        "issue 19 (ours)",
+        "some chooser that saves work copies ten records as the full model does at a quarter of the context",
+        FULL,
+        "intersection over union at least 0.9 of the full model's at 512 of 2,048",
+        ANSWERS,
+        CONTROLS,
+        DECODE,
+    ),
+    Claim(
+        "specontext.speed_32k",
+        "issue 19",
+        "a step that reads 2,048 of 32,768 positions is three times as fast as full attention, choosing included",
+        "",
+        "vs_full_per_token at least 3 (random Llama, 8 layers, 512 wide)",
+        "random keys and values; rounds in turn",
+        "DynamicCache; a preallocated cache; streaming as the bound",
+        SPEED,
+    ),
+    Claim(
+        "specontext.speed_flat",
+        "issue 19",
+        "time per token does not grow with the text",
+        "",
+        "time at 32,768 over time at 8,192 within 0.9 to 1.1, budget 2,048",
+        "random keys and values; rounds in turn",
+        "the preallocated cache at both lengths",
+        SPEED + " --only flat",
+    ),
+    Claim(
+        "specontext.speed_smollm2",
+        "issue 19",
+        "on smollm2 behind 8,192 tokens, budget 512, a step reaches 80 % of what attention's share of a step allows",
+        "",
+        "share_of_bound at least 0.8",
+        "random keys and values; rounds in turn",
+        "streaming as the bound",
+        SPEED + " --model smollm2 --length 7900 --budget 512",
+    ),
+    Claim(
+        "specontext.bytes_moved",
+        "issue 19",
+        "a quarter of the budget, or less, has to be moved per step on running text",
+        "",
+        "moved_share at most 0.25 at 512 of 2,048 for a chooser that is not streaming",
+        "64 greedy steps behind running text",
+        "gathering the whole budget every step (1.0)",
+        SPEED + " --only moved --model smollm2 --length 2048 --budget 512 --tokens 64",
+    ),
+)
