@@ -1,4 +1,4 @@
-"""Claims about sparse decoding, family `specontext`. Written down on 2026-11-29 before any of their numbers; one needle of two sentences had been tried."""
+"""Claims about sparse decoding, family `specontext`: written down on 2026-11-29 before their numbers; one needle had been tried by hand."""
 
 from __future__ import annotations
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from headwise.attention.call import KeyPart
 from headwise.maths.attend import attend
+
+
+class Found(NamedTuple):
+    """How good a choice is, forced positions left out of everything; means over batch rows and KV heads, all in [0, 1].
+
+    Attributes:
+        recall: Share of the positions with most attention that are chosen, of as many as are chosen.
+        mass: Share of the attention that falls on what is chosen.
+        chance: What both would be for as many positions at random.
+    """
+
+    recall: float
+    mass: float
+    chance: float
 
 
 @dataclass
@@ -26,8 +40,7 @@ class Counts:
         compared: See `kept`.
         chance: What `kept` would be if positions were chosen at random.
         row_bytes: Bytes of one key and one value of one KV head.
-        recall: Share of the positions with most attention that the chooser named (first sparse step; forced positions do not count), or None.
-        recall_by_chance: What that share would be at random.
+        found: How good the chooser's first choice was, or None.
         note: Why the chooser is not used any more, or nothing.
     """
 
@@ -40,8 +53,7 @@ class Counts:
     compared: int = 0
     chance: float = 0.0
     row_bytes: int = 0
-    recall: float | None = None
-    recall_by_chance: float | None = None
+    found: Found | None = None
     note: str = ""
 
     def summary(self) -> dict[str, Any]:
@@ -56,8 +68,9 @@ class Counts:
             "overlap_by_chance": self.chance / self.compared if self.compared else None,
             "bytes_read_per_step": self.read * self.row_bytes / steps if steps else None,
             "bytes_moved_per_step": self.moved * self.row_bytes / steps if steps else None,
-            "recall": self.recall,
-            "recall_by_chance": self.recall_by_chance,
+            "recall": self.found.recall if self.found else None,
+            "mass": self.found.mass if self.found else None,
+            "by_chance": self.found.chance if self.found else None,
             "note": self.note,
         }
 

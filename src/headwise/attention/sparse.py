@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from headwise.attention.call import Call, KeyProvider, Pass, Whole
-from headwise.attention.selected import Counts, Selected
+from headwise.attention.selected import Counts, Found, Selected
 from headwise.heads.errors import HeadwiseError
 from headwise.maths.attend import softmax_rows
 from headwise.maths.importance import group_mean
@@ -25,7 +25,7 @@ from headwise.maths.slots import Exchange, exchange, marked, overlap, take_rows
 from headwise.models.model import Model
 
 LEAST = -3e38  # a score that is never chosen, except to fill the budget
-MARGIN = 0.02  # a chooser whose recall is not this much above chance is not used
+MARGIN = 0.02  # a chooser that is not this much above chance is not used
 
 
 class Chooser(Protocol):
@@ -78,7 +78,7 @@ class SparseOptions:
         sinks: First positions, always read.
         recent: Last positions, always read, the newest token among them.
         slots: Keep what is read in slots beside the cache and move only what changed (elastic loading, sec. 4.3); False: gather every step.
-        check: Compare the chooser's recall with chance at the first sparse step.
+        check: Compare the chooser with chance at the first sparse step.
     """
 
     budget: int
@@ -147,7 +147,7 @@ class SparseDecoding:
         self._whole: dict[int, Whole] = {}
         self._made: set[int] = set()
         self._places: tuple[Tensor, Tensor] | None = None
-        self._checking: list[tuple[float, float]] = []
+        self._checking: list[Found] = []
         self._counted = self._reads_less = False
         self._seen = 0  # positions that some layer has held
 
@@ -181,8 +181,8 @@ class SparseDecoding:
         choice = self._choice(call, whole)
         if choice.positions is None:
             return self._on_device(whole, call)
-        if self.options.check and self.chooser.checked and self.counts.recall is None:
-            self._checking.append(recall_of(call, whole, choice.positions, *self._visible(whole)))
+        if self.options.check and self.chooser.checked and self.counts.found is None:
+            self._checking.append(quality_of(call, whole, choice.positions, *self._visible(whole)))
             return self._on_device(whole, call)
         return self._selected(call, whole, choice.positions, choice)
 
@@ -302,13 +302,13 @@ class SparseDecoding:
         """Behind the step in which everything was read: rely on the chooser, or say why not."""
         if not self._checking:
             return
-        recall, chance = (sum(each) / len(self._checking) for each in zip(*self._checking, strict=True))
+        found = Found(*(sum(each) / len(self._checking) for each in zip(*self._checking, strict=True)))
         self._checking = []
-        self.counts.recall, self.counts.recall_by_chance = recall, chance
-        if recall < chance + MARGIN:
+        self.counts.found = found
+        if max(found.recall, found.mass) < found.chance + MARGIN:
             self.counts.note = (
-                f"chooser {self.chooser.name!r} names {recall:.0%} of the positions that {self.model.name} attends to most, and chance would "
-                f"name {chance:.0%}; everything is read instead"
+                f"chooser {self.chooser.name!r} names {found.recall:.0%} of the positions that {self.model.name} attends to most, which hold "
+                f"{found.mass:.0%} of its attention, and chance would name {found.chance:.0%}; everything is read instead"
             )
             warnings.warn(self.counts.note, stacklevel=2)
 
@@ -334,8 +334,8 @@ def row_weights(call: Call, whole: Whole) -> Tensor:
     return softmax_rows(logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1), sinks)[:, :, 0]
 
 
-def recall_of(call: Call, whole: Whole, positions: Tensor, visible: Tensor, forced: Tensor) -> tuple[float, float]:
-    """How many of the positions that a layer attends to most a choice holds, beside chance; forced positions count for neither.
+def quality_of(call: Call, whole: Whole, positions: Tensor, visible: Tensor, forced: Tensor) -> Found:
+    """How much of what a layer attends to a choice holds.
 
     Args:
         call: The attention call of the layer.
@@ -343,9 +343,6 @@ def recall_of(call: Call, whole: Whole, positions: Tensor, visible: Tensor, forc
         positions: [B, G or 1, budget], -1 for nothing.
         visible: [B or 1, S].
         forced: [B or 1, S].
-
-    Returns:
-        (recall, what a random choice of as many positions would have), both in [0, 1].
     """
     weights = group_mean(row_weights(call, whole), whole.keys[-1].shape[1])
     batch, groups, length = weights.shape
@@ -353,8 +350,8 @@ def recall_of(call: Call, whole: Whole, positions: Tensor, visible: Tensor, forc
     chosen = marked(positions.expand(batch, groups, -1), length) & free
     count = int(chosen.sum(dim=-1).min())
     if not count:
-        return 0.0, 0.0
+        return Found(0.0, 0.0, 0.0)
     best = weights.masked_fill(~free, -1).topk(count, dim=-1).indices
-    return float(chosen.gather(-1, best).float().mean()), float((count / free.sum(dim=-1)).mean())
-
-
+    own = weights.masked_fill(~free, 0)
+    mass = own.masked_fill(~chosen, 0).sum(dim=-1) / own.sum(dim=-1).clamp(min=1e-12)
+    return Found(float(chosen.gather(-1, best).float().mean()), float(mass.mean()), float((count / free.sum(dim=-1)).mean()))

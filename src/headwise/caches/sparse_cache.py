@@ -72,7 +72,7 @@ def sparse_decode(
         recent: Last positions that are always read, the newest token included.
         placement: `device`: everything where the model runs, gathered anew at every step. `slots`: what is read is kept in slots, into which only
             what changed is moved (elastic loading). `host`: the same with everything else in the host's memory (pinned, for a model on a GPU).
-        check: Compare the chooser's recall with chance at the first sparse step, and read everything if it is no better (a warning says so).
+        check: Compare the chooser with chance at the first sparse step, and read everything if it is no better (a warning says so).
 
     Yields:
         An empty cache; `report()` tells what was read and moved, `reset()` empties it for the next prompt.
