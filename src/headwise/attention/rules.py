@@ -125,10 +125,16 @@ def recognised(norm: nn.Module) -> Norm:
     """What a norm computes, found by comparing it with the known kinds on a few numbers.
 
     Raises:
+        HeadwiseError: Its weights are not finite.
         UnsupportedModelError: It is of no kind that is known.
     """
     own: Any = norm
     weight, bias = getattr(own, "weight", None), getattr(own, "bias", None)
+    for part in (weight, bias):
+        if isinstance(part, Tensor) and part.device.type != "meta" and not torch.isfinite(part).all():
+            raise HeadwiseError(
+                f"the weights of a norm {type(norm).__name__} are not finite (NaN or infinity); use another checkpoint"
+            )
     eps = getattr(own, "eps", getattr(own, "variance_epsilon", None))
     if weight is not None and weight.device.type != "meta" and eps is not None:
         x = torch.linspace(-2, 3, weight.numel(), device=weight.device, dtype=weight.dtype).view(1, 1, -1) ** 3 + 0.5
