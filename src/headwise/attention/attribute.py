@@ -132,16 +132,16 @@ class Attribution:
         output = call.output
         if not output.requires_grad:
             return
-        kept = output.detach()
+        kept, layer = output.detach(), call.layer  # a hook that held the call would hold its output, and that the hook: for ever
         given = _inputs_of(call) if self._sources and not self._collects else None
 
         def hook(gradient: Tensor) -> None:
             wide = torch.promote_types(kept.dtype, torch.float32)
             product = kept.to(wide) * gradient.to(wide)
-            self._signed[call.layer] = product.sum(dim=(1, 3))
-            self._heads[call.layer] = product.clamp_(min=0).sum(dim=(1, 3))
+            self._signed[layer] = product.sum(dim=(1, 3))
+            self._heads[layer] = product.clamp_(min=0).sum(dim=(1, 3))
             if given is not None:
-                self._by_source[call.layer] = self._of_last_rows(given, gradient)
+                self._by_source[layer] = self._of_last_rows(given, gradient)
 
         output.register_hook(hook)  # type: ignore[no-untyped-call]
 
