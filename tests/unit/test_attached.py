@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import headwise
-from headwise.attention import ablate, observe, steer
+from headwise.attention import ablate, force_copy, observe, steer
 from headwise.attention.call import Whole
 from headwise.attention.means import head_means, head_samples
 from headwise.attention.plan import attached
@@ -14,12 +14,33 @@ from headwise.caches.kept_cache import compress
 from headwise.caches.kept_file import load_cache, save_cache
 from headwise.heads import HeadSet, HeadwiseError
 from headwise.methods.snapkv.press import SnapKV
+from headwise.models.forward import token_tensor
 from headwise.models.model import Model, device_of
+from headwise.prompts.prompt import Prompt
+from headwise.runtime.relevance import candidates, ranks, relevance
 from headwise.testing.tiny import tiny_model
 from tests.helpers import with_cache
 
+OUTSIDE = r"^token id (96|-1) is outside of the model's vocabulary of 96 tokens; is it from another tokenizer\?$"
 HEADS = HeadSet.of([(1, 2), (2, 5)], (4, 8))
 IDS = torch.arange(3, 43)[None]
+
+
+@pytest.mark.parametrize("wrong", [96, -1])
+@pytest.mark.parametrize("block", [observe, headwise.attribute, lambda model: force_copy(model, HEADS, [(2, 4)])])
+def test_ids_outside_of_the_vocabulary_are_refused_in_every_block(block, wrong):
+    model = tiny_model("llama")
+    ids = IDS.clone()
+    ids[0, 7] = wrong
+    with block(model), pytest.raises(HeadwiseError, match=OUTSIDE):
+        model(input_ids=ids)
+    with pytest.raises(HeadwiseError, match=OUTSIDE):
+        token_tensor(model, ids[0].tolist())
+    for asked in (relevance, ranks):
+        with pytest.raises(HeadwiseError, match=OUTSIDE):
+            asked(Model(model), [Prompt((5, 6, 7))], [wrong])  # no pass reads the last token of an answer
+    with pytest.raises(HeadwiseError, match=OUTSIDE):
+        candidates(Model(model), [Prompt((5, 6, 7))], [[3, wrong]])
 
 
 def offloaded(kind, folder):

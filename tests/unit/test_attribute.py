@@ -296,6 +296,14 @@ def test_norms_are_known_by_what_they_compute():
         refused(lambda odd=odd: recognised(odd), "of no kind that a rule of attribution knows", kind=UnsupportedModelError)
 
 
+def test_a_norm_whose_weights_are_not_finite_is_told_as_such():
+    for name, value in (("weight", torch.nan), ("bias", torch.inf)):
+        norm = nn.LayerNorm(8)
+        with torch.no_grad():
+            getattr(norm, name)[3] = value
+        refused(lambda norm=norm: recognised(norm), "weights of a norm LayerNorm are not finite")
+
+
 def test_no_patented_rule_is_the_default():
     assert not RULES[DEFAULT].patented
     assert {name for name, rule in RULES.items() if rule.patented} == {"cp_lrp", "attnlrp"}

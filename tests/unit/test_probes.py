@@ -93,6 +93,12 @@ def test_places():
     allowed = np.array([False, True, True, True])
     assert best_position(scores, allowed) == 1
     assert best_position(scores, np.zeros(4, dtype=bool)) == -1
+    for value in (0.0, 1.0, -1.0):  # a position that no score was moved to is not preferred
+        equal, everywhere = np.full(4, value), np.ones(4, dtype=bool)
+        assert [best_position(equal, everywhere, shift) for shift in (-2, 0, 1)] == [2, 0, 0]
+    assert best_position(np.array([-1.0, -3.0, -3.0]), np.array([False, True, True]), 1) == 1
+    assert best_position(scores, np.array([True, False, False, False]), -1) == 0  # no other one is allowed
+    assert shifted(np.array([[-9.0, 0.0], [-2.0, 1.0]]), 1).tolist() == [[0.0, -9.0], [1.0, -2.0]]
     assert shifted(scores, 1).tolist() == [3.0, 1.0, 3.0, 0.0]
     assert shifted(scores, -1).tolist() == [0.0, 0.0, 3.0, 1.0]
     assert shifted(scores[None], 2).tolist() == [[1.0, 3.0, 0.0, 0.0]]

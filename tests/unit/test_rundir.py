@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +125,89 @@ def test_a_run_that_was_killed_while_its_folder_was_removed_leaves_the_name_free
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_may_begin_the_same_run(tmp_path):
+def test_a_process_may_open_a_run_twice(tmp_path):
     both = [RunDirectory(tmp_path / "run", {"seed": 1}) for _ in range(2)]
     for key, directory in zip("ab", both, strict=True):
         directory.save(key, *CELL)
     assert all(directory.load(key) is not None for directory in both for key in "ab")
+
+
+BESIDE = """
+import sys
+from pathlib import Path
+import numpy as np
+from headwise.heads import HeadwiseError
+from headwise.runtime.rundir import RunDirectory
+
+try:
+    directory = RunDirectory(Path(sys.argv[1]), {"seed": 1})
+    print("open", flush=True)
+    for line in sys.stdin:
+        directory.save(line.strip(), {"scores": np.zeros(1)}, [{}])
+        print("saved", flush=True)
+except HeadwiseError as error:
+    print(error, flush=True)
+"""
+
+
+class Beside:
+    """Another process at a run: each cell that it is told to save is answered by a line."""
+
+    def __init__(self, folder):
+        command = [sys.executable, "-c", BESIDE, str(folder)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def said(self):
+        return self.process.stdout.readline().strip()
+
+    def save(self, key):
+        self.process.stdin.write(f"{key}\n")
+        self.process.stdin.flush()
+        return self.said()
+
+    def kill(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def beside():
+    made = []
+
+    def start(folder):
+        made.append(Beside(folder))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.kill()
+
+
+IN_USE = r"^another process is at the run in [^\n]*run; wait for it, or give another --output$"
+
+
+def test_a_run_that_another_process_is_at_is_refused_until_that_ends(tmp_path, beside):
+    other = beside(tmp_path / "run")
+    assert other.said() == "open"
+    early = RunDirectory(tmp_path / "run", {"seed": 1})  # nothing is there yet, so nobody knows of the other one
+    assert other.save("a") == "saved"
+    before = files(tmp_path)
+    with pytest.raises(HeadwiseError, match=IN_USE):
+        early.save("b", *CELL)
+    with pytest.raises(HeadwiseError, match=IN_USE):
+        RunDirectory(tmp_path / "run", {"seed": 1})
+    assert files(tmp_path) == before
+    other.kill()  # leaves nothing to tidy
+    again = RunDirectory(tmp_path / "run", {"seed": 1})
+    assert again.load("a") is not None
+    again.save("b", *CELL)
+    assert re.match(IN_USE, beside(tmp_path / "run").said())
+    again.remove()
+    assert list(tmp_path.iterdir()) == []
+    fresh = beside(tmp_path / "run")
+    assert [fresh.said(), fresh.save("a")] == ["open", "saved"]
+    with pytest.raises(HeadwiseError, match=IN_USE):  # the lock of a run that is over says nothing about the next one
+        again.save("c", *CELL)
 
 
 def changed(path, **arrays):

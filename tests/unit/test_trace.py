@@ -407,6 +407,14 @@ def test_answers_that_do_not_follow_are_refused():
         continuation_of(prompt, [1, 2, 4, 9])
 
 
+def test_ids_outside_of_the_vocabulary_are_refused(planted, probe):
+    model = planted[0]
+    size = model.hf.config.vocab_size
+    for prompt, answer in ((Prompt((3, size)), [4]), (Prompt((3, 4)), [5, size]), (Prompt((3, 4)), [-1]), (Prompt((3, 4)), [size, 5])):
+        with pytest.raises(HeadwiseError, match=rf"^token id ({size}|-1) is outside of the model's vocabulary of {size} tokens"):
+            trace_answer(model, prompt, answer, probe)
+
+
 class Merging:
     """A tokenizer that joins letters and spaces into words, as byte-level ones do."""
 

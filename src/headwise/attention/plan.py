@@ -33,6 +33,7 @@ from headwise.attention.call import (
     Whole,
 )
 from headwise.heads.errors import HeadwiseError
+from headwise.models.forward import check_ids
 from headwise.models.model import Model, as_model, transformers_model
 
 NAME = "headwise"
@@ -97,7 +98,8 @@ class Plan:
             options: Its named arguments.
 
         Raises:
-            HeadwiseError: A compressed cache of another model among them, or what a step refuses at its beginning.
+            HeadwiseError: A compressed cache of another model among them, an id that the model does not know, or what a step refuses at
+                its beginning.
         """
         self.called.clear()
         kind: Any = type(hf)
@@ -105,6 +107,9 @@ class Plan:
         own = next((value for value in given.values() if isinstance(value, Cache)), None)
         first = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None  # wrappers do not name what they take
         ids = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), first)
+        if ids is not None and ids.ndim == 2 and ids.shape[1] > 1 and not ids.is_floating_point():
+            # A single token is the model's own choice: nothing is looked at while it decodes.
+            check_ids(self.model.hf, *(int(bound) for bound in ids.aminmax()))
         self.before = own.get_seq_length() if own is not None else 0
         mask = given.get("attention_mask")
         begin = getattr(own, "begin", None)

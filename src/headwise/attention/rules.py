@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.heads.errors import HeadwiseError, UnsupportedModelError
-from headwise.maths.altered import Slope, frozen_norm, scaled_gradient, slope_of, with_slope
+from headwise.maths.altered import Slope, frozen_norm, gated_product, scaled_gradient, slope_of, with_slope
 from headwise.models.model import Model, follow
 
 PATENT_NOTICE = (
@@ -95,8 +95,8 @@ def altered(model: Model, rule: Rule) -> Iterator[None]:
                 )
             for norm in _norms(model, rule):
                 undo.callback(norm.register_forward_hook(_norm_hook(norm)).remove)
-            for layer in range(model.heads.shape[0]):
-                _alter_mlp(model, layer, rule, undo)
+        for layer in range(model.heads.shape[0]):
+            _alter_mlp(model, layer, rule, undo)
         yield
 
 
@@ -125,10 +125,16 @@ def recognised(norm: nn.Module) -> Norm:
     """What a norm computes, found by comparing it with the known kinds on a few numbers.
 
     Raises:
+        HeadwiseError: Its weights are not finite.
         UnsupportedModelError: It is of no kind that is known.
     """
     own: Any = norm
     weight, bias = getattr(own, "weight", None), getattr(own, "bias", None)
+    for part in (weight, bias):
+        if isinstance(part, Tensor) and part.device.type != "meta" and not torch.isfinite(part).all():
+            raise HeadwiseError(
+                f"the weights of a norm {type(norm).__name__} are not finite (NaN or infinity); use another checkpoint"
+            )
     eps = getattr(own, "eps", getattr(own, "variance_epsilon", None))
     if weight is not None and weight.device.type != "meta" and eps is not None:
         x = torch.linspace(-2, 3, weight.numel(), device=weight.device, dtype=weight.dtype).view(1, 1, -1) ** 3 + 0.5
@@ -171,6 +177,10 @@ def _alter_mlp(model: Model, layer: int, rule: Rule, undo: ExitStack) -> None:
     """Alter the activation and the products in the MLP, or in the experts, of one layer."""
     family, mlp = model.family, model.part("mlp", layer)
     experts = getattr(mlp, family.experts, None) if family.experts else None
+    if rule.name == "gradient":
+        if experts is None and family.product:
+            _keep_less(follow(mlp, family.activation), follow(mlp, family.product), None, undo)
+        return
     if experts is not None:
         undo.callback(experts.register_forward_pre_hook(partial(_experts_hook, rule)).remove)
     if experts is not None and not family.activation:
@@ -184,7 +194,34 @@ def _alter_mlp(model: Model, layer: int, rule: Rule, undo: ExitStack) -> None:
         undo.callback(activation.register_forward_hook(partial(_activation_hook, _slope(activation))).remove)
     if experts is None and family.product and rule.product != 1:
         projection = follow(mlp, family.product)
+        _keep_less(activation, projection, _slope(activation) if rule.activation == "identity" else None, undo)
         undo.callback(projection.register_forward_hook(partial(_product_hook, rule.product)).remove)
+
+
+def _keep_less(activation: nn.Module, projection: nn.Module, slope: Slope | None, undo: ExitStack) -> None:
+    """Between forward and backward keep gate and up alone, two thirds of what an MLP would keep: the activation is cheap to make again.
+
+    Args:
+        activation: What the gate goes through.
+        projection: What reads the product of that and up.
+        slope: The activation hands back gradients by it; None: its derivative.
+        undo: Takes the hooks away.
+    """
+    latest: list[tuple[Tensor, Tensor]] = []
+
+    def again(gate: Tensor) -> Tensor:
+        value: Tensor = activation.forward(gate)  # without hooks
+        return value if slope is None else with_slope(gate, value, slope)
+
+    def remember(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        latest[:] = [(inputs[0], output)]
+
+    def replace(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        gate, active = latest.pop() if latest else (None, None)
+        return inputs if gate is None or active is None else (gated_product(inputs[0], gate, active, again), *inputs[1:])
+
+    undo.callback(activation.register_forward_hook(remember).remove)
+    undo.callback(projection.register_forward_pre_hook(replace).remove)
 
 
 def _slope(activation: Any) -> Slope:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Slope = Callable[[Tensor], Tensor]
+CACHED = 2**17  # numbers of a block whose few copies stay in the cache of a core
 
 
 def tanh_slope(x: Tensor) -> Tensor:
@@ -89,6 +90,51 @@ class _Sloped(torch.autograd.Function):
 def with_slope(x: Tensor, value: Tensor, slope: Slope) -> Tensor:
     """`value` = f(x), whose derivative counts as `slope(x)`: f(x) / x is the identity rule, by which relevance goes through f as it is."""
     return cast(Tensor, _Sloped.apply(x, value.detach(), slope))  # type: ignore[no-untyped-call]
+
+
+class _GatedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, value: Tensor, activation: Slope) -> Tensor:
+        ctx.activation = activation
+        ctx.save_for_backward(gate, up)
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        gate, up = ctx.saved_tensors
+        found = torch.empty_like(gate), torch.empty_like(up)
+        step = gate.shape[-2] if gate.device.type != "cpu" else max(1, CACHED // (gate.numel() // gate.shape[-2]))
+        for rows in range(0, gate.shape[-2], step):
+            own, other, given = (table[..., rows : rows + step, :] for table in (gate, up, gradient))
+            with torch.enable_grad():
+                own = own.detach().requires_grad_(True)
+                active = ctx.activation(own)
+            found[0][..., rows : rows + step, :] = torch.autograd.grad(active, own, given * other)[0]
+            torch.mul(given, active.detach(), out=found[1][..., rows : rows + step, :])
+        return *found, None, None
+
+
+def gated_product(product: Tensor, gate: Tensor, active: Tensor, activation: Slope) -> Tensor:
+    """The same product `activation(gate) * up` with the same gradient, for which `activation(gate)` is made again instead of being kept.
+
+    Args:
+        product: [..., T, n].
+        gate: [..., T, n].
+        active: `activation(gate)`, as it went into the product.
+        activation: Makes it again.
+
+    Returns:
+        `product` as it is where it was not made of `active` and one other tensor that both have gradients.
+    """
+    node: Any = product.grad_fn
+    if type(node).__name__ != "MulBackward0" or node._saved_self is None or node._saved_other is None:
+        return product
+    where = [factor.data_ptr() == active.data_ptr() for factor in (node._saved_self, node._saved_other)]
+    up = node._saved_other if where[0] else node._saved_self
+    if sum(where) != 1 or not (gate.shape == up.shape == product.shape and gate.requires_grad and up.requires_grad):
+        return product
+    return cast(Tensor, _GatedProduct.apply(gate, up, product.detach(), activation))  # type: ignore[no-untyped-call]
 
 
 class _FrozenNorm(torch.autograd.Function):

@@ -11,6 +11,7 @@ from torch import Tensor
 from headwise.attention.attribute import attribute
 from headwise.attention.rules import DEFAULT
 from headwise.heads.errors import PromptError
+from headwise.models.forward import check_ids
 from headwise.models.model import Model, device_of
 from headwise.prompts.prompt import Prompt
 
@@ -122,7 +123,10 @@ def candidates(model: Model, prompts: Sequence[Prompt], tokens: Sequence[Sequenc
 
     Raises:
         PromptError: No prompt.
+        HeadwiseError: Tokens that the model does not know.
     """
+    for each in tokens:
+        check_ids(model.hf, min(each), max(each))
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for batch in _batches(model, prompts, [each[0] for each in tokens]):
         logits, columns = _logits(model, batch)
@@ -146,6 +150,7 @@ def ranks(model: Model, prompts: Sequence[Prompt], targets: Sequence[Target]) ->
 
     Raises:
         PromptError: No prompt, or an empty target.
+        HeadwiseError: Tokens that the model does not know.
     """
     found: dict[int, int] = {}
     for batch in _batches(model, prompts, targets):
@@ -170,6 +175,7 @@ def _batches(model: Model, prompts: Sequence[Prompt], targets: Sequence[Target])
         answer = _tokens(target)
         if not answer:
             raise PromptError("an answer is empty; give at least one token")
+        check_ids(model.hf, min(*prompt.ids, *answer), max(*prompt.ids, *answer))
         texts.append((*prompt.ids, *answer[:-1]))
     order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
     while order:

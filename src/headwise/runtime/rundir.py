@@ -9,6 +9,9 @@ skips the work, which gives the same result as an uninterrupted run because ever
 A folder without that mark is never touched, even if it is empty, and of a marked one only these files are ever removed. So that a killed
 process leaves no folder of ours without it, the folder is made under another name (`.DIR.<process>.tmp`, beside it), marked, and renamed;
 it goes the same way back.
+
+While a process holds cells of a run the mark is locked, so that no other one does the same work beside it. The system ends the lock with the
+process, however that ends.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import io
 import json
 import os
 import re
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +32,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes then do the same work twice, and get the same cells
+    fcntl = None  # type: ignore[assignment]
 
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.files import work_is_done, work_is_kept, write_atomically
@@ -40,6 +49,23 @@ _SEAL = re.compile(rb"headwise cell 1 [0-9a-f]{64}\n")
 _SEAL_BYTES = 81
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _UNFINISHED = re.compile(r"\..+\.(?:json|npz)\.\d+\.tmp")  # what `write_atomically` leaves behind when it is killed
+
+
+class _Lock:
+    """A mark that this process has locked, until nobody holds this object any more. Raises `OSError` if that cannot be done."""
+
+    def __init__(self, marker: Path) -> None:
+        self._file = os.open(marker, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def is_of(self, marker: Path) -> bool:
+        """Whether that mark is still the one that was locked, and not one of a run that began later."""
+        return os.path.samestat(os.fstat(self._file), marker.stat())
+
+
+# One for all objects of a folder in this process.
+_locks: weakref.WeakValueDictionary[Path, _Lock] = weakref.WeakValueDictionary()
 
 
 class RunDirectory:
@@ -57,9 +83,10 @@ class RunDirectory:
             description: Everything that decides the result, as JSON data.
 
         Raises:
-            HeadwiseError: If the folder was not made by a run, or by one with another description.
+            HeadwiseError: If the folder was not made by a run, or by one with another description, or another process is at the same run.
         """
         self.path = path
+        self._lock: _Lock | None = None
         self._description = json.dumps(description, sort_keys=True, indent=1, default=str)
         self._is_there()
 
@@ -93,7 +120,7 @@ class RunDirectory:
             info: Descriptions of the cell's runs, as JSON data.
 
         Raises:
-            HeadwiseError: A key that is no file name, or a file that cannot be written.
+            HeadwiseError: A key that is no file name, a file that cannot be written, or another process has begun the same run.
         """
         path = self._file(key)
         if not self._is_there():
@@ -109,9 +136,10 @@ class RunDirectory:
         """See `remove_run`."""
         work_is_done(self.path)
         remove_run(self.path)
+        self._lock = None
 
     def _is_there(self) -> bool:
-        """Whether the folder exists. Raises `HeadwiseError` for one that is not of this run."""
+        """Whether the folder exists; if so it is locked. Raises `HeadwiseError` for one that is not of this run, or in use."""
         path = self.path
         if path.exists() and not path.is_dir():
             raise HeadwiseError(f"{path} is a file, not a run directory; move it away")
@@ -124,6 +152,24 @@ class RunDirectory:
             raise HeadwiseError(f"{path} is an empty folder that no run made; delete it or choose another --output")
         if marker != json.loads(self._description):
             raise HeadwiseError(f"{path} belongs to a run with other options; delete it or choose another --output")
+        return self._locked()
+
+    def _locked(self) -> bool:
+        """Lock the mark for this process; False if it has just gone. Raises `HeadwiseError` if another process has locked it."""
+        if fcntl is None:
+            return True
+        marker = self.path.absolute() / MARKER
+        try:
+            known = self._lock or _locks.get(marker)
+            if known is None or not known.is_of(marker):
+                known = _locks[marker] = _Lock(marker)
+            self._lock = known
+        except BlockingIOError as error:
+            raise HeadwiseError(f"another process is at the run in {self.path}; wait for it, or give another --output") from error
+        except FileNotFoundError:
+            return False
+        except OSError:  # a file system without locks
+            return True
         return True
 
     def _make(self) -> None:
@@ -133,8 +179,9 @@ class RunDirectory:
         try:
             write_atomically(temporary / MARKER, text.encode())
             temporary.rename(self.path)
+            self._locked()
         except OSError as error:
-            if not self._is_there():  # another process may have begun the same run
+            if not self._is_there():  # another process may have begun the same run, and is at it no more
                 raise HeadwiseError(f"could not make {self.path}: {error.strerror or error}") from error
         finally:
             _remove_temporary(temporary)

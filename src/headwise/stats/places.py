@@ -16,8 +16,10 @@ Flags = NDArray[np.bool_]
 def best_position(scores: Values, allowed: Flags, shift: int = 0) -> int:
     """The allowed position with the largest score; the lowest of equal ones.
 
+    Positions that have no score once they are moved come last: they count only where no allowed position has one.
+
     Args:
-        scores: [P].
+        scores: [P], not moved yet.
         allowed: [P].
         shift: How far behind a source token the heads look at it (card, section 8): the position `shift` in front of the best one is the source.
 
@@ -26,15 +28,18 @@ def best_position(scores: Values, allowed: Flags, shift: int = 0) -> int:
     """
     if not allowed.any():
         return -1
-    moved = shifted(scores, shift)
-    return int(np.argmax(np.where(allowed, moved, -np.inf)))
+    scored = allowed & shifted(np.ones_like(scores), shift).astype(bool)
+    return int(np.argmax(np.where(scored if scored.any() else allowed, shifted(scores, shift), -np.inf)))
 
 
 def shifted(scores: Values, shift: int) -> Values:
-    """[..., P] scores moved `shift` positions to the front; what has no score then gets the lowest one."""
+    """[..., P] scores moved `shift` positions to the front; what has no score then gets the lowest one of its row, and never more than 0.
+
+    The lowest one may be that of other positions too: ask `best_position` for the best one.
+    """
     if shift == 0:
         return scores
-    moved = np.full_like(scores, scores.min(initial=0.0))
+    moved = np.broadcast_to(scores.min(axis=-1, keepdims=True, initial=0.0), scores.shape).copy()
     if shift > 0:
         moved[..., :-shift] = scores[..., shift:]
     else:

@@ -19,7 +19,7 @@ from headwise.attention.token_rows import TokenRows, token_rows
 from headwise.caches.shared import full_cache
 from headwise.heads.errors import HeadwiseError
 from headwise.methods.trace.formula import label_of, passage_scores
-from headwise.models.forward import token_tensor
+from headwise.models.forward import check_ids, token_tensor
 from headwise.models.model import Model, need_tokenizer
 from headwise.prompts.answers import PASSAGE, allowed_positions, continuation_of, passages_of
 from headwise.prompts.encoder import control_tokens
@@ -103,7 +103,7 @@ class Tracing:
                 model's most likely token.
 
         Raises:
-            HeadwiseError: No pass has reached the end of the prompt, or `answers` are not what the passes have read.
+            HeadwiseError: No pass has reached the end of the prompt, or `answers` are not what the passes have read, or not the model's tokens.
         """
         last = self._greedy
         if last is None:
@@ -114,7 +114,9 @@ class Tracing:
                 raise HeadwiseError(
                     f"the passes have read {len(known)} tokens of an answer, so one of {len(known) + 1} tokens is wanted for each row"
                 )
-            last = torch.tensor([answer[-1] for answer in answers], device=last.device)
+            said = [answer[-1] for answer in answers]
+            check_ids(self._model.hf, min(said), max(said))  # no pass will
+            last = torch.tensor(said, device=last.device)
         rows = [*known, (last, self._rows.newest(last))]
         features, scores = (torch.stack([row[i] for _, row in rows], dim=1).double().cpu().numpy() for i in (0, 1))
         tokens = torch.stack([token for token, _ in rows], dim=1).tolist()
@@ -143,10 +145,10 @@ class Tracing:
                 token,
                 float(probability),
                 label_of(float(probability), self.probe.band),
-                best_position(row, allowed),
-                passage_scores(row, allowed, spans),
+                best_position(row, allowed, self.probe.shift),
+                passage_scores(moved_row, allowed, spans),
             )
-            for token, probability, row in zip(ids, probabilities, moved, strict=True)
+            for token, probability, row, moved_row in zip(ids, probabilities, scores, moved, strict=True)
         )
         return AnswerTrace(prompt, tokens, features, moved, allowed)
 

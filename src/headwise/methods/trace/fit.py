@@ -31,7 +31,7 @@ from headwise.prompts.swaps import swap_answers
 from headwise.runtime.head_probe import BAND, Probe
 from headwise.runtime.rundir import RunDirectory
 from headwise.runtime.token_cases import Cases, measure_cases
-from headwise.stats.places import best_position, offset_to, shifted, usual_shift
+from headwise.stats.places import best_position, offset_to, usual_shift
 from headwise.stats.probes import best_threshold, bootstrap_auc, platt, reliability, ridge
 
 LEAST = 50  # usable records
@@ -214,7 +214,7 @@ def offsets(cases: Cases, weights: Values, part: Indices, shift: int = 0, plain:
     for i in part:
         if cases.places[i]:
             trust = np.ones(len(weights)) if plain else weights * cases.read[i]
-            out.append(offset_to(best_position(shifted(trust @ cases.looks[i], shift), cases.allowed[i]), cases.places[i]))
+            out.append(offset_to(best_position(trust @ cases.looks[i], cases.allowed[i], shift), cases.places[i]))
     return out
 
 
