@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import hardware
+from prefilled import Prefilled, prefilled
 from registered import CLAIMS, judged
 from registered.steer import RELATIONS
 from steer_sets import (
@@ -37,7 +38,7 @@ from steer_sets import (
 
 from headwise.attention import HeadVectors, force_copy, insert
 from headwise.attention.plan import attached
-from headwise.caches.shared import fork, full_cache
+from headwise.caches.shared import fork
 from headwise.evaluation.conflict import ConflictOptions, conflict_curves
 from headwise.evaluation.steered import steered_answers
 from headwise.evaluation.variants import describe_scores
@@ -47,7 +48,7 @@ from headwise.methods.vectors.extract import extract_vectors
 from headwise.methods.vectors.search import SCALES, VectorItem, random_vectors, wanted_first
 from headwise.models.forward import forward
 from headwise.models.load import load
-from headwise.models.model import Model, describe_model, device_of
+from headwise.models.model import Model, describe_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.knowledge import KnowledgeComposer, read_knowledge
 from headwise.prompts.swaps import swap_answers
@@ -149,7 +150,8 @@ def copying(run: Run) -> Cell:
     scores = run.scores("copy")
     heads = scores.top(COPY_HEADS)
     draws = [layer_matched_random(heads, scores, [run.given.seed, draw]) for draw in range(DRAWS)]
-    forced = partial(_copied, model, [prompt for prompt, _ in found], [title for _, title in found], _prefilled(model, found))
+    prompts, titles = [prompt for prompt, _ in found], [title for _, title in found]
+    forced = partial(_copied, model, prompts, titles, prefilled(model, [prompt.ids for prompt in prompts]))
     ways: dict[str, dict[str, Any]] = {"two_step": {}, "mix": {"how": "mix"}, "no boost": {"beta": 0.0}}
     out = {way: forced(heads, given) for way, given in ways.items()}
     out["plain"] = forced(None, {})
@@ -201,26 +203,13 @@ def _right(model: Model, items: Sequence[VectorItem], variants: Sequence[Any], s
     ).T
 
 
-def _prefilled(model: Model, found: Sequence[Any]) -> tuple[Any, torch.Tensor, torch.Tensor, list[int]]:
-    """All stretches but their last tokens in one left-padded cache: (cache, mask, last tokens, padding of each row)."""
-    longest, device = max(len(prompt.ids) for prompt, _ in found), device_of(model.hf)
-    pads = [longest - len(prompt.ids) for prompt, _ in found]
-    ids = torch.tensor([[0] * pad + list(prompt.ids) for pad, (prompt, _) in zip(pads, found, strict=True)], device=device)
-    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads], device=device)
-    cache = full_cache(model.hf)
-    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    with torch.no_grad():
-        forward(model.hf, ids[:, :-1], cache, attention_mask=mask[:, :-1], position_ids=places[:, :-1], logits_to_keep=1)
-    return cache, mask, ids[:, -1:], pads
-
-
 @torch.no_grad()
 def _copied(
-    model: Model, prompts: Sequence[Any], titles: Sequence[str], start: Any, heads: Any, given: dict[str, Any]
+    model: Model, prompts: Sequence[Any], titles: Sequence[str], start: Prefilled, heads: Any, given: dict[str, Any]
 ) -> np.ndarray:
     """[stretch] recall of the title in what is generated, all stretches as rows of one batch."""
-    past, mask, ids, pads = start
-    cache, said = fork(past), []
+    mask, ids, pads = start.mask, start.rest, start.pads
+    cache, said = fork(start.cache), []
     spans = [
         [(prompt.span("title").start + pad, prompt.span("title").stop + pad)] for prompt, pad in zip(prompts, pads, strict=True)
     ]
