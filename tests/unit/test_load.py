@@ -20,8 +20,8 @@ from headwise.heads import HeadwiseError, UnsupportedModelError
 from headwise.models import names
 from headwise.models.families import fault_of_numbers
 from headwise.models.load import load
-from headwise.models.model import Model, as_model, label
-from headwise.models.names import bundled_names
+from headwise.models.model import Model, as_model
+from headwise.models.names import bundled_names, label
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from headwise.testing.tokenizers import character_tokenizer, word_tokenizer
 from tests.helpers import refused_to_load as refused

@@ -33,8 +33,7 @@ from headwise.attention.call import (
     Whole,
 )
 from headwise.heads.errors import HeadwiseError
-from headwise.models.forward import check_ids
-from headwise.models.model import Model, as_model, transformers_model
+from headwise.models.model import Model, as_model, check_ids, transformers_model
 
 NAME = "headwise"
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.heads.errors import HeadwiseError
-from headwise.models.model import device_of
+from headwise.models.model import check_ids, device_of
 
 KINDS = ("dynamic", "longrope")
 _MODULES: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
@@ -54,23 +54,6 @@ def token_tensor(model: Any, ids: Sequence[int], rows: int = 1) -> Tensor:
     """[rows, T] int64 on the model's device, the same ids in each row. Raises `HeadwiseError` for an id that the model does not know."""
     check_ids(model, min(ids, default=0), max(ids, default=0))
     return torch.tensor([list(ids)], dtype=torch.int64, device=device_of(model)).expand(rows, -1)
-
-
-def check_ids(model: Any, lowest: int, highest: int) -> None:
-    """Raise `HeadwiseError` for token ids outside of a model's vocabulary; torch would fail in a kernel, on CUDA for the whole process.
-
-    Args:
-        model: A transformers model.
-        lowest: The smallest of the ids.
-        highest: The largest.
-    """
-    table = model.get_input_embeddings()
-    size = getattr(table, "num_embeddings", None) or model.config.get_text_config(decoder=True).vocab_size
-    if lowest < 0 or highest >= size:
-        wrong = lowest if lowest < 0 else highest
-        raise HeadwiseError(
-            f"token id {wrong} is outside of the model's vocabulary of {size} tokens; is it from another tokenizer?"
-        )
 
 
 def table_of(hf: Any, tokens: int) -> int | None:

@@ -19,8 +19,8 @@ from headwise.heads.errors import HeadwiseError
 from headwise.models import adapters, gguf, placement, quantized
 from headwise.models.checkpoint import fault_of, some_of
 from headwise.models.families import family_of, fault_of_numbers
-from headwise.models.model import Model, label, says_quantized, use_the_cap
-from headwise.models.names import bundled_models, folder_of
+from headwise.models.model import Model, says_quantized, use_the_cap
+from headwise.models.names import bundled_models, folder_of, label
 from headwise.models.registry import entry_named
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

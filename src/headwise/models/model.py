@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from headwise.heads.text import shorten
 from headwise.heads.types import Heads
 from headwise.models.adapters import describe_adapter, without_adapter
 from headwise.models.families import Family, family_of
+from headwise.models.names import label
 from headwise.models.quantized import source_of
 from headwise.models.readout import Readout
 
@@ -321,6 +320,15 @@ def describe_model(model: Model) -> dict[str, Any]:
     }
 
 
+def check_ids(hf: Any, lowest: int, highest: int) -> None:
+    """Raise `HeadwiseError` if the smallest or largest of some token ids is none of a transformers model: torch would fail in a kernel."""
+    table = hf.get_input_embeddings()
+    size = getattr(table, "num_embeddings", None) or hf.config.get_text_config(decoder=True).vocab_size
+    if lowest < 0 or highest >= size:
+        wrong = lowest if lowest < 0 else highest
+        raise HeadwiseError(f"token id {wrong} is outside of the model's vocabulary of {size} tokens; is it from another tokenizer?")
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes, and so where its inputs belong: the device of its first parameter.
 
@@ -350,16 +358,6 @@ def use_the_cap(hf: Any) -> None:
     """Old releases of transformers run SDPA, which knows no cap, for models with capped attention logits (Gemma 2): a plain pass is then wrong."""
     if as_model(hf).attention_cap is not None and hf.config._attn_implementation == "sdpa":
         hf.set_attn_implementation("eager")
-
-
-def label(source: str) -> str:
-    """What a result calls a model that was loaded from a hub id or a folder: never the folder's whole path."""
-    path = Path(source)
-    for part, below in zip(path.parts, path.parts[1:], strict=False):
-        if part.startswith("models--") and below == "snapshots":  # a folder of the hub cache, named by a commit
-            return part.removeprefix("models--").replace("--", "/")
-    is_folder = path.is_absolute() or source.startswith(".") or len(path.parts) > 2 or path.is_dir()
-    return Path(os.path.realpath(path)).name if source and is_folder else source  # unlike resolve(), it bears links in a circle
 
 
 def inputs_of(projection: Any, transposed: bool = False) -> int:

@@ -186,3 +186,13 @@ def within(seconds: float, ask: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(seconds)
     return answers[0] if answers else None
+
+
+def label(source: str) -> str:
+    """What a result calls a model that was loaded from a hub id or a folder: never the folder's whole path."""
+    path = Path(source)
+    for part, below in zip(path.parts, path.parts[1:], strict=False):
+        if part.startswith("models--") and below == "snapshots":  # a folder of the hub cache, named by a commit
+            return part.removeprefix("models--").replace("--", "/")
+    is_folder = path.is_absolute() or source.startswith(".") or len(path.parts) > 2 or path.is_dir()
+    return Path(os.path.realpath(path)).name if source and is_folder else source  # unlike resolve(), it bears links in a circle

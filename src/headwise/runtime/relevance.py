@@ -11,8 +11,7 @@ from torch import Tensor
 from headwise.attention.attribute import attribute
 from headwise.attention.rules import DEFAULT
 from headwise.heads.errors import PromptError
-from headwise.models.forward import check_ids
-from headwise.models.model import Model, device_of
+from headwise.models.model import Model, check_ids, device_of
 from headwise.prompts.prompt import Prompt
 
 TOKENS = 1024  # of one pass, padding counted: 135M parameters then hold about 2 GiB for the way back

@@ -10,8 +10,8 @@ from typing import Any
 
 from headwise.heads import HeadwiseError
 from headwise.models.load import load
-from headwise.models.model import Model, label
-from headwise.models.names import bundled_model, bundled_models, folder_of
+from headwise.models.model import Model
+from headwise.models.names import bundled_model, bundled_models, folder_of, label
 from headwise_lab.recipe.recipes import RECIPES
 
 EXTENDED, SEED, FAMILY, TEXT, OTHER = "extended", "other seed", "other architecture", "other training text", "unknown"

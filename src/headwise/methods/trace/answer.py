@@ -19,8 +19,8 @@ from headwise.attention.token_rows import TokenRows, token_rows
 from headwise.caches.shared import full_cache
 from headwise.heads.errors import HeadwiseError
 from headwise.methods.trace.formula import label_of, passage_scores
-from headwise.models.forward import check_ids, token_tensor
-from headwise.models.model import Model, need_tokenizer
+from headwise.models.forward import token_tensor
+from headwise.models.model import Model, check_ids, need_tokenizer
 from headwise.prompts.answers import PASSAGE, allowed_positions, continuation_of, passages_of
 from headwise.prompts.encoder import control_tokens
 from headwise.prompts.prompt import Prompt
