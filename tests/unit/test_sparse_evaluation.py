@@ -66,7 +66,9 @@ def test_json_extraction_asks_for_ten_records_of_the_text(model):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["streaming", "random", "oracle", "previous_query", "pages", "anchor_layers", "retrieval_heads", "refresh_every"])
+@pytest.mark.parametrize(
+    "name", ["streaming", "random", "oracle", "previous_query", "pages", "anchor_layers", "retrieval_heads", "refresh_every"]
+)
 def test_a_budget_above_the_context_is_full_attention(model, name):
     running = Running(90, ids_of(model, 90), 12)
     full, row = measure_sparse(model, [rival(model, name, 200)], [running], HEADS)
@@ -83,7 +85,11 @@ def test_the_oracle_keeps_more_than_chance_and_reads_the_budget(model):
     assert oracle["recall"] > 0.8
     assert random["overlap"] < oracle["overlap"]
     layers, groups = len(model.heads.full_layers), model.heads.kv_heads
-    width = model.hf.config.head_dim if getattr(model.hf.config, "head_dim", None) else model.hf.config.hidden_size // model.heads.shape[1]
+    width = (
+        model.hf.config.head_dim
+        if getattr(model.hf.config, "head_dim", None)
+        else model.hf.config.hidden_size // model.heads.shape[1]
+    )
     assert oracle["bytes_read"] == layers * groups * 48 * 2 * width * 4
     assert full["bytes_read"] == full["bytes_full"] == oracle["bytes_full"]
     assert 0 < oracle["bytes_moved"] < oracle["bytes_read"]
@@ -119,7 +125,16 @@ def test_a_run_goes_on_where_it_stopped(model, tmp_path):
 
 def test_choosers_by_name(model):
     assert chooser_of("pages:size=8", model).name == "pages"
-    assert set(CHOOSERS) >= {"streaming", "random", "oracle", "previous_query", "pages", "anchor_layers", "retrieval_heads", "refresh_every"}
+    assert set(CHOOSERS) >= {
+        "streaming",
+        "random",
+        "oracle",
+        "previous_query",
+        "pages",
+        "anchor_layers",
+        "retrieval_heads",
+        "refresh_every",
+    }
     for text, part in (
         ("page", "use pages"), ("pages:width=3", "no option 'width'"), ("pages:size=x", "whole number"), ("pages:size=0", "at least one"),
         ("oracle:a=1", "it has none"), ("pages:size=1,size=2", "twice"), ("retrieval_heads", "needs heads"), ("small_model", "model=NAME"),

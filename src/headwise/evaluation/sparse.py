@@ -171,7 +171,9 @@ class _Cells:
         return self._read[1]
 
     @contextmanager
-    def _decoding(self, ids: tuple[int, ...], rival: Rival | None, watch: Watch) -> Iterator[tuple[DynamicCache, tuple[int, ...]]]:
+    def _decoding(
+        self, ids: tuple[int, ...], rival: Rival | None, watch: Watch
+    ) -> Iterator[tuple[DynamicCache, tuple[int, ...]]]:
         """A block in which a rival (None: full attention) decodes behind ids: its cache, and the ids that it has not read yet."""
         self._prefix(ids)  # before the block is opened, so that nobody watches
         with attached(self._model) as plan, plan.running(watch):
@@ -213,7 +215,10 @@ class _Cells:
                 choices.append(int(logits[0].argmax()))
             spent = _spent(watch, cache)
         own = choices if full is None else full["choices"]
-        found: Row = {"loss": float(np.mean(losses)), "agreement": float(np.mean([a == b for a, b in zip(choices, own, strict=True)]))}
+        found: Row = {
+            "loss": float(np.mean(losses)),
+            "agreement": float(np.mean([a == b for a, b in zip(choices, own, strict=True)])),
+        }
         found["full_loss"] = found["loss"] if full is None else full["loss"]
         return found | spent | watch.shares() | ({"choices": choices} if rival is None else {})
 
