@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,7 +209,7 @@ class _Cells:
         losses, choices = [], []
         with self._decoding(before[:-2], rival, watch) as (cache, unread):
             forward(self._model.hf, token_tensor(self._model.hf, (*unread, *before[-2:])), cache, logits_to_keep=1)
-            for token, wanted in zip(text[:-1], text[1:], strict=True):
+            for token, wanted in pairwise(text):
                 logits = forward(self._model.hf, token_tensor(self._model.hf, [token]), cache).logits[:, -1]
                 check_finite(logits)
                 losses.append(float(torch.nn.functional.cross_entropy(logits.float(), _target(wanted, logits))))

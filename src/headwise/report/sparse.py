@@ -17,9 +17,9 @@ from headwise.report.page.shell import Html, document, join, slug, write_documen
 
 Row = Mapping[str, Any]
 NOTE = (
-    "Read: keys and values that attention reads per step in all layers with full attention; what a chooser reads to choose is not counted, so the "
-    "oracle, which reads all keys for that, saves nothing. Moved: of these, what was not in slots from the step before. Mass: attention of all heads, "
-    "and of the retrieval heads, that falls on what is read. Recall: share of the positions attended to most that are chosen, first and last ones not "
+    "Read: keys and values that attention reads per step in all layers with full attention; what a chooser reads to choose is not counted "
+    "(the oracle reads all keys for that). Moved: of these, what was not in slots from the step before. Mass: attention of all heads, and of the "
+    "retrieval heads, that falls on what is read. Recall: share of the positions attended to most that are chosen, first and last ones not "
     "counted. Chance: of recall; and of overlap, budget / context."
 )
 # Column -> heading and format; those of a task, and those of running text.
