@@ -1,4 +1,4 @@
-"""`headwise bench cache`: what compressed caches still answer, against the bytes they hold."""
+"""`headwise bench`: what compressed caches still answer against the bytes they hold (`cache`), and what sparse decoding keeps (`decode`)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headwise.cli import options as o
+from headwise.cli.bench_decode import decode
 from headwise.cli.bench_questions import Asked
 from headwise.cli.progress import progress
 from headwise.heads.errors import HeadwiseError
@@ -26,6 +27,8 @@ app = typer.Typer(name="bench", help="Compare methods with one another.", no_arg
 def bench() -> None:
     """Compare methods with one another."""
 
+
+app.command("decode")(decode)
 
 Methods = Annotated[str, typer.Option(help="Methods with their options, e.g. snapkv,compresskv:heads=FILE,oracle.")]
 Budgets = Annotated[str, typer.Option(help="Budgets: shares of the prompt (0.1) or positions per KV head (256).")]

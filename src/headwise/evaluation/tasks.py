@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import Haystack, Window, bundled_texts
 from headwise.prompts.needles import Needle, NeedleComposer, bundled_needles
 from headwise.prompts.prompt import Span
+from headwise.prompts.records import as_json, overlap_of_records
 from headwise.prompts.words import check_split, made_up_name, random_key
 from headwise.runtime.answer import stop_ids
 
@@ -87,6 +88,24 @@ def extraction_contexts(
     A question gives a numbered list of ten names, behind an answered one of three others. The answer is right by the share of the ten names
     whose number it gives: ten look-ups have to succeed where other tasks need one (the lesson of Text2JSON, arXiv:2604.08426).
     """
+    return _recorded(model, task, length, count, questions, split, seed, _form)
+
+
+def json_extraction_contexts(
+    model: Model, task: str, length: int, count: int, questions: int = 1, split: str = "test", seed: int = 0
+) -> list[Context]:
+    """The texts of `extraction_contexts`; each question asks for ten of the records as a JSON list (a `CacheTask`).
+
+    The answer is right by the intersection over union of the records that it writes and those asked for, so that inventing costs as much as
+    leaving out.
+    """
+    return _recorded(model, task, length, count, questions, split, seed, _json_form)
+
+
+def _recorded(
+    model: Model, task: str, length: int, count: int, questions: int, split: str, seed: int, form: Callable[..., Question]
+) -> list[Context]:
+    """Texts with records, and questions of a form."""
     check_drawing(model, length, count, questions, seed)
     check_split(split)
     encoder, stop = PieceEncoder(model.tokenizer), stop_ids(model)
@@ -101,7 +120,7 @@ def extraction_contexts(
         room = max(1, round(size) - sum(len(_record(encode, *record)) for record in records.items()))
         window = haystack.window(min(room, len(haystack) // 2), source)
         ids, spans = _scattered(window, records, sorted(rng.random(len(records))), encode, encoder.bos)
-        asked = tuple(_form(records, spans, rng, encode) for _ in range(questions))
+        asked = tuple(form(records, spans, rng, encode) for _ in range(questions))
         return Context(task, length, ids, asked, stop)
 
     return fitted_contexts(draw, length, count)
@@ -149,6 +168,20 @@ def _form(
     first, *others = (spans[name] for name in asked)
     limit = len(listed(asked, True)) + SPARE
     return Question(rest, limit, _share({name: records[name] for name in asked}), first, gold, ", ".join(asked), tuple(others))
+
+
+def _json_form(
+    records: dict[str, str], spans: dict[str, Span], rng: np.random.Generator, encode: Callable[[str], tuple[int, ...]]
+) -> Question:
+    """Ten names, whose records are wanted as JSON, behind a list of three that is answered."""
+    names = list(records)
+    drawn = [names[i] for i in rng.choice(len(names), SHOTS + ENTRIES, replace=False)]
+    shown, asked = ({name: records[name] for name in chosen} for chosen in (drawn[:SHOTS], drawn[SHOTS:]))
+    rest = encode(f"\nNames: {', '.join(shown)}\nJSON: {as_json(shown)}\nNames: {', '.join(asked)}\nJSON:")
+    first, *others = (spans[name] for name in asked)
+    gold = as_json(asked)
+    judge = partial(overlap_of_records, wanted=asked)
+    return Question(rest, len(encode(f" {gold}")) + SPARE, judge, first, gold, ", ".join(asked), tuple(others))
 
 
 def _share(wanted: dict[str, str]) -> Callable[[str], float]:

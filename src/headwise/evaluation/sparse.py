@@ -1,0 +1,246 @@
+"""Quality of sparse decoding: what a chooser leaves of the full model's answers and of its running text, at a budget.
+
+The prompt is read once with full attention; every chooser and budget goes on from a copy. Answers are said greedily; running text is given token by
+token (teacher-forced), and every step is compared with the full model's step over the same tokens. The fall-back of a chooser below chance is off:
+here the chooser itself is measured.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from headwise.attention.plan import attached
+from headwise.attention.sparse import Chooser
+from headwise.caches.chooser_names import needs_text
+from headwise.caches.roomy import RoomyLayer, roomy_cache
+from headwise.caches.sparse_cache import SparseCache, sparse_decode
+from headwise.evaluation.contexts import Context
+from headwise.evaluation.sparse_watch import Watch
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.progress import Report, silent
+from headwise.heads.types import Heads
+from headwise.models.forward import check_finite, forward, token_tensor
+from headwise.models.model import Model
+from headwise.runtime.answer import decode_rows
+from headwise.runtime.rundir import RunDirectory
+
+MIN_FULL = 0.3  # mean score that the full model must reach, or nothing can be said of choosers
+TEXT = "text"
+SINKS, RECENT = 4, 32
+Row = dict[str, Any]
+
+
+class Rival(NamedTuple):
+    """A chooser at a budget.
+
+    Attributes:
+        name: As results call it.
+        budget: Positions per KV head and step.
+        make: Makes the chooser; called once per text.
+    """
+
+    name: str
+    budget: int
+    make: Callable[[], Chooser]
+
+
+class Running(NamedTuple):
+    """A running text behind a context.
+
+    Attributes:
+        length: Tokens of both together, as wanted.
+        ids: Token ids of the context, at least two, and of the text.
+        steps: Decoding steps; the text has one token more.
+    """
+
+    length: int
+    ids: tuple[int, ...]
+    steps: int
+
+    @property
+    def task(self) -> str:
+        """Always `text`."""
+        return TEXT
+
+
+def measure_sparse(
+    model: Model,
+    rivals: Sequence[Rival],
+    contexts: Sequence[Context | Running],
+    heads: Heads | None = None,
+    directory: RunDirectory | None = None,
+    report: Report = silent,
+    min_full: float = MIN_FULL,
+) -> list[Row]:
+    """Run every chooser at every budget over every context.
+
+    Args:
+        model: The model with its tokenizer.
+        rivals: Choosers with budgets.
+        contexts: Questions and running texts.
+        heads: Retrieval heads, at which the attention mass that is kept is told apart.
+        directory: Finished cells are kept there and not run again.
+        report: Called with (done, total, remark) in cells.
+        min_full: Mean score in [0, 1] that the full model must reach on a task; below it the task is not testable and no chooser is run.
+
+    Returns:
+        One row per task, length and rival, the full model first (`chooser` "full", no budget). All have `task`, `length`, `chooser`, `budget`, `n`
+        and `gate` ("passed" or "not testable"). Of tasks: `score` and `full_score`. Of text: `perplexity`, `perplexity_ratio`, `agreement`,
+        `mass`, `mass_heads` (None without heads), `recall`, `recall_by_chance`, `overlap`, `overlap_by_chance`. Of both, per step:
+        `bytes_read` (by all layers with full attention, those that read everything among them; not what the chooser reads to choose),
+        `bytes_moved` (to slots) and `bytes_full`.
+
+    Raises:
+        HeadwiseError: Nothing to measure, or logits that are not finite.
+    """
+    if not rivals or not contexts:
+        raise HeadwiseError("nothing to measure: give at least one chooser, one budget and one context")
+    rows, done, total = list[Row](), 0, len(contexts) * (1 + len(rivals))
+    cells = _Cells(model, heads, directory)
+    for kind in dict.fromkeys((context.task, context.length) for context in contexts):
+        own = [context for context in contexts if (context.task, context.length) == kind]
+        full = []
+        for i, context in enumerate(own):
+            full.append(cells.get(context, i, None))
+            done += 1
+            report(done, total, f"{kind[0]}, {kind[1]} tokens, full attention")
+        passed = kind[0] == TEXT or float(np.mean([one["score"] for one in full])) >= min_full
+        found: list[list[Row]] = [[] for _ in rivals]
+        for i, context in enumerate(own):
+            for each, rival in zip(found, rivals, strict=True):
+                if passed:
+                    each.append(cells.get(context, i, rival, full[i]))
+                done += 1
+                report(done, total, f"{kind[0]}, {kind[1]} tokens, {rival.name}")
+        about = {"task": kind[0], "length": kind[1], "n": len(own), "gate": "passed" if passed else "not testable"}
+        rows.append(about | {"chooser": "full", "budget": None} | _mean(full))
+        for rival, each in zip(rivals, found, strict=True):
+            rows.append(about | {"chooser": rival.name, "budget": rival.budget} | (_mean(each) if each else {}))
+    return rows
+
+
+def _mean(cells: Sequence[Row]) -> Row:
+    """Means over contexts; a perplexity is the exponential of the mean loss."""
+    names = [name for name, value in cells[0].items() if isinstance(value, int | float) or value is None]
+    found: Row = {name: _mean_or_none([cell[name] for cell in cells]) for name in names}
+    if "loss" in found:
+        found["perplexity"] = float(np.exp(found.pop("loss")))
+        found["perplexity_ratio"] = found["perplexity"] / float(np.exp(found.pop("full_loss")))
+    return found
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+class _Cells:
+    """Cells of a run: one context under one rival, or under full attention. The prompt of the newest context is kept."""
+
+    def __init__(self, model: Model, heads: Heads | None, directory: RunDirectory | None) -> None:
+        self._model, self._heads, self._directory = model, heads, directory
+        self._read: tuple[tuple[int, ...], DynamicCache] | None = None
+
+    def get(self, context: Context | Running, number: int, rival: Rival | None, full: Row | None = None) -> Row:
+        """The numbers of a cell, made if need be."""
+        what = "full" if rival is None else f"{_plain(rival.name)}-{rival.budget}"
+        key = f"{_plain(context.task)}-{context.length}-{number}-{what}"
+        known = self._directory.load(key) if self._directory else None
+        if known is not None:
+            return known[1][0]
+        made = self._text(context, rival, full) if isinstance(context, Running) else self._answer(context, rival, full)
+        if self._directory:
+            self._directory.save(key, {}, [made])
+        return made
+
+    def _prefix(self, ids: tuple[int, ...]) -> DynamicCache:
+        """A cache that has read some tokens with full attention."""
+        if self._read is None or self._read[0] != ids:
+            cache = roomy_cache(self._model.hf.config)
+            with attached(self._model), torch.no_grad():
+                check_finite(forward(self._model.hf, token_tensor(self._model.hf, ids), cache, logits_to_keep=1).logits[:, -1])
+            self._read = ids, cache
+        return self._read[1]
+
+    @contextmanager
+    def _decoding(
+        self, ids: tuple[int, ...], rival: Rival | None, watch: Watch
+    ) -> Iterator[tuple[DynamicCache, tuple[int, ...]]]:
+        """A block in which a rival (None: full attention) decodes behind ids: its cache, and the ids that it has not read yet."""
+        self._prefix(ids)  # before the block is opened, so that nobody watches
+        with attached(self._model) as plan, plan.running(watch):
+            if rival is None:
+                yield _filled(roomy_cache(self._model.hf.config), self._prefix(ids)), ()
+                return
+            chooser = rival.make()
+            with sparse_decode(
+                self._model, chooser, budget=rival.budget, sinks=SINKS, recent=RECENT, placement="slots", check=False
+            ) as cache:
+                yield (cache, ids) if needs_text(chooser) else (_filled(cache, self._prefix(ids)), ())
+
+    def _answer(self, context: Context, rival: Rival | None, full: Row | None) -> Row:
+        """Score of the answers to all questions of a context."""
+        scores, spent = [], list[Row]()
+        for question in context.questions:
+            watch = Watch(self._model, SINKS, RECENT, None, rows=False)
+            with self._decoding(context.ids, rival, watch) as (cache, unread):
+                said = decode_rows(self._model.hf, cache, (*unread, *question.rest), context.stop, question.limit, 1)[0]
+                spent.append(_spent(watch, cache))
+            text = str(self._model.tokenizer.decode(list(said), skip_special_tokens=True))
+            scores.append(question.judge(text))
+        score = float(np.mean(scores))
+        return {"score": score, "full_score": score if full is None else full["score"]} | _mean(spent)
+
+    @torch.no_grad()
+    def _text(self, context: Running, rival: Rival | None, full: Row | None) -> Row:
+        """Every step of a running text."""
+        cut = len(context.ids) - context.steps - 1
+        before, text = context.ids[:cut], context.ids[cut:]
+        watch = Watch(self._model, SINKS, RECENT, self._heads, rows=rival is not None)
+        losses, choices = [], []
+        with self._decoding(before[:-2], rival, watch) as (cache, unread):
+            forward(self._model.hf, token_tensor(self._model.hf, (*unread, *before[-2:])), cache, logits_to_keep=1)
+            for token, wanted in pairwise(text):
+                logits = forward(self._model.hf, token_tensor(self._model.hf, [token]), cache).logits[:, -1]
+                check_finite(logits)
+                losses.append(float(torch.nn.functional.cross_entropy(logits.float(), _target(wanted, logits))))
+                choices.append(int(logits[0].argmax()))
+            spent = _spent(watch, cache)
+        own = choices if full is None else full["choices"]
+        found: Row = {
+            "loss": float(np.mean(losses)),
+            "agreement": float(np.mean([a == b for a, b in zip(choices, own, strict=True)])),
+        }
+        found["full_loss"] = found["loss"] if full is None else full["loss"]
+        return found | spent | watch.shares() | ({"choices": choices} if rival is None else {})
+
+
+def _filled(cache: DynamicCache, other: DynamicCache) -> DynamicCache:
+    """Give a cache what another one holds; neither writes into the other afterwards."""
+    cache.layers = [copy.copy(layer) if isinstance(layer, RoomyLayer) else copy.deepcopy(layer) for layer in other.layers]
+    return cache
+
+
+def _spent(watch: Watch, cache: DynamicCache) -> Row:
+    """Bytes per step, and overlap of adjacent choices."""
+    counted = cache.report() if isinstance(cache, SparseCache) else {}
+    names = {"bytes_moved": "bytes_moved_per_step", "overlap": "overlap", "overlap_by_chance": "overlap_by_chance"}
+    return watch.bytes_per_step() | {name: counted.get(source) for name, source in names.items()}
+
+
+def _target(token: int, logits: Tensor) -> Tensor:
+    return torch.tensor([token], device=logits.device)
+
+
+def _plain(name: str) -> str:
+    """A name as a part of a file name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)

@@ -1,0 +1,49 @@
+"""`headwise bench decode`: a table, a page and a result, and bad input in one line each."""
+
+import json
+
+import pytest
+
+from headwise.models.names import bundled_model
+from tests.cli.test_refusals import check_refused
+
+SMALL = ("--lengths", 300, "--contexts", 1, "--steps", 6, "--tasks", "key-value,text", "--budgets", 64)
+
+
+@pytest.fixture(scope="module")
+def lab():
+    return str(bundled_model())
+
+
+@pytest.mark.slow
+def test_a_run_gives_rows_a_table_and_a_page(lab, headwise, tmp_path):
+    done = headwise("bench", "decode", lab, *SMALL, "--choosers", "pages:size=8,oracle", "-o", "r.json", "--html", "p.html")
+    assert done.code == 0, done.err
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [(row["task"], row["chooser"], row["budget"]) for row in rows] == [
+        ("key_value", "full", None), ("key_value", "pages:size=8", 64), ("key_value", "oracle", 64),
+        ("text", "full", None), ("text", "pages:size=8", 64), ("text", "oracle", 64),
+    ]  # fmt: skip
+    assert all(("score" in row) == (row["gate"] == "passed" or row["chooser"] == "full") for row in rows[:3])
+    assert rows[5]["mass"] > rows[4]["mass"] > 0
+    assert "Sparse decoding" in (tmp_path / "p.html").read_text()
+    assert "300 tokens" in done.out
+    assert not (tmp_path / "r.json.run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        (("--budgets", 20), "leaves nothing to choose"),
+        (("--lengths", 100000), "positions"),
+        (("--choosers", "page"), "unknown chooser"),
+        (("--choosers", "pages:width=2"), "no option"),
+        (("--choosers", "retrieval_heads"), "needs heads"),
+        (("--choosers", "distilled:none.json"), "no such chooser file"),
+        (("--tasks", "needles"), "needle"),
+        (("--heads", "none.json"), "no such head file"),
+        (("--steps", 400), "do not hold"),
+    ],
+)
+def test_bad_input_is_one_line(lab, headwise, given, part):
+    check_refused(headwise("bench", "decode", lab, *SMALL, "-o", "r.json", *given), part)
