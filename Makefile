@@ -18,7 +18,7 @@ $(READY): pyproject.toml lab/pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]' -e lab
 	touch $(READY)
 
-demo: $(READY)  ## find the retrieval heads of the bundled model and ablate them
+demo: $(READY)  ## find the retrieval heads of a real model (smollm2), ablate them, and write a page
 	$(BIN)/headwise demo
 
 test: check  ## format, types and all tests

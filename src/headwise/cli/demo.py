@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from headwise.cli import options as o
+from headwise.cli.progress import SHOWN
 
 Say = Callable[[str], None]
 ABLATED = (1, 2, 4, 8, 16)
@@ -89,7 +91,9 @@ def _take(output: Path) -> None:
 def _headwise(say: Say, *arguments: str) -> dict[str, Any]:
     """Show a command and run it; its error is told by itself, and ends the demo."""
     say("$ headwise " + " ".join(arguments))
-    done = subprocess.run([sys.executable, "-m", "headwise", *arguments, "--json"], stdout=subprocess.PIPE, text=True)
+    # Threads that wait for one another actively crawl as soon as anything else runs on the same cores.
+    calm = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, SHOWN: "" if say is _keep_still else "1"}
+    done = subprocess.run([sys.executable, "-m", "headwise", *arguments, "--json"], stdout=subprocess.PIPE, text=True, env=calm)
     if done.returncode:
         raise typer.Exit(done.returncode)
     result: dict[str, Any] = loads(done.stdout)

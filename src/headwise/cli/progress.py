@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 FOUND = 0.05  # seconds; work that is reported faster than this at the start was found in a run directory
 LOADING = 2.0  # seconds after which work counts as done now, however fast it comes
 MEASURED = 1.0  # seconds of work on which an estimate may stand
+SHOWN = "HEADWISE_PROGRESS"  # environment: 1 tells progress beside `--json` too; `headwise demo` sets it for its steps
 LONG = 60.0  # seconds; shorter work needs no estimate
 EVERY, SHARE, SILENCE = (
     5.0,
@@ -108,7 +110,7 @@ def progress(title: str, hidden: bool = False) -> Iterator[Report]:
     Yields:
         report(done, total, remark): call it whenever a piece of work is done. The unit is free, but the same for all of the work.
     """
-    if hidden:
+    if hidden and os.environ.get(SHOWN) != "1":
         yield silent
         return
     from rich.console import Console

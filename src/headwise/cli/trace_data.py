@@ -43,7 +43,8 @@ def trace_data(
         for name in (scores if causes is None else sorted(scores, key=lambda name: -causes[name]))
     ]
     tokens = [
-        _token(found, i, token, pieces, names) | {"special": token.token in model.stop_ids}
+        _token(found, i, token, pieces, names)
+        | {"special": token.token in model.stop_ids or not pieces[len(ids) + i].strip()}  # ends of lines and of texts say nothing
         for i, token in enumerate(found.tokens)
     ]
     facts = probe.facts
@@ -69,13 +70,14 @@ def _token(
     row = found.scores[place]
     strongest = [int(i) for i in (-row).argsort() if found.allowed[i] and row[i] > 0][:KEPT]
     most = max((float(row[i]) for i in strongest), default=1.0)
-    passage = token.passage
-    excerpt = ""
-    if token.position >= 0:
-        start, stop = max(0, token.position - AROUND), token.position + AROUND + 1
-        if passage is not None:
-            span = next((s for s in found.prompt.spans.values() if s.start <= token.position < s.stop), None)
-            start, stop = (start, stop) if span is None else (max(start, span.start), min(stop, span.stop))
+    passage, position, excerpt = token.passage, token.position, ""
+    span = None if passage is None else found.prompt.spans[passage]
+    if span is not None:  # the strongest position of all may lie in another passage than the one with the largest sum
+        inside = [i for i in range(span.start, span.stop) if found.allowed[i]]
+        position = max(inside, key=lambda i: float(row[i]), default=-1)
+    if position >= 0:
+        start, stop = max(0, position - AROUND), position + AROUND + 1
+        start, stop = (start, stop) if span is None else (max(start, span.start), min(stop, span.stop))
         excerpt = "".join(pieces[start:stop]).strip()
     return {
         "text": pieces[len(found.prompt.ids) + place],

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from headwise.attention.call import Call, KeyProvider, Whole
-from headwise.attention.selected import Selected
-from headwise.attention.sparse import recall_of, row_weights
+from headwise.attention.selected import Found, Selected
+from headwise.attention.sparse import quality_of, row_weights
 from headwise.heads.types import Heads
 from headwise.maths.select import protected
 from headwise.maths.slots import marked
@@ -36,7 +36,7 @@ class Watch:
         self._read = self._full = self._steps = 0
         self._mass: list[float] = []
         self._own: list[float] = []
-        self._recall: list[tuple[float, float]] = []
+        self._recall: list[Found] = []
 
     def choose_keys(self, call: Call) -> KeyProvider:
         """Changes nothing."""
@@ -69,7 +69,7 @@ class Watch:
         kept = (weights * chosen.to(weights.device)).sum(dim=-1).tolist()
         self._mass += kept
         self._own += [kept[head] for head in self._by_layer.get(call.layer, ())]
-        self._recall.append(recall_of(call, whole, positions, *self._places(whole)))
+        self._recall.append(quality_of(call, whole, positions, *self._places(whole)))
 
     def _places(self, whole: Whole) -> tuple[Tensor, Tensor]:
         """[1, S] what is visible, and what every choice holds; one row without padding sees everything."""
@@ -78,7 +78,7 @@ class Watch:
 
     def shares(self) -> dict[str, Any]:
         """Mass kept over all heads and at the given ones (1 where everything was read), recall and its chance; None where there is nothing."""
-        recall, chance = np.mean(self._recall, axis=0).tolist() if self._recall else (None, None)
+        recall, _, chance = np.mean(self._recall, axis=0).tolist() if self._recall else (None, None, None)
         mass, own = (float(np.mean(values)) if values else None for values in (self._mass, self._own))
         return {"mass": mass, "mass_heads": own, "recall": recall, "recall_by_chance": chance}
 

@@ -97,7 +97,7 @@ def _key(low: float, high: float) -> Html:
 
 
 def _passage(place: int, passage: Data) -> Html:
-    told = [f"{passage['share']:.0%} of what was read"]
+    told = [f"{passage['share']:.0%} of the scores of all passages"]
     if passage["drop"] is not None:
         told.append(f"without it the answer's log-probability changes by {-passage['drop']:+.3f} nats")
     top = tag("header", tag("h3", passage["name"]), tag("span", ", ".join(told), class_="soft"))

@@ -59,7 +59,7 @@ def _passages(data: Data) -> Table:
     caused = any(row["drop"] is not None for row in data["passages"])
     table = Table(
         "passage",
-        "share of what was read",
+        "share of scores",
         *(["drop (nats)"] if caused else []),
         "begins",
         box=None,
