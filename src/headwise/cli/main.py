@@ -22,6 +22,7 @@ from headwise.cli import (
     info,
     models,
     needle,
+    plan,
     rank,
     select,
     serve,
@@ -62,6 +63,7 @@ app.add_typer(select.app)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.add_typer(models.app)
+app.command("plan")(plan.plan)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
 for entry in entry_points(group="headwise.commands"):  # of other installed packages, such as headwise-lab

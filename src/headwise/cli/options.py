@@ -155,6 +155,11 @@ def _keep(parameter: typer.CallbackParam, value: Any) -> None:
     _shared[str(parameter.name)] = value
 
 
+def shared(*names: str) -> dict[str, Any]:
+    """Those of the options that every command with a model takes which are needed where the model is not loaded: name -> value."""
+    return {name: _shared[name] for name in names if name in _shared}
+
+
 def load(
     model: str | None, device: str, dtype: str, revision: str | None = None, name: str | None = None, *, heads: Any = None
 ) -> Model:

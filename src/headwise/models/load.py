@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from headwise.heads.errors import HeadwiseError
 from headwise.models import adapters, gguf, placement, quantized
 from headwise.models.checkpoint import fault_of, some_of
-from headwise.models.families import family_of, fault_of_numbers
+from headwise.models.config import quiet, read_config, refused
 from headwise.models.model import Model, says_quantized, use_the_cap
 from headwise.models.names import bundled_models, folder_of, label
 from headwise.models.registry import entry_named
@@ -187,8 +186,8 @@ def _from_checkpoint(wanted: Wanted, folder: Path | None) -> tuple[Any, Any]:
         "trust_remote_code": wanted.trust_remote_code,
         "local_files_only": wanted.offline,
     }
-    with _quiet():
-        config = _config(source, options, wanted.name, folder)
+    with quiet():
+        config = read_config(source, options, wanted.name, folder)
         packing, loading = None, options
         if says_quantized(config) or wanted.packed:
             quantized.check(config, wanted.name, wanted.device, wanted.packed)
@@ -227,8 +226,8 @@ def _from_gguf(file: Path, wanted: Wanted) -> tuple[Any, Any]:
     # The whole path and an empty folder: a file of the same name in the current folder, or a tokenizer beside the file, would be taken instead.
     options: dict[str, Any] = {"gguf_file": str(file.resolve()), "local_files_only": True}
     # Whatever is set, transformers draws a bar for the tensors of a GGUF file.
-    with _quiet(), TemporaryDirectory(prefix="headwise-") as nowhere, redirect_stderr(StringIO()):
-        config = _config(nowhere, options, file.name, None)
+    with quiet(), TemporaryDirectory(prefix="headwise-") as nowhere, redirect_stderr(StringIO()):
+        config = read_config(nowhere, options, file.name, None)
         gguf.check_config(header, config, file.name)
         check_tensors(gguf.compared(header, config, file.name), file.name)
         tokenizer = _tokenizer(nowhere, options, file.name, None)
@@ -237,20 +236,6 @@ def _from_gguf(file: Path, wanted: Wanted) -> tuple[Any, Any]:
     hf.config._name_or_path = tokenizer.name_or_path = file.name
     setattr(hf.config, gguf.SOURCE, gguf.source_of(header, file))
     return hf, tokenizer
-
-
-def _config(source: str | Path, options: dict[str, Any], name: str, folder: Path | None) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-    except Exception as error:  # of many kinds, for files that are not what they should be
-        raise _refused(name, error, fault_of(folder, weights=False), "give a folder with config.json, or a hub id") from error
-    family_of(config.model_type)
-    fault = fault_of_numbers(config.get_text_config(decoder=True))
-    if fault:
-        raise HeadwiseError(f"the configuration of {name!r} cannot be right: {fault}")
-    return config
 
 
 def _weights(source: str | Path, dtype: Any, options: dict[str, Any], name: str, folder: Path | None) -> Any:
@@ -262,7 +247,7 @@ def _weights(source: str | Path, dtype: Any, options: dict[str, Any], name: str,
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except Exception as error:
-        raise _refused(name, error, fault_of(folder)) from error
+        raise refused(name, error, fault_of(folder)) from error
     check_tensors(info, name)
     return hf
 
@@ -277,7 +262,7 @@ def _tokenizer(source: str | Path, options: dict[str, Any], name: str, folder: P
     try:
         return AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:
-        raise _refused(name, error, fault_of(folder, weights=False), "its tokenizer is broken or incomplete") from error
+        raise refused(name, error, fault_of(folder, weights=False), "its tokenizer is broken or incomplete") from error
 
 
 def check_tensors(info: Mapping[str, Any], name: str) -> None:
@@ -343,34 +328,6 @@ def _shape(shape: Iterable[int]) -> str:
 
 def _has_tokenizer(folder: Path) -> bool:
     return any((folder / file).is_file() for file in TOKENIZER_FILES)
-
-
-def _refused(name: str, error: Exception, fault: str | None, hint: str = "") -> HeadwiseError:
-    """One line for whatever the libraries raised. fault: what is wrong with the files, if it was seen."""
-    text = str(error)
-    if "trust_remote_code" in text:
-        hint = "look at the code, then allow it with trust_remote_code=True (--trust-remote-code)"
-        return HeadwiseError(f"model {name!r} comes with its own Python code, which runs only if you allow it; {hint}")
-    homeless = re.search(r"device_map provided does not give any device for the following parameters: (.*)", text)
-    if homeless:
-        text = f"the device_map names no device for {some_of(homeless[1].split(', '))}"
-    seen = fault or text.strip().split("\n")[0].rstrip(".:") or type(error).__name__
-    return HeadwiseError(f"cannot load model {name!r}: {seen}" + (f"; {hint}" if hint and not fault else ""))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' tables of what did not fit: that is refused in one line. It also warns where weights are unpacked on purpose."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You passed `quantization_config`")
-            yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def resolve_device(device: str) -> str:

@@ -89,13 +89,22 @@ def needs_several(config: Any, dtype: Any) -> bool:
 
 def size_of(config: Any, dtype: Any) -> int:
     """Bytes of the weights of a model in a dtype (`auto`: that of the checkpoint), as if they were not packed. No weight is read."""
+    kind: torch.dtype = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None) or torch.float32
+    return weight_bytes(skeleton_of(config, kind), kind)
+
+
+def weight_bytes(hf: Any, dtype: torch.dtype) -> int:
+    """Bytes of all parameters of a transformers model in a dtype; tied ones count once."""
+    count: int = sum(prod(parameter.shape) for parameter in hf.parameters())
+    return count * int(dtype.itemsize)
+
+
+def skeleton_of(config: Any, dtype: torch.dtype) -> Any:
+    """The transformers model of a configuration on torch's meta device: all shapes and no numbers."""
     from transformers import AutoModelForCausalLM
 
-    kind: torch.dtype = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None) or torch.float32
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(deepcopy(config), dtype=kind)  # which writes into it
-    count: int = sum(prod(parameter.shape) for parameter in skeleton.parameters())
-    return count * int(kind.itemsize)
+        return AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype)  # which writes into it
 
 
 def require_accelerate() -> None:
