@@ -1,13 +1,16 @@
 """`attribute`: what a block leaves behind, what it stores, what it can be combined with, what it refuses."""
 
 import copy
+import gc
+import weakref
+from contextlib import ExitStack
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from headwise.attention import ablate, observe, steer
+from headwise.attention import ablate, observe, rules, steer
 from headwise.attention.attribute import DEFAULT, RULES, attribute
 from headwise.attention.rules import PATENT_NOTICE, recognised
 from headwise.attention.tail import last_rows
@@ -97,6 +100,31 @@ def test_no_attention_matrix_is_kept(family, rule):
     assert len(sizes) > 20
     assert max(sizes) < 200 * 200 * 4  # of 8 heads
     del seen, out
+
+
+@pytest.mark.parametrize("rule", ["gradient", "gim", "attnlrp"])
+def test_of_an_mlp_only_gate_and_up_are_kept(model, rule, monkeypatch):
+    """The activation of the gate is made again on the way back; what comes of it is as if it had been kept."""
+
+    def measured():
+        made = []
+        with attribute(model, rule) as seen, ExitStack() as undo:
+            for layer in model.model.layers:
+                hook = layer.mlp.act_fn.register_forward_hook(lambda *given: made.append(weakref.ref(given[2])))
+                undo.callback(hook.remove)
+            value = model(input_ids=IDS).logits[:, -1, 5]
+            gc.collect()
+            kept = [output() is not None for output in made]
+            seen.explain(value)
+        return kept, seen
+
+    kept, seen = measured()
+    with monkeypatch.context() as patch:
+        patch.setattr(rules, "gated_product", lambda product, *_: product)
+        otherwise, wanted = measured()
+    assert [kept, otherwise] == [[False] * 4, [True] * 4]
+    assert_close(seen.heads, wanted.heads, rtol=1e-4, atol=1e-6)
+    assert_close(seen.tokens, wanted.tokens, rtol=1e-4, atol=1e-6)
 
 
 def test_the_plain_gradient_is_that_of_the_untouched_model(model):

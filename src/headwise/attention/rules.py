@@ -188,13 +188,14 @@ def _alter_mlp(model: Model, layer: int, rule: Rule, undo: ExitStack) -> None:
         return
     activation = follow(experts if experts is not None else mlp, family.activation)
     gated = experts is not None or bool(family.product)
+    slope = _slope(activation) if rule.activation == "identity" and not (rule.gate_constant and gated) else None
     if rule.gate_constant and gated:
         undo.callback(activation.register_forward_hook(lambda _, inputs, output: output.detach()).remove)
-    elif rule.activation == "identity":
-        undo.callback(activation.register_forward_hook(partial(_activation_hook, _slope(activation))).remove)
+    elif slope is not None:
+        undo.callback(activation.register_forward_hook(partial(_activation_hook, slope)).remove)
     if experts is None and family.product and rule.product != 1:
         projection = follow(mlp, family.product)
-        _keep_less(activation, projection, _slope(activation) if rule.activation == "identity" else None, undo)
+        _keep_less(activation, projection, slope, undo)
         undo.callback(projection.register_forward_hook(partial(_product_hook, rule.product)).remove)
 
 
