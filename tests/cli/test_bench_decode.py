@@ -39,7 +39,7 @@ def test_a_run_gives_rows_a_table_and_a_page(lab, headwise, tmp_path):
         (("--choosers", "page"), "unknown chooser"),
         (("--choosers", "pages:width=2"), "no option"),
         (("--choosers", "retrieval_heads"), "needs heads"),
-        (("--choosers", "distilled:none.json"), "no such chooser file"),
+        (("--choosers", "distilled:none.json"), "unknown chooser"),
         (("--tasks", "needles"), "needle"),
         (("--heads", "none.json"), "no such head file"),
         (("--steps", 400), "do not hold"),

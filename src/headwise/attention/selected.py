@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from headwise.attention.call import KeyPart
-from headwise.maths.attend import attend
+from headwise.maths.attend import attend_held
 
 
 class Found(NamedTuple):
@@ -92,15 +91,8 @@ class Selected:
 
     def attend(self, query: Tensor, *, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor:
         """See `KeyProvider.attend`; `query` is one row."""
-        batch, heads, rows, width = query.shape
-        groups = self.keys.shape[1]
-        if softcap is None and sinks is None:  # the heads of a group are rows of one call, so that keys are read once
-            folded = query.reshape(batch, groups, heads // groups * rows, width)
-            mask = None if self.mask is None else self.mask[:, :, None]
-            out = torch.nn.functional.scaled_dot_product_attention(folded, self.keys, self.values, mask, scale=scaling)
-            return out.reshape(batch, heads, rows, -1).transpose(1, 2)
-        mask = None if self.mask is None else self.mask.repeat_interleave(heads // groups, dim=1)[:, :, None]
-        return attend(query, self.keys, self.values, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks)
+        mask = None if self.mask is None else self.mask[:, :, None]
+        return attend_held(query, self.keys, self.values, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks)
 
     def parts(self, rows: int, stop: int) -> Sequence[KeyPart]:
         """See `KeyProvider.parts`."""

@@ -36,12 +36,14 @@ class Chooser(Protocol):
         shared: One choice per step for all layers, made at the first of them. False: every layer has its own.
         checked: Its recall is compared with chance before it is relied on; False for controls.
         page: Its scores are for so many positions each, one behind the other.
+        reads_text: It must itself read every token, and so cannot join behind a prompt that was read without it.
     """
 
     name: str
     shared: bool
     checked: bool
     page: int
+    reads_text: bool
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """A block opens: refuse a model that does not fit, forget everything.
@@ -255,7 +257,7 @@ class SparseDecoding:
             keys, values, positions, moved = self._in_slots(call, keys, values, positions, choice)
         else:
             keys, values = (take_rows(table, positions.clamp(min=0)) for table in (keys, values))
-        self._count_read(call, whole, moved * keys.shape[0] * keys.shape[1] // (positions.shape[0] * positions.shape[1]))
+        self._count_read(whole, moved * keys.shape[0] * keys.shape[1] // (positions.shape[0] * positions.shape[1]))
         device, wide = call.query.device, positions.expand(*keys.shape[:2], -1)
         mask = (wide >= 0).to(device) if bool((positions < 0).any()) else None
         return Selected(keys.to(device, non_blocking=True), values.to(device, non_blocking=True), mask, wide)
@@ -288,7 +290,7 @@ class SparseDecoding:
         self.counts.compared += same.numel()
         self.counts.chance += same.numel() * now.shape[-1] / length
 
-    def _count_read(self, call: Call, whole: Whole, moved: int) -> None:
+    def _count_read(self, whole: Whole, moved: int) -> None:
         counts, (batch, groups) = self.counts, whole.keys[-1].shape[:2]
         counts.row_bytes = sum(t.shape[-1] * t.element_size() for t in (whole.keys[-1], whole.values[-1]))
         counts.read += batch * groups * self.options.budget
@@ -325,7 +327,10 @@ def _single(whole: Whole) -> tuple[Tensor, Tensor]:
 
 
 def row_weights(call: Call, whole: Whole) -> Tensor:
-    """[B, H, S] float32: attention weights of the newest row over all keys; a sink logit takes its share."""
+    """[B, H, S] float32: attention weights of the newest row over all keys; a sink logit takes its share.
+
+    One block: `attention_rows`, made for any number of rows, takes twice as long for a single one.
+    """
     mask, device = whole.visible, whole.keys[-1].device
     mask = None if mask is None else mask[:, :, -1:].to(device)
     query, sinks = call.query[:, :, -1:].to(device), None if call.sinks is None else call.sinks.to(device)

@@ -55,14 +55,9 @@ def chooser_of(text: str, model: Model, heads: Heads | None = None) -> Chooser:
 def kind_of(name: str) -> Callable[..., Chooser]:
     """The class of a name. Raises `HeadwiseError` with the nearest names."""
     if name not in CHOOSERS:
-        near = difflib.get_close_matches(name, CHOOSERS) or [*CHOOSERS, "distilled"]
+        near = difflib.get_close_matches(name, CHOOSERS) or CHOOSERS
         raise HeadwiseError(f"unknown chooser {name!r}; use {', '.join(near)}")
     return CHOOSERS[name]
-
-
-def needs_text(chooser: Chooser) -> bool:
-    """Whether a chooser must itself read every token of a text, so that it cannot join behind a prompt that was read without it."""
-    return not isinstance(chooser, choosers.FreeChooser) or isinstance(chooser, choosers.SmallModel)
 
 
 def _given(name: str, rest: str) -> dict[str, Any]:

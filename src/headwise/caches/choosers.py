@@ -34,10 +34,10 @@ class FreeChooser:
     shared = True
     checked = True
     page = 1
+    reads_text = False
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """See `Chooser.start`."""
-        self._model, self._layers = model, list(layers)
 
     def begin(self, now: Pass) -> None:
         """See `Chooser.begin`."""
@@ -78,7 +78,6 @@ class Random(FreeChooser):
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """Begin the draws anew."""
-        super().start(model, layers)
         self._generator = torch.Generator().manual_seed(self._seed)
 
     def scores(self, call: Call, whole: Whole) -> Tensor | None:
@@ -117,7 +116,6 @@ class PreviousQuery(FreeChooser):
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """Forget queries."""
-        super().start(model, layers)
         self._queries: dict[int, Tensor] = {}
         self._turned = self._asked = 0
 
@@ -153,13 +151,11 @@ class Pages(FreeChooser):
     name, shared = "pages", False
 
     def __init__(self, size: int = 16) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise HeadwiseError(f"a page must hold at least one key; got {size!r}")
+        _check_whole(size, 1, "a page must hold at least one key")
         self.page = size
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """Forget bounds."""
-        super().start(model, layers)
         self._bounds: dict[int, tuple[Tensor, Tensor]] = {}
 
     def begin(self, now: Pass) -> None:
@@ -201,16 +197,13 @@ class AnchorLayers(FreeChooser):
     name, shared = "anchor_layers", False
 
     def __init__(self, every: int = 6) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 2:
-            raise HeadwiseError(f"anchor layers must be at least every second layer apart; got {every!r}")
+        _check_whole(every, 2, "anchor layers must be at least every second layer apart")
         self._every = every
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """Fix the anchors."""
-        super().start(model, layers)
-        self._anchors, self._found = frozenset(self._layers[:: self._every]), None
-
-    _found: Tensor | None
+        self._anchors = frozenset(layers[:: self._every])
+        self._found: Tensor | None = None
 
     def reads_all(self, layer: int) -> bool:
         """Anchors do."""
@@ -231,7 +224,6 @@ class Summed(FreeChooser):
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """Forget sums."""
-        super().start(model, layers)
         self._last: Tensor | None = None
         self._sum: Tensor | None = None
 
@@ -283,8 +275,7 @@ class RefreshEvery(Summed):
     name = "refresh_every"
 
     def __init__(self, every: int = 8, heads: Heads | None = None) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 2:
-            raise HeadwiseError(f"a full step must be at least every second step; got every {every!r}")
+        _check_whole(every, 2, "a full step must be at least every second step")
         self._every, self._heads = every, heads
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
@@ -324,14 +315,13 @@ class SmallModel(FreeChooser):
         heads: Those of its heads that count; None: all.
     """
 
-    name = "small_model"
+    name, reads_text = "small_model", True
 
     def __init__(self, model: Any, heads: Heads | None = None) -> None:
         self._small, self._heads = as_model(model), heads
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """Refuse a model with another vocabulary."""
-        super().start(model, layers)
         sizes = [each.hf.config.get_text_config(decoder=True).vocab_size for each in (self._small, model)]
         if sizes[0] != sizes[1]:
             raise HeadwiseError(f"{self._small.name} has {sizes[0]} tokens and {model.name} {sizes[1]}; a chooser must read the same tokens")
@@ -387,6 +377,11 @@ def head_weights(call: Call, whole: Whole, heads: Sequence[int]) -> Tensor:
         sinks = None if call.sinks is None else call.sinks[own]
         found.append(row_weights(replace(call, query=call.query[:, own], sinks=sinks), part))
     return torch.cat(found, dim=1)
+
+
+def _check_whole(number: Any, least: int, rule: str) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise HeadwiseError(f"{rule}; got {number!r}")
 
 
 def _in_layers(model: Model, heads: Heads | None, layers: Sequence[int]) -> Mapping[int, list[int]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from headwise.attention.call import KeyPart
 from headwise.caches.groups import Part, seen_mask
 from headwise.heads.errors import HeadwiseError
-from headwise.maths.attend import attend
+from headwise.maths.attend import attend_held
 from headwise.maths.sink_window import sink_window_attention
 
 
@@ -89,17 +89,8 @@ def _key_part(part: Part, rows: int) -> KeyPart:
 
 
 def _attend_part(query: Tensor, part: Part, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor:
-    each = query.shape[1] // part.keys.shape[1]
-    if query.shape[2] == 1 and softcap is None and sinks is None:
-        # One new token: the query heads of a group are rows of one call, so keys are read once.
-        folded = query.reshape(query.shape[0], part.keys.shape[1], each, -1)
-        out = torch.nn.functional.scaled_dot_product_attention(folded, part.keys, part.values, part.mask, scale=scaling)
-        return out.flatten(1, 2)[:, None]
-    if part.window is not None:
+    if part.window is not None and (query.shape[2] > 1 or softcap is not None or sinks is not None):
         return sink_window_attention(
             query, part.keys, part.values, **part.window._asdict(), scaling=scaling, softcap=softcap, sink_logits=sinks
         )
-    mask = part.mask
-    if mask is not None and mask.shape[1] > 1:
-        mask = mask.repeat_interleave(each, dim=1)
-    return attend(query, part.keys, part.values, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks)
+    return attend_held(query, part.keys, part.values, scaling=scaling, mask=part.mask, softcap=softcap, sinks=sinks)

@@ -13,7 +13,6 @@ from headwise.cli.progress import progress
 from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
-    from headwise.attention.sparse import Chooser
     from headwise.evaluation.contexts import CacheTask, Context
     from headwise.evaluation.sparse import Rival, Running
     from headwise.heads.types import HeadSet
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 Choosers = Annotated[
     str,
     typer.Option(
-        help="streaming, random, oracle, previous_query, pages, anchor_layers, retrieval_heads, refresh_every, small_model:model=NAME, "
-        "distilled:FILE; options as in pages:size=16."
+        help="streaming, random, oracle, previous_query, pages, anchor_layers, retrieval_heads, refresh_every, small_model:model=NAME; "
+        "options as in pages:size=16."
     ),
 ]
 Tasks = Annotated[
@@ -125,36 +124,17 @@ def _budgets(text: str) -> tuple[int, ...]:
 
 
 def _rivals(text: str, sizes: tuple[int, ...], loaded: Model, heads: HeadSet | None) -> list[Rival]:
+    from headwise.caches.chooser_names import chooser_of
     from headwise.cli.cache_methods import split_specs
     from headwise.evaluation.sparse import Rival
 
     specs = list(dict.fromkeys(split_specs(text)))
     if not specs:
         raise HeadwiseError("--choosers names no chooser; give names separated by commas, like streaming,pages")
-    makers = {spec: partial(_chooser, spec, loaded, heads) for spec in specs}
+    makers = {spec: partial(chooser_of, spec, loaded, heads) for spec in specs}
     for make in makers.values():
         make()  # refused before any work
     return [Rival(spec, size, make) for spec, make in makers.items() for size in sizes]
-
-
-def _chooser(spec: str, loaded: Model, heads: HeadSet | None) -> Chooser:
-    """By name; a distilled one from its file."""
-    name, _, file = spec.partition(":")
-    if name != "distilled":
-        from headwise.caches.chooser_names import chooser_of
-
-        return chooser_of(spec, loaded, heads)
-    if not file or not Path(file).exists():
-        raise HeadwiseError(f"no such chooser file: {file or '(none given)'}; write distilled:FILE")
-    from importlib import import_module
-
-    try:
-        kind = import_module("headwise.methods.specontext.chooser").Distilled
-    except ImportError as error:
-        raise HeadwiseError("this version of headwise has no distilled chooser") from error
-    made: Chooser = kind.load(Path(file)) if hasattr(kind, "load") else kind(Path(file))
-    made.start(loaded, sorted(loaded.heads.full_layers))
-    return made
 
 
 def _contexts(
@@ -163,12 +143,7 @@ def _contexts(
     """What is read for a task at a length."""
     if name == "text":
         return _running(loaded, length, count, steps, text, seed)
-    if name == "json_extraction":
-        from headwise.evaluation.tasks import json_extraction_contexts
-
-        task: CacheTask = json_extraction_contexts
-    else:
-        task = o.method_named("tasks", name)
+    task: CacheTask = o.method_named("tasks", name)
     return task(loaded, name, length, count, 1, "test", seed)
 
 

@@ -20,7 +20,6 @@ from transformers import DynamicCache
 
 from headwise.attention.plan import attached
 from headwise.attention.sparse import Chooser
-from headwise.caches.chooser_names import needs_text
 from headwise.caches.roomy import RoomyLayer, roomy_cache
 from headwise.caches.sparse_cache import SparseCache, sparse_decode
 from headwise.evaluation.contexts import Context
@@ -185,7 +184,7 @@ class _Cells:
             with sparse_decode(
                 self._model, chooser, budget=rival.budget, sinks=SINKS, recent=RECENT, placement="slots", check=False
             ) as cache:
-                yield (cache, ids) if needs_text(chooser) else (_filled(cache, self._prefix(ids)), ())
+                yield (cache, ids) if chooser.reads_text else (_filled(cache, self._prefix(ids)), ())
 
     def _answer(self, context: Context, rival: Rival | None, full: Row | None) -> Row:
         """Score of the answers to all questions of a context."""

@@ -63,6 +63,34 @@ def attend(
     return out.transpose(1, 2).contiguous()
 
 
+def attend_held(
+    query: Tensor, key: Tensor, value: Tensor, *, scaling: float, mask: Tensor | None, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Attention over keys of which every KV head holds its own: as `attend`, with a mask per KV head.
+
+    Args:
+        query: [B, H, T, d], rows that see all keys that the mask allows (one row needs no mask).
+        key: [B, G, S, d].
+        value: [B, G, S, width of values].
+        scaling: Factor of query times key.
+        mask: Bool [B or 1, 1 or G, T, S], or None.
+        softcap: As in `attend`.
+        sinks: As in `attend`.
+
+    Returns:
+        [B, T, H, width of values].
+    """
+    each = query.shape[1] // key.shape[1]
+    if query.shape[2] == 1 and softcap is None and sinks is None:
+        # One new token: the query heads of a group are rows of one call, so keys are read once.
+        folded = query.reshape(query.shape[0], key.shape[1], each, -1)
+        out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, mask, scale=scaling)
+        return out.flatten(1, 2)[:, None]
+    if mask is not None and mask.shape[1] > 1:
+        mask = mask.repeat_interleave(each, dim=1)
+    return attend(query, key, value, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks)
+
+
 def _joined(past: tuple[Tensor, Tensor] | None, own: Tensor, which: int) -> Keys:
     return Keys((own,) if past is None else (past[which], own))
 
