@@ -31,6 +31,8 @@ NOT_RUN = {
 
 # Options put behind a command; the last one given counts. Pages that bring all they need are run as they stand.
 SMALLER = {
+    "headwise bench decode": "--lengths 300 --budgets 64 --contexts 1 --steps 4 --tasks needle --overwrite",
+    "headwise plan": "--length 1k",
     "headwise detect query": "--overwrite",
     "headwise detect proxy": "--samples 4 --pairs 4 --length 512 --min-accuracy 0 --overwrite",
     "headwise detect gate": "--lengths 200,300 --steps 2 --sinks 16 --recent 32 --overwrite",
