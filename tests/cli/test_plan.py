@@ -110,7 +110,7 @@ def test_sliding_layers_stay_on_the_device(headwise, tmp_path):
         (["--dtype", "int4"], ["unknown dtype 'int4'", "bfloat16"]),
         (["--overlap", "1.5"], ["--overlap"]),
         (["--overlap", "nan"], ["overlap"]),
-        (["--alpha", "nan"], ["--alpha"]),
+        (["--alpha", "nan"], ["alpha"]),  # told by typer or by the planner, by typer's version
         (["--bandwidth", "fast"], ["--bandwidth takes a size"]),
         (["--gguf-file", "x.gguf"], ["--gguf-file changes nothing here"]),
         (["--adapter", "x"], ["--adapter changes nothing here"]),
