@@ -108,9 +108,9 @@ def _lengths(text: str, requests: int | None) -> list[int]:
 def _outline(model: str | None, dtype: str, revision: str | None) -> Model:
     import torch
 
-    from headwise.models.config import outline
     from headwise.models.model import says_quantized
     from headwise.models.names import DEFAULT
+    from headwise.models.outline import outline
 
     found = outline(
         DEFAULT if model is None else model, getattr(torch, dtype), revision, **o.shared("trust_remote_code", "offline")

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from headwise.heads.errors import HeadwiseError
+
 SHOWN = 3  # names of tensors in a message
 LFS = b"version https://git-lfs"
 OBJECTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "adapter_config.json")
@@ -86,3 +88,16 @@ def some_of(names: Iterable[str]) -> str:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Layer 2 before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def refused(name: str, error: Exception, fault: str | None, hint: str = "") -> HeadwiseError:
+    """One line for whatever the libraries raised. fault: what is wrong with the files, if it was seen."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        hint = "look at the code, then allow it with trust_remote_code=True (--trust-remote-code)"
+        return HeadwiseError(f"model {name!r} comes with its own Python code, which runs only if you allow it; {hint}")
+    homeless = re.search(r"device_map provided does not give any device for the following parameters: (.*)", text)
+    if homeless:
+        text = f"the device_map names no device for {some_of(homeless[1].split(', '))}"
+    seen = fault or text.strip().split("\n")[0].rstrip(".:") or type(error).__name__
+    return HeadwiseError(f"cannot load model {name!r}: {seen}" + (f"; {hint}" if hint and not fault else ""))

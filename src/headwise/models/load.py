@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import redirect_stderr
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -16,8 +17,8 @@ import torch
 
 from headwise.heads.errors import HeadwiseError
 from headwise.models import adapters, gguf, placement, quantized
-from headwise.models.checkpoint import fault_of, some_of
-from headwise.models.config import quiet, read_config, refused
+from headwise.models.checkpoint import fault_of, refused, some_of
+from headwise.models.families import family_of, fault_of_numbers
 from headwise.models.model import Model, says_quantized, use_the_cap
 from headwise.models.names import bundled_models, folder_of, label
 from headwise.models.registry import entry_named
@@ -238,6 +239,32 @@ def _from_gguf(file: Path, wanted: Wanted) -> tuple[Any, Any]:
     return hf, tokenizer
 
 
+def read_config(source: str | Path, options: dict[str, Any], name: str, folder: Path | None) -> Any:
+    """The configuration of a model that headwise knows; no weight is read.
+
+    Args:
+        source: Folder or hub id, as transformers takes it.
+        options: Further arguments of transformers' `from_pretrained`.
+        name: The model, for messages.
+        folder: Where its files lie, if that is known: what is wrong with them is said.
+
+    Raises:
+        HeadwiseError: There is no configuration, or one that cannot be right.
+        UnsupportedModelError: Its family is not known.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except Exception as error:  # of many kinds, for files that are not what they should be
+        raise refused(name, error, fault_of(folder, weights=False), "give a folder with config.json, or a hub id") from error
+    family_of(config.model_type)
+    fault = fault_of_numbers(config.get_text_config(decoder=True))
+    if fault:
+        raise HeadwiseError(f"the configuration of {name!r} cannot be right: {fault}")
+    return config
+
+
 def _weights(source: str | Path, dtype: Any, options: dict[str, Any], name: str, folder: Path | None) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -328,6 +355,21 @@ def _shape(shape: Iterable[int]) -> str:
 
 def _has_tokenizer(folder: Path) -> bool:
     return any((folder / file).is_file() for file in TOKENIZER_FILES)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' tables of what did not fit: that is refused in one line. It also warns where weights are unpacked on purpose."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You passed `quantization_config`")
+            yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def resolve_device(device: str) -> str:
