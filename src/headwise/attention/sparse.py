@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,6 +45,9 @@ class Chooser(Protocol):
     checked: bool
     page: int
     reads_text: bool
+
+    def opened(self, model: Model) -> AbstractContextManager[None]:
+        """Entered for as long as the block is open: the place for hooks on the model."""
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """A block opens: refuse a model that does not fit, forget everything.

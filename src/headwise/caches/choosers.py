@@ -8,7 +8,8 @@ of Quest, arXiv:2406.10774), by a layer below (`AnchorLayers`), or by the layer'
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +36,11 @@ class FreeChooser:
     checked = True
     page = 1
     reads_text = False
+
+    @contextmanager
+    def opened(self, model: Model) -> Iterator[None]:
+        """See `Chooser.opened`."""
+        yield
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """See `Chooser.start`."""

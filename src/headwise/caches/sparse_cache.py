@@ -89,5 +89,5 @@ def sparse_decode(
     with attached(own) as plan:
         if any(isinstance(other, SparseDecoding) for other in plan.choosing):
             raise HeadwiseError("one sparse_decode block of this model is open already; leave it first")
-        with plan.running(step):
+        with chooser.opened(own), plan.running(step):
             yield SparseCache(own.hf.config, step, placement == "host")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Choosers = Annotated[
     str,
     typer.Option(
-        help="streaming, random, oracle, previous_query, pages, anchor_layers, retrieval_heads, refresh_every, small_model:model=NAME; "
-        "options as in pages:size=16."
+        help="streaming, random, oracle, previous_query, pages, anchor_layers, retrieval_heads, refresh_every, "
+        "distilled:file=FILE, small_model:model=NAME; options as in pages:size=16."
     ),
 ]
 Tasks = Annotated[
@@ -124,8 +124,8 @@ def _budgets(text: str) -> tuple[int, ...]:
 
 
 def _rivals(text: str, sizes: tuple[int, ...], loaded: Model, heads: HeadSet | None) -> list[Rival]:
-    from headwise.caches.chooser_names import chooser_of
     from headwise.cli.cache_methods import split_specs
+    from headwise.cli.choosers import chooser_of
     from headwise.evaluation.sparse import Rival
 
     specs = list(dict.fromkeys(split_specs(text)))

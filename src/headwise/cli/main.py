@@ -29,6 +29,7 @@ from headwise.cli import (
     show,
     steer,
     trace,
+    train,
 )
 from headwise.cli.options import Root
 from headwise.heads.errors import HeadwiseError, MissingExtraError
@@ -57,6 +58,7 @@ app.command("rank")(rank.rank)
 app.command("serve")(serve.serve)
 app.command("generate")(generate.generate)
 app.add_typer(steer.app)
+app.add_typer(train.app)
 app.add_typer(trace.app)
 app.add_typer(bench.app)
 app.add_typer(select.app)

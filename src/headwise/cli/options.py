@@ -69,14 +69,14 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 # Methods: of headwise, and of any other package that registers an entry point. A class is imported when it is asked for.
-GROUPS = {"detectors": "headwise.detectors", "presses": "headwise.presses", "tasks": "headwise.tasks"}
-WORDS = {"detectors": "detector", "presses": "cache method", "tasks": "task"}
+GROUPS = {"detectors": "headwise.detectors", "presses": "headwise.presses", "tasks": "headwise.tasks", "choosers": "headwise.choosers"}
+WORDS = {"detectors": "detector", "presses": "cache method", "tasks": "task", "choosers": "chooser"}
 _shared: dict[str, Any] = {}  # arguments of `headwise.load` that every command with a model takes; of the running command
 
 
 @cache
 def installed(kind: str) -> dict[str, EntryPoint]:
-    """Name -> entry point of every installed method of a kind (`detectors`, `presses` or `tasks`), our own first."""
+    """Name -> entry point of every installed method of a kind (`detectors`, `presses`, `tasks` or `choosers`), our own first."""
     found = sorted(entry_points(group=GROUPS[kind]), key=lambda entry: (not entry.value.startswith("headwise."), entry.name))
     return {entry.name: entry for entry in reversed(found)}  # a name of ours is never taken over by another package
 

@@ -132,6 +132,10 @@ class RunDirectory:
         write_atomically(path, archive + self._seal(key, archive))
         work_is_kept(self.path)
 
+    def drop(self, key: str) -> None:
+        """Delete a cell that a later one has made needless; nothing happens if there is none."""
+        self._file(key).unlink(missing_ok=True)
+
     def remove(self) -> None:
         """See `remove_run`."""
         work_is_done(self.path)
