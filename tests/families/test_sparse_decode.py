@@ -11,6 +11,8 @@ from headwise.caches import choosers
 from headwise.caches.roomy import roomy_cache
 from headwise.caches.sparse_cache import sparse_decode
 from headwise.heads import HeadSet, HeadwiseError
+from headwise.methods.specontext.chooser import Distilled
+from headwise.models.draft_head import INPUTS, DraftHead, shape_for
 from headwise.models.forward import forward
 from headwise.models.model import as_model
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
@@ -116,6 +118,7 @@ def every_chooser(model):
     return [
         choosers.Streaming(), choosers.Random(), choosers.Oracle(), choosers.PreviousQuery(), choosers.Pages(4), choosers.AnchorLayers(2),
         choosers.RetrievalHeads(heads), choosers.RefreshEvery(3, heads), choosers.RefreshEvery(4),
+        *(Distilled(DraftHead(shape_for(own, inputs, 16)).eval().requires_grad_(False)) for inputs in INPUTS),
     ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from headwise.heads import HeadwiseError
-from headwise.methods.specontext.memory_plan import (
+from headwise.runtime.memory_plan import (
     LayerShape,
     Sizes,
     device_bytes,

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from headwise.caches.chooser_names import CHOOSERS, chooser_of
+from headwise.cli.choosers import chooser_of
+from headwise.cli.options import installed
 from headwise.evaluation.contexts import Context, Question
 from headwise.evaluation.sparse import Rival, Running, measure_sparse
 from headwise.evaluation.tasks import ENTRIES, json_extraction_contexts
@@ -125,7 +126,8 @@ def test_a_run_goes_on_where_it_stopped(model, tmp_path):
 
 def test_choosers_by_name(model):
     assert chooser_of("pages:size=8", model).name == "pages"
-    assert set(CHOOSERS) >= {
+    assert set(installed("choosers")) >= {
+        "distilled",
         "streaming",
         "random",
         "oracle",
@@ -138,6 +140,7 @@ def test_choosers_by_name(model):
     for text, part in (
         ("page", "use pages"), ("pages:width=3", "no option 'width'"), ("pages:size=x", "whole number"), ("pages:size=0", "at least one"),
         ("oracle:a=1", "it has none"), ("pages:size=1,size=2", "twice"), ("retrieval_heads", "needs heads"), ("small_model", "model=NAME"),
+        ("distilled", "file=FILE"), ("distilled:file=nothing", "no such file"), ("distilled:stretch=1", "yes or no"),
     ):  # fmt: skip
         with pytest.raises(HeadwiseError, match=part):
             chooser_of(text, model)

@@ -12,8 +12,8 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.text import shorten
 
 if TYPE_CHECKING:
-    from headwise.methods.specontext.memory_plan import Sizes
     from headwise.models.model import Model
+    from headwise.runtime.memory_plan import Sizes
 
 MOST_REQUESTS = 100_000
 LARGEST = 2**62  # bytes, and tokens
@@ -122,8 +122,8 @@ def _outline(model: str | None, dtype: str, revision: str | None) -> Model:
 
 def _sizes(model: Model, budget: int, draft: float, alpha: float, buffers: float) -> Sizes:
     """What memory depends on. The chooser's own weights are its projections of queries and keys: its embedding is the model's."""
-    from headwise.methods.specontext.memory_plan import LayerShape, Sizes
     from headwise.models.placement import weight_bytes
+    from headwise.runtime.memory_plan import LayerShape, Sizes
 
     heads, dtype = model.heads, model.hf.dtype
     width = model.hf.config.get_text_config(decoder=True).hidden_size
@@ -143,7 +143,7 @@ def _sizes(model: Model, budget: int, draft: float, alpha: float, buffers: float
 
 def _facts(model: Model, sizes: Sizes, memory: int, lengths: list[int], overlap: float, bandwidth: int) -> dict[str, Any]:
     """Everything the command tells, as plain data."""
-    from headwise.methods.specontext import memory_plan as m
+    from headwise.runtime import memory_plan as m
 
     every, on_host, longest = len(sizes.movable), m.layers_on_host(sizes, memory, lengths), max(lengths)
     layers = list(model.heads.windows)
@@ -181,8 +181,8 @@ def _facts(model: Model, sizes: Sizes, memory: int, lengths: list[int], overlap:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from headwise.methods.specontext.memory_plan import size_text as size
     from headwise.report.console import facts_table, print_all
+    from headwise.runtime.memory_plan import size_text as size
 
     lengths, away, limits = facts["lengths"], facts["layers_on_host"], facts["thresholds"]
     count, longest = len(lengths), max(lengths)

@@ -19,6 +19,7 @@ from headwise.maths.importance import group_largest
 from headwise.maths.rotation import frequencies, rotated, yarn
 from headwise.maths.rows import grouped_product
 from headwise.models.draft_head import DraftHead, read_draft_head
+from headwise.models.eagle import read_eagle
 from headwise.models.model import Model, device_of
 
 LEVELS = ("head", "batch")
@@ -29,7 +30,7 @@ class Distilled(FreeChooser):
     """A draft head, distilled from the model or taken from an EAGLE-3 draft, attends to the text; all layers read what it attends to.
 
     Args:
-        file: A `DraftHead`, or the file of one that `headwise train chooser` wrote.
+        file: A `DraftHead`, the file of one that `headwise train chooser` wrote, or the folder of a released EAGLE-3 draft.
         level: `head`: a choice per KV head, by the largest weight of its query heads; head h of every layer uses choice h. `batch`: one choice for
             all, by the largest weight of any head ("batch" as the paper says it; rows of a batch always choose for themselves).
         dilate: So many positions behind a chosen one are wanted as much as it is: an embedding alone cannot see what came in front.
@@ -46,10 +47,11 @@ class Distilled(FreeChooser):
             raise HeadwiseError(f"unknown level {level!r}; use {' or '.join(LEVELS)}")
         if isinstance(dilate, bool) or not isinstance(dilate, int) or dilate < 0:
             raise HeadwiseError(f"dilate must be a whole number from 0 on; got {dilate!r}")
-        self.head = file if isinstance(file, DraftHead) else read_draft_head(file)
+        self._folder = None if isinstance(file, DraftHead) or not Path(file).is_dir() else Path(file)
+        if self._folder is None:
+            self.head = file if isinstance(file, DraftHead) else read_draft_head(file)
         self._level, self._dilate, self._stretch = level, dilate, stretch
         self._taps: dict[int, Tensor] = {}
-        self._base = frequencies(self.head.shape.head_dim, self.head.shape.theta)
 
     @contextmanager
     def opened(self, model: Model) -> Iterator[None]:
@@ -60,8 +62,11 @@ class Distilled(FreeChooser):
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """Refuse a model that the draft head was not made for; forget the text."""
+        if self._folder is not None:
+            self.head, self._folder = read_eagle(self._folder, model), None
         self.head.check(model)
         self._model, device = model, device_of(model.hf)
+        self._base = frequencies(self.head.shape.head_dim, self.head.shape.theta)
         self.head.to(device)
         self._layer, self._factor = RoomyLayer(), 1.0
         self._turning, self._scale = self._base.to(device), 1.0

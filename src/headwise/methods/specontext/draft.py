@@ -1,6 +1,6 @@
-"""A whole draft layer, and the losses that distil it from a model: what is only needed while a chooser is trained.
+"""A whole draft layer, and what it is trained by: only needed while a chooser is trained.
 
-`attention_loss` teaches the draft head directly where the model attends. `token_loss` is the way of SpeContext's draft, EAGLE-3 (Li et al. 2025,
+`headwise.maths.distil.attention_loss` teaches the draft head directly where the model attends. `token_loss` is the way of SpeContext's draft, EAGLE-3 (Li et al. 2025,
 arXiv:2503.01840): predict the model's next-token probabilities for several steps on the draft's own states; that its attention then falls where the
 model's does is hoped for (SpeContext, sec. 3.1), not trained.
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax, pad, silu
+from torch.nn.functional import cross_entropy, pad, silu
 
-from headwise.maths.attend import softmax_rows
+from headwise.maths.distil import chained_attention
 from headwise.maths.rotation import frequencies, rotated
 from headwise.maths.rows import grouped_product
 from headwise.models.draft_head import DraftHead
@@ -64,37 +64,6 @@ class Draft(nn.Module):
         return found
 
 
-def chained_attention(query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-    """Attention of step i at position t: to keys of step 0 up to t - i, and to those of step m at t - i + m, which led there.
-
-    Args:
-        query: [B, H, T, d] of step i.
-        keys: i + 1 times [B, G, T, d].
-        values: Likewise.
-
-    Returns:
-        [B, H, T, d].
-    """
-    length, last = query.shape[2], len(keys) - 1
-    query = query * query.shape[-1] ** -0.5
-    order = torch.arange(length, device=query.device)
-    logits = grouped_product(query, keys[0].transpose(-1, -2)).masked_fill(order > order[:, None] - last, -torch.inf)
-    each = query.shape[1] // keys[0].shape[1]
-    own = [(_behind(keys[m], last - m, each), _behind(values[m], last - m, each)) for m in range(1, last + 1)]
-    extra = [(query * key).sum(dim=-1, keepdim=True) for key, _ in own]
-    weights = softmax_rows(torch.cat([logits, *extra], dim=-1), None)
-    mixed = grouped_product(weights[..., :length], values[0])
-    for m, (_, value) in enumerate(own):
-        mixed = mixed + weights[..., length + m, None] * value
-    return mixed
-
-
-def _behind(table: Tensor, places: int, each: int) -> Tensor:
-    """[B, H, T, d]: what stood so many positions before."""
-    moved = pad(table, (0, 0, places, 0))[:, :, : table.shape[2]] if places else table
-    return moved.repeat_interleave(each, dim=1)
-
-
 def token_loss(draft: Draft, embeddings: Tensor, fused: Tensor, words: Tensor, wanted: Tensor, steps: int) -> Tensor:
     """Cross-entropy of the draft's next-token probabilities, weighted over steps by 0.8^i.
 
@@ -134,16 +103,3 @@ def head_rows(head: DraftHead, embeddings: Tensor, fused: Tensor | None, rows: T
     keys = rotated(head.keys(inputs), places, turning)
     query = rotated(head.queries(inputs[:, rows]), rows, turning) * head.shape.head_dim**-0.5
     return grouped_product(query, keys.transpose(-1, -2)).masked_fill(~free, -torch.inf)
-
-
-def attention_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy between where the model attends and where the query heads of each KV head do on average, per unit of attention.
-
-    Args:
-        logits: [B, H, R, T] of `head_rows`.
-        wanted: [B, G, R, T] attention of the model on free positions. It need not sum to 1: a row that attends more to them counts more.
-    """
-    each = logits.shape[1] // wanted.shape[1]
-    split = log_softmax(logits, dim=-1).view(logits.shape[0], wanted.shape[1], each, *logits.shape[2:])
-    said = torch.logsumexp(split.clamp(min=-1e4), dim=2) - torch.log(torch.tensor(float(each)))
-    return -(wanted * said).sum() / wanted.sum().clamp(min=1e-9)

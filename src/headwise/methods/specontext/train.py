@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwise.attention.call import Call
 from headwise.attention.plan import attached
+from headwise.attention.summed_rows import SummedRows
 from headwise.attention.taps import tapped
 from headwise.caches.gated import last_hidden
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.heads.types import Heads
 from headwise.maths.attend import softmax_rows
+from headwise.maths.distil import attention_loss
 from headwise.maths.importance import group_largest
-from headwise.maths.rows import Keys, visible_logits
-from headwise.methods.specontext.draft import Draft, attention_loss, head_rows, token_loss
+from headwise.methods.specontext.draft import Draft, head_rows, token_loss
 from headwise.models.draft_head import INPUTS, DraftHead, shape_for
 from headwise.models.model import Model, describe_model, device_of
 from headwise.prompts.haystack import Haystack
@@ -219,7 +219,7 @@ class _Teacher:
         drawn = np.random.default_rng([*seed, 9]).choice(np.arange(least, options.length), count, replace=False)
         rows = torch.from_numpy(np.sort(drawn)).to(device)
         order = torch.arange(options.length, device=device)
-        watch = _Attention(rows, self._by_layer, options.share, self._model)
+        watch = SummedRows(self._model, rows, self._by_layer, options.share)
         with tapped(self._model, sorted(set(self._taps))) as taps, attached(self._model) as plan, plan.running(watch):
             last = last_hidden(self._model.hf, ids[:, :-1], range(options.length)).float()
         features = torch.cat([taps[layer].float() for layer in self._taps], dim=-1) if self._taps else None
@@ -235,39 +235,6 @@ class _Teacher:
         place = torch.full((int(max(seen.ids.max(), self._words.max())) + 1,), -100, device=seen.ids.device)
         place[self._words] = torch.arange(len(self._words), device=place.device)
         return place[seen.ids[:, 1:]]
-
-
-class _Attention:
-    """Step of the pipeline: sums attention of some rows over all layers with full attention, per KV head, and over retrieval heads."""
-
-    def __init__(self, rows: Tensor, by_layer: dict[int, list[int]], share: float, model: Model) -> None:
-        self._rows, self._by_layer, self._share = rows, by_layer, share if by_layer else 0.0
-        self._full, self._groups = set(model.heads.full_layers), model.heads.kv_heads
-        self._all: Tensor | None = None
-        self._own: Tensor | None = None
-
-    def look(self, call: Call) -> None:
-        """Add one layer."""
-        if call.layer not in self._full:
-            return
-        length = call.query.shape[2]
-        mask = (torch.arange(length, device=self._rows.device) <= self._rows[:, None])[None, None]
-        blocks = visible_logits(call.query[:, :, self._rows], Keys(call.keys), call.scaling, mask, call.softcap, length)
-        weights = softmax_rows(torch.cat([block for _, block in blocks], dim=-1), call.sinks)
-        split = weights.view(len(weights), self._groups, -1, *weights.shape[2:]).mean(dim=2)
-        self._all = split if self._all is None else self._all + split
-        if own := self._by_layer.get(call.layer):
-            found = weights[:, own].sum(dim=1, keepdim=True)
-            self._own = found if self._own is None else self._own + found
-
-    def attention(self) -> Tensor:
-        """[B, G, R, T]."""
-        if self._all is None:
-            raise HeadwiseError("no layer with full attention has run")
-        mean = self._all / len(self._full)
-        if self._own is None:
-            return mean
-        return (1 - self._share) * mean + self._share * self._own / sum(map(len, self._by_layer.values()))
 
 
 class _State:
