@@ -185,9 +185,10 @@ def scored(folder):
 def pages(tmp_path_factory):
     """Name -> path of every page."""
     pytest.importorskip("pyarrow")
-    from headwise.report import compression_page, influence, ranking_page, trace_page
+    from headwise.report import compression_page, influence, ranking_page, sparse, trace_page
     from headwise_lab.report import page as properties_page
     from tests.unit.test_lab_properties import made_up as made_up_properties
+    from tests.unit.test_sparse_report import made_up as made_up_sparse
 
     folder = tmp_path_factory.mktemp("pages")
     needles = [{"needle": f"The code is {EVIL}.", "question": "Which?", "answer": EVIL, "answer_prefix": ""}]
@@ -208,6 +209,7 @@ def pages(tmp_path_factory):
         "cache": compression_page.write_page(*cache_result(), folder / "cache.html"),
         "influence": influence.influence_page(scored(folder), folder / "influence.html"),
         "properties": properties_page.write_page(made_up_properties(values), folder / "properties.html")[0],
+        "sparse": sparse.write_page(made_up_sparse(EVIL), folder / "sparse.html"),
     }
     return made
 

@@ -11,7 +11,7 @@ from tests.browser.conftest import EVIL, drawn, shot
 from tests.cli.conftest import headwise  # noqa: F401  # a fixture
 from tests.unit.test_page import some_charts
 
-NAMES = ("explorer", "several", "published", "ranking", "trace", "cache", "influence", "properties")
+NAMES = ("explorer", "several", "published", "ranking", "trace", "cache", "influence", "properties", "sparse")
 pytestmark = pytest.mark.slow
 
 
@@ -51,7 +51,7 @@ def test_every_kind_of_chart_is_drawn_without_a_warning(visit, tmp_path, index):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["explorer", "several", "ranking", "trace", "cache", "influence", "properties"])
+@pytest.mark.parametrize("name", ["explorer", "several", "ranking", "trace", "cache", "influence", "properties", "sparse"])
 def test_dark_pages_are_dark(visit, pages, name):
     page = visit(pages[name], 1280, "dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"

@@ -7,7 +7,7 @@ import pytest
 from headwise.models.names import bundled_model
 from tests.cli.test_refusals import check_refused
 
-SMALL = ("--lengths", 300, "--contexts", 1, "--steps", 6, "--tasks", "key-value,text", "--budgets", 64)
+SMALL = ("--lengths", 300, "--contexts", 1, "--steps", 6, "--tasks", "key-value,text,greedy", "--budgets", 64)
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +19,19 @@ def lab():
 def test_a_run_gives_rows_a_table_and_a_page(lab, headwise, tmp_path):
     done = headwise("bench", "decode", lab, *SMALL, "--choosers", "pages:size=8,oracle", "-o", "r.json", "--html", "p.html")
     assert done.code == 0, done.err
-    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    result = json.loads((tmp_path / "r.json").read_text())
+    rows = result["rows"]
+    assert len(result["cells"]) == sum(row["gate"] == "passed" or row["chooser"] == "full" for row in rows)  # one context each
+    assert all(cell["context"] == 0 and "bytes_chosen_by" in cell for cell in result["cells"])
     assert [(row["task"], row["chooser"], row["budget"]) for row in rows] == [
         ("key_value", "full", None), ("key_value", "pages:size=8", 64), ("key_value", "oracle", 64),
         ("text", "full", None), ("text", "pages:size=8", 64), ("text", "oracle", 64),
+        ("greedy", "full", None), ("greedy", "pages:size=8", 64), ("greedy", "oracle", 64),
     ]  # fmt: skip
     assert all(("score" in row) == (row["gate"] == "passed" or row["chooser"] == "full") for row in rows[:3])
     assert rows[5]["mass"] > rows[4]["mass"] > 0
+    assert len(rows[5]["recall_by_layer"]) > 1
+    assert rows[8]["agreement_greedy"] <= rows[8]["equal_greedy"]
     assert "Sparse decoding" in (tmp_path / "p.html").read_text()
     assert "300 tokens" in done.out
     assert not (tmp_path / "r.json.run").exists()

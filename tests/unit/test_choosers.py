@@ -216,6 +216,46 @@ def test_a_good_chooser_is_used_after_one_full_step(model, ids):
     assert report["note"] == ""
 
 
+ROW = 16 * 4  # bytes of one key of one KV head of the tiny model; it has 4 layers with 2 KV heads
+SMALL_ROW = 4 * 2 * 2 * 8 * 4  # bytes of the keys and values of one position in the small model
+
+
+def small_weights(small):
+    """A step reads one row of its untied embedding, and all the rest."""
+    return 4 * sum(weight.numel() for name, weight in small.named_parameters() if "embed_tokens" not in name)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda _: choosers.Streaming(), lambda length, _: 0),
+        (lambda _: choosers.Random(), lambda length, _: 0),
+        (lambda _: choosers.AnchorLayers(2), lambda length, _: 0),
+        (lambda _: choosers.RefreshEvery(4), lambda length, _: 0),
+        (lambda _: choosers.Oracle(), lambda length, _: 4 * 2 * length * ROW),
+        (lambda _: choosers.PreviousQuery(), lambda length, _: 4 * 2 * length * ROW),
+        (lambda _: choosers.Pages(4), lambda length, _: 4 * 2 * 2 * (length // 4) * ROW),
+        (lambda _: choosers.RetrievalHeads([(0, 1), (1, 6), (1, 2), (1, 3)]), lambda length, _: (1 + 2) * length * ROW),
+        (choosers.SmallModel, lambda length, small: small_weights(small) + length * SMALL_ROW),
+    ],
+)
+def test_bytes_read_to_choose_are_counted(model, ids, make, expected):
+    small = tiny_model("qwen2")
+    with sparse_decode(model, make(small), budget=10, sinks=1, recent=2, check=False) as cache, torch.no_grad():
+        for start, stop in [(0, LENGTH), *((i, i + 1) for i in range(LENGTH, LENGTH + STEPS))]:
+            forward(model, ids[:, start:stop], cache)
+    report = cache.report()
+    wanted = sum(expected(length, small) for length in range(LENGTH + 1, LENGTH + STEPS + 1))
+    assert report["bytes_chosen_by_per_step"] * report["sparse_steps"] == wanted
+
+
+def test_a_step_that_reads_everything_reads_nothing_more_to_choose(model, ids):
+    with sparse_decode(model, choosers.Oracle(), budget=LENGTH + STEPS, sinks=1, recent=2, check=False) as cache, torch.no_grad():
+        for start, stop in [(0, LENGTH), (LENGTH, LENGTH + 1)]:
+            forward(model, ids[:, start:stop], cache)
+    assert cache.report()["bytes_chosen_by_per_step"] is None
+
+
 def test_a_fork_of_a_roomy_cache_grows_alone(model, ids):
     with attached(model), torch.no_grad():
         cache = roomy_cache(model.config)

@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from headwise.attention.call import Pass
 from headwise.attention.plan import attached
 from headwise.caches.roomy import roomy_cache
 from headwise.caches.sparse_cache import sparse_decode
@@ -164,13 +165,10 @@ def test_a_block_leaves_no_hook(model):
 
 
 def test_a_text_that_it_has_not_read_is_refused(model):
-    cache = roomy_cache(model.hf.config)
-    with torch.no_grad():
-        forward(model.hf, drawn(tokens=5), cache)
-        chooser = Distilled(made(model))
-        with chooser.opened(model), attached(model) as plan, plan.running(Asked(chooser, model)):
-            with pytest.raises(HeadwiseError, match="has read 0 of the 5 tokens"):
-                forward(model.hf, drawn(tokens=1), cache)
+    chooser = Distilled(made(model))
+    chooser.start(model, [0])
+    with pytest.raises(HeadwiseError, match="has read 0 of the 5 tokens"):
+        chooser.begin(Pass(5, drawn(tokens=1), None, True, None))
 
 
 @given(st.sampled_from([8, 16, 64]), st.floats(1, 64), st.integers(64, 4096), st.sampled_from([1e4, 1e5, 5e5]))

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from headwise.cli.choosers import chooser_of
 from headwise.cli.options import installed
 from headwise.evaluation.contexts import Context, Question
-from headwise.evaluation.sparse import Rival, Running, measure_sparse
+from headwise.evaluation.sparse import Rival, Running, measure_cells, measure_sparse
+from headwise.evaluation.sparse_rows import mean_rows
 from headwise.evaluation.tasks import ENTRIES, json_extraction_contexts
 from headwise.heads import HeadwiseError
 from headwise.models.load import load
@@ -94,6 +96,16 @@ def test_the_oracle_keeps_more_than_chance_and_reads_the_budget(model):
     assert oracle["bytes_read"] == layers * groups * 48 * 2 * width * 4
     assert full["bytes_read"] == full["bytes_full"] == oracle["bytes_full"]
     assert 0 < oracle["bytes_moved"] < oracle["bytes_read"]
+    assert full["bytes_chosen_by"] == random["bytes_chosen_by"] == 0
+    assert oracle["bytes_chosen_by"] == oracle["bytes_full"] / 2  # keys without values
+    assert len(oracle["recall_by_layer"]) == layers
+    assert np.mean(oracle["recall_by_layer"]) == pytest.approx(oracle["recall"])
+
+
+def test_layers_that_read_everything_have_no_recall(model):
+    [_, row] = measure_sparse(model, [rival(model, "anchor_layers:every=2", 48)], [Running(120, ids_of(model, 120), 4)])
+    layers = len(model.heads.full_layers)
+    assert [value is None for value in row["recall_by_layer"]] == [i % 2 == 0 for i in range(layers)]
 
 
 def asked(model, judge):
@@ -122,6 +134,62 @@ def test_a_run_goes_on_where_it_stopped(model, tmp_path):
     made = [Rival(one.name, one.budget, lambda one=one: seen.append(one.name) or one.make()) for one in rivals]
     assert measure_sparse(model, made, contexts, directory=directory) == whole
     assert seen == ["pages"]
+
+
+def test_cells_are_kept_per_context_and_rows_are_their_means(model):
+    contexts = [Running(120, ids_of(model, 120, seed), 6) for seed in range(3)]
+    rivals = [rival(model, name, 48) for name in ("streaming", "oracle")]
+    cells = measure_cells(model, rivals, contexts)
+    assert [(cell["chooser"], cell["budget"], cell["context"]) for cell in cells] == [
+        ("full", None, 0), ("full", None, 1), ("full", None, 2),
+        *((name, 48, i) for i in range(3) for name in ("streaming", "oracle")),
+    ]  # fmt: skip
+    assert all(isinstance(value, int | float | str | None) for cell in cells for name, value in cell.items() if name != "recall_by_layer")
+    rows = mean_rows(cells, [("streaming", 48), ("oracle", 48)])
+    assert rows == measure_sparse(model, rivals, contexts)
+    own = [cell for cell in cells if cell["chooser"] == "oracle"]
+    assert rows[2]["mass"] == pytest.approx(np.mean([cell["mass"] for cell in own]))
+    change = [cell["loss"] - cell["full_loss"] for cell in own]
+    assert rows[2]["perplexity_ratio"] == pytest.approx(np.exp(np.mean(change)))
+    low, high = rows[2]["perplexity_ratio_interval"]
+    assert np.exp(min(change)) <= low <= rows[2]["perplexity_ratio"] <= high <= np.exp(max(change))
+    low, high = rows[1]["mass_interval"]
+    assert low < rows[1]["mass"] < high
+
+
+def made_up(context, chooser, **numbers):
+    return {"task": "toy", "length": 9, "context": context, "chooser": chooser, "budget": None if chooser == "full" else 5} | numbers
+
+
+def test_means_of_made_up_cells():
+    cells = [made_up(i, "full", score=1.0) for i in range(2)]
+    cells += [made_up(0, "a", score=0.0, recall=None, by=[0.2, None]), made_up(1, "a", score=1.0, recall=0.5, by=[0.4, None])]
+    full, one, other = mean_rows(cells, [("a", 5), ("b", 5)])
+    assert (full["gate"], one["gate"], other["gate"]) == ("passed",) * 3
+    assert not {"score", "score_interval"} & other.keys()
+    assert (one["score"], one["recall"], one["by"]) == (0.5, 0.5, [pytest.approx(0.3), None])
+    assert (one["score_interval"], one["recall_interval"]) == ([0.0, 1.0], None)  # a single context has no interval
+    assert mean_rows(cells[:1], [("a", 5)])[0]["score_interval"] is None
+    assert mean_rows(cells[:2], [("a", 5)])[1]["gate"] == "not testable"
+
+
+def test_greedy_text_is_decoded_freely(model, tmp_path):
+    """Against a plain loop over the model; where the budget holds all of it, nothing changes."""
+    ids, steps = ids_of(model, 120, 1), 30
+    context = Running(120, ids, steps, free=True)
+    directory = RunDirectory(tmp_path / "run", {"a": 1})
+    rivals = [rival(model, "pages", 200), rival(model, "random", 40)]
+    full, same, other = measure_sparse(model, rivals, [context], directory=directory)
+    text = list(ids[: 120 - steps - 1])
+    with torch.no_grad():
+        for _ in range(steps + 1):
+            text.append(int(model.hf(torch.tensor([text])).logits[0, -1].argmax()))
+    assert directory.load("greedy-120-0-full")[1][0]["choices"] == text[-steps:]
+    for row in (full, same):
+        assert (row["task"], row["agreement_greedy"], row["equal_greedy"], row["agreement_greedy_interval"]) == ("greedy", 1.0, 1.0, None)
+    assert 0 < other["agreement_greedy"] <= other["equal_greedy"] < 1
+    assert "mass" not in other
+    assert other["bytes_read"] < full["bytes_read"]
 
 
 def test_choosers_by_name(model):

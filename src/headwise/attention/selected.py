@@ -35,6 +35,7 @@ class Counts:
         sparse_steps: Those in which some layer read less than everything.
         read, whole: Positions read, and positions there were, in layers that were asked to read less.
         moved: Positions copied to slots (or gathered) for these.
+        chosen_by: Bytes that the chooser read to choose, beside what attention read (`Chooser.reads`).
         kept: Positions chosen at a step that were chosen at the step before, of `compared`.
         compared: See `kept`.
         chance: What `kept` would be if positions were chosen at random.
@@ -48,6 +49,7 @@ class Counts:
     read: int = 0
     whole: int = 0
     moved: int = 0
+    chosen_by: int = 0
     kept: float = 0.0
     compared: int = 0
     chance: float = 0.0
@@ -67,6 +69,7 @@ class Counts:
             "overlap_by_chance": self.chance / self.compared if self.compared else None,
             "bytes_read_per_step": self.read * self.row_bytes / steps if steps else None,
             "bytes_moved_per_step": self.moved * self.row_bytes / steps if steps else None,
+            "bytes_chosen_by_per_step": self.chosen_by / steps if steps else None,
             "recall": self.found.recall if self.found else None,
             "mass": self.found.mass if self.found else None,
             "by_chance": self.found.chance if self.found else None,

@@ -74,6 +74,16 @@ class Chooser(Protocol):
     def look(self, call: Call, whole: Whole) -> None:
         """A layer has attended; the place to learn for later steps."""
 
+    def reads(self, layer: int, whole: Whole) -> int:
+        """Bytes that choosing reads in a step because of one layer, beside what attention reads; asked where a layer reads less than everything.
+
+        What is read once per step is told at the first layer only.
+
+        Args:
+            layer: Number of the layer.
+            whole: All its keys and values, batch rows together.
+        """
+
 
 @dataclass(frozen=True)
 class SparseOptions:
@@ -257,6 +267,7 @@ class SparseDecoding:
     def _selected(self, call: Call, whole: Whole, positions: Tensor, choice: Choice) -> Selected:
         keys, values = _single(whole)
         moved = positions.numel()
+        self.counts.chosen_by += self.chooser.reads(call.layer, whole)
         if self.options.slots:
             keys, values, positions, moved = self._in_slots(call, keys, values, positions, choice)
         else:

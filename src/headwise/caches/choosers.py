@@ -8,7 +8,7 @@ of Quest, arXiv:2406.10774), by a layer below (`AnchorLayers`), or by the layer'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from headwise.attention.call import Call, Pass, Whole
 from headwise.attention.plan import attached
 from headwise.attention.sparse import row_weights
+from headwise.caches.chooser_parts import check_whole, head_weights, in_layers, key_bytes, weight_bytes
 from headwise.caches.roomy import roomy_cache
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads
@@ -58,6 +59,10 @@ class FreeChooser:
 
     def look(self, call: Call, whole: Whole) -> None:
         """See `Chooser.look`."""
+
+    def reads(self, layer: int, whole: Whole) -> int:
+        """See `Chooser.reads`; here nothing."""
+        return 0
 
 
 class Streaming(FreeChooser):
@@ -99,6 +104,10 @@ class Oracle(FreeChooser):
     def scores(self, call: Call, whole: Whole) -> Tensor | None:
         """[B, G, S], the largest weight among the heads of each group."""
         return group_largest(row_weights(call, whole), whole.keys[-1].shape[1])
+
+    def reads(self, layer: int, whole: Whole) -> int:
+        """All keys."""
+        return key_bytes(whole)
 
 
 class PreviousQuery(FreeChooser):
@@ -142,6 +151,10 @@ class PreviousQuery(FreeChooser):
             query = torch.where(turned.repeat_interleave(each, dim=1)[..., None, None], query, before)
         return group_largest(row_weights(replace(call, query=query), whole), groups)
 
+    def reads(self, layer: int, whole: Whole) -> int:
+        """All keys; they are read once, whichever query is used."""
+        return key_bytes(whole)
+
     def look(self, call: Call, whole: Whole) -> None:
         """Keep the newest query."""
         self._queries[call.layer] = call.query[:, :, -1:]
@@ -157,7 +170,7 @@ class Pages(FreeChooser):
     name, shared = "pages", False
 
     def __init__(self, size: int = 16) -> None:
-        _check_whole(size, 1, "a page must hold at least one key")
+        check_whole(size, 1, "a page must hold at least one key")
         self.page = size
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
@@ -178,6 +191,10 @@ class Pages(FreeChooser):
         # The larger of q * low and q * high per channel is what the best imaginable key of the page would give.
         bound = grouped_product(query.clamp(min=0), high.transpose(-1, -2)) + grouped_product(query.clamp(max=0), low.transpose(-1, -2))
         return group_largest(bound[:, :, 0], low.shape[1])
+
+    def reads(self, layer: int, whole: Whole) -> int:
+        """The bounds, two rows per page, as they are held."""
+        return sum(bound.numel() * bound.element_size() for bound in self._bounds.get(layer, ()))
 
     def _bounds_of(self, layer: int, whole: Whole) -> tuple[Tensor, Tensor]:
         """[B, G, pages, d] each; only pages that are new are read."""
@@ -203,7 +220,7 @@ class AnchorLayers(FreeChooser):
     name, shared = "anchor_layers", False
 
     def __init__(self, every: int = 6) -> None:
-        _check_whole(every, 2, "anchor layers must be at least every second layer apart")
+        check_whole(every, 2, "anchor layers must be at least every second layer apart")
         self._every = every
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
@@ -262,7 +279,13 @@ class RetrievalHeads(Summed):
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """Refuse heads of another model, and heads in layers without full attention."""
         super().start(model, layers)
-        self._by_layer = _in_layers(model, self._heads, layers)
+        self._by_layer = in_layers(model, self._heads, layers)
+        each = model.heads.shape[1] // model.heads.kv_heads
+        self._groups = {layer: len({head // each for head in own}) for layer, own in self._by_layer.items()}
+
+    def reads(self, layer: int, whole: Whole) -> int:
+        """The keys of the KV heads of its heads."""
+        return key_bytes(whole) * self._groups.get(layer, 0) // whole.keys[-1].shape[1]
 
     def look(self, call: Call, whole: Whole) -> None:
         """Add the newest rows of the chosen heads."""
@@ -281,13 +304,13 @@ class RefreshEvery(Summed):
     name = "refresh_every"
 
     def __init__(self, every: int = 8, heads: Heads | None = None) -> None:
-        _check_whole(every, 2, "a full step must be at least every second step")
+        check_whole(every, 2, "a full step must be at least every second step")
         self._every, self._heads = every, heads
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """Begin to count steps."""
         super().start(model, layers)
-        self._by_layer = {} if self._heads is None else _in_layers(model, self._heads, layers)
+        self._by_layer = {} if self._heads is None else in_layers(model, self._heads, layers)
         self._all = len(layers) * model.heads.shape[1]
         self._steps, self._full = 0, False
 
@@ -333,7 +356,8 @@ class SmallModel(FreeChooser):
             raise HeadwiseError(f"{self._small.name} has {sizes[0]} tokens and {model.name} {sizes[1]}; a chooser must read the same tokens")
         if self._small.hf is model.hf:
             raise HeadwiseError("the small model is the model itself; load it a second time, or use RetrievalHeads")
-        self._by_layer = _in_layers(self._small, self._heads, self._small.heads.full_layers)
+        self._by_layer = in_layers(self._small, self._heads, self._small.heads.full_layers)
+        self._first, self._weights = min(layers), weight_bytes(self._small.hf)
         self._cache = roomy_cache(self._small.hf.config)
         self._found: Tensor | None = None
 
@@ -353,6 +377,12 @@ class SmallModel(FreeChooser):
         """[B, 1, S], the newest token among them."""
         return self._found
 
+    def reads(self, layer: int, whole: Whole) -> int:
+        """Once per step: the weights of the small model, and all keys and values of its own cache."""
+        tables = (getattr(own, part, None) for own in self._cache.layers for part in ("keys", "values"))
+        held = sum(table.numel() * table.element_size() for table in tables if table is not None)
+        return self._weights + held if layer == self._first else 0
+
     def add(self, call: Call) -> None:
         """A layer of the small model has attended."""
         if call.layer in self._by_layer:
@@ -369,32 +399,3 @@ class _Rows:
     def look(self, call: Call) -> None:
         """Hand the call over."""
         self._chooser.add(call)
-
-
-def head_weights(call: Call, whole: Whole, heads: Sequence[int]) -> Tensor:
-    """[B, n, S] float32: attention weights of the newest row of some heads; only the keys of their KV heads are read."""
-    if len(heads) == call.query.shape[1]:
-        return row_weights(call, whole)
-    each = call.query.shape[1] // whole.keys[-1].shape[1]
-    found = []
-    for kv in sorted({head // each for head in heads}):
-        own = [head for head in heads if head // each == kv]
-        part = Whole(tuple(keys[:, kv : kv + 1] for keys in whole.keys), whole.values, whole.mask)
-        sinks = None if call.sinks is None else call.sinks[own]
-        found.append(row_weights(replace(call, query=call.query[:, own], sinks=sinks), part))
-    return torch.cat(found, dim=1)
-
-
-def _check_whole(number: Any, least: int, rule: str) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise HeadwiseError(f"{rule}; got {number!r}")
-
-
-def _in_layers(model: Model, heads: Heads | None, layers: Sequence[int]) -> Mapping[int, list[int]]:
-    """Layer -> chosen heads, of layers with full attention."""
-    if heads is None:
-        return {layer: list(range(model.heads.shape[1])) for layer in layers}
-    found = {layer: own for layer, own in model.by_layer(heads).items() if layer in set(layers) and own}
-    if not found:
-        raise HeadwiseError(f"none of the heads lies in a layer of {model.name} with full attention, so none of them can choose")
-    return found

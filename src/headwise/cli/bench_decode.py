@@ -29,7 +29,7 @@ Tasks = Annotated[
     str,
     typer.Option(
         help="needle, key_value, extraction, json_extraction (ten records of a text as JSON, by intersection over union), "
-        "text (running text, step by step)."
+        "text (running text, step by step), greedy (text of the model's own, against that of full attention)."
     ),
 ]
 TextFile = Annotated[Path | None, typer.Option(help="Running text, in place of the bundled novels.", show_default=False)]
@@ -53,7 +53,7 @@ def decode(
     top: Annotated[int, typer.Option(min=1, help="How many of the strongest heads of --heads.")] = 8,
     tasks: Tasks = "needle,key_value,json_extraction,text",
     contexts: Annotated[int, typer.Option(min=1, help="Contexts per task and length.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Decoding steps over running text.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Decoding steps over running text, and of greedy text.")] = 64,
     text: TextFile = None,
     min_full: Annotated[float, typer.Option(min=0, max=1, help="Score that full attention must reach on a task.")] = 0.3,
     seed: o.Seed = 0,
@@ -79,7 +79,8 @@ def decode(
         o.tell_other_model(scores, loaded)
     rivals = _rivals(choosers, sizes, loaded, chosen)
     drawn = [one for name in names for length in wanted for one in _contexts(loaded, name, length, contexts, steps, text, seed)]
-    from headwise.evaluation.sparse import measure_sparse
+    from headwise.evaluation.sparse import measure_cells
+    from headwise.evaluation.sparse_rows import mean_rows
     from headwise.heads.headfile import write_json
     from headwise.models.model import describe_model
     from headwise.runtime.rundir import RunDirectory
@@ -91,8 +92,9 @@ def decode(
     described = describe_model(loaded) | said | {"fingerprint": loaded.fingerprint, "ids": _digest(drawn)}
     directory = RunDirectory(path.with_name(path.name + ".run"), described)
     with progress("sparse decoding", hidden=json) as report:
-        rows = measure_sparse(loaded, rivals, drawn, chosen, directory, report, min_full)
-    result = describe_model(loaded) | said | {"rows": rows}
+        cells = measure_cells(loaded, rivals, drawn, chosen, directory, report, min_full)
+    rows = mean_rows(cells, [(rival.name, rival.budget) for rival in rivals])
+    result = describe_model(loaded) | said | {"rows": rows, "cells": cells}
     if html is not None:
         from headwise.report.sparse import write_page
 
@@ -141,13 +143,13 @@ def _contexts(
     loaded: Model, name: str, length: int, count: int, steps: int, text: Path | None, seed: int
 ) -> list[Context] | list[Running]:
     """What is read for a task at a length."""
-    if name == "text":
-        return _running(loaded, length, count, steps, text, seed)
+    if name in ("text", "greedy"):
+        return _running(loaded, length, count, steps, text, seed, name == "greedy")
     task: CacheTask = o.method_named("tasks", name)
     return task(loaded, name, length, count, 1, "test", seed)
 
 
-def _running(loaded: Model, length: int, count: int, steps: int, text: Path | None, seed: int) -> list[Running]:
+def _running(loaded: Model, length: int, count: int, steps: int, text: Path | None, seed: int, free: bool) -> list[Running]:
     from headwise.evaluation.contexts import check_drawing
     from headwise.evaluation.sparse import Running
     from headwise.heads.files import read_text
@@ -163,7 +165,7 @@ def _running(loaded: Model, length: int, count: int, steps: int, text: Path | No
         )
     haystack = Haystack(bundled_texts() if text is None else [read_text(text, "the running text")], encoder)
     tokens = length - len(encoder.bos)
-    return [Running(length, (*encoder.bos, *haystack.window(tokens, (seed, 4, i)).ids), steps) for i in range(count)]
+    return [Running(length, (*encoder.bos, *haystack.window(tokens, (seed, 4, i)).ids), steps, free) for i in range(count)]
 
 
 def _digest(contexts: list[Any]) -> str:

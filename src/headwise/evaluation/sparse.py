@@ -1,7 +1,8 @@
 """Quality of sparse decoding: what a chooser leaves of the full model's answers and of its running text, at a budget.
 
 The prompt is read once with full attention; every chooser and budget goes on from a copy. Answers are said greedily; running text is given token by
-token (teacher-forced), and every step is compared with the full model's step over the same tokens. The fall-back of a chooser below chance is off:
+token (teacher-forced), and every step is compared with the full model's step over the same tokens; or it is decoded freely, and compared with what
+the full model says. The fall-back of a chooser below chance is off:
 here the chooser itself is measured.
 """
 
@@ -11,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from headwise.attention.sparse import Chooser
 from headwise.caches.roomy import RoomyLayer, roomy_cache
 from headwise.caches.sparse_cache import SparseCache, sparse_decode
 from headwise.evaluation.contexts import Context
+from headwise.evaluation.sparse_rows import ABOUT, FULL, Row, mean_numbers, mean_rows
 from headwise.evaluation.sparse_watch import Watch
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
@@ -33,9 +35,10 @@ from headwise.runtime.answer import decode_rows
 from headwise.runtime.rundir import RunDirectory
 
 MIN_FULL = 0.3  # mean score that the full model must reach, or nothing can be said of choosers
-TEXT = "text"
 SINKS, RECENT = 4, 32
-Row = dict[str, Any]
+TEXT = "text"
+GREEDY = "greedy"
+CHOICES = "choices"  # the full model's tokens, in its cells of a run directory
 
 
 class Rival(NamedTuple):
@@ -59,16 +62,18 @@ class Running(NamedTuple):
         length: Tokens of both together, as wanted.
         ids: Token ids of the context, at least two, and of the text.
         steps: Decoding steps; the text has one token more.
+        free: The text is not given, but decoded greedily behind the context.
     """
 
     length: int
     ids: tuple[int, ...]
     steps: int
+    free: bool = False
 
     @property
     def task(self) -> str:
-        """Always `text`."""
-        return TEXT
+        """`text`, or `greedy` where it is decoded freely."""
+        return GREEDY if self.free else TEXT
 
 
 def measure_sparse(
@@ -80,7 +85,7 @@ def measure_sparse(
     report: Report = silent,
     min_full: float = MIN_FULL,
 ) -> list[Row]:
-    """Run every chooser at every budget over every context.
+    """Run every chooser at every budget over every context, and take means over contexts.
 
     Args:
         model: The model with its tokenizer.
@@ -94,15 +99,39 @@ def measure_sparse(
     Returns:
         One row per task, length and rival, the full model first (`chooser` "full", no budget). All have `task`, `length`, `chooser`, `budget`, `n`
         and `gate` ("passed" or "not testable"). Of tasks: `score` and `full_score`. Of text: `perplexity`, `perplexity_ratio`, `agreement`,
-        `mass`, `mass_heads` (None without heads), `recall`, `recall_by_chance`, `overlap`, `overlap_by_chance`. Of both, per step:
-        `bytes_read` (by all layers with full attention, those that read everything among them; not what the chooser reads to choose),
-        `bytes_moved` (to slots) and `bytes_full`.
+        `mass`, `mass_heads` (None without heads), `recall`, `recall_by_layer` (layers with full attention, None for those that read everything),
+        `recall_by_chance`, `overlap`, `overlap_by_chance`. Of greedy text: `agreement_greedy` (share of the full model's tokens that are said
+        before the first other one) and `equal_greedy` (share of places with the same token). Of all, per step: `bytes_read` (by all layers with
+        full attention, those that read everything among them), `bytes_chosen_by` (by the chooser beside that, see `Chooser.reads`),
+        `bytes_moved` (to slots) and `bytes_full`. Qualities have intervals, see `mean_rows`.
 
     Raises:
         HeadwiseError: Nothing to measure, or logits that are not finite.
     """
+    cells = measure_cells(model, rivals, contexts, heads, directory, report, min_full)
+    return mean_rows(cells, [(rival.name, rival.budget) for rival in rivals])
+
+
+def measure_cells(
+    model: Model,
+    rivals: Sequence[Rival],
+    contexts: Sequence[Context | Running],
+    heads: Heads | None = None,
+    directory: RunDirectory | None = None,
+    report: Report = silent,
+    min_full: float = MIN_FULL,
+) -> list[Row]:
+    """What `measure_sparse` takes the means of.
+
+    Args and errors as there.
+
+    Returns:
+        One row per task, length, `context` (its number, from 0), chooser and budget, with `loss` and `full_loss` (nats per token) in place of
+        perplexities; no rows of choosers where the full model does not pass the gate of a task.
+    """
     if not rivals or not contexts:
         raise HeadwiseError("nothing to measure: give at least one chooser, one budget and one context")
+    rivals = list({(rival.name, rival.budget): rival for rival in rivals}.values())
     rows, done, total = list[Row](), 0, len(contexts) * (1 + len(rivals))
     cells = _Cells(model, heads, directory)
     for kind in dict.fromkeys((context.task, context.length) for context in contexts):
@@ -112,34 +141,20 @@ def measure_sparse(
             full.append(cells.get(context, i, None))
             done += 1
             report(done, total, f"{kind[0]}, {kind[1]} tokens, full attention")
-        passed = kind[0] == TEXT or float(np.mean([one["score"] for one in full])) >= min_full
-        found: list[list[Row]] = [[] for _ in rivals]
+        rows += [_cell(context, i, FULL, None, one) for i, (context, one) in enumerate(zip(own, full, strict=True))]
+        passed = isinstance(own[0], Running) or float(np.mean([one["score"] for one in full])) >= min_full
         for i, context in enumerate(own):
-            for each, rival in zip(found, rivals, strict=True):
+            for rival in rivals:
                 if passed:
-                    each.append(cells.get(context, i, rival, full[i]))
+                    rows.append(_cell(context, i, rival.name, rival.budget, cells.get(context, i, rival, full[i])))
                 done += 1
                 report(done, total, f"{kind[0]}, {kind[1]} tokens, {rival.name}")
-        about = {"task": kind[0], "length": kind[1], "n": len(own), "gate": "passed" if passed else "not testable"}
-        rows.append(about | {"chooser": "full", "budget": None} | _mean(full))
-        for rival, each in zip(rivals, found, strict=True):
-            rows.append(about | {"chooser": rival.name, "budget": rival.budget} | (_mean(each) if each else {}))
     return rows
 
 
-def _mean(cells: Sequence[Row]) -> Row:
-    """Means over contexts; a perplexity is the exponential of the mean loss."""
-    names = [name for name, value in cells[0].items() if isinstance(value, int | float) or value is None]
-    found: Row = {name: _mean_or_none([cell[name] for cell in cells]) for name in names}
-    if "loss" in found:
-        found["perplexity"] = float(np.exp(found.pop("loss")))
-        found["perplexity_ratio"] = found["perplexity"] / float(np.exp(found.pop("full_loss")))
-    return found
-
-
-def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def _cell(context: Context | Running, number: int, chooser: str, budget: int | None, found: Row) -> Row:
+    about = zip(ABOUT, (context.task, context.length, number, chooser, budget), strict=True)
+    return dict(about) | {name: value for name, value in found.items() if name != CHOICES}
 
 
 class _Cells:
@@ -156,10 +171,15 @@ class _Cells:
         known = self._directory.load(key) if self._directory else None
         if known is not None:
             return known[1][0]
-        made = self._text(context, rival, full) if isinstance(context, Running) else self._answer(context, rival, full)
+        made = self._made(context, rival, full)
         if self._directory:
             self._directory.save(key, {}, [made])
         return made
+
+    def _made(self, context: Context | Running, rival: Rival | None, full: Row | None) -> Row:
+        if not isinstance(context, Running):
+            return self._answer(context, rival, full)
+        return self._greedy(context, rival, full) if context.free else self._text(context, rival, full)
 
     def _prefix(self, ids: tuple[int, ...]) -> DynamicCache:
         """A cache that has read some tokens with full attention."""
@@ -197,7 +217,7 @@ class _Cells:
             text = str(self._model.tokenizer.decode(list(said), skip_special_tokens=True))
             scores.append(question.judge(text))
         score = float(np.mean(scores))
-        return {"score": score, "full_score": score if full is None else full["score"]} | _mean(spent)
+        return {"score": score, "full_score": score if full is None else full["score"]} | mean_numbers(spent)
 
     @torch.no_grad()
     def _text(self, context: Running, rival: Rival | None, full: Row | None) -> Row:
@@ -214,13 +234,25 @@ class _Cells:
                 losses.append(float(torch.nn.functional.cross_entropy(logits.float(), _target(wanted, logits))))
                 choices.append(int(logits[0].argmax()))
             spent = _spent(watch, cache)
-        own = choices if full is None else full["choices"]
+        own = choices if full is None else full[CHOICES]
         found: Row = {
             "loss": float(np.mean(losses)),
             "agreement": float(np.mean([a == b for a, b in zip(choices, own, strict=True)])),
         }
         found["full_loss"] = found["loss"] if full is None else full["loss"]
-        return found | spent | watch.shares() | ({"choices": choices} if rival is None else {})
+        return found | spent | watch.shares() | ({CHOICES: choices} if rival is None else {})
+
+    def _greedy(self, context: Running, rival: Rival | None, full: Row | None) -> Row:
+        """As many steps of the model's own text, whatever it says, the end of a text included."""
+        before = context.ids[: len(context.ids) - context.steps - 1]
+        watch = Watch(self._model, SINKS, RECENT, None, rows=False)
+        with self._decoding(before[:-2], rival, watch) as (cache, unread):
+            said = decode_rows(self._model.hf, cache, (*unread, *before[-2:]), (), context.steps + 1, 1)[0]
+            spent = _spent(watch, cache)
+        said = said[1:]  # the first one is said by the pass over the prompt's end, which reads everything
+        same = np.equal(said, said if full is None else full[CHOICES])
+        agreement = {"agreement_greedy": float(same.cumprod().mean()), "equal_greedy": float(same.mean())}
+        return agreement | spent | ({CHOICES: list(said)} if rival is None else {})
 
 
 def _filled(cache: DynamicCache, other: DynamicCache) -> DynamicCache:
@@ -233,7 +265,8 @@ def _spent(watch: Watch, cache: DynamicCache) -> Row:
     """Bytes per step, and overlap of adjacent choices."""
     counted = cache.report() if isinstance(cache, SparseCache) else {}
     names = {"bytes_moved": "bytes_moved_per_step", "overlap": "overlap", "overlap_by_chance": "overlap_by_chance"}
-    return watch.bytes_per_step() | {name: counted.get(source) for name, source in names.items()}
+    spent = watch.bytes_per_step(counted.get("sparse_steps", 0) * (counted.get("bytes_chosen_by_per_step") or 0))
+    return spent | {name: counted.get(source) for name, source in names.items()}
 
 
 def _target(token: int, logits: Tensor) -> Tensor:

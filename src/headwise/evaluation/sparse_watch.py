@@ -37,6 +37,7 @@ class Watch:
         self._mass: list[float] = []
         self._own: list[float] = []
         self._recall: list[Found] = []
+        self._compared: list[int] = []  # the layers that these are of
 
     def choose_keys(self, call: Call) -> KeyProvider:
         """Changes nothing."""
@@ -70,6 +71,7 @@ class Watch:
         self._mass += kept
         self._own += [kept[head] for head in self._by_layer.get(call.layer, ())]
         self._recall.append(quality_of(call, whole, positions, *self._places(whole)))
+        self._compared.append(call.layer)
 
     def _places(self, whole: Whole) -> tuple[Tensor, Tensor]:
         """[1, S] what is visible, and what every choice holds; one row without padding sees everything."""
@@ -77,12 +79,28 @@ class Watch:
         return torch.ones_like(order, dtype=torch.bool), protected(order, self._sinks, self._recent)
 
     def shares(self) -> dict[str, Any]:
-        """Mass kept over all heads and at the given ones (1 where everything was read), recall and its chance; None where there is nothing."""
+        """Mass kept over all heads and at the given ones (1 where everything was read), recall, also by layer, and its chance.
+
+        None where there is nothing; by layer: where a layer always read everything.
+        """
         recall, _, chance = np.mean(self._recall, axis=0).tolist() if self._recall else (None, None, None)
         mass, own = (float(np.mean(values)) if values else None for values in (self._mass, self._own))
-        return {"mass": mass, "mass_heads": own, "recall": recall, "recall_by_chance": chance}
+        found = {"mass": mass, "mass_heads": own, "recall": recall, "recall_by_chance": chance}
+        return found | {"recall_by_layer": self._by_layer_recall()}
 
-    def bytes_per_step(self) -> dict[str, Any]:
-        """Keys and values that attention read, and those there were; None before the first step of one token."""
-        steps = self._steps
-        return {"bytes_read": self._read / steps if steps else None, "bytes_full": self._full / steps if steps else None}
+    def _by_layer_recall(self) -> list[float | None] | None:
+        if not self._recall:
+            return None
+        own: dict[int, list[float]] = {layer: [] for layer in sorted(self._layers)}
+        for layer, found in zip(self._compared, self._recall, strict=True):
+            own[layer].append(found.recall)
+        return [float(np.mean(values)) if values else None for values in own.values()]
+
+    def bytes_per_step(self, chosen_by: float) -> dict[str, Any]:
+        """Keys and values that attention read, what the chooser read to choose, and what there was; None before the first step of one token.
+
+        Args:
+            chosen_by: Bytes that the chooser read, all steps together.
+        """
+        each = {"bytes_read": self._read, "bytes_chosen_by": chosen_by, "bytes_full": self._full}
+        return {name: total / self._steps if self._steps else None for name, total in each.items()}

@@ -65,6 +65,7 @@ class Distilled(FreeChooser):
         if self._folder is not None:
             self.head, self._folder = read_eagle(self._folder, model), None
         self.head.check(model)
+        self._first = min(layers)
         self._model, device = model, device_of(model.hf)
         self._base = frequencies(self.head.shape.head_dim, self.head.shape.theta)
         self.head.to(device)
@@ -112,6 +113,14 @@ class Distilled(FreeChooser):
             if own != theirs:
                 wanted = wanted[:, torch.arange(theirs) * own // theirs]
         return _dilated(wanted, self._dilate)
+
+    def reads(self, layer: int, whole: Whole) -> int:
+        """Its keys and its weights, once per step."""
+        if layer != self._first:
+            return 0
+        keys = self._layer.values
+        held = 0 if keys is None else keys.numel() * keys.element_size()
+        return held + sum(weight.numel() * weight.element_size() for weight in self.head.parameters())
 
     def _finish(self) -> None:
         """What the pass before has left: its features, and the keys that waited for them."""

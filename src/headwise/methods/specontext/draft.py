@@ -1,8 +1,8 @@
 """A whole draft layer, and what it is trained by: only needed while a chooser is trained.
 
-`headwise.maths.distil.attention_loss` teaches the draft head directly where the model attends. `token_loss` is the way of SpeContext's draft, EAGLE-3 (Li et al. 2025,
-arXiv:2503.01840): predict the model's next-token probabilities for several steps on the draft's own states; that its attention then falls where the
-model's does is hoped for (SpeContext, sec. 3.1), not trained.
+`headwise.maths.distil.attention_loss` teaches the draft head directly where the model attends. `token_loss` is the way of SpeContext's draft, EAGLE-3
+(Li et al. 2025, arXiv:2503.01840): predict the model's next-token probabilities for several steps on the draft's own states. That its attention then
+falls where the model's does is hoped for (SpeContext, sec. 3.1), not trained.
 """
 
 from __future__ import annotations
