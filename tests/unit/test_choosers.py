@@ -8,6 +8,7 @@ from headwise.attention.plan import attached
 from headwise.caches import choosers
 from headwise.caches.roomy import RoomyLayer, roomy_cache
 from headwise.caches.shared import fork
+from headwise.caches.small_model import SmallModel
 from headwise.caches.sparse_cache import sparse_decode
 from headwise.heads import HeadSet, HeadwiseError
 from headwise.models.forward import forward
@@ -176,7 +177,7 @@ def test_a_small_model_reads_the_same_tokens_first(model, ids):
     with torch.no_grad():
         rows = torch.stack([layer[0] for layer in small(ids, output_attentions=True).attentions])
     small.set_attn_implementation("sdpa")
-    for (step, _), scores in asked(choosers.SmallModel(small), model, ids).items():
+    for (step, _), scores in asked(SmallModel(small), model, ids).items():
         torch.testing.assert_close(scores[0, 0], rows[:, :, step, : step + 1].sum(dim=(0, 1)), atol=1e-5, rtol=1e-4)
 
 
@@ -236,7 +237,7 @@ def small_weights(small):
         (lambda _: choosers.PreviousQuery(), lambda length, _: 4 * 2 * length * ROW),
         (lambda _: choosers.Pages(4), lambda length, _: 4 * 2 * 2 * (length // 4) * ROW),
         (lambda _: choosers.RetrievalHeads([(0, 1), (1, 6), (1, 2), (1, 3)]), lambda length, _: (1 + 2) * length * ROW),
-        (choosers.SmallModel, lambda length, small: small_weights(small) + length * SMALL_ROW),
+        (SmallModel, lambda length, small: small_weights(small) + length * SMALL_ROW),
     ],
 )
 def test_bytes_read_to_choose_are_counted(model, ids, make, expected):
@@ -315,7 +316,7 @@ def test_choosers_of_another_model_are_refused(model):
     other = HeadSet.of([(0, 1)], (3, 4))
     with pytest.raises(HeadwiseError), sparse_decode(model, choosers.RetrievalHeads(other), budget=64):
         pass
-    with pytest.raises(HeadwiseError, match="the model itself"), sparse_decode(model, choosers.SmallModel(model), budget=64):
+    with pytest.raises(HeadwiseError, match="the model itself"), sparse_decode(model, SmallModel(model), budget=64):
         pass
     with (
         pytest.raises(HeadwiseError, match="one sparse_decode block"),
@@ -327,6 +328,6 @@ def test_choosers_of_another_model_are_refused(model):
 
 def test_embeddings_cannot_be_read_by_a_small_model(model, ids):
     embedded = model.get_input_embeddings()(ids).detach()
-    chooser = choosers.SmallModel(tiny_model("qwen2"))
+    chooser = SmallModel(tiny_model("qwen2"))
     with sparse_decode(model, chooser, budget=64) as cache, pytest.raises(HeadwiseError, match="token ids"):
         model(inputs_embeds=embedded, **with_cache(cache))

@@ -164,6 +164,16 @@ def test_a_block_leaves_no_hook(model):
     assert [len(layer._forward_pre_hooks) for layer in model.layers] == before
 
 
+def test_bytes_that_choosing_reads(model):
+    """Its weights and its rotated keys, once per step; both in float32."""
+    head, ids = made(model), drawn(2)
+    chooser = Distilled(head)
+    asked(chooser, model, ids, [LENGTH, LENGTH + 1])
+    weights = 4 * sum(own.numel() for own in head.parameters())
+    assert chooser.reads(0, None) == weights + 4 * 2 * head.shape.kv_heads * (LENGTH + 1) * head.shape.head_dim
+    assert chooser.reads(1, None) == 0
+
+
 def test_a_text_that_it_has_not_read_is_refused(model):
     chooser = Distilled(made(model))
     chooser.start(model, [0])
