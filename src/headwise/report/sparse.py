@@ -189,7 +189,7 @@ def _table(label: str, rows: Sequence[Row]) -> Table:
     interval = next(iter(_columns(rows[0]))) if rows[0]["task"] != "text" else ""  # the table of running text has no room for any
     chooser, budget, quality, *others = _headings(rows[0])
     for i, name in enumerate([chooser, budget, quality, *(["95 % CI"] if interval else []), *others, *BYTES.values()]):
-        shown.add_column(name, justify="right" if i else "left")
+        shown.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
         budget, quality, *others = _cells(row)
         own = [_interval(row, interval) or UNKNOWN] if interval else []
