@@ -194,7 +194,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "model": given.model or "random",
         "hardware": hardware(),
-        **{name: getattr(given, name) for name in ("length", "budget", "batch", "placement")},
+        **{name: getattr(given, name) for name in ("length", "short", "budget", "batch", "placement")},
     }
     for part in given.only.split(","):
         result |= {"speed": speed, "flat": flat, "moved": moved}[part](bench)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ def label_of(row: Row) -> str:
 
 
 def sparse_tables(rows: Sequence[Row]) -> list[Table]:
-    """One table per task and length; one line per chooser and budget."""
-    return [_table(label, own) for label, own in _parts(rows).items()]
+    """One table per task and length, two for running text; one line per chooser and budget."""
+    return [one for label, own in _parts(rows).items() for one in _tables(label, own)]
 
 
 def gate_note(rows: Sequence[Row]) -> str:
@@ -181,17 +181,31 @@ def _html(rows: Sequence[Row]) -> Html:
     return table(names, body, numbers=range(1, len(names)), stacked=False)
 
 
-def _table(label: str, rows: Sequence[Row]) -> Table:
+def _tables(label: str, rows: Sequence[Row]) -> list[Table]:
+    """Qualities, the interval of the first one, and bytes; running text has so many qualities that they have a table of their own."""
     title = Text(f"{label}, {rows[0]['n']} contexts", style="bold")
     if gate_note(rows):
         title.append(f"\n{gate_note(rows)}", style="bold red")
-    shown = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, collapse_padding=True)
-    interval = next(iter(_columns(rows[0]))) if rows[0]["task"] != "text" else ""  # the table of running text has no room for any
+    columns = _columns(rows[0])
+    first, name = next(iter(columns)), columns[next(iter(columns))][0]
     chooser, budget, quality, *others = _headings(rows[0])
-    for i, name in enumerate([chooser, budget, quality, *(["95 % CI"] if interval else []), *others, *BYTES.values()]):
-        shown.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        budget, quality, *others = _cells(row)
-        own = [_interval(row, interval) or UNKNOWN] if interval else []
-        shown.add_row(Text(row["chooser"]), budget, quality, *own, *others, *_sizes(row))
+    known = [[str(row["chooser"]), *_cells(row)] for row in rows]
+    ends, sizes = [_interval(row, first) or UNKNOWN for row in rows], [_sizes(row) for row in rows]
+    if rows[0]["task"] == "text":
+        body = [[*cells[:2], end, *size] for cells, end, size in zip(known, ends, sizes, strict=True)]
+        bytes_of = Text(f"{label}, bytes per step", style="bold")
+        return [
+            _table(title, _headings(rows[0]), known),
+            _table(bytes_of, [chooser, budget, f"{name}, 95 % CI", *BYTES.values()], body),
+        ]
+    body = [[*cells[:3], end, *cells[3:], *size] for cells, end, size in zip(known, ends, sizes, strict=True)]
+    return [_table(title, [chooser, budget, quality, "95 % CI", *others, *BYTES.values()], body)]
+
+
+def _table(title: Text, headings: Sequence[str], body: Iterable[Sequence[str]]) -> Table:
+    shown = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    for i, name in enumerate(headings):
+        shown.add_column(name, justify="right" if i else "left", no_wrap=not i)
+    for cells in body:
+        shown.add_row(*map(Text, cells))  # names are no markup
     return shown
