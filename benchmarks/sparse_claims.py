@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from headwise.caches.chooser_names import CHOOSERS
 from numpy.typing import NDArray
 from registered import CLAIMS, LEVEL, judged
 
-from headwise.caches.chooser_names import CHOOSERS
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
 Values = NDArray[np.float64]
