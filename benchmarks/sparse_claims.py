@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from headwise.caches.chooser_names import CHOOSERS
 from numpy.typing import NDArray
 from registered import CLAIMS, LEVEL, judged
 
+from headwise.cli.options import installed
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
 Values = NDArray[np.float64]
@@ -256,7 +256,8 @@ def _base(name: str) -> str:
 
 
 def _kind(name: str) -> Any:
-    return CHOOSERS.get(_base(name))
+    entry = installed("choosers").get(_base(name))
+    return entry and entry.load()
 
 
 def _interval(values: Values) -> str:

@@ -2,8 +2,8 @@
 
 All of them are `headwise.attention.sparse.Chooser`. Shared ones name positions once per step, before layer 0, from what is known by then: the
 attention of the step before (`RetrievalHeads`), of the last full step (`RefreshEvery`); of a smaller model (`SmallModel`, in a file of its own). The
-others choose in every layer: by the query of the step before (`PreviousQuery`, the rule of FreeKV, arXiv:2505.13109), by bounds on pages of keys (`Pages`, the idea
-of Quest, arXiv:2406.10774), by a layer below (`AnchorLayers`), or by the layer's own attention, which saves nothing (`Oracle`).
+others choose in every layer: by the query of the step before (`PreviousQuery`, the rule of FreeKV, arXiv:2505.13109), by bounds on pages of keys
+(`Pages`, the idea of Quest, arXiv:2406.10774), by a layer below (`AnchorLayers`), or by the layer's own attention, which saves nothing (`Oracle`).
 """
 
 from __future__ import annotations
