@@ -139,6 +139,15 @@ def test_wrong_query_data_is_refused(planted, headwise, files):
     check_refused(headwise("detect", "query", planted.model, "--rule", "set"), "unknown rule 'set'")
 
 
+@pytest.mark.parametrize("name", ["p.jsonl", "q.jsonl"])
+def test_an_empty_text_of_the_users_files_is_refused(planted, headwise, files, name, tmp_path):
+    path = files / name
+    path.write_text(path.read_text() + '\n{"id": "blank", "text": " "}\n')
+    done = headwise("rank", planted.model, *arguments(files), "-o", "r.trec")
+    check_refused(done, f"{name}, line 5: a ", "passage is empty" if name == "p.jsonl" else "query is empty")
+    assert not (tmp_path / "r.trec").exists()
+
+
 def test_empty_passages_come_last_and_identical_ids_are_ignored_as_beir_does(planted, headwise, tmp_path):
     folder = tmp_path / "beir"
     (folder / "qrels").mkdir(parents=True)

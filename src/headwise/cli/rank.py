@@ -118,7 +118,8 @@ def _collection(
         evaluate = evaluate or known
     if queries is None or passages is None:
         raise HeadwiseError("nothing to rank: give --queries and --passages, or --beir FOLDER")
-    return read_passages(passages), read_queries(queries), None if evaluate is None else read_qrels(evaluate)
+    texts = read_passages(passages, keep_empty=beir is not None)
+    return texts, read_queries(queries), None if evaluate is None else read_qrels(evaluate)
 
 
 def _candidates(
