@@ -93,8 +93,7 @@ def rank(
         from headwise.cli.rank_page import write_ranking
 
         write_ranking(html, ranker, texts, asked, run, chosen, judged)
-    if not json:
-        _show(run, texts, asked)
+    _show(run, texts, asked, hidden=json)
     _tell(run, chosen, judged, candidates, cut, texts, path, html, json)
 
 
@@ -172,9 +171,9 @@ def _shortened(passages: dict[str, Passage], candidates: Candidates, most: int |
     return passages | cut, sum(cut[key] is not passages[key] for key in cut)
 
 
-def _show(run: Candidates, passages: dict[str, Passage], queries: dict[str, str]) -> None:
+def _show(run: Candidates, passages: dict[str, Passage], queries: dict[str, str], hidden: bool) -> None:
     """The best passages of the first queries. A collection with many queries is for measures, not for reading: nothing is shown."""
-    if len(run) > READABLE:
+    if hidden or len(run) > READABLE:
         return
     from headwise.report.console import print_all
     from headwise.report.ranking import best_table
