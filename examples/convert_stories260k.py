@@ -104,5 +104,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     missing = [name for name in FILES if not (Path(sys.argv[1]) / name).is_file()]
     if missing:
-        sys.exit(f"{sys.argv[1]} does not hold {' and '.join(missing)}; give the folder of the checkpoint, such as tests/data/stories260K")
+        hint = "give the folder of the checkpoint, such as tests/data/stories260K"
+        sys.exit(f"{sys.argv[1]} does not hold {' and '.join(missing)}; {hint}")
     convert(Path(sys.argv[1]), Path(sys.argv[2]))

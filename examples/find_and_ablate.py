@@ -8,7 +8,8 @@ from pathlib import Path
 
 import headwise as hw
 
-PROMPT = Path(__file__).with_name("prompt.txt").read_text("utf-8")  # a page of a book with one sentence about a cake, and a question
+# A page of a book with one sentence about a cake, and a question about it.
+PROMPT = Path(__file__).with_name("prompt.txt").read_text("utf-8")
 
 
 def main(name: str = "lab-6m") -> None:
