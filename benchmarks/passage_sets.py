@@ -92,7 +92,7 @@ def natural_questions(folder: Path, name: str, words: int, most: int, count: int
 
 def dbpedia(folder: Path, words: int, most: int) -> list[Labelled]:
     corpus, asked, judged = beir_files(folder / "dbpedia-entity-40")
-    passages, queries, qrels = read_passages(corpus), read_queries(asked), read_qrels(judged)
+    passages, queries, qrels = read_passages(corpus, keep_empty=True), read_queries(asked), read_qrels(judged)
     texts = {key: Passage(shorten(p.text, words), p.title) for key, p in passages.items() if p.text.strip()}
     found = bm25_candidates(queries, {key: f"{p.title} {p.text}" for key, p in texts.items()}, 60)
     out = []

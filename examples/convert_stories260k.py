@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+FILES = ("stories260K.bin", "tok512.bin")
 HEADER = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 
 
@@ -93,12 +94,16 @@ def read_tokenizer(path: Path) -> object:
 
 
 def convert(source: Path, target: Path) -> None:
-    model = build_model(*read_checkpoint(source / "stories260K.bin"))
+    model = build_model(*read_checkpoint(source / FILES[0]))
     model.save_pretrained(target)
-    read_tokenizer(source / "tok512.bin").save_pretrained(target)
+    read_tokenizer(source / FILES[1]).save_pretrained(target)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
+    missing = [name for name in FILES if not (Path(sys.argv[1]) / name).is_file()]
+    if missing:
+        hint = "give the folder of the checkpoint, such as tests/data/stories260K"
+        sys.exit(f"{sys.argv[1]} does not hold {' and '.join(missing)}; {hint}")
     convert(Path(sys.argv[1]), Path(sys.argv[2]))

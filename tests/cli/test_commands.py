@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from headwise.heads import HeadId, HeadScores, load_heads, save_heads
+from tests.cli.test_refusals import check_refused
 
 
 def test_detect_finds_the_planted_head_and_draws_it(planted, headwise, tmp_path):
@@ -236,6 +237,43 @@ def test_an_lm_eval_task_with_heads_ablated(planted, heads, headwise, tmp_path, 
     assert [(run["kind"], run["k"]) for run in runs] == [("none", 0), ("top", 1), ("random", 1)]
     assert runs[1]["ablation"]["heads"] == ["L1H2"]
     assert runs[0]["results"]["plain_text"]["bits_per_byte,none"] > 0
+
+
+@pytest.mark.parametrize("command", ["export", "rank", "generate", "ablate", "select score", "steer copy", "bench decode", "trace fit"])
+def test_heads_of_another_model_that_do_not_fit_are_one_line(planted, headwise, tmp_path, command):
+    """What the command may do with such heads is not said where it ends in an error."""
+    (tmp_path / "t.jsonl").write_text('{"id": "q", "text": "the river", "question": "what?", "answers": ["a"]}\n')
+    save_heads(HeadScores(np.arange(1.0, 13.0).reshape(3, 4) / 12, "copy", provenance={"model": "other-7b"}), tmp_path / "h.json")
+    words = {
+        "export": ["export", planted.model, "-o", "out"],
+        "rank": ["rank", planted.model, "--queries", "t.jsonl", "--passages", "t.jsonl", "-o", "r.trec"],
+        "generate": ["generate", planted.model, "--prompt", "the river was slow " * 20, "--cache", "compresskv:heads=h.json,budget=40"],
+        "ablate": ["ablate", planted.model, *planted.own, "-o", "a.json"],
+        "select score": ["select", "score", "t.jsonl", "-m", planted.model, "-o", "scores"],
+        "steer copy": ["steer", "copy", planted.model, "--prompt", "the river", "--span", "river"],
+        "bench decode": ["bench", "decode", planted.model, "--choosers", "heads", "--budgets", "64", "-o", "d.json"],
+        "trace fit": ["trace", "fit", planted.model, "--data", "t.jsonl", "--top", "2", "-o", "p.json"],
+    }[command]  # fmt: skip
+    check_refused(headwise(*words, *(["--heads", "h.json"] if command != "generate" else [])), "3 layers x 4 heads")
+
+
+def test_what_was_held_is_told_before_the_first_piece_of_work(capsys):
+    """Also where progress is hidden; what a command ending in an error held is gone."""
+    from headwise.cli.notes import forget_held, hold
+    from headwise.cli.progress import progress
+
+    hold("a note")
+    with progress("working", hidden=True) as report:
+        report(0, 2, "")
+        assert capsys.readouterr().err == ""
+        report(1, 2, "")
+        assert capsys.readouterr().err == "headwise: a note\n"
+        report(2, 2, "")
+    hold("another")
+    forget_held()
+    with progress("working", hidden=True) as report:
+        report(1, 1, "")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("command", ["export", "rank", "generate", "ablate", "select score"])

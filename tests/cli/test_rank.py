@@ -139,6 +139,39 @@ def test_wrong_query_data_is_refused(planted, headwise, files):
     check_refused(headwise("detect", "query", planted.model, "--rule", "set"), "unknown rule 'set'")
 
 
+def test_the_best_passages_of_the_first_queries_are_shown(planted, headwise, files, query_file, tmp_path):
+    asked = ["rank", planted.model, "--heads", query_file, "--top", 1, *arguments(files)[:4], "--overwrite", "-o", "r.trec"]
+    shown = headwise(*asked).out
+    assert "the first 3 of 4 queries" in shown
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows if row[0]] == QUERIES[:3]
+    run = read_run(tmp_path / "r.trec")
+    best = [sorted(run[query], key=run[query].get, reverse=True)[:3] for query in ("q0", "q1", "q2")]
+    assert [row[2] for row in rows] == [key for keys in best for key in keys]
+    assert [row[1] for row in rows] == ["1", "2", "3"] * 3
+    assert all(TEXTS[int(row[2][1:])].startswith(row[4][:15]) for row in rows)
+    assert set(json.loads(headwise(*asked, "--json").out)) == {"run", "page", "queries", "pairs", "cut", "empty"}
+
+
+@pytest.mark.slow
+def test_a_collection_of_many_queries_is_not_shown(planted, headwise, files):
+    many = "\n".join(json.dumps({"id": f"q{i}", "text": QUERIES[i % 4]}) for i in range(51))
+    (files / "q.jsonl").write_text(many)
+    done = headwise("rank", planted.model, *arguments(files)[:4], "-o", "r.trec")
+    assert done.code == 0, done.err
+    assert "│" not in done.out
+    assert "204 passages ranked for 51 queries" in done.out
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "q.jsonl"])
+def test_an_empty_text_of_the_users_files_is_refused(planted, headwise, files, name, tmp_path):
+    path = files / name
+    path.write_text(path.read_text() + '\n{"id": "blank", "text": " "}\n')
+    done = headwise("rank", planted.model, *arguments(files), "-o", "r.trec")
+    check_refused(done, f"{name}, line 5: a ", "passage is empty" if name == "p.jsonl" else "query is empty")
+    assert not (tmp_path / "r.trec").exists()
+
+
 def test_empty_passages_come_last_and_identical_ids_are_ignored_as_beir_does(planted, headwise, tmp_path):
     folder = tmp_path / "beir"
     (folder / "qrels").mkdir(parents=True)

@@ -166,6 +166,8 @@ CONFLICT = ["conflict", "MODEL", "--data", "items.jsonl"]
         (["vector", "MODEL", "--apply", "heads.json", "--prompt", "the river"], ["cannot be read as a file of vectors"]),
         (["vector", "MODEL", "--apply", "heads.json", "--top", "3", "--prompt", "x"], ["--top is for making vectors"]),
         (COPY, ["--span"]),
+        ([*COPY, "--span", ""], ["--span is empty"]),
+        ([*COPY, "--span", "\t "], ["--span is empty"]),
         ([*COPY, "--span", "boat"], ["the prompt does not hold the span 'boat'"]),
         ([*COPY, "--span", "river", "--how", "push"], ["unknown way 'push'"]),
         ([*COPY, "--span", "river", "--weight", "1"], ["--weight does nothing with --how two_step"]),

@@ -37,6 +37,7 @@ def world(tmp_path_factory):
     (folder / "plain.txt").write_text(question)
     (folder / "answer.txt").write_text(chosen[1].answers[0])
     (folder / "empty.txt").write_text(" \n")
+    (folder / "blank.jsonl").write_text('{"id": "a", "text": "the mill"}\n{"id": "b", "text": " \\n"}\n')
     return folder, chosen[1]
 
 
@@ -111,6 +112,9 @@ def test_an_answer_of_another_model_is_traced_and_poison_is_ranked(headwise, wor
     page = (tmp_path / "page.html").read_text()
     assert record.answers[0] in page
     assert "http" not in page.replace("http://www.w3.org", "")
+    for row in data["passages"]:  # a drop has one sign, wherever it is shown
+        assert f"{row['drop']:+.3f}" in done.out
+        assert f"drop {row['drop']:+.3f} nats" in page
 
 
 def test_documents_have_their_own_names(headwise, world, probe):
@@ -127,6 +131,7 @@ def test_documents_have_their_own_names(headwise, world, probe):
         (["--prompt-file", "plain.txt"], ["no documents", "--documents"]),
         (["--question", "what?"], ["no documents", "--documents FILE"]),
         (["--documents", "docs.jsonl"], ["needs a --question"]),
+        (["--question", "what?", "--documents", "blank.jsonl"], ["blank.jsonl, line 2: a passage is empty"]),
         ([], ["give either --prompt-file, or --question with --documents"]),
         (["--prompt-file", "prompt.txt", "--question", "x"], ["give either"]),
         (["--prompt-file", "empty.txt"], ["the prompt is empty"]),

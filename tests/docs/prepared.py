@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from headwise.cli.options import installed
+from tests.docs.blocks import ROOT
 
 # Commands that cannot run here, wherever they stand. They are still checked against the command line.
 NOT_RUN = {
@@ -108,6 +109,7 @@ def prepare(folder: Path, page: str) -> None:
     write_lines(folder / "labelled.jsonl", [{"query": QUERY, "passages": PASSAGES, "gold": [1]}] * 4)
     write_lines(folder / "q.jsonl", [{"id": "q1", "text": QUERY}])
     write_lines(folder / "p.jsonl", [{"id": f"p{i}", "text": text} for i, text in enumerate(PASSAGES)])
+    (folder / "examples").symlink_to(ROOT / "examples")  # pages name its files as they lie in a clone
     (folder / "texts").mkdir()
     text = "\n\n".join(bundled_texts())[20_000:80_000]
     (folder / "texts" / "book.txt").write_text(text, "utf-8")

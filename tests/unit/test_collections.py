@@ -44,7 +44,9 @@ def test_plain_files_may_leave_ids_out(tmp_path):
     ("reader", "row", "message"),
     [
         (read_passages, {"title": "T"}, "a passage is a text"),
-        (read_queries, {"text": " "}, "a query is a text"),
+        (read_queries, {"text": " "}, "a query is empty"),
+        (read_queries, {"text": ""}, "a query is empty"),
+        (read_queries, {"id": "q"}, "a query is a text"),
         (read_queries, {"_id": "a b", "text": "x"}, "white space"),
         (read_qrels, "q d x\nq d y", "expected query, passage and grade"),
         (read_qrels, "", "holds no judgements"),
@@ -153,11 +155,24 @@ def test_a_line_separator_inside_a_text_is_no_line_end(tmp_path):
     assert read_passages(path) == {"d1": Passage("old.\u2028It"), "d2": Passage("long\x85and wet")}
 
 
-def test_empty_passages_are_kept_and_a_title_alone_is_not_empty(tmp_path):
-    found = read_passages(
-        lines(tmp_path / "p", {"_id": "a", "title": "", "text": ""}, {"_id": "b", "title": "The mill", "text": " "})
-    )
-    assert [passage.is_empty for passage in found.values()] == [True, False]
+def test_empty_passages_are_kept_where_they_may_stand_and_a_title_alone_is_not_empty(tmp_path):
+    path = lines(tmp_path / "p", {"_id": "a", "title": "", "text": ""}, {"_id": "b", "title": "The mill", "text": " "})
+    assert [passage.is_empty for passage in read_passages(path, keep_empty=True).values()] == [True, False]
+
+
+@pytest.mark.parametrize("row", ["", " \t", {"text": ""}, {"text": "\u00a0\n", "title": " "}])
+def test_an_empty_passage_is_refused_with_file_and_line(tmp_path, row):
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'{{"text": "the mill"}}\n\n{json.dumps(row)}\n')
+    with pytest.raises(PromptError, match=r"p\.jsonl, line 3: a passage is empty"):
+        read_passages(path)
+
+
+def test_an_empty_query_is_refused_with_file_and_line(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"text": "where?"}\n{"text": " "}\n')
+    with pytest.raises(PromptError, match=r"q\.jsonl, line 2: a query is empty"):
+        read_queries(path)
 
 
 def test_a_passage_with_the_id_of_its_query_is_ignored_as_beir_does():

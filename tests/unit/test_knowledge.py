@@ -103,6 +103,8 @@ def test_own_rows_are_read_back(tmp_path):
         ('{"question": "q", "answers": ["a"]}\n{"question": "q"}', "auto", "line 2: the layout own has a field 'answers'"),
         ('{"question": "q", "answers": []}', "auto", "line 1: no answer"),
         ('{"question": " ", "answers": ["a"]}', "auto", "line 1: a question is empty"),
+        ('{"question": "q", "answers": ["a"], "passage": "\\t"}', "auto", "line 1: a passage is empty"),
+        ('{"question": "q", "answers": ["a"], "ctxs": [{"title": "", "text": " "}]}', "nq", "line 1: a passage is empty"),
         ('{"question": "q", "answers": [3]}', "auto", "line 1: question and answers must be texts"),
         ('{"question": "q", "answers": 3}', "auto", "line 1: not a row of the layout own"),
         (

@@ -123,7 +123,7 @@ def pointer(path):
         ("config.json", pointer, ["config.json is a git-LFS pointer"]),
         ("config.json", lambda path: path.write_text("{"), ["config.json is not JSON"]),
         ("config.json", lambda path: path.write_text("[" * 100_000), ["config.json is not JSON"]),
-        ("config.json", Path.unlink, ["give a folder with config.json"]),
+        ("config.json", Path.unlink, ["the folder holds no config.json"]),
         ("config.json", lambda path: path.write_text("{}"), ["cannot load model"]),
         ("tokenizer.json", pointer, ["tokenizer.json is a git-LFS pointer"]),
         ("tokenizer.json", lambda path: path.write_text("{"), ["tokenizer.json is not JSON"]),
@@ -324,7 +324,18 @@ def test_paths_that_are_not_there_are_refused(name):
 
 
 def test_a_file_is_no_folder(folder):
-    refused(folder / "config.json", "is a file, not a model folder")
+    refused(folder / "config.json", "config.json' is a text file, not a model", "headwise models list")
+    for name, content in (("cut.txt", b"x" * 4095 + "ä".encode()), ("none.txt", b"")):
+        (folder / name).write_bytes(content)
+        refused(folder / name, f"{name}' is a text file, not a model")
+    (folder / "data").write_bytes(bytes(range(256)))
+    refused(folder / "data", "data' is a file, not a model")
+
+
+def test_a_folder_without_a_model_is_told_as_what_it_is(tmp_path):
+    refused(tmp_path, "it is an empty folder", "config.json, tokenizer and weights")
+    (tmp_path / "notes.txt").write_text("nothing")
+    refused(tmp_path, "the folder holds no config.json")
 
 
 @pytest.mark.parametrize("name", ["what is this?", "-x", "a..b"])

@@ -336,6 +336,7 @@ def test_examples_are_read_from_json_lines(tmp_path):
         ('{"query": " ", "passages": ["x"], "gold": []}', "query is empty"),
         ('{"query": "a", "passages": "x", "gold": []}', "must be a list"),
         ('{"query": "a", "passages": [1], "gold": []}', "a passage is a text"),
+        ('{"query": "a", "passages": ["x", " "], "gold": []}', "line 1: a passage is empty"),
         ('{"query": "a", "passages": ["x"], "gold": [true]}', "gold must be a list"),
         ('{"query": "a", "passages": ["x"], "gold": [1]}', "gold passage 1 does not exist"),
     ],

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 import typer
 from typer.core import TyperGroup
 
+from headwise.cli.notes import hold, tell
 from headwise.heads.errors import HeadwiseError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -311,20 +312,15 @@ def read_scores(file: Path) -> HeadScores:
 def tell_other_model(scores: Any, model: Model) -> None:
     """Say that heads were found in another model than the one that runs, by the names of both; one of the same shape is never refused.
 
+    It is said when the first piece of work is done, so that a command which ends in an error says that error alone.
+
     Args:
         scores: `HeadScores`; anything else (no heads, or a choice of them) tells nothing.
         model: The one that runs.
     """
     made = getattr(scores, "provenance", {}).get("model")
     if isinstance(made, str) and Path(made).name and Path(made).name.lower() != Path(model.name).name.lower():
-        tell(f"these heads were found in {made}, and {model.name} runs; heads of another model rarely have the same work")
-
-
-def tell(note: str) -> None:
-    """One line on standard error about a result that stands."""
-    from headwise.heads.text import one_line
-
-    sys.stderr.write(f"headwise: {one_line(note)}\n")
+        hold(f"these heads were found in {made}, and {model.name} runs; heads of another model rarely have the same work")
 
 
 def tell_shared_places(found: Mapping[str, Any]) -> None:

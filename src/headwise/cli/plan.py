@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headwise.cli import options as o
+from headwise.cli.notes import tell
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.text import shorten
 
@@ -116,7 +117,7 @@ def _outline(model: str | None, dtype: str, revision: str | None) -> Model:
         DEFAULT if model is None else model, getattr(torch, dtype), revision, **o.shared("trust_remote_code", "offline")
     )
     if says_quantized(found.hf.config):
-        o.tell(f"the weights of {found.name} are quantized; they count as unpacked to {dtype}")
+        tell(f"the weights of {found.name} are quantized; they count as unpacked to {dtype}")
     return found
 
 

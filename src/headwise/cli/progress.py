@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from headwise.cli.notes import tell_held
 from headwise.heads.progress import silent
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Teller:
 
 @contextmanager
 def progress(title: str, hidden: bool = False) -> Iterator[Report]:
-    """Show how far a long command is.
+    """Show how far a long command is, and what was held back until its work began (see `notes.hold`).
 
     Args:
         title: What is being done, in a word or two.
@@ -111,14 +112,14 @@ def progress(title: str, hidden: bool = False) -> Iterator[Report]:
         report(done, total, remark): call it whenever a piece of work is done. The unit is free, but the same for all of the work.
     """
     if hidden and os.environ.get(SHOWN) != "1":
-        yield silent
+        yield _telling(silent)
         return
     from rich.console import Console
 
     console = Console(stderr=True)
     teller = Teller(title, console)
     if not console.is_terminal:
-        yield teller.report
+        yield _telling(teller.report)
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -130,7 +131,18 @@ def progress(title: str, hidden: bool = False) -> Iterator[Report]:
             bar.update(task, completed=done, total=total, remark=remark)
             teller.report(done, total, remark)
 
-        yield report
+        yield _telling(report)
+
+
+def _telling(report: Report) -> Report:
+    """The report; a piece of work that is done tells what was held back."""
+
+    def told(done: float, total: float, remark: str) -> None:
+        if done > 0:
+            tell_held()
+        report(done, total, remark)
+
+    return told
 
 
 def duration(seconds: float) -> str:

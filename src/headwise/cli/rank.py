@@ -14,6 +14,7 @@ from headwise.heads.errors import HeadwiseError
 if TYPE_CHECKING:
     from headwise.prompts.passages import Passage
 
+READABLE = 50  # queries; results of more are not shown one by one
 Candidates = dict[str, dict[str, float]]
 Passages = Annotated[Path | None, typer.Option(help="JSON lines with id, text and, if wanted, title.", show_default=False)]
 Split = Annotated[
@@ -92,8 +93,8 @@ def rank(
         from headwise.cli.rank_page import write_ranking
 
         write_ranking(html, ranker, texts, asked, run, chosen, judged)
-    empty = len({key for keys in chosen.values() for key in keys if texts[key].is_empty})
-    _tell(run, chosen, judged, candidates, cut, empty, path, html, json)
+    _show(run, texts, asked, hidden=json)
+    _tell(run, chosen, judged, candidates, cut, texts, path, html, json)
 
 
 def _refuse_unused(context: typer.Context, heads: Path | None, official: bool) -> None:
@@ -118,7 +119,8 @@ def _collection(
         evaluate = evaluate or known
     if queries is None or passages is None:
         raise HeadwiseError("nothing to rank: give --queries and --passages, or --beir FOLDER")
-    return read_passages(passages), read_queries(queries), None if evaluate is None else read_qrels(evaluate)
+    texts = read_passages(passages, keep_empty=beir is not None)
+    return texts, read_queries(queries), None if evaluate is None else read_qrels(evaluate)
 
 
 def _candidates(
@@ -169,19 +171,30 @@ def _shortened(passages: dict[str, Passage], candidates: Candidates, most: int |
     return passages | cut, sum(cut[key] is not passages[key] for key in cut)
 
 
+def _show(run: Candidates, passages: dict[str, Passage], queries: dict[str, str], hidden: bool) -> None:
+    """The best passages of the first queries. A collection with many queries is for measures, not for reading: nothing is shown."""
+    if hidden or len(run) > READABLE:
+        return
+    from headwise.report.console import print_all
+    from headwise.report.ranking import best_table
+
+    print_all(best_table(run, queries, {key: f"{p.title} {p.text}" for key, p in passages.items()}))
+
+
 def _tell(
     run: Candidates,
     first: Candidates,
     judged: dict[str, dict[str, int]] | None,
     candidates: str,
     cut: int,
-    empty: int,
+    texts: dict[str, Passage],
     path: Path,
     html: Path | None,
     json: bool,
 ) -> None:
     from headwise.report.console import print_all
 
+    empty = len({key for keys in first.values() for key in keys if texts[key].is_empty})
     result: dict[str, Any] = {
         "run": str(path),
         "page": None if html is None else str(html),

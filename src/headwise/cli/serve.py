@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headwise.cli import options as o
+from headwise.cli.notes import tell_held
 from headwise.heads.errors import HeadwiseError, MissingExtraError
 from headwise.heads.text import printable
 
@@ -70,6 +71,7 @@ def serve(
     def make() -> Ranker:
         loaded = o.load(model, device, dtype, revision, heads=scores)
         ranker = _ranker(loaded, chosen, official, wording or "plain", chat, given)
+        tell_held()
         typer.echo(printable(f"ready      {ranker.model.name}, {len(ranker.heads)} heads ({ranker.heads.chosen_by})"))
         return ranker
 

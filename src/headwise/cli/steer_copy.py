@@ -43,7 +43,9 @@ def copy(
     text = prompt_text(prompt, prompt_file)
     if max_new_tokens < 1:
         raise HeadwiseError(f"--max-new-tokens must be at least 1; got {max_new_tokens}")
-    if not span.strip() or span.strip() not in text:
+    if not span.strip():
+        raise HeadwiseError("--span is empty; give the part of the prompt that the heads shall read, letter by letter")
+    if span.strip() not in text:
         raise HeadwiseError(f"the prompt does not hold the span {span.strip()!r}; give a part of it, letter by letter")
     from headwise.attention.copying import Force, force_copy
 

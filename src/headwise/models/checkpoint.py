@@ -30,7 +30,16 @@ def fault_of(folder: Path | None, weights: bool = True) -> str | None:
     checks = [*map(_fault_of_file, sorted(folder.glob("*.json"))), *map(_fault_of_index, indexes), *map(_fault_of_file, files)]
     if weights and not files and not indexes:
         checks.append("it holds no weights (model.safetensors)")
-    return next((fault for fault in checks if fault), None)
+    return next((fault for fault in checks if fault), None) or _fault_of_folder(folder)
+
+
+def _fault_of_folder(folder: Path) -> str | None:
+    """A folder without what makes it a model's; transformers' words for it send the reader into a file that is not there."""
+    if not any(folder.iterdir()):
+        return "it is an empty folder; give one with config.json, tokenizer and weights"
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return "the folder holds no config.json; give one with config.json, tokenizer and weights"
+    return None
 
 
 def _fault_of_index(path: Path) -> str | None:

@@ -81,9 +81,24 @@ def folder_of(name: str, revision: str | None = None, gguf_file: str | None = No
     if path.is_dir() and name.strip():
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip() or path.is_file():
-        kind = "is a file, not a model folder" if path.is_file() else "no such model folder"
-        raise HeadwiseError(f"{kind}: {name!r}; give a folder with config.json, a GGUF file, or a hub id like 'owner/name'")
+        told = f"{name!r} is a {_kind_of(path)}, not a model" if path.is_file() else f"no such model folder: {name!r}"
+        raise HeadwiseError(
+            f"{told}; give a name of headwise models list, a folder with config.json, a GGUF file, or a hub id like 'owner/name'"
+        )
     return cached(name, revision, gguf_file) or _ask_hub(name, revision, gguf_file, offline)
+
+
+def _kind_of(file: Path) -> str:
+    """What a file is that was given for a model, in words: a text says so, as a prompt in the place of the model does."""
+    try:
+        with file.open("rb") as opened:
+            opened.read(4096).decode("utf-8")
+    except UnicodeDecodeError as error:
+        cut = error.end == 4096 and error.reason == "unexpected end of data"  # inside a letter at the end of what was read
+        return "text file" if cut else "file"
+    except OSError:
+        return "file"
+    return "text file"
 
 
 def cached(name: str, revision: str | None = None, gguf_file: str | None = None) -> Path | None:

@@ -24,12 +24,17 @@ BEIR_HEADER = ["query-id", "corpus-id", "score"]
 GRADE = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
-def read_passages(path: Path) -> dict[str, Passage]:
+def read_passages(path: Path, keep_empty: bool = False) -> dict[str, Passage]:
     """Id -> passage. Fields: `_id` or `id` (else the line number from 0), `text`, `title` if wanted; or bare texts.
 
-    Passages without text and title are kept (`Passage.is_empty`).
+    Args:
+        path: the file.
+        keep_empty: keep passages without text and title (`Passage.is_empty`): collections in BEIR layout hold some, and their measures count them.
+
+    Raises:
+        PromptError: the file cannot be read, or a line is no passage or an empty one; file and line are named.
     """
-    return _by_id(((row, passage_of(row, place)) for place, row in read_rows(path, "passages")), path)
+    return _by_id(((row, passage_of(row, place, keep_empty)) for place, row in read_rows(path, "passages")), path)
 
 
 def read_queries(path: Path) -> dict[str, str]:
@@ -137,8 +142,10 @@ def trec_lines(run: Mapping[str, Mapping[str, float]], tag: str) -> Iterator[str
 
 
 def _query(row: Any, place: str) -> str:
-    text = row if isinstance(row, str) else (row.get("text") or row.get("query")) if isinstance(row, Mapping) else None
-    if not isinstance(text, str) or not text.strip():
+    text = (row.get("text") or row.get("query", row.get("text"))) if isinstance(row, Mapping) else row
+    if isinstance(text, str) and not text.strip():
+        raise PromptError(f"{place}: a query is empty; leave it out, or give it a text")
+    if not isinstance(text, str):
         raise PromptError(f"{place}: a query is a text, or an object with text (or query); got {str(row)[:60]!r}")
     return text
 

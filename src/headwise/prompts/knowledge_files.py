@@ -98,7 +98,7 @@ def _nq(row: Row, place: str) -> Iterator[KnowledgeRecord]:
 
 def _nq_swap(row: Row, place: str) -> Iterator[KnowledgeRecord]:
     """Passages lose their HTML tags (`<P>`, `<Li>`, ...)."""
-    shown, swapped = (Passage(" ".join(_TAG.sub(" ", row[name]).split())) for name in ("org_context", "sub_context"))
+    shown, swapped = (passage_of(" ".join(_TAG.sub(" ", row[name]).split()), place) for name in ("org_context", "sub_context"))
     new = [text for text in _list(row["sub_answer"]) if mentions(swapped.text, (text,))] or _list(row["sub_answer"])
     yield _record(place, row["question"], _list(row["org_answer"]), [shown], swapped=swapped, swapped_answer=new[0])
 

@@ -220,21 +220,27 @@ def read_rows(path: Path, what: str) -> list[tuple[str, Any]]:
     return found
 
 
-def passage_of(row: Any, place: str) -> Passage:
+def passage_of(row: Any, place: str, keep_empty: bool = False) -> Passage:
     """A passage from what a JSON file may hold.
 
     Args:
         row: a text, or an object with `text` and, if wanted, `title`.
         place: what a message begins with.
+        keep_empty: take passages without text and title, too; published collections hold some.
 
     Returns:
-        The passage; it may be empty.
+        The passage.
 
     Raises:
-        PromptError: the row is anything else.
+        PromptError: the row is anything else, or it has neither text nor title (white space is none).
     """
+    made = None
     if isinstance(row, str):
-        return Passage(row)
-    if isinstance(row, Mapping) and isinstance(row.get("text"), str) and isinstance(row.get("title") or "", str):
-        return Passage(row["text"], row.get("title") or "")
+        made = Passage(row)
+    elif isinstance(row, Mapping) and isinstance(row.get("text"), str) and isinstance(row.get("title") or "", str):
+        made = Passage(row["text"], row.get("title") or "")
+    if made is not None and made.is_empty and not keep_empty:
+        raise PromptError(f"{place}: a passage is empty; leave it out, or give it a text")
+    if made is not None:
+        return made
     raise PromptError(f"{place}: a passage is a text, or an object with text and title; got {str(row)[:60]!r}")

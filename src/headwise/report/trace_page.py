@@ -52,7 +52,7 @@ def page(data: Data) -> str:
             *(_passage(i, passage) for i, passage in enumerate(data["passages"])),
             lead="From the passage that most of the answer was read from to the one that least was."
             if not _caused(data)
-            else "From the passage that caused the answer most: by how many nats the answer's log-probability falls when the passage is left out.",
+            else "From the passage that caused the answer most. drop: nats by which the answer's log-probability falls when the passage is left out.",
         ),
         _about(data),
     )
@@ -99,7 +99,7 @@ def _key(low: float, high: float) -> Html:
 def _passage(place: int, passage: Data) -> Html:
     told = [f"{passage['share']:.0%} of the scores of all passages"]
     if passage["drop"] is not None:
-        told.append(f"without it the answer's log-probability changes by {-passage['drop']:+.3f} nats")
+        told.append(f"drop {passage['drop']:+.3f} nats")
     top = tag("header", tag("h3", passage["name"]), tag("span", ", ".join(told), class_="soft"))
     words = (tag("span", piece, data_at=passage["start"] + i) for i, piece in enumerate(passage["pieces"]))
     return tag("div", top, tag("p", *words, class_="marked"), class_="passage", data_passage=place)
