@@ -1,7 +1,7 @@
 """Elastic loading (SpeContext, arXiv:2512.00722, sec. 4.3): the rows that a step reads are kept in slots, and only what changed is moved there.
 
-Work runs on two lanes: the model computes on one, rows are brought from the host on the other. On a CPU, and where keys lie on the device that
-reads them, there is one lane and every copy is done when it is asked for. On CUDA the copy lane is a stream of its own:
+On a CPU, and where keys lie on the device that reads them, every copy is done when it is asked for. From a host to CUDA there are two lanes: the
+model computes on one, and rows are brought on the other, a stream of its own:
 
 - Rows are gathered on the host into pinned buffers, two in turn; the host fills one again when the copy that read it two copies ago has ended.
 - A copy writes into slots only behind a mark on the compute lane that lies behind everything that was given to the device before, the last reader
@@ -26,13 +26,10 @@ from headwise.maths.slots import Exchange, exchange, split, take_flat
 
 
 class Lanes(Protocol):
-    """Where work runs: in order on each of two lanes, and across them by marks.
+    """Two lanes, on each of which work runs in the order in which it is given; marks hold one back for the other."""
 
-    Attributes:
-        beside: Copies run beside the computation. False: they have ended when `copy` returns, and marks mean nothing.
-    """
-
-    beside: bool
+    def compute(self, work: Callable[[], None]) -> None:
+        """Give work to the compute lane, to which the model gives its own."""
 
     def now(self) -> Any:
         """A mark behind all that the compute lane has been given so far."""
@@ -59,29 +56,6 @@ class Lanes(Protocol):
         """[numbers] in memory of the host from which copies run beside the computation."""
 
 
-class OneLane:
-    """Everything is done at once, in the order in which it is asked for."""
-
-    beside = False
-
-    def now(self) -> None:
-        """See `Lanes.now`."""
-
-    def copy(self, work: Callable[[], None], after: Any, into: Sequence[Tensor]) -> None:
-        """See `Lanes.copy`."""
-        work()
-
-    def hold(self, mark: Any) -> None:
-        """See `Lanes.hold`."""
-
-    def finish(self, mark: Any) -> None:
-        """See `Lanes.finish`."""
-
-    def buffer(self, numbers: int, dtype: torch.dtype) -> Tensor:
-        """See `Lanes.buffer`."""
-        return torch.empty(numbers, dtype=dtype)
-
-
 class CudaLanes:
     """The current stream of a CUDA device, and a second one for copies.
 
@@ -89,10 +63,12 @@ class CudaLanes:
         device: The device.
     """
 
-    beside = True
-
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # by torch
+
+    def compute(self, work: Callable[[], None]) -> None:
+        """See `Lanes.compute`."""
+        work()
 
     def now(self) -> Any:
         """See `Lanes.now`."""
@@ -120,9 +96,9 @@ class CudaLanes:
         return torch.empty(numbers, dtype=dtype, pin_memory=True)
 
 
-def lanes_between(source: torch.device, target: torch.device) -> Lanes:
-    """Lanes for copies from one device to another: two from a host to CUDA, otherwise one."""
-    return CudaLanes(target) if source.type == "cpu" and target.type == "cuda" else OneLane()
+def lanes_between(source: torch.device, target: torch.device) -> Lanes | None:
+    """Lanes for copies from a host to CUDA; None between all other devices: every copy is done when it is asked for."""
+    return CudaLanes(target) if source.type == "cpu" and target.type == "cuda" else None
 
 
 @dataclass
@@ -173,7 +149,7 @@ class _Side:
 
 
 class _Way:
-    """Lanes between two devices, with what belongs to them."""
+    """Two lanes between two devices, with what belongs to them."""
 
     def __init__(self, lanes: Lanes) -> None:
         self.lanes = lanes
@@ -193,8 +169,21 @@ class _Way:
         """A part of a buffer; it grows if it must."""
         count, key = prod(shape), (name, dtype)
         if key not in side.rooms or len(side.rooms[key]) < count:
-            side.rooms[key] = self.lanes.buffer(count, dtype)
+            with torch.inference_mode(False):  # it outlives the pass that asks for it, and the next one may run in another mode
+                side.rooms[key] = self.lanes.buffer(count, dtype)
         return side.rooms[key][:count].view(shape)
+
+    def send(self, slots: Slots, keys: Tensor, values: Tensor, part: Exchange) -> None:
+        """Give a part of a move to the copy lane, behind the fence."""
+        places, rows = _named(slots, part)
+        side = self.side()
+        staged = [
+            take_flat(table, *rows, self.room(side, name, (len(places), table.shape[3]), table.dtype))
+            for name, table in (("keys", keys), ("values", values))
+        ]
+        where = self.room(side, "places", (len(places),), places.dtype).copy_(places)
+        into = (slots.keys, slots.values)
+        side.mark = slots.mark = self.lanes.copy(lambda: _put(into, where, staged), self.fence, into)
 
 
 class Loader:
@@ -202,12 +191,12 @@ class Loader:
 
     def __init__(self) -> None:
         self._slots: dict[int, Slots] = {}
-        self._ways: dict[tuple[torch.device, torch.device], _Way] = {}
+        self._ways: dict[tuple[torch.device, torch.device], _Way | None] = {}
 
     @property
     def beside(self) -> bool:
         """Whether some copies run beside the computation, so that sending ahead gains something."""
-        return any(way.lanes.beside for way in self._ways.values())
+        return any(self._ways.values())
 
     def forget(self) -> None:
         """Drop all slots."""
@@ -216,7 +205,8 @@ class Loader:
     def begin(self) -> None:
         """A pass begins: the fences of the one before are old."""
         for way in self._ways.values():
-            way.fence = None
+            if way is not None:
+                way.fence = None
 
     def load(
         self, layer: int, keys: Tensor, values: Tensor, positions: Tensor, moves: list[Move], device: torch.device
@@ -238,11 +228,18 @@ class Loader:
         slots = self._slots_of(layer, keys, values, positions, moves, device)
         self._drop_begun(slots, moves)
         move = _move(slots, positions, moves, keys.shape[2])
-        part = move.parts[1] if slots.begun is move and move.parts is not None else move.whole
-        way.fence = way.lanes.now()
-        _send(way, slots, keys, values, part)
-        if slots.mark is not None:
-            way.lanes.hold(slots.mark)
+        if way is None:
+            _put_now(slots, keys, values, move.whole)
+        else:
+            way.fence = way.lanes.now()
+            if slots.begun is not move and len(move.whole.slots):
+                way.send(slots, keys, values, move.whole)
+            if slots.mark is not None:
+                way.lanes.hold(slots.mark)
+            if slots.begun is move and move.parts is not None:
+                # A row per KV head. On the copy lane it would stand behind what was sent ahead to all later layers, and so would this layer.
+                rest = move.parts[1]
+                way.lanes.compute(lambda: _put_now(slots, keys, values, rest))
         slots.held, slots.begun = move.whole.held, None
         return slots, len(move.whole.slots)
 
@@ -261,18 +258,20 @@ class Loader:
         if slots is None or slots.held.shape != positions.shape:
             return
         way = self._way(keys.device, slots.keys.device)
-        if not way.lanes.beside:
+        if way is None:
             return
         self._drop_begun(slots, moves)
         move = _move(slots, positions, moves, length)
         if way.fence is None:
             way.fence = way.lanes.now()
-        _send(way, slots, keys, values, move.ahead(keys.shape[2]))
+        if len(move.ahead(keys.shape[2]).slots):
+            way.send(slots, keys, values, move.ahead(keys.shape[2]))
         slots.begun = move
 
-    def _way(self, source: torch.device, target: torch.device) -> _Way:
+    def _way(self, source: torch.device, target: torch.device) -> _Way | None:
         if (source, target) not in self._ways:
-            self._ways[source, target] = _Way(lanes_between(source, target))
+            lanes = lanes_between(source, target)
+            self._ways[source, target] = None if lanes is None else _Way(lanes)
         return self._ways[source, target]
 
     def _slots_of(
@@ -304,33 +303,28 @@ def _move(slots: Slots, positions: Tensor, moves: list[Move], length: int) -> Mo
     return move
 
 
-def _send(way: _Way, slots: Slots, keys: Tensor, values: Tensor, part: Exchange) -> None:
-    """Copy a part of a move into slots, behind the fence of the way."""
+def _named(slots: Slots, part: Exchange) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The places [M] of a part of a move in the slots as rows, and what comes there: batch rows, KV heads and positions [M]."""
     groups, budget = slots.keys.shape[1:3]
-    if not len(part.slots):
-        return
     row, place = part.slots // budget, part.slots % budget
     if slots.held.shape[1] == groups:
-        b, g, position = row // groups, row % groups, part.positions
+        batch, group, position = row // groups, row % groups, part.positions
     else:  # one choice for all KV heads
-        g = torch.arange(groups, device=row.device).repeat(len(row))
-        b, place, position = (each.repeat_interleave(groups) for each in (row, place, part.positions))
-    places = (b * groups + g) * budget + place
-    pairs = ((keys, slots.keys, "keys"), (values, slots.values, "values"))
-    if not way.lanes.beside:
-        for table, store, _ in pairs:
-            store.view(-1, store.shape[-1])[places.to(store.device)] = take_flat(table, b, g, position).to(store.device)
-        return
-    side = way.side()
-    staged = [
-        take_flat(table, b, g, position, way.room(side, name, (len(places), table.shape[3]), table.dtype))
-        for table, _, name in pairs
-    ]
-    where = way.room(side, "places", (len(places),), places.dtype).copy_(places)
+        group = torch.arange(groups, device=row.device).repeat(len(row))
+        batch, place, position = (each.repeat_interleave(groups) for each in (row, place, part.positions))
+    return (batch * groups + group) * budget + place, (batch, group, position)
 
-    def work() -> None:
-        there = where.to(slots.keys.device, non_blocking=True)
-        for (_, store, _), rows in zip(pairs, staged, strict=True):
-            store.view(-1, store.shape[-1]).index_copy_(0, there, rows.to(store.device, non_blocking=True))
 
-    side.mark = slots.mark = way.lanes.copy(work, way.fence, (slots.keys, slots.values))
+def _put(into: Sequence[Tensor], places: Tensor, tables: Sequence[Tensor]) -> None:
+    """Write rows [M, d] into slots [B, G, budget, d], for keys and values."""
+    device = into[0].device
+    apart = device.type == "cuda"  # other devices say nothing about when a copy that does not block has ended
+    places = places.to(device, non_blocking=apart)
+    for store, rows in zip(into, tables, strict=True):
+        store.view(-1, store.shape[-1]).index_copy_(0, places, rows.to(device, non_blocking=apart))
+
+
+def _put_now(slots: Slots, keys: Tensor, values: Tensor, part: Exchange) -> None:
+    """Make a part of a move where the computation runs."""
+    places, rows = _named(slots, part)
+    _put((slots.keys, slots.values), places, [take_flat(table, *rows) for table in (keys, values)])
