@@ -148,6 +148,11 @@ class SparseDecoding:
         self._counted = self._reads_less = False
         self._seen = 0  # positions that some layer has held
 
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of the keys and values in slots."""
+        return self._loader.nbytes
+
     def begin(self, now: Pass) -> None:
         """A pass begins: what was chosen for the one before is old."""
         self._finish_check()

@@ -198,6 +198,11 @@ class Loader:
         """Whether some copies run beside the computation, so that sending ahead gains something."""
         return any(self._ways.values())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return sum(slots.keys.nbytes + slots.values.nbytes for slots in self._slots.values())
+
     def forget(self) -> None:
         """Drop all slots."""
         self._slots.clear()

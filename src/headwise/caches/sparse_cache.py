@@ -40,6 +40,11 @@ class SparseCache(DynamicCache):  # type: ignore[misc]  # transformers is not ty
         stored = [tensor for layer in self.layers if isinstance(layer, RoomyLayer) for tensor in (layer.keys, layer.values)]
         return sum(tensor.numel() * tensor.element_size() for tensor in stored if tensor is not None)
 
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of the keys and values in slots, where the model runs; with `placement="host"`, all that it holds of layers with full attention."""
+        return self._step.slot_bytes
+
     def reorder_cache(self, *_: Any, **__: Any) -> NoReturn:
         """Not possible. Always raises `HeadwiseError`."""
         raise HeadwiseError("sparse decoding does not follow rows that change places (beam search); use num_beams=1")
