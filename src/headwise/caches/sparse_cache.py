@@ -76,7 +76,8 @@ def sparse_decode(
         sinks: First positions that are always read.
         recent: Last positions that are always read, the newest token included.
         placement: `device`: everything where the model runs, gathered anew at every step. `slots`: what is read is kept in slots, into which only
-            what changed is moved (elastic loading). `host`: the same with everything else in the host's memory (pinned, for a model on a GPU).
+            what changed is moved (elastic loading). `host`: the same with everything else in the host's memory (for a model on CUDA pinned, and
+            copied on a stream of its own).
         check: Compare the chooser with chance at the first sparse step, and read everything if it is no better (a warning says so).
 
     Yields:
