@@ -267,8 +267,8 @@ def main() -> None:
         return
     result: dict[str, Any] = {
         "model": given.model or "random",
-        "hardware": hardware(),
         "dtype": str(bench.dtype).removeprefix("torch."),
+        "hardware": hardware(),
         **{name: getattr(given, name) for name in ("length", "budget", "batch", "placement")},
     }
     for part in given.only.split(","):
