@@ -2,9 +2,15 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from headwise.caches import choosers
+from headwise.caches.sparse_cache import sparse_decode
+from headwise.models.forward import forward
+from headwise.models.load import load
 from headwise.models.names import bundled_model
 from headwise.testing.tiny import tiny_model
 from tests.cli.test_refusals import check_refused
@@ -89,6 +95,65 @@ def test_sliding_layers_stay_on_the_device(headwise, tmp_path):
     assert 0 < facts["sliding_layers"] < facts["layers"]
     assert len(facts["thresholds"]) == facts["layers"] - facts["sliding_layers"] + 1
     assert facts["draft_bytes"] == 0
+
+
+@pytest.mark.parametrize("name", ["lab-6m", "tiny"])
+def test_planned_bytes_are_those_of_a_cache(headwise, tmp_path, name):
+    """Keys and values per token, and the slots, of two requests."""
+    source, length, budget, count = "lab-6m", 90, 48, 2
+    if name == "tiny":
+        source = tmp_path / "tiny"
+        tiny_model("llama").save_pretrained(source)  # 8 query heads, 2 KV heads
+        hf = tiny_model("llama")
+    else:
+        hf = load(source, "cpu").hf
+    given = ("--memory", "1GB", "--requests", count, "--budget", budget, "--dtype", "float32", "--draft", "0")
+    first, then = (planned(headwise, source, "--length", tokens, *given) for tokens in (length, 2 * length))
+    with sparse_decode(hf, choosers.Random(), budget=budget, placement="host", check=False) as cache, torch.no_grad():
+        forward(hf, torch.full((count, length - 1), 7), cache)
+        assert cache.slot_bytes == 0
+        forward(hf, torch.full((count, 1), 7), cache)
+        held, slots = cache.nbytes, cache.slot_bytes
+    assert cache.get_seq_length() == length
+    assert then["device_bytes_all"] - first["device_bytes_all"] == held  # what as many tokens more take
+    assert first["device_bytes_least"] - first["weights_bytes"] - first["buffer_bytes"] == slots
+    every = headwise("plan", source, "--length", length, *given[2:], "--memory", then["device_bytes_least"], "--json")
+    assert every.code == 0, every.err
+    facts = json.loads(every.out)
+    assert len(facts["layers_on_host"]) > 0
+    assert facts["host_bytes"] * facts["layers"] == held * len(facts["layers_on_host"])
+    assert facts["moved_bytes_without_overlap"] * facts["layers"] == slots * len(facts["layers_on_host"])
+
+
+def test_a_hub_model_of_which_only_the_configuration_is_fetched(headwise, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    served = tmp_path / "served"
+    tiny_model("llama").config.save_pretrained(served)
+    asked = []
+
+    def info(_, name, **__):
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename="config.json"), SimpleNamespace(rfilename="model.safetensors")])
+
+    def file(repo, filename, *_, **__):
+        asked.append((repo, filename))
+        found = served / filename
+        return str(found) if found.is_file() else None
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("a whole model was asked for"))
+    monkeypatch.setattr("transformers.configuration_utils.cached_file", file)
+    facts = planned(headwise, "owner/tiny", "--memory", "1GB", "--length", "100", "--dtype", "float32")
+    assert (facts["model"], facts["layers"]) == ("owner/tiny", 4)
+    assert asked
+    assert set(asked) == {("owner/tiny", "config.json")}
+
+
+def test_a_hub_model_that_is_not_here_cannot_be_planned_offline(headwise, tmp_path, monkeypatch):
+    for module in ("huggingface_hub.constants", "transformers.utils.hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path / "hub"))
+    check_refused(headwise("plan", "owner/tiny-thing", "--memory", "1GB", "--length", "100", "--offline"), "--offline")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    check_refused(headwise("plan", "owner/tiny-thing", "--memory", "1GB", "--length", "100"), "owner/tiny-thing")
 
 
 @pytest.mark.parametrize(

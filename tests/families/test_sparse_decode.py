@@ -56,26 +56,36 @@ class Fixed(choosers.FreeChooser):
         return fixed_scores(whole.keys[-1].shape[1], whole.length, call.layer)
 
 
+class FixedForAll(Fixed):
+    """The same for all layers and KV heads."""
+
+    name, shared = "fixed for all", True
+
+    def scores(self, call, whole):
+        return fixed_scores(1, whole.length, 0)
+
+
 class Masked:
     """Step: the same choice as a mask over all keys, written as a slow loop."""
 
-    def __init__(self, model):
-        self.layers = as_model(model).heads.full_layers
+    def __init__(self, model, budget=BUDGET, shared=False):
+        self.layers, self.budget, self.shared = as_model(model).heads.full_layers, budget, shared
 
     def choose_keys(self, call):
         whole = call.whole
-        if call.query.shape[2] > 1 or call.layer not in self.layers or whole.length <= BUDGET:
+        if call.query.shape[2] > 1 or call.layer not in self.layers or whole.length <= self.budget:
             return whole
         groups, each = whole.keys[-1].shape[1], call.query.shape[1] // whole.keys[-1].shape[1]
-        scores = fixed_scores(groups, whole.length, call.layer)
+        scores = fixed_scores(1, whole.length, 0).expand(-1, groups, -1) if self.shared else fixed_scores(groups, whole.length, call.layer)
         seen = torch.ones(2, whole.length, dtype=torch.bool) if whole.visible is None else whole.visible[:, 0, -1].expand(2, -1)
         mask = torch.zeros(2, call.query.shape[1], 1, whole.length, dtype=torch.bool)
         for row in range(2):
-            places = [i for i in range(whole.length) if seen[row, i]]
+            places = [i for i, is_seen in enumerate(seen[row].tolist()) if is_seen]
             kept = set(places[:2]) | set(places[-3:])
             for group in range(groups):
-                rest = sorted((i for i in places if i not in kept), key=lambda i: -float(scores[row, group, i]))
-                mask[row, group * each : (group + 1) * each, 0, sorted(kept | set(rest[: BUDGET - len(kept)]))] = True
+                own = scores[row, group].tolist()
+                rest = sorted((i for i in places if i not in kept), key=lambda i: -own[i])
+                mask[row, group * each : (group + 1) * each, 0, sorted(kept | set(rest[: self.budget - len(kept)]))] = True
         return Whole(whole.keys, whole.values, mask)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from headwise.attention.call import KeyPart
@@ -84,7 +85,7 @@ class Selected:
     Attributes:
         keys, values: [B, G, n, d].
         mask: [B, G, n] bool, False for places that hold nothing; None if there are none.
-        positions: [B, G, n] int64, -1 for nothing.
+        positions: [B, G, n] int64, -1 for nothing; on the host where all positions are kept there.
     """
 
     keys: Tensor
@@ -100,4 +101,4 @@ class Selected:
     def parts(self, rows: int, stop: int) -> Sequence[KeyPart]:
         """See `KeyProvider.parts`."""
         mask = None if self.mask is None else self.mask[:, :, None]
-        return (KeyPart(None, (self.keys,), (self.values,), mask, self.positions.int()),)
+        return (KeyPart(None, (self.keys,), (self.values,), mask, self.positions.to(self.keys.device, torch.int32)),)

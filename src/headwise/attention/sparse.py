@@ -17,12 +17,13 @@ from torch import Tensor
 
 from headwise.attention.call import Call, KeyProvider, Pass, Whole
 from headwise.attention.selected import Counts, Found, Selected
+from headwise.attention.transfer import Loader, Move
 from headwise.heads.errors import HeadwiseError
 from headwise.maths.attend import softmax_rows
 from headwise.maths.importance import group_mean
 from headwise.maths.rows import Keys, visible_logits
 from headwise.maths.select import best_pages, best_places, protected
-from headwise.maths.slots import Exchange, exchange, marked, overlap, take_rows
+from headwise.maths.slots import marked, overlap, take_rows
 from headwise.models.model import Model
 
 LEAST = -3e38  # a score that is never chosen, except to fill the budget
@@ -122,21 +123,12 @@ class Choice:
     Attributes:
         scores: Of the chooser, None before the first ones.
         positions: [B, G or 1, budget] of the newest step, -1 for nothing.
-        moves: What slots held before this step, with what has to be moved from there. Layers that read the same way share one entry.
+        moves: Of this step. Layers whose slots held the same share one.
     """
 
     scores: Tensor | None = None
     positions: Tensor | None = None
-    moves: list[tuple[Tensor, Exchange]] = field(default_factory=list)
-
-
-@dataclass
-class Slots:
-    """Keys and values of one layer that were read at the last step, [B, G, budget, d], and their positions."""
-
-    keys: Tensor
-    values: Tensor
-    held: Tensor
+    moves: list[Move] = field(default_factory=list)
 
 
 class SparseDecoding:
@@ -154,18 +146,26 @@ class SparseDecoding:
             raise HeadwiseError(f"{model.name} has no layer with full attention, so there is nothing to choose")
         self.model, self.chooser, self.options = model, chooser, options
         self.counts = Counts()
+        self._loader = Loader()
         chooser.start(model, sorted(self.layers))
         self._forget()
 
     def _forget(self) -> None:
         self._choices: dict[int, Choice] = {}
-        self._slots: dict[int, Slots] = {}
+        self._loader.forget()
         self._whole: dict[int, Whole] = {}
+        self._earlier: dict[int, Whole] = {}  # of the pass before, until later layers have been sent what they need of it
+        self._ahead: Choice | None = None
         self._made: set[int] = set()
         self._places: tuple[Tensor, Tensor] | None = None
         self._checking: list[Found] = []
         self._counted = self._reads_less = False
         self._seen = 0  # positions that some layer has held
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of the keys and values in slots."""
+        return self._loader.nbytes
 
     def begin(self, now: Pass) -> None:
         """A pass begins: what was chosen for the one before is old."""
@@ -174,11 +174,12 @@ class SparseDecoding:
             self._forget()
             self.chooser.start(self.model, sorted(self.layers))
         elif now.before < self._seen:  # tokens were taken back: their places will hold others
-            self._slots.clear()
+            self._loader.forget()
             self._choices.clear()
         self._seen = now.before
         self._made.clear()
-        self._whole.clear()
+        self._loader.begin()
+        self._earlier, self._whole, self._ahead = self._whole if self._loader.beside else {}, {}, None
         self._places = None
         self._counted = self._reads_less = False
         self.chooser.begin(now)
@@ -204,8 +205,19 @@ class SparseDecoding:
 
     def look(self, call: Call) -> None:
         """Let the chooser see what the layer did."""
+        if self._ahead is not None:
+            self._send_ahead(call, self._ahead)
         if call.layer in self._whole:
             self.chooser.look(call, self._whole[call.layer])
+
+    def _send_ahead(self, call: Call, choice: Choice) -> None:
+        """Send what later layers will read, where copies run beside the computation."""
+        self._ahead, positions = None, choice.positions
+        _ = call.output  # given to the device first, so that it has something to do meanwhile
+        for layer, earlier in sorted(self._earlier.items()):
+            if layer > call.layer and positions is not None and not self.chooser.reads_all(layer):
+                self._loader.send_ahead(layer, *_single(earlier), positions, choice.moves, self._seen)
+        self._earlier = {}
 
     def _count_step(self) -> None:
         if not self._counted:
@@ -250,7 +262,7 @@ class SparseDecoding:
     def _positions(self, scores: Tensor, whole: Whole, batch: int) -> Tensor:
         """[B, G or 1, budget] from scores that may be older than this step."""
         options, (visible, forced) = self.options, self._visible(whole)
-        page = self.chooser.page
+        page, scores = self.chooser.page, scores.to(visible.device)
         if page > 1 and -(-options.sinks // page) * page + options.recent <= options.budget and bool(visible.all()):
             return best_pages(scores, page, whole.length, options.budget, options.sinks, options.recent)
         scores = scores.repeat_interleave(page, dim=-1)
@@ -262,42 +274,22 @@ class SparseDecoding:
             forced = _forced(visible, options.sinks, min(new, options.budget - options.sinks))
         visible, forced = (table.expand(batch, -1) for table in (visible, forced))
         scores = scores.float().nan_to_num(nan=LEAST, neginf=LEAST, posinf=-LEAST).expand(batch, -1, -1)
-        return best_places(scores.to(visible.device), forced, visible, options.budget)
+        return best_places(scores, forced, visible, options.budget)
 
     def _selected(self, call: Call, whole: Whole, positions: Tensor, choice: Choice) -> Selected:
         keys, values = _single(whole)
         moved = positions.numel()
         self.counts.chosen_by += self.chooser.reads(call.layer, whole)
         if self.options.slots:
-            keys, values, positions, moved = self._in_slots(call, keys, values, positions, choice)
+            slots, moved = self._loader.load(call.layer, keys, values, positions, choice.moves, call.query.device)
+            keys, values, positions = slots.keys, slots.values, slots.held
+            self._ahead = choice if self.chooser.shared and self._earlier else None
         else:
             keys, values = (take_rows(table, positions.clamp(min=0)) for table in (keys, values))
         self._count_read(whole, moved * keys.shape[0] * keys.shape[1] // (positions.shape[0] * positions.shape[1]))
         device, wide = call.query.device, positions.expand(*keys.shape[:2], -1)
         mask = (wide >= 0).to(device) if bool((positions < 0).any()) else None
         return Selected(keys.to(device, non_blocking=True), values.to(device, non_blocking=True), mask, wide)
-
-    def _in_slots(
-        self, call: Call, keys: Tensor, values: Tensor, positions: Tensor, choice: Choice
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Make the changes of this step in the slots of a layer; gives what they hold, and how many changed."""
-        slots = self._slots.get(call.layer)
-        if slots is None or slots.held.shape != positions.shape:
-            shape = (*keys.shape[:2], positions.shape[2])
-            made = [torch.zeros((*shape, table.shape[3]), dtype=table.dtype, device=call.query.device) for table in (keys, values)]
-            held = next((held for held, _ in choice.moves if bool((held < 0).all())), torch.full_like(positions, -1))
-            slots = self._slots[call.layer] = Slots(made[0], made[1], held)
-        move = next((move for held, move in choice.moves if held is slots.held), None)
-        if move is None:
-            move = exchange(slots.held, positions, keys.shape[2])
-            choice.moves.append((slots.held, move))
-        each = positions.shape[2]
-        row, place = move.slots // each, move.slots % each
-        where = (row // keys.shape[1], row % keys.shape[1]) if positions.shape[1] == keys.shape[1] else (row, slice(None))
-        for table, store in ((keys, slots.keys), (values, slots.values)):
-            store[(*where, place.to(store.device))] = table[(*where, move.positions)].to(store.device, non_blocking=True)
-        slots.held = move.held
-        return slots.keys, slots.values, move.held, len(move.slots)
 
     def _count_overlap(self, before: Tensor, now: Tensor, length: int) -> None:
         same = overlap(before, now, length)

@@ -180,7 +180,7 @@ class Pages(FreeChooser):
 
     def scores(self, call: Call, whole: Whole) -> Tensor | None:
         """[B, G, full pages]; the rest of the text is recent."""
-        low, high = self._bounds_of(call.layer, whole)
+        low, high = self._bounds_of(call.layer, whole, call.query.device)
         if not low.shape[2]:
             return None
         query = call.query.float()
@@ -192,18 +192,18 @@ class Pages(FreeChooser):
         """The bounds, two rows per page, as they are held."""
         return sum(bound.numel() * bound.element_size() for bound in self._bounds.get(layer, ()))
 
-    def _bounds_of(self, layer: int, whole: Whole) -> tuple[Tensor, Tensor]:
-        """[B, G, pages, d] each; only pages that are new are read."""
+    def _bounds_of(self, layer: int, whole: Whole, device: torch.device) -> tuple[Tensor, Tensor]:
+        """[B, G, pages, d] each, where the queries are, wherever the keys may be; only pages that are new are read."""
         keys, full = whole.keys[-1], whole.length // self.page
         known = self._bounds.get(layer)
         done = 0 if known is None else known[0].shape[2]
         if done < full:
             new = keys[:, :, done * self.page : full * self.page].float()
             new = new.view(*new.shape[:2], full - done, self.page, new.shape[3])
-            low, high = new.amin(dim=3), new.amax(dim=3)
+            low, high = new.amin(dim=3).to(device), new.amax(dim=3).to(device)
             known = (low, high) if known is None else (torch.cat([known[0], low], dim=2), torch.cat([known[1], high], dim=2))
             self._bounds[layer] = known
-        return known if known is not None else (keys[:, :, :0].float(), keys[:, :, :0].float())
+        return known if known is not None else (keys[:, :, :0].float().to(device), keys[:, :, :0].float().to(device))
 
 
 class AnchorLayers(FreeChooser):

@@ -48,6 +48,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typ
         if not self._fits(total):
             self._grow(key_states, value_states, total)
         for store, new in zip(self._stores, (key_states, value_states), strict=True):
+            # To the host this blocks until the numbers have been computed and have arrived: whoever reads the store on the host, choosers and
+            # gathers among them, needs no mark to wait for.
             store[:, :, used:total] = new.to(store.device)
         self.keys, self.values = (store[:, :, :total] for store in self._stores)
         return self.keys, self.values

@@ -40,6 +40,11 @@ class SparseCache(DynamicCache):  # type: ignore[misc]  # transformers is not ty
         stored = [tensor for layer in self.layers if isinstance(layer, RoomyLayer) for tensor in (layer.keys, layer.values)]
         return sum(tensor.numel() * tensor.element_size() for tensor in stored if tensor is not None)
 
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of the keys and values in slots, where the model runs; with `placement="host"`, all that it holds of layers with full attention."""
+        return self._step.slot_bytes
+
     def reorder_cache(self, *_: Any, **__: Any) -> NoReturn:
         """Not possible. Always raises `HeadwiseError`."""
         raise HeadwiseError("sparse decoding does not follow rows that change places (beam search); use num_beams=1")
@@ -71,7 +76,8 @@ def sparse_decode(
         sinks: First positions that are always read.
         recent: Last positions that are always read, the newest token included.
         placement: `device`: everything where the model runs, gathered anew at every step. `slots`: what is read is kept in slots, into which only
-            what changed is moved (elastic loading). `host`: the same with everything else in the host's memory (pinned, for a model on a GPU).
+            what changed is moved (elastic loading). `host`: the same with everything else in the host's memory (for a model on CUDA pinned, and
+            copied on a stream of its own).
         check: Compare the chooser with chance at the first sparse step, and read everything if it is no better (a warning says so).
 
     Yields:

@@ -52,6 +52,21 @@ def marked(positions: Tensor, length: int) -> Tensor:
     return found.scatter_(-1, torch.where(positions < 0, length, positions), True)[..., :length]
 
 
+def split(held: Tensor, move: Exchange, there: int) -> tuple[Exchange, Exchange]:
+    """Cut an exchange in two: positions below `there`, and the rest, whose slots hold nothing between the two.
+
+    Args:
+        held: [B, G, budget] int64, what the slots held before it.
+        move: The exchange from there.
+        there: At or above 0.
+    """
+    early = move.positions < there
+    between = move.held.flatten().clone()
+    between[move.slots[~early]] = -1
+    first = Exchange(move.slots[early], move.positions[early], between.view_as(held))
+    return first, Exchange(move.slots[~early], move.positions[~early], move.held)
+
+
 def take_rows(table: Tensor, positions: Tensor) -> Tensor:
     """Rows of keys or values at positions, one list per row and KV head.
 
@@ -64,16 +79,49 @@ def take_rows(table: Tensor, positions: Tensor) -> Tensor:
     Returns:
         [B, G, n, d], contiguous.
     """
-    batch, groups, length, width = table.shape
+    batch, groups, _, width = table.shape
     wide = positions.expand(batch, groups, positions.shape[-1])
-    row, head, step, inner = table.stride()
-    if inner != 1 or step == 0 or row % step or head % step or table.requires_grad:
+    flat = None if table.requires_grad else _flat(table)
+    if flat is None:
         return table.gather(2, wide[..., None].expand(*wide.shape, width))
+    rows, row, head = flat
+    batches = torch.arange(batch, device=table.device).view(-1, 1, 1) * row
+    heads = torch.arange(groups, device=table.device).view(1, -1, 1) * head
+    return rows.index_select(0, (wide + batches + heads).flatten()).view(batch, groups, -1, width)
+
+
+def take_flat(table: Tensor, batch: Tensor, group: Tensor, position: Tensor, out: Tensor | None = None) -> Tensor:
+    """Rows of keys or values, each named by batch row, KV head and position.
+
+    Args:
+        table: [B, G, S, d], any strides.
+        batch: [M] int64.
+        group: [M] int64.
+        position: [M] int64.
+        out: [M, d] to write into; None: a new tensor.
+
+    Returns:
+        [M, d].
+    """
+    flat = None if table.requires_grad else _flat(table)
+    if flat is None:
+        rows = table[batch, group, position]
+        return rows if out is None else out.copy_(rows)
+    index = batch * flat[1] + group * flat[2] + position
+    return flat[0].index_select(0, index) if out is None else torch.index_select(flat[0], 0, index, out=out)
+
+
+def _flat(table: Tensor) -> tuple[Tensor, int, int] | None:
+    """A table [B, G, S, d] as rows [n, d], with the rows from one batch row to the next, and from one KV head to the next.
+
+    None where its strides forbid it.
+    """
+    batch, groups, length, width = table.shape
+    row, head, step, inner = table.stride()
+    if inner != 1 or step == 0 or row % step or head % step:
+        return None
     rows = ((batch - 1) * row + (groups - 1) * head) // step + length
-    flat = table.as_strided((rows, width), (step, 1))
-    batches = torch.arange(batch, device=table.device).view(-1, 1, 1) * (row // step)
-    heads = torch.arange(groups, device=table.device).view(1, -1, 1) * (head // step)
-    return flat.index_select(0, (wide + batches + heads).flatten()).view(batch, groups, -1, width)
+    return table.as_strided((rows, width), (step, 1)), row // step, head // step
 
 
 def overlap(before: Tensor, now: Tensor, length: int) -> Tensor:

@@ -85,7 +85,8 @@ class Distilled(FreeChooser):
         self._take_back(now.before)
         given = now.inputs
         embeddings: Tensor = given if given.is_floating_point() else self._model.hf.get_input_embeddings()(given)
-        embeddings, begins = embeddings.detach().to(self._turning.device).float(), _begins(now, embeddings.shape[1])
+        embeddings = embeddings.detach().to(self._turning.device).float()
+        begins = _begins(now, embeddings.shape[1]).to(embeddings.device)
         self._query = None
         if given.shape[1] > 1 and self.head.shape.taps:
             self._unread = embeddings, begins
