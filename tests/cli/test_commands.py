@@ -259,7 +259,7 @@ def test_heads_of_another_model_that_do_not_fit_are_one_line(planted, headwise, 
 
 def test_what_was_held_is_told_before_the_first_piece_of_work(capsys):
     """Also where progress is hidden; what a command ending in an error held is gone."""
-    from headwise.cli.notes import forget_held, hold
+    from headwise.cli.notes import held, hold
     from headwise.cli.progress import progress
 
     hold("a note")
@@ -270,7 +270,7 @@ def test_what_was_held_is_told_before_the_first_piece_of_work(capsys):
         assert capsys.readouterr().err == "headwise: a note\n"
         report(2, 2, "")
     hold("another")
-    forget_held()
+    held.clear()
     with progress("working", hidden=True) as report:
         report(1, 1, "")
     assert capsys.readouterr().err == ""

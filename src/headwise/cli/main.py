@@ -31,7 +31,7 @@ from headwise.cli import (
     trace,
     train,
 )
-from headwise.cli.notes import forget_held, tell_held
+from headwise.cli.notes import held, tell_held
 from headwise.cli.options import Root
 from headwise.heads.errors import HeadwiseError, MissingExtraError
 from headwise.heads.files import can_continue
@@ -95,7 +95,8 @@ def run() -> None:
         status = STOPPED
     except Terminated:
         status = TERMINATED
-    tell_held()
+    if held:
+        tell_held()
     if status in (STOPPED, TERMINATED):
         sys.stderr.write("headwise: stopped" + ("; run the same command again to continue\n" if can_continue() else "\n"))
     sys.exit(status)
@@ -106,6 +107,6 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    forget_held()
+    held.clear()
     sys.stderr.write("headwise: error: " + one_line(message) + "\n")
     sys.exit(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-_held: list[str] = []
+held: list[str] = []  # until work has begun: what a command was given may still be refused; an error empties it
 
 
 def tell(note: str) -> None:
@@ -15,16 +15,11 @@ def tell(note: str) -> None:
 
 
 def hold(note: str) -> None:
-    """Keep a line until work has begun (`tell_held`): what the command was given may still be refused."""
-    _held.append(note)
+    """Keep a line until work has begun (`tell_held`)."""
+    held.append(note)
 
 
 def tell_held() -> None:
     """Tell what was held: the first piece of work is done, or the command has ended well."""
-    while _held:
-        tell(_held.pop(0))
-
-
-def forget_held() -> None:
-    """The command ends in an error, which is all that is said."""
-    _held.clear()
+    while held:
+        tell(held.pop(0))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from headwise.cli.notes import tell_held
+from headwise.cli.notes import held, tell_held
 from headwise.heads.progress import silent
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _telling(report: Report) -> Report:
     """The report; a piece of work that is done tells what was held back."""
 
     def told(done: float, total: float, remark: str) -> None:
-        if done > 0:
+        if done > 0 and held:
             tell_held()
         report(done, total, remark)
 

@@ -175,8 +175,7 @@ def _show(run: Candidates, passages: dict[str, Passage], queries: dict[str, str]
     """The best passages of the first queries. A collection with many queries is for measures, not for reading: nothing is shown."""
     if hidden or len(run) > READABLE:
         return
-    from headwise.report.console import print_all
-    from headwise.report.ranking import best_table
+    from headwise.report.console import best_table, print_all
 
     print_all(best_table(run, queries, {key: f"{p.title} {p.text}" for key, p in passages.items()}))
 

@@ -11,7 +11,10 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from headwise.heads.text import printable
+from headwise.heads.text import printable, shorten
+
+QUERIES, BEST = 3, 3  # queries, and passages of each, that `best_table` shows
+WIDTHS = (40, 60)  # characters of a query and of a passage's text there
 
 
 class _Printable(Console):
@@ -41,6 +44,26 @@ def facts_table(name: str, value: str, facts: Mapping[str, str]) -> Table:
     table = Table(name, value, box=None, header_style="bold", pad_edge=False)
     for key, text in facts.items():
         table.add_row(key, text)
+    return table
+
+
+def best_table(run: Mapping[str, Mapping[str, float]], queries: Mapping[str, str], texts: Mapping[str, str]) -> Table:
+    """The best passages of the first queries.
+
+    Args:
+        run: query -> passage -> score; equal scores in the order given, as in the run's file.
+        queries: query -> what it asks.
+        texts: passage -> what it says, its title included.
+    """
+    more = f" (the first {QUERIES} of {len(run)} queries)" if len(run) > QUERIES else ""
+    table = Table("Query", "Rank", "Passage", "Score", "Text", title=f"Best passages{more}")
+    table.columns[1].justify = table.columns[3].justify = "right"
+    for query in list(run)[:QUERIES]:
+        asked, scores = shorten(" ".join(queries[query].split()), WIDTHS[0]), run[query]
+        for rank, key in enumerate(sorted(scores, key=lambda key: -scores[key])[:BEST], 1):
+            said = shorten(" ".join(texts[key].split()), WIDTHS[1])
+            table.add_row(Text(asked if rank == 1 else ""), str(rank), Text(key), f"{scores[key]:.4g}", Text(said))
+        table.add_section()
     return table
 
 

@@ -1,4 +1,4 @@
-"""A run and its retrieval measures as tables."""
+"""Retrieval measures as a table."""
 
 from __future__ import annotations
 
@@ -6,32 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
-
-from headwise.heads.text import shorten
-
-QUERIES, BEST = 3, 3  # that `best_table` shows
-WIDTHS = (40, 60)  # characters of a query and of a passage's text there
-
-
-def best_table(run: Mapping[str, Mapping[str, float]], queries: Mapping[str, str], texts: Mapping[str, str]) -> Table:
-    """The best passages of the first queries.
-
-    Args:
-        run: query -> passage -> score; equal scores in the order given, as in the run's file.
-        queries: query -> what it asks.
-        texts: passage -> what it says, its title included.
-    """
-    more = f" (the first {QUERIES} of {len(run)} queries)" if len(run) > QUERIES else ""
-    table = Table("Query", "Rank", "Passage", "Score", "Text", title=f"Best passages{more}")
-    table.columns[1].justify = table.columns[3].justify = "right"
-    for query in list(run)[:QUERIES]:
-        asked, scores = shorten(" ".join(queries[query].split()), WIDTHS[0]), run[query]
-        for rank, key in enumerate(sorted(scores, key=lambda key: -scores[key])[:BEST], 1):
-            said = shorten(" ".join(texts[key].split()), WIDTHS[1])
-            table.add_row(Text(asked if rank == 1 else ""), str(rank), Text(key), f"{scores[key]:.4g}", Text(said))
-        table.add_section()
-    return table
 
 
 def measure_table(rows: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]] | None, candidates: str) -> Table:
