@@ -105,11 +105,13 @@ def found_on_lab(cells: list[dict[str, Any]], kv_heads: int) -> dict[str, dict[s
         "teacher_above_labels": paired("text", "tokens", "labels", "recall"),
         "attention_above_tokens": paired("text", "attention", "tokens", "mass"),
         "input_matters": paired("needle", "attention", "emb", "score", gate) if gate else {"gate": False},
-        "dilation_repairs": {"gate": gate and bool(both > emb), "holds": bool(wide - emb >= HALF * (both - emb)), "means": [float(v) for v in (emb, wide, both)]},
+        "dilation_repairs": {
+            "gate": gate and bool(both > emb), "holds": bool(wide - emb >= HALF * (both - emb)), "means": [float(v) for v in (emb, wide, both)],
+        },
         "head_above_batch": paired("text", "attention", "batch", "mass"),
         "heads_are_interchangeable": {"gate": True, "holds": bool(abs(apart.mean()) <= SAME), "change": list(bootstrap_mean(apart))},
         "stretching_helps": paired("text", "short, stretched", "short, plain", "recall"),
-    }
+    }  # fmt: skip
 
 
 def found_on_decode(result: dict[str, Any], length: int = 2048, budget: int = 128) -> dict[str, dict[str, Any]]:
