@@ -1,7 +1,7 @@
 """Train choosers by distillation in several ways, and judge the registered claims about them (family `distilled`).
 
     python benchmarks/distilled.py lab-6m --folder choosers -o distilled.json
-    python benchmarks/distilled.py smollm2 --decode decode.json      # the two claims about a result of headwise bench decode
+    python benchmarks/distilled.py --decode decode.json distilled.json   # the two claims about results of headwise bench decode
 
 Choosers that lie in --folder already are not trained again. All are trained on the first 95 % of the text, with the same windows; contexts come from
 the held-out rest where they are running text. Claims, gates and rules stand in `registered/`.
@@ -114,13 +114,13 @@ def found_on_lab(cells: list[dict[str, Any]], kv_heads: int) -> dict[str, dict[s
     }  # fmt: skip
 
 
-def found_on_decode(result: dict[str, Any], length: int = 2048, budget: int = 128) -> dict[str, dict[str, Any]]:
+def found_on_decode(cells: list[dict[str, Any]], length: int = 2048, budget: int = 128) -> dict[str, dict[str, Any]]:
     """The claims about `headwise bench decode`; the larger p of two decides where both columns must be won."""
 
     def values(task: str, name: str, what: str) -> Any:
         own = {
             cell["context"]: cell[what]
-            for cell in result["cells"]
+            for cell in cells
             if (cell["task"], cell["length"]) == (task, length)
             and cell["chooser"].partition(":")[0] == name
             and cell["budget"] in (budget, None)
@@ -168,11 +168,14 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=8)
     parser.add_argument("--decoded", type=int, default=48, help="steps of running text")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--decode", type=Path, help="judge a result of headwise bench decode instead")
+    parser.add_argument("--decode", type=Path, nargs="+", help="judge results of headwise bench decode over the same contexts instead")
     parser.add_argument("-o", "--output", type=Path, default=Path("headwise-out/distilled.json"))
     options = parser.parse_args()
     if options.decode is not None:
-        result: dict[str, Any] = {"found": found_on_decode(json.loads(options.decode.read_text("utf-8")))}
+        read = [json.loads(path.read_text("utf-8")) for path in options.decode]
+        if len({(one["seed"], one["contexts"], one["steps"], one["model"]) for one in read}) > 1:
+            parser.error("these results are of other contexts or models than one another")
+        result: dict[str, Any] = {"found": found_on_decode([cell for one in read for cell in one["cells"]])}
     else:
         result = on_lab(options.model, options)
     result["claims"] = judged({f"{FAMILY}.{name}": one for name, one in result["found"].items()})

@@ -33,6 +33,7 @@ NOT_RUN = {
 # Options put behind a command; the last one given counts. Pages that bring all they need are run as they stand.
 SMALLER = {
     "headwise bench decode": "--lengths 300 --budgets 64 --contexts 1 --steps 4 --tasks needle --overwrite",
+    "headwise train chooser": "--steps 2 --length 96 --batch 1 --overwrite",
     "headwise plan": "--length 1k",
     "headwise detect query": "--overwrite",
     "headwise detect proxy": "--samples 4 --pairs 4 --length 512 --min-accuracy 0 --overwrite",
