@@ -118,14 +118,10 @@ def found_on_decode(cells: list[dict[str, Any]], length: int = 2048, budget: int
     """The claims about `headwise bench decode`; the larger p of two decides where both columns must be won."""
 
     def values(task: str, name: str, what: str) -> Any:
-        own = {
-            cell["context"]: cell[what]
-            for cell in cells
-            if (cell["task"], cell["length"]) == (task, length)
-            and cell["chooser"].partition(":")[0] == name
-            and cell["budget"] in (budget, None)
-        }
-        return np.array([value for _, value in sorted(own.items())], dtype=float)
+        own = [cell for cell in cells if (cell["task"], cell["length"]) == (task, length) and cell["budget"] in (budget, None)]
+        named = [cell for cell in own if cell["chooser"].partition(":")[0] == name]  # of several kinds the first one counts
+        found = {cell["context"]: cell[what] for cell in named if cell["chooser"] == named[0]["chooser"]}
+        return np.array([value for _, value in sorted(found.items())], dtype=float)
 
     changes = {what: values("text", "distilled", what) - values("text", "previous_query", what) for what in ("mass", "mass_heads")}
     worst = min(changes, key=lambda what: changes[what].mean())

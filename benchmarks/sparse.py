@@ -33,6 +33,8 @@ from headwise.caches.roomy import roomy_cache
 from headwise.caches.sparse_cache import sparse_decode
 from headwise.heads import HeadSet
 from headwise.heads.headfile import load_heads
+from headwise.methods.specontext.chooser import Distilled
+from headwise.models.draft_head import DraftHead, shape_for
 from headwise.models.forward import forward
 from headwise.models.load import load
 from headwise.models.model import Model, as_model
@@ -60,7 +62,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="a real model in place of the random one: a name such as smollm2, or a folder")
     parser.add_argument("--heads", default="", help="head file of retrieval heads; without one: 8 heads spread over the layers")
     parser.add_argument("--top", type=int, default=8)
-    parser.add_argument("--choosers", default="retrieval_heads,refresh_every,pages,previous_query,anchor_layers")
+    parser.add_argument("--choosers", default="retrieval_heads,refresh_every,pages,previous_query,anchor_layers,distilled")
     parser.add_argument("--warm", type=int, default=9, help="steps in front of the timed ones; some choosers read everything in the first eight")
     parser.add_argument("--gpu", action="store_true", help="the preset for one large GPU, see above; of the other options, only --minutes counts")
     parser.add_argument("--minutes", type=float, default=8, help="--gpu: begin nothing new after so many")
@@ -70,6 +72,14 @@ def options() -> argparse.Namespace:
     if given.gpu:
         vars(given).update(GPU, json=True, model="", heads="", length=max(length for length, _, _ in GPU_RUNS))
     return given
+
+
+class RandomDraft(Distilled):
+    """A draft head with random weights that has read a random text: it costs what a trained one does."""
+
+    def fill(self, batch: int, length: int, device: str) -> None:
+        keys = torch.randn((batch, self.head.shape.kv_heads, length, self.head.shape.head_dim), device=device)
+        self._layer.update(keys, keys)
 
 
 class Bench:
@@ -120,6 +130,7 @@ class Bench:
             "previous_query": choosers.PreviousQuery,
             "anchor_layers": lambda: choosers.AnchorLayers(6),
             "oracle": choosers.Oracle,
+            "distilled": lambda: RandomDraft(DraftHead(shape_for(self.model, "emb+feat", 2 * self.given.length)).eval().requires_grad_(False)),
         }
         return makers[name]()
 
@@ -148,8 +159,11 @@ class Bench:
 
     def sparse(self, name: str, length: int) -> float:
         given = self.given
-        with sparse_decode(self.model, self.chooser(name), budget=given.budget, placement=given.placement, check=False) as cache:
+        chooser = self.chooser(name)
+        with sparse_decode(self.model, chooser, budget=given.budget, placement=given.placement, check=False) as cache:
             self.fill(cache, length)
+            if isinstance(chooser, RandomDraft):
+                chooser.fill(given.batch, length, self.device)
             self.steps(cache, given.warm)
             before = moved_and_read(cache.report())
             seconds = self.steps(cache, given.tokens, name)
