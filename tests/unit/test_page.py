@@ -180,3 +180,13 @@ def test_a_page_is_replaced_whole(tmp_path):
     shell.write_document(path, "one")
     assert shell.write_document(path, "two").read_text() == "two"
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+def test_series_beyond_the_palette_have_points_of_their_own_shape():
+    names = [f"chooser {i}" for i in range(9)]
+    data, headings = {"x": [1.0] * 9, "y": [0.5] * 9, "who": names}, {"x": "X", "y": "Y", "who": "Who"}
+    made = charts.lines(data, headings, x="x", y="y", series="who", label="a chart", name="n")
+    points = made.spec["layer"][-1]["encoding"]
+    looks = list(zip(points["color"]["scale"]["range"], points["shape"]["scale"]["range"], strict=True))
+    assert len(set(looks)) == 9
+    assert points["shape"]["legend"] == points["color"]["legend"]  # one legend shows both

@@ -16,6 +16,7 @@ from headwise.heads.errors import HeadwiseError
 Table = Mapping[str, Sequence[Any]]
 Spec = dict[str, Any]
 SERIES = ("$red", "$blue", "$green", "$purple", "$orange", "$sky", "$ink")  # Okabe and Ito's palette, in this order
+SHAPES = ("circle", "square", "diamond", "triangle-up")
 HEAT, GRID = "heatmap", "ramp"
 """Colour scales of the page: magma, from the page's ground to strong colour, for scores; cividis for shares from 0 to 1."""
 TABLE, ROW = "table", 24  # name of the data set; pixels of a row of cells
@@ -212,7 +213,7 @@ def lines(
         band = {"y": {"field": low, "type": "quantitative", "title": columns[y]}, "y2": {"field": high}}
         layers.append(_layer("area", base | band, known, f"isValid(datum.{low}) && isValid(datum.{high})", opacity=0.18))
     layers.append(_layer("line", base | {"y": upright}, known, strokeWidth=2))
-    layers.append(_layer("circle", base | {"y": upright}, known, size=46, opacity=1))
+    layers.append(_layer("point", base | {"y": upright} | _shapes(colour), known, size=46, opacity=1, filled=True))
     return Chart(_spec(layers, height), data, columns, label, name)
 
 
@@ -291,6 +292,14 @@ def _series(data: Table | str, series: str, columns: Mapping[str, str], colours:
     legend = {"orient": "top", "title": None, "columns": 2 if len(names) > 3 else len(names), "labelLimit": 260}
     scale = {"domain": names, "range": shown}
     return _field(series, "nominal", columns, scale=scale, legend=legend, sort=None)
+
+
+def _shapes(colour: Spec) -> Spec:
+    """Other shapes of points for series beyond the palette, whose colours come again; the legend shows both."""
+    names = colour["scale"]["domain"] if "scale" in colour else []
+    if len(names) <= len(SERIES):
+        return {}
+    return {"shape": colour | {"scale": {"domain": names, "range": [SHAPES[i // len(SERIES) % len(SHAPES)] for i in range(len(names))]}}}
 
 
 def _limit_lines(limits: Sequence[float]) -> list[Spec]:
