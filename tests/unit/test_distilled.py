@@ -328,6 +328,14 @@ def test_training_takes_gradients_whatever_the_caller_does(lab, text, mode):
     assert inside.story == train_chooser(lab, text, replace(TRAIN, steps=1)).story
 
 
+@pytest.mark.parametrize("loss", ["tokens", "labels"])
+def test_an_output_projection_that_is_not_there_is_refused(lab, text, loss):
+    model = as_model(tiny_model("llama", vocab_size=lab.hf.config.vocab_size, tie_word_embeddings=False))
+    model.readout.projection.to("meta")
+    with pytest.raises(HeadwiseError, match="output projection of llama is offloaded or packed; train with loss attention"):
+        train_chooser(model, text, replace(TRAIN, loss=loss))
+
+
 def test_a_vocabulary_without_any_true_token_teaches_nothing(lab, text):
     head = train_chooser(lab, text, replace(TRAIN, loss="labels", words=2))
     assert all(bool(own.isfinite().all()) for own in head.state_dict().values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +49,17 @@ def chooser_of(text: str, model: Model, heads: Heads | None = None) -> Chooser:
     return made
 
 
-def file_digests(specs: Sequence[str]) -> dict[str, str]:
+def file_digests(text: str) -> dict[str, str]:
     """Fingerprints of the files and folders that choosers are read from; a name says nothing about what has been trained into it since.
 
     Args:
-        specs: Choosers in words, each accepted by `chooser_of`.
+        text: Choosers separated by commas, each accepted by `chooser_of`.
     """
     import hashlib
 
-    options = [part.partition("=") for spec in specs for part in spec.partition(":")[2].split(",")]
+    from headwise.cli.cache_methods import split_specs
+
+    options = [part.partition("=") for spec in split_specs(text) for part in spec.partition(":")[2].split(",")]
     found = dict[str, str]()
     for name in (value.strip() for option, _, value in options if option.strip() == FILE):
         path, digest = Path(name), hashlib.sha256()

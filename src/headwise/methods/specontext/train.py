@@ -216,6 +216,8 @@ class _Teacher:
         common = np.argsort(-counted, kind="stable")[: options.words]
         self._words = torch.from_numpy(common[counted[common] > 0]).to(device_of(model.hf))
         weight: Any = model.readout.projection.weight
+        if weight.is_meta or not weight.is_floating_point():
+            raise HeadwiseError(f"the output projection of {model.name} is offloaded or packed; train with loss attention, or load it whole")
         self.projection: Tensor = weight[self._words].detach().float()
 
     def _ids(self, seed: Sequence[int], batch: int, part: tuple[float, float]) -> Tensor:
