@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from headwise.models.draft_head import DraftHead, shape_for
+from headwise.models.load import load
 from headwise.models.names import bundled_model
 from tests.cli.test_refusals import check_refused
 
@@ -35,6 +37,22 @@ def test_a_run_gives_rows_a_table_and_a_page(lab, headwise, tmp_path):
     assert "Sparse decoding" in (tmp_path / "p.html").read_text()
     assert "300 tokens" in done.out
     assert not (tmp_path / "r.json.run").exists()
+
+
+def test_results_of_two_trainings_are_not_mixed(lab, headwise, tmp_path, monkeypatch):
+    """A run that was stopped does not go on when another chooser has come to stand under the same name."""
+
+    def stop(loaded, rivals, drawn, chosen, directory, report, min_full):
+        directory.save("cell", {}, [{}])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("headwise.evaluation.sparse.measure_cells", stop)
+    shape = shape_for(load(lab), "emb", 64)
+    command = ("bench", "decode", lab, *SMALL, "--tasks", "text", "--choosers", "distilled:file=c.safetensors,dilate=1", "-o", "r.json")
+    DraftHead(shape).save(tmp_path / "c.safetensors")
+    assert [headwise(*command).code for _ in range(2)] == [130, 130]
+    DraftHead(shape).save(tmp_path / "c.safetensors")
+    check_refused(headwise(*command), "other options")
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,10 @@ def test_a_training_that_is_stopped_goes_on(lab, headwise, text, tmp_path, monke
         (("--heads", "none.json"), "no such head file"),
         (("--text", "none"), "none"),
         (("--output", "."), "is a folder"),
+        (("--seed", 2**64), "the seed must be"),
+        (("--length", 1200, "--text", "texts"), "its last twentieth is held out"),
     ],
 )
+@pytest.mark.usefixtures("text")
 def test_bad_input_is_one_line(lab, headwise, given, part):
     check_refused(headwise("train", "chooser", lab, *SMALL, "-o", "c.safetensors", *given), part)

@@ -1,7 +1,7 @@
 """The distilled chooser against a slow loop, its training, its files, and released EAGLE-3 drafts."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from headwise.attention.call import Pass
 from headwise.attention.plan import attached
+from headwise.caches.chooser_parts import in_layers
 from headwise.caches.roomy import roomy_cache
 from headwise.caches.sparse_cache import sparse_decode
 from headwise.heads import HeadwiseError
@@ -136,6 +137,29 @@ def test_padded_rows_are_as_if_alone(model):
     torch.testing.assert_close(scores[1], wanted(head, model, ids[1, : LENGTH + 2]), **CLOSE)
 
 
+@pytest.mark.parametrize("stops", [[LENGTH, LENGTH + 1, LENGTH + 2], [5, 6, LENGTH + 1, LENGTH + 2], [7, 9, 10, LENGTH, LENGTH + 2, LENGTH + 3]])
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_padding_behind_a_prompt_and_between_turns_counts_for_nothing(model, inputs, stops):
+    """Turns of different length in one batch; the token behind the padding follows the last one in front of it."""
+    head, ids = made(model, inputs), drawn(3)
+    mask = torch.ones_like(ids)
+    mask[0, 6:9] = 0
+    mask[1, :2] = mask[1, 7:8] = 0
+    chooser, cache = Distilled(head), roomy_cache(model.hf.config)
+    step, before, looked = Asked(chooser, model), 0, 0
+    with torch.no_grad(), chooser.opened(model), attached(model) as plan, plan.running(step):
+        for stop in stops:
+            places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, before:stop]
+            forward(model.hf, ids[:, before:stop], cache, attention_mask=mask[:, :stop], position_ids=places)
+            before = stop
+    for place, scores in step.found.items():
+        for row, seen in enumerate(mask[:, : place + 1].bool()):
+            if seen[-1]:
+                looked += 1
+                torch.testing.assert_close(scores[row][:, seen], wanted(head, model, ids[row, : place + 1][seen]), **CLOSE)
+    assert looked >= 3
+
+
 def test_positions_are_stretched_beyond_the_trained_length(model):
     head, ids = made(model, length=6), drawn()
     stretched = asked(Distilled(head), model, ids, [3, 4, LENGTH, LENGTH + 1])
@@ -162,6 +186,48 @@ def test_a_block_leaves_no_hook(model):
             forward(model.hf, new, cache)
         assert cache.report()["sparse_steps"] == 2
     assert [len(layer._forward_pre_hooks) for layer in model.layers] == before
+
+
+def test_a_block_that_breaks_off_leaves_nothing_behind(model):
+    chooser, before = Distilled(made(model)), [len(layer._forward_pre_hooks) for layer in model.layers]
+    with pytest.raises(IndexError), sparse_decode(model, chooser, budget=8, sinks=2, recent=3) as cache, torch.no_grad():
+        _ = forward(model.hf, drawn(tokens=LENGTH), cache).logits[9]
+    assert not chooser._taps
+    assert [len(layer._forward_pre_hooks) for layer in model.layers] == before
+
+
+def test_one_chooser_serves_one_block_at_a_time(model):
+    chooser, other, options = Distilled(made(model)), as_model(tiny_model("llama", seed=9)), {"budget": 8, "sinks": 2, "recent": 3, "check": False}
+
+    def logits(chooser, inside=False):
+        with sparse_decode(model, chooser, **options) as cache, torch.no_grad():
+            forward(model.hf, drawn(tokens=LENGTH), cache)
+            if inside:
+                with pytest.raises(HeadwiseError, match="at work in another open block"), sparse_decode(other, chooser, **options):
+                    pass
+            return forward(model.hf, drawn(tokens=1), cache).logits
+
+    first = logits(chooser)
+    assert torch.equal(logits(chooser, inside=True), first)
+    with sparse_decode(other, chooser, **options):
+        pass
+
+
+def test_what_was_read_in_inference_mode_goes_on_outside(model):
+    found = []
+    for mode in (torch.inference_mode, torch.no_grad):
+        with sparse_decode(model, Distilled(made(model)), budget=8, sinks=2, recent=3, check=False) as cache:
+            with mode():
+                forward(model.hf, drawn(tokens=LENGTH), cache)
+            with torch.no_grad():
+                found.append(torch.cat([forward(model.hf, drawn(tokens=1), cache).logits for _ in range(3)]))
+    assert torch.equal(*found)
+
+
+def test_a_head_of_another_dtype_is_used_in_float32(model):
+    ids = drawn()
+    scores = [asked(Distilled(head), model, ids, [LENGTH, LENGTH + 1])[LENGTH] for head in (made(model).bfloat16(), made(model).bfloat16().float())]
+    assert torch.equal(*scores)
 
 
 def test_bytes_that_choosing_reads(model):
@@ -255,6 +321,42 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(lab, text, tmp_p
     assert [row["step"] for row in whole.story["curve"]] == [2, 4]
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_takes_gradients_whatever_the_caller_does(lab, text, mode):
+    with mode():
+        inside = train_chooser(lab, text, replace(TRAIN, steps=1))
+    assert inside.story == train_chooser(lab, text, replace(TRAIN, steps=1)).story
+
+
+@pytest.mark.parametrize("loss", ["tokens", "labels"])
+def test_an_output_projection_that_is_not_there_is_refused(lab, text, loss):
+    model = as_model(tiny_model("llama", vocab_size=lab.hf.config.vocab_size, tie_word_embeddings=False))
+    model.readout.projection.to("meta")
+    with pytest.raises(HeadwiseError, match="output projection of llama is offloaded or packed; train with loss attention"):
+        train_chooser(model, text, replace(TRAIN, loss=loss))
+
+
+def test_a_vocabulary_without_any_true_token_teaches_nothing(lab, text):
+    head = train_chooser(lab, text, replace(TRAIN, loss="labels", words=2))
+    assert all(bool(own.isfinite().all()) for own in head.state_dict().values())
+
+
+def test_a_training_that_is_lost_says_so(lab, text, monkeypatch):
+    monkeypatch.setattr("headwise.methods.specontext.train._loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(HeadwiseError, match="loss of step 1 is nan; train with a smaller rate"):
+        train_chooser(lab, text, TRAIN)
+
+
+def test_heads_that_cannot_choose_count_for_nothing(lab):
+    model = as_model(tiny_model("gemma3_text"))  # layers 0 and 1 have sliding windows
+    by_layer = in_layers(model, [(2, 1), (0, 0)], model.heads.full_layers)
+    assert by_layer == {2: [1]}
+    text = Haystack(["Red key. " * 1500], PieceEncoder(lab.tokenizer))
+    assert max(text.window(200, (0,)).ids) >= 0
+    with pytest.raises(HeadwiseError, match="none of the heads lies in a layer of gemma3_text with full attention"):
+        train_chooser(model, text, TRAIN, [(0, 0), (1, 2)])
+
+
 @pytest.mark.slow
 def test_training_finds_where_the_model_attends(lab, text):
     head = train_chooser(lab, text, ChooserTraining(steps=60, batch=2, length=128, rows=32))
@@ -268,6 +370,7 @@ def test_training_finds_where_the_model_attends(lab, text):
     [
         ({"inputs": "x"}, "unknown inputs 'x'"), ({"loss": "x"}, "unknown loss"), ({"steps": 0}, "steps must be"), ({"length": 50}, "length must be"),
         ({"rate": 0.0}, "rate must lie"), ({"share": 2.0}, "share in"), ({"rate": float("nan")}, "rate must lie"),
+        ({"steps": 2.5}, "steps must be"), ({"rate": "x"}, "rate must lie"), ({"seed": 2**64}, "the seed must"), ({"seed": -1}, "the seed must"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense(change, part):
@@ -280,6 +383,9 @@ def test_training_refuses_what_cannot_be(lab, text):
         train_chooser(lab, text, replace(TRAIN, length=2000))
     with pytest.raises(HeadwiseError, match=r"layer|head"):
         train_chooser(lab, text, TRAIN, [(99, 0)])
+    short = Haystack(["The key is red. " * 250], PieceEncoder(lab.tokenizer))
+    with pytest.raises(HeadwiseError, match="its last twentieth is held out and must hold 97 tokens"):
+        train_chooser(lab, short, TRAIN, report=lambda *_: pytest.fail("a step was made before"))
 
 
 def test_a_file_gives_back_what_was_saved(model, tmp_path):
@@ -313,6 +419,38 @@ def test_files_that_are_no_chooser(model, tmp_path):
         save_file({"a": torch.ones(2)}, path, {"headwise_chooser": json.dumps(given_facts)})
         with pytest.raises(HeadwiseError, match=part):
             Distilled(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"taps": [99, 1, 2]}, {"taps": ["a", "b", "c"]}, {"taps": [-1, 0, 0]}, {"length": 0}, {"length": -5}, {"length": None}, {"theta": "x"},
+        {"theta": 1}, {"theta": float("nan")}, {"eps": -1}, {"eps": "x"}, {"target_theta": float("inf")}, {"kv_heads": 3}, {"head_dim": 15},
+        {"inputs": "z"}, {"layers": "4"}, {"heads": 0},
+    ],
+)  # fmt: skip
+def test_a_file_whose_shape_makes_no_sense_is_broken(model, tmp_path, change):
+    head, path = made(model), tmp_path / "c.safetensors"
+    facts = {"schema": 1, "shape": asdict(head.shape) | change, "story": {}}
+    save_file({name: own.contiguous() for name, own in head.state_dict().items()}, path, {"headwise_chooser": json.dumps(facts)})
+    with pytest.raises(HeadwiseError, match=r"c\.safetensors is broken: .*(draft head|not iterable)"):
+        Distilled(path)
+
+
+def test_facts_and_weights_that_make_no_sense(model, tmp_path):
+    path = tmp_path / "c.safetensors"
+    for facts in ("[1]", "5", '"x"'):
+        save_file({"a": torch.ones(2)}, path, {"headwise_chooser": facts})
+        with pytest.raises(HeadwiseError, match="is no chooser"):
+            Distilled(path)
+    head = made(model)
+    head.query.weight.data[0, 0] = float("nan")
+    head.save(path)
+    with pytest.raises(HeadwiseError, match="not all of its weights are finite"):
+        Distilled(path)
+    for nothing in (5, None, b"x"):
+        with pytest.raises(HeadwiseError, match="is made from a draft head, a file or a folder"):
+            Distilled(nothing)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +524,7 @@ def test_folders_that_are_no_eagle_draft(model, tmp_path):
     eagle(folder, model, head, "layers.0", rope_scaling={"rope_type": "llama3"})
     with pytest.raises(HeadwiseError, match="kind 'llama3'"):
         read_eagle(folder, model)
-    eagle(folder, model, head, "layers.0", num_attention_heads=3)
+    eagle(folder, model, head, "layers.0", num_attention_heads=4)
     with pytest.raises(HeadwiseError, match="does not fit its own"):
         read_eagle(folder, model)
     save_file({"a": torch.ones(2)}, folder / "model.safetensors")
@@ -401,3 +539,42 @@ def test_folders_that_are_no_eagle_draft(model, tmp_path):
     (folder / "config.json").write_text("[1")
     with pytest.raises(HeadwiseError, match=r"config\.json cannot be read"):
         read_eagle(folder, model)
+
+
+def test_weights_of_a_draft_that_are_no_weights(model, tmp_path):
+    head = made(model)
+    head.shape = replace(head.shape, taps=(0, 1, 2), target_theta=None)
+    folder = eagle(tmp_path / "draft", model, head, "midlayer", eagle_aux_hidden_state_layer_ids=[0, 1, 2])
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    for name, value, part in (
+        ("fc.weight", torch.ones(5), "fuse.weight has another number of axes"),
+        ("midlayer.self_attn.q_proj.weight", torch.tensor(1.0), "query.weight has another"),
+        ("fc.weight", tensors["fc.weight"] * float("nan"), "fuse.weight has another number of axes, or"),
+        ("fc.weight", "x", "something other than named tensors"),
+    ):
+        torch.save(tensors | {name: value}, folder / "pytorch_model.bin")
+        for inputs in ("emb", "emb+feat"):
+            with pytest.raises(HeadwiseError, match=part):
+                read_eagle(folder, model, inputs)
+    for content in (b"hello world", b"version https://git-lfs", b"\x80\x02cposix\nsystem\nq\x00X\x01\x00\x00\x00aq\x01\x85q\x02Rq\x03."):
+        (folder / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(HeadwiseError, match="it is no file of tensors alone"):
+            read_eagle(folder, model)
+    for content in ("5", "[]", "[" * 100000, '{"transformer_layer_config": 5}'):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(HeadwiseError, match=r"config\.json cannot be read"):
+            read_eagle(folder, model)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"head_dim": 15}, "even head_dim"), ({"num_key_value_heads": 3}, "KV heads"), ({"rope_theta": -3}, "theta"),
+        ({"max_position_embeddings": -1}, "length"), ({"vocab_size": float("inf")}, "lacks or misstates"), ({"rms_norm_eps": -1}, "eps"),
+    ],
+)  # fmt: skip
+def test_a_draft_whose_configuration_makes_no_sense(model, tmp_path, change, part):
+    head = made(model)
+    head.shape = replace(head.shape, target_theta=None)
+    with pytest.raises(HeadwiseError, match=part):
+        read_eagle(eagle(tmp_path / "draft", model, head, "layers.0", **change), model)

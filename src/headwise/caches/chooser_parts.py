@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.attention.call import Call, Whole
+from headwise.attention.call import Call, Pass, Whole
 from headwise.attention.sparse import row_weights
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads
@@ -57,3 +57,22 @@ def in_layers(model: Model, heads: Heads | None, layers: Sequence[int]) -> Mappi
     if not found:
         raise HeadwiseError(f"none of the heads lies in a layer of {model.name} with full attention, so none of them can choose")
     return found
+
+
+def token_order(now: Pass, tokens: int) -> tuple[Tensor, Tensor]:
+    """How the tokens of a pass follow one another where rows have padding: in front, behind a prompt, or between turns.
+
+    Args:
+        now: The pass.
+        tokens: T, how many it has.
+
+    Returns:
+        ([B or 1, T] position of the last token in front of each, -1 where there is none; [B or 1, S] place of every position among the tokens).
+    """
+    mask, length = now.mask, now.before + tokens
+    order = torch.arange(length)[None]
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < length:
+        return order[:, now.before :] - 1, order
+    seen = mask[:, :length].bool()
+    last = torch.where(seen, order.to(seen.device), -1).cummax(dim=1).values
+    return torch.nn.functional.pad(last, (1, 0), value=-1)[:, now.before : length], (seen.cumsum(dim=1) - 1).clamp(min=0)

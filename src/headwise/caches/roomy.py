@@ -65,6 +65,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typ
         if not self._stores or self._stores[0].shape[2] < total:
             return False
         now, store = self.keys, self._stores[0]
+        if store.is_inference() and not torch.is_inference_mode_enabled():  # torch lets nobody write into it any more
+            return False
         return now is not None and (now.numel() == 0 or (now.data_ptr() == store.data_ptr() and now.shape[0] == store.shape[0]))
 
     def _grow(self, key_states: Tensor, value_states: Tensor, total: int) -> None:

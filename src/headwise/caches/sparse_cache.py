@@ -15,6 +15,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.models.model import as_model
 
 PLACEMENTS = ("device", "slots", "host")
+_at_work: list[Chooser] = []  # choosers of open blocks: they remember one text, so none can serve two
 
 
 class SparseCache(DynamicCache):  # type: ignore[misc]  # transformers is not typed
@@ -91,9 +92,15 @@ def sparse_decode(
         raise HeadwiseError(f"unknown placement {placement!r}; use {', '.join(PLACEMENTS)}")
     options = SparseOptions(budget, sinks, recent, placement != "device", check)
     own = as_model(model)
+    if any(other is chooser for other in _at_work):
+        raise HeadwiseError(f"this {chooser.name} chooser is at work in another open block; make one for each")
     step = SparseDecoding(own, chooser, options)
     with attached(own) as plan:
         if any(isinstance(other, SparseDecoding) for other in plan.choosing):
             raise HeadwiseError("one sparse_decode block of this model is open already; leave it first")
-        with chooser.opened(own), plan.running(step):
-            yield SparseCache(own.hf.config, step, placement == "host")
+        _at_work.append(chooser)
+        try:
+            with chooser.opened(own), plan.running(step):
+                yield SparseCache(own.hf.config, step, placement == "host")
+        finally:
+            del _at_work[next(i for i, other in enumerate(_at_work) if other is chooser)]

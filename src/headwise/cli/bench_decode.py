@@ -79,6 +79,7 @@ def decode(
         o.tell_other_model(scores, loaded)
     rivals = _rivals(choosers, sizes, loaded, chosen)
     drawn = [one for name in names for length in wanted for one in _contexts(loaded, name, length, contexts, steps, text, seed)]
+    from headwise.cli.choosers import file_digests
     from headwise.evaluation.sparse import measure_cells
     from headwise.evaluation.sparse_rows import mean_rows
     from headwise.heads.headfile import write_json
@@ -89,7 +90,7 @@ def decode(
         "choosers": choosers, "budgets": sizes, "lengths": wanted, "tasks": names, "contexts": contexts, "steps": steps, "seed": seed,
         "heads": None if chosen is None else [str(head) for head in chosen], "text": None if text is None else text.name, "min_full": min_full,
     }  # fmt: skip
-    described = describe_model(loaded) | said | {"fingerprint": loaded.fingerprint, "ids": _digest(drawn)}
+    described = describe_model(loaded) | said | {"fingerprint": loaded.fingerprint, "ids": _digest(drawn), "files": file_digests(choosers)}
     directory = RunDirectory(path.with_name(path.name + ".run"), described)
     with progress("sparse decoding", hidden=json) as report:
         cells = measure_cells(loaded, rivals, drawn, chosen, directory, report, min_full)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwise.cli import options as o
@@ -46,6 +47,27 @@ def chooser_of(text: str, model: Model, heads: Heads | None = None) -> Chooser:
     made: Chooser = kind(**given)
     made.start(model, sorted(model.heads.full_layers))
     return made
+
+
+def file_digests(text: str) -> dict[str, str]:
+    """Fingerprints of the files and folders that choosers are read from; a name says nothing about what has been trained into it since.
+
+    Args:
+        text: Choosers separated by commas, each accepted by `chooser_of`.
+    """
+    import hashlib
+
+    from headwise.cli.cache_methods import split_specs
+
+    options = [part.partition("=") for spec in split_specs(text) for part in spec.partition(":")[2].split(",")]
+    found = dict[str, str]()
+    for name in (value.strip() for option, _, value in options if option.strip() == FILE):
+        path, digest = Path(name), hashlib.sha256()
+        for file in sorted(part for part in path.iterdir() if part.is_file()) if path.is_dir() else [path]:
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        found[name] = digest.hexdigest()[:16]
+    return found
 
 
 def _given(name: str, rest: str, known: dict[str, Callable[[str], Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ token before. Only what makes queries and keys of it is kept; values, output, ML
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,6 +62,24 @@ class DraftShape:
     normed: bool = False
     biased: bool = False
     target_theta: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no head can be built of: shapes come from files. Raises `HeadwiseError`."""
+        for name in ("vocabulary", "layers", "width", "heads", "kv_heads", "head_dim", "length"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise HeadwiseError(f"{name} of a draft head must be a whole number from 1 on; got {number!r}")
+        for name, least in (("theta", 1), ("eps", 0), ("target_theta", 0)):
+            number = getattr(self, name)
+            if not (number is None and name == "target_theta") and not (isinstance(number, int | float) and least < number < math.inf):
+                raise HeadwiseError(f"{name} of a draft head must be a number above {least}; got {number!r}")
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            raise HeadwiseError(
+                f"a draft head needs as many heads for each KV head, and an even head_dim; got {self.heads} heads, {self.kv_heads} KV heads "
+                f"and head_dim {self.head_dim}"
+            )
+        if self.inputs not in INPUTS or not all(isinstance(layer, int) and 0 <= layer < self.layers for layer in self.taps):
+            raise HeadwiseError(f"a draft head of {self.layers} layers cannot read {self.inputs!r} of layers {list(self.taps)}")
 
     @property
     def wide(self) -> int:
@@ -189,13 +208,15 @@ def read_draft_head(path: Path | str) -> DraftHead:
             tensors = {name: file.get_tensor(name).float() for name in file.offset_keys()} if facts else {}
     except (SafetensorError, OSError, ValueError) as error:
         raise HeadwiseError(f"{path} is no readable safetensors file: {str(error).splitlines()[0]}") from error
-    if not facts:
+    if not isinstance(facts, Mapping) or not facts:
         raise HeadwiseError(f"{path} is no chooser; headwise train chooser writes one")
     if facts.get("schema") != SCHEMA:
         raise HeadwiseError(f"{path} has schema {facts.get('schema')!r}, this headwise reads {SCHEMA}; update headwise")
     try:
         head = DraftHead(DraftShape(**(facts["shape"] | {"taps": tuple(facts["shape"]["taps"])})), facts["story"])
         head.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise HeadwiseError(f"{path} is broken: {str(error).splitlines()[0]}; train or fetch it anew") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # a `HeadwiseError` of the shape among them
+        raise HeadwiseError(f"{path} is broken: {str(error).splitlines()[-1].strip()}; train or fetch it anew") from error
+    if not all(bool(own.isfinite().all()) for own in tensors.values()):
+        raise HeadwiseError(f"{path} is broken: not all of its weights are finite numbers; train it anew, with a smaller --rate")
     return head.eval().requires_grad_(False)

@@ -6,7 +6,7 @@ Two layouts are read: that of the paper's own repository (`midlayer.*`, a plain 
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.files import parse_json, read_text
 from headwise.models.draft_head import THETA, DraftHead, DraftShape
 from headwise.models.model import Model
 from headwise.models.names import folder_of
@@ -63,6 +64,9 @@ def read_eagle(name: str | Path, model: Model, inputs: str = "emb+feat", offline
     missing = [name for name in NEEDED if name not in found]
     if missing:
         raise HeadwiseError(f"{folder.name} is no EAGLE-3 draft: it lacks {', '.join(missing)} (as headwise calls them)")
+    for own, tensor in found.items():
+        if tensor.ndim != (1 if own.endswith(("norm.weight", "bias")) else 2) or not bool(tensor.isfinite().all()):
+            raise HeadwiseError(f"{folder.name} is broken: {own} has another number of axes, or not all of it are finite numbers")
     shape = _shape(config, model, found)
     if inputs == "emb":
         found = {name: own for name, own in found.items() if not name.startswith(("fuse", "feature"))}
@@ -80,11 +84,12 @@ def read_eagle(name: str | Path, model: Model, inputs: str = "emb+feat", offline
 
 def _config(folder: Path) -> Mapping[str, Any]:
     """The draft's configuration, that of its layer on top."""
-    try:
-        found = json.loads((folder / "config.json").read_text("utf-8"))
-        return found | (found.get("transformer_layer_config") or {})  # type: ignore[no-any-return]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise HeadwiseError(f"{folder / 'config.json'} cannot be read: {str(error).splitlines()[0]}") from error
+    path = folder / "config.json"
+    found = parse_json(read_text(path, "the draft's configuration"), f"{path} cannot be read")
+    parts = [found, (found.get("transformer_layer_config") or {}) if isinstance(found, Mapping) else None]
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise HeadwiseError(f"{path} cannot be read: it holds no JSON object")
+    return parts[0] | parts[1]  # type: ignore[no-any-return]
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -94,10 +99,14 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     if file is None:
         raise HeadwiseError(f"{folder.name} holds no weights ({' or '.join(UNPACKED)})")
     try:
-        found: dict[str, Tensor] = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-        return found
+        found: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, LookupError, TypeError, AttributeError) as error:  # in all these ways torch fails on files of another kind
+        raise HeadwiseError(f"{file} cannot be read: it is no file of tensors alone") from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise HeadwiseError(f"{file} cannot be read: {(str(error).splitlines() or ['broken'])[0]}") from error
+    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise HeadwiseError(f"{file} cannot be read: it holds something other than named tensors")
+    return dict(found)
 
 
 def _shape(config: Mapping[str, Any], model: Model, found: Mapping[str, Tensor]) -> DraftShape:
@@ -118,6 +127,8 @@ def _shape(config: Mapping[str, Any], model: Model, found: Mapping[str, Tensor])
             float(given.get("rope_theta") or config.get("rope_theta") or THETA), int(config.get("max_position_embeddings") or 2048),
             float(config.get("rms_norm_eps") or 1e-6), "query_norm.weight" in found, "query.bias" in found,
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except HeadwiseError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise HeadwiseError(f"the draft's config.json lacks or misstates {error}") from error
 

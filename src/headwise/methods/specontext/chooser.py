@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headwise.attention.call import Call, Pass, Whole
 from headwise.attention.taps import tapped
+from headwise.caches.chooser_parts import token_order
 from headwise.caches.choosers import FreeChooser
 from headwise.caches.roomy import RoomyLayer
 from headwise.heads.errors import HeadwiseError
@@ -47,6 +48,8 @@ class Distilled(FreeChooser):
             raise HeadwiseError(f"unknown level {level!r}; use {' or '.join(LEVELS)}")
         if isinstance(dilate, bool) or not isinstance(dilate, int) or dilate < 0:
             raise HeadwiseError(f"dilate must be a whole number from 0 on; got {dilate!r}")
+        if not isinstance(file, DraftHead | str | Path):
+            raise HeadwiseError(f"a distilled chooser is made from a draft head, a file or a folder; got {file!r}")
         self._folder = None if isinstance(file, DraftHead) or not Path(file).is_dir() else Path(file)
         if self._folder is None:
             self.head = file if isinstance(file, DraftHead) else read_draft_head(file)
@@ -56,9 +59,11 @@ class Distilled(FreeChooser):
     @contextmanager
     def opened(self, model: Model) -> Iterator[None]:
         """Listen to the hidden states that the draft head reads."""
-        with tapped(model, sorted(set(self.head.shape.taps))) as self._taps:
-            yield
-        self._taps = {}
+        try:
+            with tapped(model, sorted(set(self.head.shape.taps))) as self._taps:
+                yield
+        finally:
+            self._taps = {}
 
     def start(self, model: Model, layers: Sequence[int]) -> None:
         """Refuse a model that the draft head was not made for; forget the text."""
@@ -68,11 +73,12 @@ class Distilled(FreeChooser):
         self._first = min(layers)
         self._model, device = model, device_of(model.hf)
         self._base = frequencies(self.head.shape.head_dim, self.head.shape.theta)
-        self.head.to(device)
+        self.head.to(device, torch.float32)  # a head that somebody made in another dtype too
         self._layer, self._factor = RoomyLayer(), 1.0
         self._turning, self._scale = self._base.to(device), 1.0
         self._features: Tensor | None = None  # [B, up to KEPT, width], fused, of the newest positions
-        self._unread: tuple[Tensor, Tensor] | None = None  # embeddings of a pass whose features are not known yet, and where a text begins
+        self._unread: tuple[Tensor, Tensor] | None = None  # embeddings of a pass whose features are not known yet, and what stands in front
+        self._places = torch.zeros((1, 0), dtype=torch.int64)  # [B or 1, S] of all positions, without padding
         self._query: Tensor | None = None
         self._taps.clear()
 
@@ -86,16 +92,15 @@ class Distilled(FreeChooser):
         given = now.inputs
         embeddings: Tensor = given if given.is_floating_point() else self._model.hf.get_input_embeddings()(given)
         embeddings = embeddings.detach().to(self._turning.device).float()
-        begins = _begins(now, embeddings.shape[1]).to(embeddings.device)
+        earlier, self._places = (table.to(embeddings.device) for table in token_order(now, embeddings.shape[1]))
         self._query = None
         if given.shape[1] > 1 and self.head.shape.taps:
-            self._unread = embeddings, begins
+            self._unread = embeddings, earlier
             return
-        inputs = self.head.inputs(embeddings, self._before(embeddings, embeddings[:, :0], begins))
+        inputs = self.head.inputs(embeddings, self._before(embeddings, embeddings[:, :0], earlier))
         self._add_keys(inputs)
         if given.shape[1] == 1:
-            place = torch.tensor([self._layer.get_seq_length() - 1])
-            self._query = rotated(self.head.queries(inputs), place, self._turning, self._scale)
+            self._query = rotated(self.head.queries(inputs), self._places[:, None, -1:], self._turning, self._scale)
 
     def scores(self, call: Call, whole: Whole) -> Tensor | None:
         """[B, G, S], or [B, 1, S] for `batch`: the largest weight among the query heads of a KV head."""
@@ -131,21 +136,24 @@ class Distilled(FreeChooser):
         device = self._turning.device
         fused = self.head.fused(torch.cat([self._taps[layer].to(device).float() for layer in taps], dim=-1))
         if self._unread is not None:
-            embeddings, begins = self._unread
+            embeddings, earlier = self._unread
             if fused.shape[1] == embeddings.shape[1]:  # else the pass was broken off
-                self._add_keys(self.head.inputs(embeddings, self._before(embeddings, fused[:, :-1], begins)))
+                self._add_keys(self.head.inputs(embeddings, self._before(embeddings, fused[:, :-1], earlier)))
         self._unread = None
         self._features = fused if self._features is None else torch.cat([self._features, fused], dim=1)
         self._features = self._features[:, -KEPT:]
         self._taps.clear()
 
-    def _before(self, embeddings: Tensor, fused: Tensor, begins: Tensor) -> Tensor | None:
+    def _before(self, embeddings: Tensor, fused: Tensor, earlier: Tensor) -> Tensor | None:
         """[B, T, width]: features of the token in front of each; zeros where a text begins, and where they are known no more."""
         if not self.head.shape.taps:
             return None
-        known = self._features is not None and self._features.shape[1] > 0
-        first = self._features[:, -1:] if known and self._features is not None else torch.zeros_like(embeddings[:, :1])
-        return torch.cat([first, fused], dim=1).masked_fill(begins[..., None], 0)
+        known = fused if self._features is None else torch.cat([self._features, fused], dim=1)
+        if not known.shape[1]:
+            return torch.zeros_like(embeddings)
+        length = self._layer.get_seq_length() if self._layer.is_initialized else 0
+        index = (earlier - (length + embeddings.shape[1] - 1 - known.shape[1])).expand(len(embeddings), -1)[..., None]
+        return known.gather(1, index.clamp(min=0).expand_as(embeddings)).masked_fill((index < 0) | (earlier < 0)[..., None], 0)
 
     def _take_back(self, before: int) -> None:
         """Forget tokens behind `before`. Raises `HeadwiseError` if the text in front was read without the chooser."""
@@ -163,7 +171,7 @@ class Distilled(FreeChooser):
         length = first + raw.shape[2]
         if self._stretch and length > self._factor * self.head.shape.length:
             self._lengthen(length)
-        self._layer.update(raw, rotated(raw, torch.arange(first, length), self._turning, self._scale))
+        self._layer.update(raw, rotated(raw, self._places[:, None, first:length], self._turning, self._scale))
 
     def _lengthen(self, length: int) -> None:
         """Stretch positions by the next power of two that is enough, those of earlier keys too."""
@@ -174,17 +182,7 @@ class Distilled(FreeChooser):
         self._turning = turning.to(self._turning.device)
         raw, turned = self._layer.keys, self._layer.values
         if raw is not None and turned is not None:
-            turned.copy_(rotated(raw, torch.arange(raw.shape[2]), self._turning, self._scale))
-
-
-def _begins(now: Pass, tokens: int) -> Tensor:
-    """[B or 1, T] bool: tokens in front of which there is none."""
-    mask = now.mask
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= now.before + tokens:
-        seen = mask[:, : now.before + tokens].bool()
-        earlier = torch.nn.functional.pad(seen, (1, 0))[:, :-1]
-        return ~earlier[:, now.before :]
-    return (torch.arange(now.before, now.before + tokens) == 0)[None]
+            turned.copy_(rotated(raw, self._places[:, None, : raw.shape[2]], self._turning, self._scale))
 
 
 def _dilated(scores: Tensor, places: int) -> Tensor:

@@ -79,8 +79,9 @@ def token_loss(draft: Draft, embeddings: Tensor, fused: Tensor, words: Tensor, w
     for i, state in enumerate(draft.states(embeddings, fused, steps)):
         logits = draft.final_norm(state[:, i:]) @ words.T
         goal = wanted[:, i:]
-        loss = cross_entropy(logits.flatten(0, 1), goal.flatten(0, 1) if goal.ndim == 3 else goal.flatten())
-        total, weights = total + DECAY**i * loss, weights + DECAY**i
+        loss = cross_entropy(logits.flatten(0, 1), goal.flatten(0, 1) if goal.ndim == 3 else goal.flatten(), reduction="sum")
+        count = goal.shape[0] * goal.shape[1] if goal.ndim == 3 else int((goal >= 0).sum())
+        total, weights = total + DECAY**i * loss / max(1, count), weights + DECAY**i  # no true token may be in the vocabulary
     return total / weights
 
 

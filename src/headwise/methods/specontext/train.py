@@ -13,8 +13,10 @@ from torch import Tensor
 from headwise.attention.plan import attached
 from headwise.attention.summed_rows import SummedRows
 from headwise.attention.taps import tapped
+from headwise.caches.chooser_parts import check_whole, in_layers
 from headwise.caches.gated import last_hidden
-from headwise.heads.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError, PromptError
+from headwise.heads.plain import checked_seed
 from headwise.heads.progress import Report, silent
 from headwise.heads.types import Heads
 from headwise.maths.attend import softmax_rows
@@ -69,12 +71,15 @@ class ChooserTraining:
             if getattr(self, name) not in known:
                 raise HeadwiseError(f"unknown {name} {getattr(self, name)!r}; use {', '.join(known)}")
         for name, least in (("steps", 1), ("batch", 1), ("length", 2 * (SINKS + RECENT)), ("rows", 1), ("unroll", 1), ("words", 2)):
-            if getattr(self, name) < least:
-                raise HeadwiseError(f"{name} must be a whole number from {least} on; got {getattr(self, name)!r}")
-        if not 0 < self.rate < 1 or not 0 <= self.share <= 1:
+            check_whole(getattr(self, name), least, f"{name} must be a whole number from {least} on")
+        checked_seed(self.seed)
+        numbers = all(isinstance(value, int | float) for value in (self.rate, self.share))
+        if not numbers or not 0 < self.rate < 1 or not 0 <= self.share <= 1:
             raise HeadwiseError(f"rate must lie in (0, 1) and share in [0, 1]; got {self.rate!r} and {self.share!r}")
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_chooser(
     model: Model,
     text: Haystack,
@@ -126,6 +131,8 @@ def _step(teacher: _Teacher, state: _State) -> float:
     state.optimiser.param_groups[0]["lr"] = options.rate * min(1.0, factor)
     state.optimiser.zero_grad()
     loss = _loss(teacher, state.draft, seen)
+    if not bool(loss.isfinite()):
+        raise HeadwiseError(f"the loss of step {state.steps + 1} is {float(loss.detach())}; train with a smaller rate, or the model in float32")
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(state.draft.parameters(), 1.0)
     state.optimiser.step()
@@ -194,7 +201,14 @@ class _Teacher:
         if not model.heads.full_layers:
             raise HeadwiseError(f"{model.name} has no layer with full attention, so there is nothing to choose")
         self.options, self._model, self._text = options, model, text
-        self._by_layer = {} if heads is None else model.by_layer(heads)
+        self._by_layer = {} if heads is None else in_layers(model, heads, model.heads.full_layers)
+        try:  # before the first step, not behind it
+            self._ids((options.seed, 1, 0), 1, TRAINED), self._ids((options.seed, 2, 0), 1, HELD_OUT)
+        except PromptError as error:
+            raise HeadwiseError(
+                f"a text of {len(text)} tokens is too short: its last twentieth is held out and must hold {options.length + 1} tokens from the "
+                f"beginning of a sentence on; give more text, or a smaller length"
+            ) from error
         self._taps = shape_for(model, options.inputs, options.length).taps
         if options.loss == "attention":
             return
@@ -202,6 +216,8 @@ class _Teacher:
         common = np.argsort(-counted, kind="stable")[: options.words]
         self._words = torch.from_numpy(common[counted[common] > 0]).to(device_of(model.hf))
         weight: Any = model.readout.projection.weight
+        if weight.is_meta or not weight.is_floating_point():
+            raise HeadwiseError(f"the output projection of {model.name} is offloaded or packed; train with loss attention, or load it whole")
         self.projection: Tensor = weight[self._words].detach().float()
 
     def _ids(self, seed: Sequence[int], batch: int, part: tuple[float, float]) -> Tensor:
