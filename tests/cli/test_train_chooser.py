@@ -81,7 +81,7 @@ def test_a_training_that_is_stopped_goes_on(lab, headwise, text, tmp_path, monke
         (("--rate", 7), "rate must lie"),
         (("--share", -1), "share in"),
         (("--heads", "none.json"), "no such head file"),
-        (("--text", "none"), "none"),
+        (("--text", "none"), "no such training folder: none"),
         (("--output", "."), "is a folder"),
         (("--seed", 2**64), "the seed must be"),
         (("--length", 1200, "--text", "texts"), "its last twentieth is held out"),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from headwise.caches.sparse_cache import sparse_decode
 from headwise.heads import HeadwiseError
 from headwise.maths.distil import attention_loss, chained_attention
 from headwise.maths.rotation import frequencies, rotated, yarn
+from headwise.methods.specontext import train
 from headwise.methods.specontext.chooser import Distilled
 from headwise.methods.specontext.draft import head_rows
 from headwise.methods.specontext.train import ChooserTraining, train_chooser
@@ -410,7 +412,7 @@ def test_files_that_are_no_chooser(model, tmp_path):
     with pytest.raises(HeadwiseError, match=r"is no folder with config\.json"):
         Distilled(tmp_path).start(model, [0])
     head = made(model)
-    head.save(path)
+    head.save(path, overwrite=True)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(HeadwiseError, match="no readable safetensors"):
         Distilled(path)
@@ -445,7 +447,7 @@ def test_facts_and_weights_that_make_no_sense(model, tmp_path):
             Distilled(path)
     head = made(model)
     head.query.weight.data[0, 0] = float("nan")
-    head.save(path)
+    head.save(path, overwrite=True)
     with pytest.raises(HeadwiseError, match="not all of its weights are finite"):
         Distilled(path)
     for nothing in (5, None, b"x"):
@@ -578,3 +580,24 @@ def test_a_draft_whose_configuration_makes_no_sense(model, tmp_path, change, par
     head.shape = replace(head.shape, target_theta=None)
     with pytest.raises(HeadwiseError, match=part):
         read_eagle(eagle(tmp_path / "draft", model, head, "layers.0", **change), model)
+
+
+class AnyText:
+    """Random windows in place of a haystack: tiny models have no tokenizer."""
+
+    def __len__(self):
+        return 10**6
+
+    def window(self, tokens, seed, part):
+        return SimpleNamespace(ids=tuple(np.random.default_rng([int(n) for n in seed]).integers(2, 90, tokens).tolist()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "cohere2"])
+def test_what_is_taught_are_the_probabilities_of_the_model(family):
+    """With the family's own scale and cap of logits."""
+    own = as_model(tiny_model(family))
+    teacher = train._Teacher(own, AnyText(), replace(TRAIN, loss="tokens"), None)
+    seen = teacher.read((0, 1), 1, (0.0, 1.0))
+    with torch.no_grad():
+        logits = own.hf(seen.ids[:, :-1]).logits.float()
+    torch.testing.assert_close(teacher.wanted_tokens(seen), logits[..., teacher._words].softmax(dim=-1), atol=1e-6, rtol=1e-4)

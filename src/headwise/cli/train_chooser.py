@@ -58,7 +58,7 @@ def chooser(
     from headwise.runtime.rundir import RunDirectory
 
     options = ChooserTraining(inputs=inputs, loss=loss, steps=steps, batch=batch, length=length, rate=rate, share=share, seed=seed)
-    texts = bundled_texts() if text is None else read_texts(text)
+    texts = bundled_texts() if text is None else read_texts(text, "training")
     loaded = need_tokenizer(o.load(model, device, dtype, revision, heads=chosen), "training a chooser")
     if chosen is not None:
         loaded.check(chosen)
@@ -68,7 +68,7 @@ def chooser(
     parts = RunDirectory(path.with_name(path.name + ".run"), said | {"heads": None if chosen is None else [str(head) for head in chosen]})
     with progress("training", hidden=json) as report:
         made = train_chooser(loaded, haystack, options, chosen, report, parts)
-    made.save(path)
+    made.save(path, overwrite)
     parts.remove()
     _tell(made, path, json)
 

@@ -181,8 +181,14 @@ class DraftHead(nn.Module):
                     f"train one for it: headwise train chooser"
                 )
 
-    def save(self, path: Path | str) -> None:
-        """Write weights in bfloat16, shape and story as one safetensors file, atomically."""
+    def save(self, path: Path | str, overwrite: bool = False) -> None:
+        """Write weights in bfloat16, shape and story as one safetensors file, atomically. overwrite: replace an existing file.
+
+        Raises:
+            HeadwiseError: The file exists, or cannot be written.
+        """
+        if Path(path).exists() and not overwrite:
+            raise HeadwiseError(f"{path} exists; give another name or --overwrite (results are never merged)")
         tensors = {name: own.detach().to("cpu", torch.bfloat16).contiguous() for name, own in self.state_dict().items()}
         facts = json.dumps({"schema": SCHEMA, "shape": asdict(self.shape), "story": self.story}, sort_keys=True)
         write_atomically(Path(path), save(tensors, {KEY: facts}))

@@ -42,19 +42,23 @@ def bundled_texts() -> list[str]:
     return [clean(gzip.decompress(folder.joinpath(name).read_bytes()).decode("utf-8")) for name in names]
 
 
-def read_texts(folder: str | Path) -> list[str]:
+def read_texts(folder: str | Path, what: str = "haystack") -> list[str]:
     """All .txt and .md files (plain or .gz) of a folder, in the order of their names.
+
+    Args:
+        folder: The folder.
+        what: What messages call it.
 
     Raises:
         PromptError: the folder is missing or holds no text, or a file cannot be read (see `headwise.heads.files.read_text`).
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise PromptError(f"no such haystack folder: {folder}")
+        raise PromptError(f"no such {what} folder: {folder}")
     paths = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
     if not paths:
         raise PromptError(f"{folder} holds no text; expected files ending in {', '.join(SUFFIXES)}")
-    return [clean(read_text(path, "haystack text", PromptError)) for path in paths]
+    return [clean(read_text(path, f"{what} text", PromptError)) for path in paths]
 
 
 def clean(text: str) -> str:
