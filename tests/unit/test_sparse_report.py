@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from headwise.report.sparse import sparse_tables, write_page
+from headwise.report.sparse import sparse_tables, with_short_names, write_page
 
 BASE = {"length": 512, "n": 3, "gate": "passed", "bytes_moved": 1e5, "bytes_full": 9e6}
 
@@ -83,3 +83,20 @@ def test_the_console_has_intervals_where_they_fit(capsys):
     assert "0.00–0.20" in line
     lines = [" ".join(line.split()) for line in said.split("\n") if line.startswith("oracle")]
     assert lines == ["oracle 64 1.010 0.90 0.80 0.70 0.40 0.07 0.60 0.10", "oracle 64 0.500–0.950 2 MB 4.5 MB 100 kB"]
+
+
+def test_a_file_is_named_without_its_folders_so_that_numbers_have_room(capsys):
+    name = "distilled:file=/a/long/way/to/the/smollm2.chooser.safetensors,level=batch"
+    rows = made_up(name)["rows"]
+    for table in sparse_tables(rows):
+        Console(width=80).print(table)
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert "long/way" not in said
+    assert "0.50–0.95" in said or "0.500–0.950" in said
+    assert {row["chooser"] for row in with_short_names(rows)} == {"full", "oracle", "distilled:file=smollm2.chooser.safetensors,level=batch"}
+
+
+def test_two_files_of_one_name_keep_their_folders():
+    rows = [row("text", f"distilled:file={folder}/c.safetensors", 64, 1.0, 1.0) for folder in "ab"]
+    assert [each["chooser"] for each in with_short_names(rows)] == [each["chooser"] for each in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from headwise.report.page.parts import details, figure, figures, header, note, s
 from headwise.report.page.shell import Html, document, join, slug, tag, write_document
 
 Row = Mapping[str, Any]
+FOLDERS = re.compile(r"(=)[^,=]*[/\\]")  # in front of a file's own name, in an option
+LONGEST_NAME = 22  # letters of a chooser in the console; longer names go on in the next line
 NOTE = (
     "Read: keys and values that attention reads per step in all layers with full attention. To choose: what the chooser reads beside that (keys of "
     "the layers or heads that it looks at, bounds of pages; a small model's weights and its own cache). Moved: of what is read, what was not in "
@@ -40,7 +43,16 @@ def label_of(row: Row) -> str:
 
 def sparse_tables(rows: Sequence[Row]) -> list[Table]:
     """One table per task and length, two for running text; one line per chooser and budget."""
-    return [one for label, own in _parts(rows).items() for one in _tables(label, own)]
+    return [one for label, own in _parts(with_short_names(rows)).items() for one in _tables(label, own)]
+
+
+def with_short_names(rows: Sequence[Row]) -> list[Row]:
+    """Rows in which choosers name files without their folders, unless two would then be called the same."""
+    names = dict.fromkeys(str(row["chooser"]) for row in rows)
+    short = {name: FOLDERS.sub(r"\1", name) for name in names}
+    if len(set(short.values())) < len(names):
+        short = {name: name for name in names}
+    return [dict(row) | {"chooser": short[str(row["chooser"])]} for row in rows]
 
 
 def gate_note(rows: Sequence[Row]) -> str:
@@ -59,7 +71,7 @@ def write_page(result: Mapping[str, Any], path: Path) -> Path:
     Raises:
         HeadwiseError: The file cannot be written.
     """
-    rows, model = result["rows"], public_name(result["model"])
+    rows, model = with_short_names(result["rows"]), public_name(result["model"])
     parts = {label: own for label, own in _parts(rows).items() if not gate_note(own)}
     drawn = [_chart(own, label, *what) for label, own in parts.items() for what in _qualities(own)]
     failed = [note(f"{label}: {gate_note(own)}") for label, own in _parts(rows).items() if gate_note(own)]
@@ -205,7 +217,10 @@ def _tables(label: str, rows: Sequence[Row]) -> list[Table]:
 def _table(title: Text, headings: Sequence[str], body: Iterable[Sequence[str]]) -> Table:
     shown = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     for i, name in enumerate(headings):
-        shown.add_column(name, justify="right" if i else "left", no_wrap=not i)
+        if i:
+            shown.add_column(name, justify="right")
+        else:
+            shown.add_column(name, max_width=LONGEST_NAME, overflow="fold")
     for cells in body:
         shown.add_row(*map(Text, cells))  # names are no markup
     return shown
