@@ -51,7 +51,7 @@ def test_results_of_two_trainings_are_not_mixed(lab, headwise, tmp_path, monkeyp
     command = ("bench", "decode", lab, *SMALL, "--tasks", "text", "--choosers", "distilled:file=c.safetensors,dilate=1", "-o", "r.json")
     DraftHead(shape).save(tmp_path / "c.safetensors")
     assert [headwise(*command).code for _ in range(2)] == [130, 130]
-    DraftHead(shape).save(tmp_path / "c.safetensors")
+    DraftHead(shape).save(tmp_path / "c.safetensors", overwrite=True)
     check_refused(headwise(*command), "other options")
 
 
