@@ -7,7 +7,7 @@ import torch
 from headwise.cli.choosers import chooser_of
 from headwise.cli.options import installed
 from headwise.evaluation.contexts import Context, Question
-from headwise.evaluation.sparse import Rival, Running, measure_cells, measure_sparse
+from headwise.evaluation.sparse import Rival, Running, measure_cells
 from headwise.evaluation.sparse_rows import mean_rows
 from headwise.evaluation.tasks import ENTRIES, json_extraction_contexts
 from headwise.heads import HeadwiseError
@@ -32,6 +32,11 @@ def ids_of(model, count, seed=0):
 
 def rival(model, name, budget):
     return Rival(name, budget, lambda: chooser_of(name, model, HEADS))
+
+
+def measure_sparse(model, rivals, *given, **more):
+    """Mean rows of a run."""
+    return mean_rows(measure_cells(model, rivals, *given, **more), [(one.name, one.budget) for one in rivals])
 
 
 @pytest.mark.parametrize(

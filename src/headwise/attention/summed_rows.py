@@ -1,4 +1,4 @@
-"""Where all heads together attend to, at chosen rows: what a chooser for all layers is taught."""
+"""What all heads together attend to, at chosen rows: what a chooser for all layers is taught."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def run() -> None:
         status = STOPPED
     except Terminated:
         status = TERMINATED
-    if held:
+    if held:  # asked here, so that a command without notes goes through one file less
         tell_held()
     if status in (STOPPED, TERMINATED):
         sys.stderr.write("headwise: stopped" + ("; run the same command again to continue\n" if can_continue() else "\n"))

@@ -24,7 +24,7 @@ from headwise.attention.sparse import Chooser
 from headwise.caches.roomy import RoomyLayer, roomy_cache
 from headwise.caches.sparse_cache import SparseCache, sparse_decode
 from headwise.evaluation.contexts import Context
-from headwise.evaluation.sparse_rows import ABOUT, FULL, Row, mean_numbers, mean_rows
+from headwise.evaluation.sparse_rows import ABOUT, FULL, Row, mean_numbers
 from headwise.evaluation.sparse_watch import Watch
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
@@ -76,7 +76,7 @@ class Running(NamedTuple):
         return GREEDY if self.free else TEXT
 
 
-def measure_sparse(
+def measure_cells(
     model: Model,
     rivals: Sequence[Rival],
     contexts: Sequence[Context | Running],
@@ -85,7 +85,7 @@ def measure_sparse(
     report: Report = silent,
     min_full: float = MIN_FULL,
 ) -> list[Row]:
-    """Run every chooser at every budget over every context, and take means over contexts.
+    """Run every chooser at every budget over every context; `mean_rows` takes the means.
 
     Args:
         model: The model with its tokenizer.
@@ -97,37 +97,16 @@ def measure_sparse(
         min_full: Mean score in [0, 1] that the full model must reach on a task; below it the task is not testable and no chooser is run.
 
     Returns:
-        One row per task, length and rival, the full model first (`chooser` "full", no budget). All have `task`, `length`, `chooser`, `budget`, `n`
-        and `gate` ("passed" or "not testable"). Of tasks: `score` and `full_score`. Of text: `perplexity`, `perplexity_ratio`, `agreement`,
-        `mass`, `mass_heads` (None without heads), `recall`, `recall_by_layer` (layers with full attention, None for those that read everything),
-        `recall_by_chance`, `overlap`, `overlap_by_chance`. Of greedy text: `agreement_greedy` (share of the full model's tokens that are said
-        before the first other one) and `equal_greedy` (share of places with the same token). Of all, per step: `bytes_read` (by all layers with
-        full attention, those that read everything among them), `bytes_chosen_by` (by the chooser beside that, see `Chooser.reads`),
-        `bytes_moved` (to slots) and `bytes_full`. Qualities have intervals, see `mean_rows`.
+        One row per task, length, `context` (its number, from 0), chooser and budget, the full model first (`chooser` "full", no budget); no rows of
+        choosers where the full model does not pass the gate of a task. Of tasks: `score` and `full_score`. Of text: `loss` and `full_loss` (nats per
+        token), `agreement`, `mass`, `mass_heads` (None without heads), `recall`, `recall_by_layer` (layers with full attention, None for those that
+        read everything), `recall_by_chance`, `overlap`, `overlap_by_chance`. Of greedy text: `agreement_greedy` (share of the full model's tokens
+        that are said before the first other one) and `equal_greedy` (share of places with the same token). Of all, per step: `bytes_read` (by all
+        layers with full attention, those that read everything among them), `bytes_chosen_by` (by the chooser beside that, see `Chooser.reads`),
+        `bytes_moved` (to slots) and `bytes_full`.
 
     Raises:
         HeadwiseError: Nothing to measure, or logits that are not finite.
-    """
-    cells = measure_cells(model, rivals, contexts, heads, directory, report, min_full)
-    return mean_rows(cells, [(rival.name, rival.budget) for rival in rivals])
-
-
-def measure_cells(
-    model: Model,
-    rivals: Sequence[Rival],
-    contexts: Sequence[Context | Running],
-    heads: Heads | None = None,
-    directory: RunDirectory | None = None,
-    report: Report = silent,
-    min_full: float = MIN_FULL,
-) -> list[Row]:
-    """What `measure_sparse` takes the means of.
-
-    Args and errors as there.
-
-    Returns:
-        One row per task, length, `context` (its number, from 0), chooser and budget, with `loss` and `full_loss` (nats per token) in place of
-        perplexities; no rows of choosers where the full model does not pass the gate of a task.
     """
     if not rivals or not contexts:
         raise HeadwiseError("nothing to measure: give at least one chooser, one budget and one context")

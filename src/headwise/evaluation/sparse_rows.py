@@ -23,7 +23,8 @@ def mean_rows(cells: Sequence[Row], rivals: Sequence[tuple[str, int]]) -> list[R
         rivals: (chooser, budget); those without a cell of a task could not be tested on it.
 
     Returns:
-        Means over contexts of all numbers (lists by place), `n` and `gate`; beside each quality a 95 % bootstrap interval over contexts as
+        Means over contexts of all numbers (lists by place), `n` and `gate` ("passed" or "not testable"); of text `perplexity` and
+        `perplexity_ratio` in place of losses; beside each quality a 95 % bootstrap interval over contexts as
         `<quality>_interval`, [low, high], None with a single context.
     """
     rows = list[Row]()

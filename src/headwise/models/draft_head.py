@@ -96,13 +96,14 @@ def shape_for(model: Model, inputs: str, length: int) -> DraftShape:
         length: Tokens of the texts of training.
 
     Raises:
-        HeadwiseError: Unknown inputs, or a head width that cannot be rotated.
+        HeadwiseError: Unknown inputs.
     """
     if inputs not in INPUTS:
         raise HeadwiseError(f"unknown inputs {inputs!r}; use {', '.join(INPUTS)}")
     text, layers, theta = model.hf.config.get_text_config(decoder=True), model.heads.shape[0], theta_of(model)
     # EAGLE-3 taps what enters layers 2, L / 2 and L - 3; small models have the same ones more than once.
     taps = {"emb": (), "emb+feat": (2, layers // 2, layers - 3), "feat-lite": (layers // 4,)}[inputs]
+    # Rotation needs an even width, and with fewer than 16 channels hardly any turns slowly enough to tell far positions apart.
     return DraftShape(
         model.name, int(text.vocab_size), layers, int(text.hidden_size), model.heads.shape[1], model.heads.kv_heads,
         max(16, model.heads.head_dim // 2 * 2), inputs, tuple(min(max(layer, 0), layers - 1) for layer in taps), theta, length,

@@ -39,21 +39,20 @@ NEEDED = ("query.weight", "key.weight", "embedding_norm.weight", "feature_norm.w
 UNPACKED = ("model.safetensors", "pytorch_model.bin")
 
 
-def read_eagle(name: str | Path, model: Model, inputs: str = "emb+feat", offline: bool = False) -> DraftHead:
+def read_eagle(name: str | Path, model: Model, inputs: str = "emb+feat") -> DraftHead:
     """The draft head of an EAGLE-3 draft for a model.
 
     Args:
         name: Folder or hub id of the draft.
         model: The model that it was made for; its embedding is used, as the draft's own is a copy of it.
         inputs: `emb+feat`, as it was trained, or `emb`: the half of queries and keys that reads the embedding, which is what SpeContext's text says.
-        offline: Never fetch anything.
 
     Raises:
         HeadwiseError: There is no such draft, it is no EAGLE-3 draft or a broken one, or it does not fit the model.
     """
     if inputs not in ("emb", "emb+feat"):
         raise HeadwiseError(f"an EAGLE-3 draft can be read with inputs emb or emb+feat; got {inputs!r}")
-    folder = folder_of(str(name), offline=offline)
+    folder = folder_of(str(name))
     if folder is None or not (folder / "config.json").is_file():
         raise HeadwiseError(f"{str(name)!r} is no folder with config.json and no model of the hub that is here; download it first")
     config = _config(folder)

@@ -195,7 +195,7 @@ def _html(rows: Sequence[Row]) -> Html:
 
 def _tables(label: str, rows: Sequence[Row]) -> list[Table]:
     """Qualities, the interval of the first one, and bytes; running text has so many qualities that they have a table of their own."""
-    title = Text(f"{label}, {rows[0]['n']} contexts", style="bold")
+    title = Text(f"{label}, {rows[0]['n']} context{'s' if rows[0]['n'] > 1 else ''}", style="bold")
     if gate_note(rows):
         title.append(f"\n{gate_note(rows)}", style="bold red")
     columns = _columns(rows[0])

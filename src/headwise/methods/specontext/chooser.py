@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headwise.attention.call import Call, Pass, Whole
 from headwise.attention.taps import tapped
-from headwise.caches.chooser_parts import token_order
+from headwise.caches.chooser_parts import check_whole, token_order
 from headwise.caches.choosers import FreeChooser
 from headwise.caches.roomy import RoomyLayer
 from headwise.heads.errors import HeadwiseError
@@ -46,8 +46,7 @@ class Distilled(FreeChooser):
     def __init__(self, file: DraftHead | str | Path, level: str = "head", dilate: int = 0, stretch: bool = True) -> None:
         if level not in LEVELS:
             raise HeadwiseError(f"unknown level {level!r}; use {' or '.join(LEVELS)}")
-        if isinstance(dilate, bool) or not isinstance(dilate, int) or dilate < 0:
-            raise HeadwiseError(f"dilate must be a whole number from 0 on; got {dilate!r}")
+        check_whole(dilate, 0, "dilate must be a whole number from 0 on")
         if not isinstance(file, DraftHead | str | Path):
             raise HeadwiseError(f"a distilled chooser is made from a draft head, a file or a folder; got {file!r}")
         self._folder = None if isinstance(file, DraftHead) or not Path(file).is_dir() else Path(file)

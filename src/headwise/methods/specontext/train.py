@@ -111,10 +111,10 @@ def train_chooser(
     teacher, state = _Teacher(model, text, options, heads), _State(model, options)
     state.take_up(parts, options.steps)
     while state.steps < options.steps:
-        losses = _step(teacher, state)
-        report(state.steps, options.steps, f"loss {losses:.3f}")
+        loss = _step(teacher, state)
+        report(state.steps, options.steps, f"loss {loss:.3f}")
         if state.steps % SAVED == 0 or state.steps == options.steps:
-            state.curve.append({"step": state.steps, "loss": losses, **_held_out(teacher, state)})
+            state.curve.append({"step": state.steps, "loss": loss, **_held_out(teacher, state)})
             state.keep(parts)
     story: dict[str, Any] = {"options": asdict(options), "text": text.digest, "curve": state.curve, "of": describe_model(model)}
     story["heads"] = None if heads is None else [str(head) for head in model.check(heads)]
