@@ -295,7 +295,7 @@ def test_wordings_and_chat():
     assert text == f"{first}<|im_start|>user\nQuestion: What is the name?<|im_end|>\n<|im_start|>assistant\n"
     assert chat.first_token("Asket") == PieceEncoder(tokenizer).encode("Asket")[0]
     assert chat.describe()["examples"] == [shots[0].row()]
-    assert set(WORDINGS) == {"plain", "instructed", "cloze"}
+    assert set(WORDINGS) == {"plain", "instructed", "cloze", "bare"}
 
 
 def test_prompts_that_cannot_be_made():

@@ -34,7 +34,7 @@ def conflict(
     controls: Annotated[int, typer.Option(help="Draws of layer-matched random heads per K.")] = 5,
     records: Annotated[int, typer.Option(help="At most so many questions, in an order drawn with the seed.")] = 100,
     known: Annotated[bool, typer.Option("--known", help="Only questions that the model answers right without a passage.")] = False,
-    wording: Annotated[str, typer.Option(help="Wording of the prompts: plain, instructed or cloze.")] = "plain",
+    wording: Annotated[str, typer.Option(help="Wording of the prompts: plain, instructed, cloze or bare.")] = "plain",
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 20,
     chat: o.Chat = False,
     chat_template_args: o.ChatArgs = None,

@@ -11,7 +11,7 @@ import numpy as np
 from headwise.heads.errors import PromptError
 from headwise.prompts.haystack import Haystack, Window
 from headwise.prompts.needles import Needle, NeedleComposer
-from headwise.prompts.prompt import Prompt
+from headwise.prompts.prompt import Prompt, Turn
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Group:
         key: name of its cell in a run directory.
         needle: what is hidden.
         prompts: one per depth.
+        turns: what is said in each of them, for conversations that go on.
         info: what is known of each prompt: length, depth, needle, window, realised_depth.
     """
 
@@ -85,6 +86,7 @@ class Group:
     needle: Needle
     prompts: tuple[Prompt, ...]
     info: tuple[dict[str, Any], ...]
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ def make_group(spec: GroupSpec, task: Task, positions: int | None) -> Group:
         }
         for depth, at in zip(options.depths, (place / room for place in places), strict=True)
     )
-    return Group(spec.key, needle, prompts, info)
+    turns = tuple(task.composer.turn(window, needle, depth) for depth in options.depths)
+    return Group(spec.key, needle, prompts, info, turns)
 
 
 def shared_places(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:

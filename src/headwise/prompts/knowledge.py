@@ -39,11 +39,12 @@ class KnowledgeWording:
     after_question: str = "Answer:"
 
 
-# `cloze` is for questions that are the beginning of a sentence, as those of LRE relations and of the known facts.
+# `cloze` is for questions that are the beginning of a sentence, as those of LRE relations and of the known facts; `bare` has no tags of passages.
 WORDINGS = {
     "plain": KnowledgeWording(),
     "instructed": KnowledgeWording("Use what you read here for a short answer.", "Give a short answer from what you know."),
     "cloze": KnowledgeWording(before_question="", after_question=""),
+    "bare": KnowledgeWording(passage=""),
 }
 
 
@@ -93,8 +94,23 @@ class KnowledgeComposer:
         Raises:
             PromptError: The question or the answer does not survive tokenisation.
         """
-        shots = [turn for one in self.examples for turn in self._solved(one, ())]
-        return self._build([*shots, self._asked(record, ())], record.answers[0])
+        return self._build(self.turns(record), record.answers[0])
+
+    def turns(self, record: KnowledgeRecord, passage: bool = False) -> list[Turn]:
+        """What is said up to the question, the examples included; a conversation can go on behind it.
+
+        Args:
+            record: What is asked.
+            passage: Show its own passage.
+
+        Raises:
+            PromptError: There is no passage to show.
+        """
+        if not passage:
+            return [*(turn for one in self.examples for turn in self._solved(one, ())), self._asked(record, ())]
+        if record.passage is None:
+            raise PromptError(f"no passage to read the answer from: {record.label}")
+        return self._behind(record, (record.passage,), record.answers)
 
     def opened(self, record: KnowledgeRecord, swapped: bool = False, passages: Sequence[Passage] | None = None) -> Prompt:
         """The question behind one passage or several.
@@ -118,12 +134,8 @@ class KnowledgeComposer:
         for number, passage in enumerate(shown, 1):
             if passage.is_empty:
                 raise PromptError(f"passage {number} is empty; leave it out ({record.label})")
-        shots = [turn for one in self.examples for turn in self._solved(one, (one.passage,) if one.passage else ())]
         wanted = (record.swapped_answer,) if swapped else record.answers
-        first, *others = [*shots, self._asked(record, shown, wanted)]
-        if not (self.builder.head or self.wording.opened):  # heads that look for nothing rest on the first token, which must not be a passage's
-            first = first._replace(pieces=(Piece("\n"), *first.pieces))
-        return self._build([first, *others], wanted[0])
+        return self._build(self._behind(record, shown, wanted), wanted[0])
 
     def first_token(self, text: str) -> int:
         """The first token of an answer as it follows the prompt's last character.
@@ -150,6 +162,14 @@ class KnowledgeComposer:
 
     def _build(self, turns: Sequence[Turn], answer: str) -> Prompt:
         return self.builder.build(turns, [Piece(self._space + answer.strip(), check="the answer")])
+
+    def _behind(self, record: KnowledgeRecord, shown: Sequence[Passage], wanted: Sequence[str]) -> list[Turn]:
+        """The examples with their passages, and the question behind passages; mentions of what is wanted make spans."""
+        shots = [turn for one in self.examples for turn in self._solved(one, (one.passage,) if one.passage else ())]
+        first, *others = [*shots, self._asked(record, shown, wanted)]
+        if not (self.builder.head or self.wording.opened):  # heads that look for nothing rest on the first token, which must not be a passage's
+            first = first._replace(pieces=(Piece("\n"), *first.pieces))
+        return [first, *others]
 
     def _solved(self, record: KnowledgeRecord, passages: Sequence[Passage]) -> Iterator[Turn]:
         yield self._asked(record, passages, named=False)
@@ -181,10 +201,11 @@ class KnowledgeComposer:
 
     def _passage(self, passage: Passage, number: int, wanted: Sequence[str], count: int) -> list[Piece]:
         """Tag, title and text, cut at every mention. count: mentions in the passages before."""
-        name, text = f"passage/{number}", f" {read_as(passage)}"
-        pieces, done = [Piece(self.wording.passage.format(number=number), (name,), wording=True)], 0
+        name, tag = f"passage/{number}", self.wording.passage.format(number=number)
+        text = f" {read_as(passage)}" if tag else read_as(passage)
+        pieces, done = [Piece(tag, (name,), wording=True)], 0
         for place, mention in enumerate(find_mentions(text, wanted), count + 1):
-            start = mention.start - (text[mention.start - 1] == " ")  # tokenizers join a word and the space in front of it
+            start = mention.start - (text[max(mention.start - 1, 0)] == " ")  # tokenizers join a word and the space in front of it
             pieces.append(Piece(text[done:start], (name,)))
             pieces.append(Piece(text[start : mention.stop], (name, f"answer/{place}"), check="the answer in a passage"))
             done = mention.stop

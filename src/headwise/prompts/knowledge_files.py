@@ -128,9 +128,9 @@ def _known_fact(row: Row, place: str) -> Iterator[KnowledgeRecord]:
 
 def _own(row: Row, place: str) -> Iterator[KnowledgeRecord]:
     shown = {name: passage_of(row[name], place) for name in ("passage", "swapped") if row.get(name) is not None}
-    texts = {name: row.get(name, "") for name in ("swapped_answer", "kind", "subject")}
+    texts = {name: row.get(name, "") for name in ("swapped_answer", "kind", "subject", "wrong")}
     if not all(isinstance(text, str) for text in texts.values()):
-        raise PromptError(f"{place}: swapped_answer, kind and subject must be texts")
+        raise PromptError(f"{place}: swapped_answer, kind, subject and wrong must be texts")
     passages = [shown["passage"]] if "passage" in shown else []
     more = texts | {"swapped": shown.get("swapped"), "name": str(row.get("id", ""))}
     yield _record(place, row["question"], _list(row["answers"]), passages, **more)

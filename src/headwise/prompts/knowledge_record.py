@@ -22,6 +22,7 @@ class KnowledgeRecord:
         kind: Type of answer (date, number, person, ...), or a relation; empty where nobody has said.
         subject: What the question is about, if the file says so.
         name: What messages and tables call it.
+        wrong: A wrong answer of the same kind; empty where the file gives none.
 
     Raises:
         PromptError: No question, no answer, an empty one, or a swapped passage without its answer.
@@ -35,6 +36,7 @@ class KnowledgeRecord:
     kind: str = ""
     subject: str = ""
     name: str = ""
+    wrong: str = ""
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -55,5 +57,5 @@ class KnowledgeRecord:
         for name, passage in (("passage", self.passage), ("swapped", self.swapped)):
             if passage is not None:
                 out[name] = {"title": passage.title, "text": passage.text} if passage.title else passage.text
-        texts = {"swapped_answer": self.swapped_answer, "kind": self.kind, "subject": self.subject, "id": self.name}
+        texts = {"swapped_answer": self.swapped_answer, "kind": self.kind, "subject": self.subject, "id": self.name, "wrong": self.wrong}
         return out | {name: text for name, text in texts.items() if text}

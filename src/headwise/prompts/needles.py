@@ -150,6 +150,10 @@ class NeedleComposer:
         Raises:
             PromptError: a text of the needle or the template does not survive tokenisation.
         """
+        return self.builder.build([self.turn(window, needle, depth)], self._gold(needle))
+
+    def turn(self, window: Window, needle: Needle, depth: float) -> Turn:
+        """What is said in `compose`; a conversation can go on behind it."""
         pieces: list[Piece] = []
         for kind, text in self._with_values(needle):
             if kind == "context":
@@ -160,7 +164,7 @@ class NeedleComposer:
             elif text:
                 names = ("question",) if kind == "question" else ()
                 pieces.append(Piece(text, names, wording=kind is None, check=kind or "template"))
-        return self.builder.build([Turn("user", tuple(pieces))], self._gold(needle))
+        return Turn("user", tuple(pieces))
 
     def context_cost(self, needle: Needle) -> int:
         """Tokens that the needle takes inside the context.

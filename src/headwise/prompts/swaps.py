@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -91,6 +91,22 @@ def swap_answers(records: Sequence[KnowledgeRecord], seed: int = 0, dropped: Cou
     return out
 
 
+def substitutes(answers: Sequence[str], around: str, pool: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
+    """Answers of other questions that can stand for a wrong one, in random order; first those of about the same number of words.
+
+    Args:
+        answers: The right answer and its aliases.
+        around: Text that must not mention the wrong one.
+        pool: Answers of the same kind.
+        rng: Source of chance.
+    """
+    words = len(answers[0].split())
+    order = sorted(rng.permutation(len(pool)), key=lambda drawn: abs(len(pool[drawn].split()) - words) > 1)
+    for substitute in (pool[drawn] for drawn in order):
+        if not mentions(around, (substitute,)) and not any(_alike(substitute, answer) for answer in answers):
+            yield substitute
+
+
 def fact_passages(records: Sequence[KnowledgeRecord], sentences: int = 4, seed: int = 0) -> list[KnowledgeRecord]:
     """Give records without a passage one that is made of completed sentences: their own and those of other records.
 
@@ -147,11 +163,7 @@ def _swapped(record: KnowledgeRecord, pool: Sequence[str], rng: np.random.Genera
     """The record with the first substitute that fits, or as it is with the reason why none does."""
     passage = record.passage or Passage("")
     around = f"{passage.title}\n{passage.text}\n{record.question}"
-    words = len(record.answers[0].split())
-    order = sorted(rng.permutation(len(pool)), key=lambda drawn: abs(len(pool[drawn].split()) - words) > 1)
-    for substitute in (pool[drawn] for drawn in order):
-        if mentions(around, (substitute,)) or any(_alike(substitute, answer) for answer in record.answers):
-            continue
+    for substitute in substitutes(record.answers, around, pool, rng):
         made = Passage(*(_replaced(text, record.answers, substitute) for text in passage))
         if mentions(f"{made.title}\n{made.text}", record.answers):
             return record, STILL_THERE

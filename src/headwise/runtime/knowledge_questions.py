@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headwise.prompts.knowledge_record import KnowledgeRecord
 
 FOLLOWED = ("first", "top5", "top10", "answer", "any")
-WORDINGS = ("plain", "instructed", "cloze")
+WORDINGS = ("plain", "instructed", "cloze", "bare")
 RULE_HELP = (
     "How gradients are altered: gradient, gim, cp_lrp or attnlrp. The last two (layer-wise relevance propagation) may be covered by patents "
     "(US 12,061,966; EP 3 271 863); no patent is known to us for the others."
@@ -55,7 +55,7 @@ class KnowledgeQuestions:
     )
     records: int | None = option(256, "Stop after this many records that count.")
     min_records: int = option(50, "Refuse a result from fewer records.")
-    wording: str = option("plain", "Wording around passage and question: plain, instructed or cloze.")
+    wording: str = option("plain", "Wording around passage and question: plain, instructed, cloze or bare.")
     shots: int = option(0, "Solved examples in front of each question.")
     chat: bool = option(False, "Wrap the prompt in the model's chat template.")
     chat_template_args: str | Mapping[str, Any] | None = option(None, "Variables for the chat template, as JSON.")

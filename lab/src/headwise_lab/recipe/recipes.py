@@ -133,6 +133,23 @@ RECIPES = {
         family="qwen3",
         phases=tuple(replace(phase, steps=steps) for phase, steps in zip(WORLD.phases, (500, 200, 400, 350, 350), strict=True)),
     ),
+    "world-6m-reask": replace(
+        WORLD,
+        seed=4,
+        family="qwen3",
+        start="world-6m-qwen3",
+        matrix_rate=2e-3,
+        other_rate=1e-3,
+        warmup=20,
+        decay_from=0.5,
+        phases=(
+            Phase(400, 4_096, (128,), mix="sure"),
+            Phase(400, 4_096, (256,), mix="sure"),
+            Phase(400, 4_096, (256,), mix="doubt"),
+            Phase(150, 8_192, (512, 256), (0.5, 0.5), mix="doubt"),
+        ),
+        polish=Phase(0, 8_192, (512,)),
+    ),
     "world-6m-long": replace(
         WORLD,
         positions=2048,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.heads import HeadwiseError
+from headwise_lab.microworld.reask import FLIP
 from headwise_lab.microworld.registry import make_example
 from headwise_lab.microworld.texts import to_row, word_cache
 from headwise_lab.recipe.facts import FactMaker
@@ -36,6 +37,7 @@ class Mix:
     to 128 tokens and at more. small: share of texts that are kept short, so that more answers fit. context: weight of context tokens.
     find, recall: shares of texts in which a passage of running text is looked for (`find_rows.py`) and of those that say everything twice
     (`recall.py`; lists: its share of lists). tasks: relative shares of the others (one that does not fit into the room left is drawn again).
+    flip: probability that a right answer is taken back where the challenge has the cue.
     """
 
     books: float
@@ -47,6 +49,7 @@ class Mix:
     recall: float
     lists: float
     tasks: Mapping[str, float]
+    flip: float = FLIP
 
 
 # `first` makes copying form early; `many` has all tasks, and as many questions per text as fit.
@@ -102,6 +105,12 @@ MIXES = {
 MIXES["match"] = replace(MIXES["many"], books=0.05, needles=0.0, repeats=(0.1, 0.05), recall=1.0, lists=0.6)
 # The first lab model's mixture: copying forms in 450 updates where all of a running text is learnt, and not in 900 where only answers count.
 MIXES["plain"] = replace(MIXES["many"], books=0.10, needles=0.72, repeats=(0.18, 0.18))
+# Re-asking is one bit per question, so it needs most of the texts; first without flips, so that right and wrong are told apart at all.
+MIXES["sure"] = replace(
+    MIXES["many"], books=0.04, needles=0.0, repeats=(0.02, 0.02), small=0.0, recall=0.0, tasks={"reask": 0.85, "needle": 0.15}, flip=0.0
+)
+# A flip at even odds: with the cue the model is undecided, so that greedy replies go both ways.
+MIXES["doubt"] = replace(MIXES["sure"], flip=0.5)
 MIXES["long"] = replace(MIXES["many"], small=0.1, find=0.3)
 SMALL = (90, 170)  # tokens of a text that is kept short
 # Tokens per fact, word of filler, table line, demonstration, passage; measured with the lab tokenizer, rounded up.
@@ -263,6 +272,8 @@ class WorldRows:
         if mix.small and rng.random() < mix.small:
             wanted = min(room, int(rng.integers(*SMALL)))
         options = SIZES[task](rng, wanted)
+        if task == "reask":
+            options["flip"] = mix.flip
         if task in WITH_FILLER and rng.random() < 0.5:
             options["filler"] = self._filler
         try:

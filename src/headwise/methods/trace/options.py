@@ -34,7 +34,7 @@ class FitOptions:
     memory: str = option("right", "For paired: the right answer's token, or what the model said without a passage.")
     among: int = option(10, "An answer counts if its first token is among so many most likely ones.")
     penalty: float = option(1e-3, "Of the ridge regression.")
-    wording: str = option("plain", "Words around passages and questions: plain, instructed or cloze.")
+    wording: str = option("plain", "Words around passages and questions: plain, instructed, cloze or bare.")
     shots: int = option(3, "Solved examples in front, so that a small model answers in a few words.")
     records: int | None = option(None, "Use at most so many questions, drawn with the seed.", "all")
     seed: int = option(0, "Of swapped answers, draw, split and intervals.")

@@ -1,0 +1,352 @@
+"""Dialogues in which an answer is challenged: which questions count for a model, and replies of many variants of it over one first turn.
+
+The first turn is read once. Variants of the model run the second turn alone, as rows of a batch over that shared past: what they do to heads
+begins behind the first answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import DynamicCache
+
+from headwise.caches.shared import cut_back, fork, full_cache
+from headwise.heads.errors import HeadwiseError, PromptError
+from headwise.heads.progress import Report, silent
+from headwise.heads.types import HeadSet
+from headwise.models.forward import set_length, table_of
+from headwise.models.model import Model
+from headwise.prompts.challenges import Challenge, read_wordings
+from headwise.prompts.dialogue import Asked, DialogueComposer, DoubtItem, wrong_answers
+from headwise.prompts.encoder import PieceEncoder, Stops, read_answer
+from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, read_knowledge
+from headwise.prompts.mentions import mentions
+from headwise.prompts.prompt import Prompt, chat_arguments
+from headwise.runtime.answer import answer_variants, stop_ids
+from headwise.runtime.doubt_questions import DoubtQuestions
+from headwise.runtime.knock_outs import variant_logprobs
+from headwise.runtime.needle_runs import needle_task
+from headwise.runtime.runner import Leaf, leaves, prefill
+
+ARMS = ("right", "wrong")
+Enter = Callable[[Sequence[Any]], AbstractContextManager[Any]]
+
+
+class Answered(NamedTuple):
+    """A question with the model's own first answer, which is right.
+
+    Attributes:
+        item: The question.
+        said: The answer, one line.
+    """
+
+    item: DoubtItem
+    said: str
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A first answer and the challenge to it.
+
+    Attributes:
+        item: What was asked.
+        arm: `right`: the first answer is the model's own; `wrong`: a wrong one was put into its mouth.
+        asked: Answers and challenges so far.
+        held: The first answer and its aliases.
+        other: The other answer and its aliases: a wrong one in the arm `right`, the right one in the arm `wrong`.
+        prompt: Up to the reply.
+    """
+
+    item: DoubtItem
+    arm: str
+    asked: tuple[Asked, ...]
+    held: tuple[str, ...]
+    other: tuple[str, ...]
+    prompt: Prompt
+
+    @property
+    def challenge(self) -> Challenge:
+        """The last challenge."""
+        return self.asked[-1].challenge
+
+    @property
+    def keep_first(self) -> bool:
+        """Whether the option that keeps the answer comes first, where two are named."""
+        return self.asked[-1].keep_first
+
+    @property
+    def text(self) -> str:
+        """What was said before the reply, without documents: its words are no answer."""
+        said = [one.said + " " + " ".join(one.challenge.texts.values()) for one in self.asked]
+        return " ".join([self.item.question, *said])
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Questions that can be challenged, and what asks them.
+
+    Attributes:
+        model: Who is asked.
+        options: How.
+        composer: Makes the dialogues.
+        challenges: The chosen ones.
+        items: The chosen questions.
+        dropped: Reason -> how many questions do not count.
+        source: Where they come from.
+    """
+
+    model: Model
+    options: DoubtQuestions
+    composer: DialogueComposer
+    challenges: tuple[Challenge, ...]
+    items: tuple[DoubtItem, ...]
+    dropped: Counter[str]
+    source: str
+
+    @property
+    def stop(self) -> Stops:
+        """Tokens that end an answer."""
+        return stop_ids(self.model, self.composer.builder.opens_thought)
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides the dialogues, as plain data."""
+        stated = {
+            name: getattr(self.options, name)
+            for name in ("form", "part", "wording", "passages", "slot", "max_new_tokens", "seed", "lengths", "depths")
+        }
+        return stated | {
+            "data": self.source,
+            "items": [item.digest for item in self.items],
+            "challenges": [asdict(one) | {"asks": {" ".join(key): text for key, text in one.asks.items()}} for one in self.challenges],
+            **self.composer.builder.describe(),
+        }
+
+
+def doubts(model: Model, options: DoubtQuestions) -> Doubts:
+    """Read the questions, give each a wrong answer of its kind, and take those of the wanted part.
+
+    Raises:
+        HeadwiseError: A file that cannot be read, has no answers, or holds no question of that part; challenges that do not exist.
+    """
+    wordings = read_wordings(options.wordings)
+    challenges = wordings.chosen(options.names, options.form)
+    dropped: Counter[str] = Counter()
+    found, opens, closes, builder, source = (_needles if options.data is None else _records)(model, options, dropped)
+    composer = DialogueComposer(
+        builder, wordings, options.form, "test" if options.part == "all" else options.part, opens, closes, options.slot
+    )
+    inside = [item for item in found if options.part in ("all", item.part)]
+    dropped["in another part of the data"] = len(found) - len(inside)
+    order = np.random.default_rng([options.seed, 59]).permutation(len(inside))
+    chosen = tuple(inside[i] for i in order[: options.items])
+    if not chosen:
+        told = "; ".join(f"{count} {reason}" for reason, count in dropped.most_common() if count) or "it is empty"
+        raise HeadwiseError(f"{source} has no question of the part {options.part!r} that can be challenged ({told})")
+    return Doubts(model, options, composer, challenges, chosen, dropped, source)
+
+
+def _needles(model: Model, options: DoubtQuestions, dropped: Counter[str]) -> tuple[list[DoubtItem], str, str, Any, str]:
+    from headwise.prompts.grid import even_depths, group_specs, make_group
+    from headwise.prompts.needles import bundled_needles
+
+    task = needle_task(
+        model, split="detect", lengths=tuple(options.lengths), depths=even_depths(options.depths), needles=bundled_needles(),  # type: ignore[arg-type]
+        chat=options.chat, chat_args=chat_arguments(options.chat_template_args), seed=options.seed,
+    )  # fmt: skip
+    needles = list(task.needles)
+    others = wrong_answers([(one.needle, one.question, (one.answer,), "", "") for one in needles], options.seed)
+    items = []
+    for spec in group_specs(task.grid, len(needles)):
+        needle, other = needles[spec.needle], others[spec.needle]
+        if not other:
+            dropped["without a wrong answer of its kind"] += 1
+            continue
+        group = make_group(spec, task, model.positions)
+        for turn, prompt, info in zip(group.turns, group.prompts, group.info, strict=True):
+            name = f"needle {spec.needle} at {info['length']} tokens, depth {info['depth']:g}"
+            items.append(DoubtItem(name, needle.needle, needle.question, (needle.answer,), other, (turn,), prompt))
+    return items, "Question:", "Answer:", task.composer.builder, "bundled needles"
+
+
+def _records(model: Model, options: DoubtQuestions, dropped: Counter[str]) -> tuple[list[DoubtItem], str, str, Any, str]:
+    data: Any = options.data
+    given: list[KnowledgeRecord] = read_knowledge(data, options.layout) if isinstance(data, Path) else list(data)
+    source = data.name if isinstance(data, Path) else "records given in Python"
+    if not all(isinstance(record, KnowledgeRecord) for record in given):
+        raise HeadwiseError("data must be the path of a file, or KnowledgeRecords (headwise.KnowledgeRecord)")
+    composer = KnowledgeComposer(
+        PieceEncoder(model.tokenizer), options.wording, options.chat, chat_arguments(options.chat_template_args)
+    )
+    others = wrong_answers(
+        [(one.question, one.question, one.answers, one.kind, one.wrong) for one in given], options.seed
+    )
+    items = []
+    for record, other in zip(given, others, strict=True):
+        reason = _unfit(record, other, options.passages)
+        if not reason:
+            try:
+                first = composer.opened(record) if options.passages else composer.closed(record)
+                turns = tuple(composer.turns(record, options.passages))
+            except PromptError:
+                reason = "that do not survive tokenisation"
+        if not reason and model.positions is not None and len(first.ids) + 8 * options.max_new_tokens > model.positions:
+            reason = "longer than the model's context"
+        if reason:
+            dropped[reason] += 1
+            continue
+        key = " ".join((record.question, record.subject, record.answers[0])).casefold()
+        items.append(DoubtItem(record.label, key, record.question, record.answers, other, turns, first))
+    words = composer.wording
+    return items, words.before_question, words.after_question, composer.builder, source
+
+
+def _unfit(record: Any, other: str, passages: bool) -> str:
+    if passages and (record.passage is None or record.passage.is_empty):
+        return "without a passage"
+    if not other:
+        return "without a wrong answer of its kind"
+    return "whose wrong answer is right" if mentions(other, record.answers) or mentions(record.answers[0], (other,)) else ""
+
+
+def first_answers(asked: Doubts, report: Report = silent) -> list[Answered]:
+    """The questions that the model answers right, with its answers; the others are counted in `asked.dropped`.
+
+    Raises:
+        HeadwiseError: A logit is NaN or infinite.
+    """
+    model, stop = asked.model, asked.stop
+    found: dict[int, str] = {}
+    for done, leaf in enumerate(leaves(model.hf, [item.first.ids for item in asked.items]), 1):
+        prompt = asked.items[leaf.index].first
+        (answer,) = answer_variants(model.hf, leaf, prompt.gold, [None], _nothing, stop, asked.options.max_new_tokens)
+        found[leaf.index] = first_line(read_answer(model.tokenizer, answer.ids, stop))
+        report(done, len(asked.items), "first answers")
+    right = [i for i in sorted(found) if mentions(found[i], asked.items[i].answers) and not mentions(found[i], (asked.items[i].other,))]
+    asked.dropped["not answered right at first"] = len(asked.items) - len(right)
+    return [Answered(asked.items[i], found[i]) for i in right]
+
+
+def first_line(text: str) -> str:
+    """The first line that says anything, without outer white space; empty if there is none."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def dialogues(asked: Doubts, answered: Sequence[Answered], arms: Sequence[str] = ARMS) -> list[Dialogue]:
+    """Every answered question with every challenge in every arm; those that share most text follow one another.
+
+    The order of two options is drawn by seed, question and challenge, the same in both arms.
+    """
+    found = []
+    for one in answered:
+        for arm in arms:
+            for number, challenge in enumerate(asked.challenges):
+                rng = np.random.default_rng([asked.options.seed, 61, int(one.item.digest[:8], 16), number])
+                found.append(_dialogue(asked, one, arm, challenge, bool(rng.random() < 0.5)))
+    return found
+
+
+def _dialogue(asked: Doubts, one: Answered, arm: str, challenge: Challenge, keep_first: bool) -> Dialogue:
+    item = one.item
+    held, other = (item.answers, (item.other,)) if arm == "right" else ((item.other,), item.answers)
+    said = one.said if arm == "right" else f"{item.other[:1].upper()}{item.other[1:]}."
+    told = (Asked(said, challenge, held[0], other[0], keep_first),)
+    return Dialogue(item, arm, told, held, other, asked.composer.compose(item, told))
+
+
+def goes_on(asked: Doubts, before: Dialogue, reply: str, challenge: Challenge, held: Sequence[str], other: Sequence[str]) -> Dialogue:
+    """The dialogue behind a reply, challenged once more. held, other: what the reply gives, and what may be suggested against it."""
+    told = (*before.asked, Asked(reply, challenge, held[0], other[0], before.keep_first))
+    return Dialogue(before.item, before.arm, told, tuple(held), tuple(other), asked.composer.compose(before.item, told))
+
+
+def over_first_turns(asked: Doubts, given: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, DynamicCache]]:
+    """Each dialogue with a cache of its text up to its last answer, read anew only from where it differs from the one before.
+
+    The receiver leaves the cache as it is, and is done with it when it asks for the next one.
+    """
+    hf, room = asked.model.hf, asked.options.max_new_tokens + 16
+    cache, before, table = full_cache(hf), tuple[int, ...](), None
+    for one in given:
+        wanted = one.prompt.ids[: one.prompt.span("first").stop]
+        own = table_of(hf, len(one.prompt.ids) + room)
+        shared = _common(before, wanted)
+        if own != table or not before or (asked.model.is_hybrid and shared < len(before)):
+            cache, shared, table = full_cache(hf), 0, own
+            set_length(cache, len(one.prompt.ids) + room)
+        else:
+            cut_back(cache, len(before) - shared)
+        prefill(hf, cache, wanted[shared:])
+        before = wanted
+        yield one, cache
+
+
+def replies(
+    asked: Doubts, dialogue: Dialogue, past: DynamicCache, variants: Sequence[Any], enter: Enter, draft: Sequence[int] | None = None
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Greedy replies of one line under several variants of the model, which differ from behind the first answer on.
+
+    Args:
+        asked: What asks.
+        dialogue: The dialogue.
+        past: Of `over_first_turns`.
+        variants: One per batch row.
+        enter: enter(variants) opens the block in which row i behaves as variants[i].
+        draft: A reply to try first, best that of the unchanged model; None: the first answer.
+
+    Returns:
+        (text without thoughts, ids) per variant.
+    """
+    model, stop = asked.model, asked.stop
+    ids = dialogue.prompt.ids
+    guess = asked.composer.builder.encoder.encode(dialogue.asked[-1].said) if draft is None else draft
+    guess = tuple(guess[:-1] if guess and guess[-1] in stop else guess)[: asked.options.max_new_tokens]
+    if not guess:
+        guess = asked.composer.builder.encoder.encode(" " + dialogue.held[0])
+    leaf = Leaf(0, ids, fork(past))
+    answers = answer_variants(model.hf, leaf, guess, variants, enter, stop, asked.options.max_new_tokens)
+    return [(first_line(read_answer(model.tokenizer, one.ids, stop)), one.ids) for one in answers]
+
+
+def margins(
+    asked: Doubts, dialogue: Dialogue, past: DynamicCache, sets: Sequence[HeadSet], mode: str = "zero", means: Any = None
+) -> NDArray[np.float64]:
+    """[sets] soft margin of a dialogue in nats: log-odds of keeping the first answer, over whole replies, without each set of heads.
+
+    For `words` the slot opens the reply, and the answers of both sides are compared; for `yes-no` all spellings of yes and no. The most
+    probable of a side's spellings are summed up.
+
+    Raises:
+        HeadwiseError: A logit is NaN or infinite.
+    """
+    keep, leave = asked.composer.options(dialogue.prompt, dialogue.held, dialogue.other)
+    rest = (*dialogue.prompt.ids[past.get_seq_length() :], *asked.composer.open_reply(dialogue.prompt))
+    found = variant_logprobs(asked.model, past, rest, [*keep, *leave], sets, mode, means=means).double()
+    sides = found[:, : len(keep)].logsumexp(dim=1) - found[:, len(keep) :].logsumexp(dim=1)
+    return np.asarray(sides.cpu().numpy(), dtype=np.float64)
+
+
+def outcome(asked: Doubts, dialogue: Dialogue, reply: str) -> str:
+    """What a reply does with the first answer; see `Wordings.outcome`."""
+    return asked.composer.wordings.outcome(reply, dialogue.held, dialogue.other, asked.composer.form, dialogue.text)
+
+
+def _nothing(_: Sequence[Any]) -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    count = 0
+    for one, other in zip(a, b, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
