@@ -12,10 +12,11 @@ from headwise.evaluation.perplexity import perplexity
 from headwise.heads import HeadwiseError
 from headwise.models.load import load
 from headwise.models.names import bundled_model
+from headwise.runtime import batches
 from headwise.runtime.answer import stop_ids
+from headwise.runtime.batches import greedy_answers, next_token_logits
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
-from headwise_lab import batches, evaluation
-from headwise_lab.batches import greedy_answers, next_token_logits
+from headwise_lab import evaluation
 from headwise_lab.eval_tasks import (
     GOALS,
     LONG_TASKS,

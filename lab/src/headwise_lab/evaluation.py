@@ -22,8 +22,8 @@ from headwise.prompts.haystack import bundled_texts
 from headwise.prompts.prompt import Piece
 from headwise.prompts.words import check_split
 from headwise.runtime.answer import stop_ids
+from headwise.runtime.batches import greedy_answers, next_token_logits
 from headwise.stats.paired import bootstrap_mean
-from headwise_lab.batches import greedy_answers, next_token_logits
 from headwise_lab.eval_tasks import BASE, GOALS, Drawer, Item, NotMeasured, Spec, right, specs_for
 from headwise_lab.microworld.registry import TASKS
 from headwise_lab.microworld.texts import Example, with_turn

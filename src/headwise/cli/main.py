@@ -33,7 +33,7 @@ from headwise.cli import (
 )
 from headwise.cli.notes import held, tell_held
 from headwise.cli.options import Root
-from headwise.heads.errors import HeadwiseError, MissingExtraError
+from headwise.heads.errors import HeadwiseError, MissingExtraError, NothingToRepair
 from headwise.heads.files import can_continue
 from headwise.heads.text import one_line
 
@@ -87,6 +87,10 @@ def run() -> None:
             sys.exit(error.exit_code)
         command = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         _fail(error.format_message() + command)
+    except NothingToRepair as told:
+        held.clear()
+        sys.stdout.write(one_line(str(told)) + "\n")
+        status = 0
     except (HeadwiseError, MissingExtraError) as error:
         _fail(str(error))
     except OSError as error:

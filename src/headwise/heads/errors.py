@@ -5,6 +5,7 @@ HeadwiseError (ValueError)
 ├── PromptError             a prompt or one of its spans cannot be made
 ├── HeadFileError           a head file is missing, broken or for another model
 └── NoSuccessfulRunError    the model solved no run, so no head can be scored
+    └── NothingToRepair     the model does nothing that could be repaired; for the command line no failure
 MissingExtraError (ImportError)   an optional dependency is needed
 """
 
@@ -29,6 +30,10 @@ class HeadFileError(HeadwiseError):
 
 class NoSuccessfulRunError(HeadwiseError):
     """The model solved no run, so no head can be scored."""
+
+
+class NothingToRepair(NoSuccessfulRunError):  # a finding: the command line says it and ends with status 0
+    """The model does nothing that could be repaired: no answer flips, or all do."""
 
 
 class MissingExtraError(ImportError):

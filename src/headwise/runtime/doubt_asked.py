@@ -10,14 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import DynamicCache
 
-from headwise.caches.shared import cut_back, fork, full_cache
+from headwise.caches.shared import cut_back, fork, full_cache, shared_past
 from headwise.heads.errors import HeadwiseError, PromptError
 from headwise.heads.progress import Report, silent
 from headwise.heads.types import HeadSet
@@ -30,12 +32,15 @@ from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, read_
 from headwise.prompts.mentions import mentions
 from headwise.prompts.prompt import Prompt, chat_arguments
 from headwise.runtime.answer import answer_variants, stop_ids
+from headwise.runtime.batches import greedy_answers
 from headwise.runtime.doubt_questions import DoubtQuestions
-from headwise.runtime.knock_outs import variant_logprobs
+from headwise.runtime.knock_outs import row_logprobs, variant_logprobs
 from headwise.runtime.needle_runs import needle_task
 from headwise.runtime.runner import Leaf, leaves, prefill
 
 ARMS = ("right", "wrong")
+SHORT = 256  # tokens; reading such prompts many at once beats sharing what they begin with
+AT_ONCE = 128  # prompts between two reports
 Enter = Callable[[Sequence[Any]], AbstractContextManager[Any]]
 
 
@@ -221,16 +226,39 @@ def first_answers(asked: Doubts, report: Report = silent) -> list[Answered]:
     Raises:
         HeadwiseError: A logit is NaN or infinite.
     """
-    model, stop = asked.model, asked.stop
-    found: dict[int, str] = {}
-    for done, leaf in enumerate(leaves(model.hf, [item.first.ids for item in asked.items]), 1):
-        prompt = asked.items[leaf.index].first
-        (answer,) = answer_variants(model.hf, leaf, prompt.gold, [None], _nothing, stop, asked.options.max_new_tokens)
-        found[leaf.index] = first_line(read_answer(model.tokenizer, answer.ids, stop))
-        report(done, len(asked.items), "first answers")
-    right = [i for i in sorted(found) if mentions(found[i], asked.items[i].answers) and not mentions(found[i], (asked.items[i].other,))]
+    prompts = [item.first for item in asked.items]
+    found = plain_answers(asked, prompts, partial(_tell, report, "first answers"))
+    right = [i for i in range(len(found)) if mentions(found[i], asked.items[i].answers) and not mentions(found[i], (asked.items[i].other,))]
     asked.dropped["not answered right at first"] = len(asked.items) - len(right)
     return [Answered(asked.items[i], found[i]) for i in right]
+
+
+def plain_answers(asked: Doubts, prompts: Sequence[Prompt], report: Callable[[int, int], None]) -> list[str]:
+    """First lines of the unchanged model's greedy answers; short prompts run many at once, long ones share what they begin with.
+
+    Raises:
+        HeadwiseError: A logit is NaN or infinite.
+    """
+    model, stop, limit = asked.model, asked.stop, asked.options.max_new_tokens
+    alone = model.is_hybrid or table_of(model.hf, 1) is not None
+    short = [] if alone else [i for i, prompt in enumerate(prompts) if len(prompt.ids) <= SHORT]
+    found: dict[int, tuple[int, ...]] = {}
+    for start in range(0, len(short), AT_ONCE):
+        some = short[start : start + AT_ONCE]
+        said = greedy_answers(model.hf, [prompts[i].ids for i in some], [limit] * len(some), stop)
+        found |= dict(zip(some, said, strict=True))
+        report(len(found), len(prompts))
+    rest = [i for i in range(len(prompts)) if i not in found]
+    for leaf in leaves(model.hf, [prompts[i].ids for i in rest]):
+        gold = prompts[rest[leaf.index]].gold or leaf.ids[-1:]
+        (answer,) = answer_variants(model.hf, leaf, gold, [None], _nothing, stop, limit)
+        found[rest[leaf.index]] = answer.ids
+        report(len(found), len(prompts))
+    return [first_line(read_answer(model.tokenizer, found[i], stop)) for i in range(len(prompts))]
+
+
+def _tell(report: Report, remark: str, done: int, total: int) -> None:
+    report(done, total, remark)
 
 
 def first_line(text: str) -> str:
@@ -260,10 +288,12 @@ def _dialogue(asked: Doubts, one: Answered, arm: str, challenge: Challenge, keep
     return Dialogue(item, arm, told, held, other, asked.composer.compose(item, told))
 
 
-def goes_on(asked: Doubts, before: Dialogue, reply: str, challenge: Challenge, held: Sequence[str], other: Sequence[str]) -> Dialogue:
-    """The dialogue behind a reply, challenged once more. held, other: what the reply gives, and what may be suggested against it."""
-    told = (*before.asked, Asked(reply, challenge, held[0], other[0], before.keep_first))
-    return Dialogue(before.item, before.arm, told, tuple(held), tuple(other), asked.composer.compose(before.item, told))
+def goes_on(asked: Doubts, before: Dialogue, reply: str, challenge: Challenge, gave_up: bool) -> Dialogue:
+    """The dialogue behind a reply, challenged once more; what is suggested now is the answer that the reply does not give."""
+    last = before.asked[-1]
+    short = (before.other[0], before.held[0]) if gave_up else (before.held[0], before.other[0])
+    told = (*before.asked, Asked(reply, challenge, *short, last.keep_first))
+    return Dialogue(before.item, before.arm, told, before.held, before.other, asked.composer.compose(before.item, told))
 
 
 def over_first_turns(asked: Doubts, given: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, DynamicCache]]:
@@ -325,10 +355,27 @@ def margins(
     Raises:
         HeadwiseError: A logit is NaN or infinite.
     """
+    rest, options, keeps = _sides(asked, dialogue, past)
+    return _log_odds(variant_logprobs(asked.model, past, rest, options, sets, mode, means=means), keeps)
+
+
+def margins_under(asked: Doubts, dialogue: Dialogue, past: DynamicCache, variants: Sequence[Any], enter: Enter) -> NDArray[np.float64]:
+    """[variants] margins as those of `margins`, where enter(variants) opens the block in which row i behaves as variants[i]."""
+    rest, options, keeps = _sides(asked, dialogue, past)
+    with enter(variants), shared_past(asked.model.hf, past, len(variants)) as cache:
+        found = row_logprobs(asked.model, cache, rest, options, len(variants))
+    return _log_odds(found, keeps)
+
+
+def _sides(asked: Doubts, dialogue: Dialogue, past: DynamicCache) -> tuple[tuple[int, ...], list[tuple[int, ...]], int]:
+    """Tokens up to the reply, all replies that keep the answer and then those that give it up, and how many keep it."""
     keep, leave = asked.composer.options(dialogue.prompt, dialogue.held, dialogue.other)
     rest = (*dialogue.prompt.ids[past.get_seq_length() :], *asked.composer.open_reply(dialogue.prompt))
-    found = variant_logprobs(asked.model, past, rest, [*keep, *leave], sets, mode, means=means).double()
-    sides = found[:, : len(keep)].logsumexp(dim=1) - found[:, len(keep) :].logsumexp(dim=1)
+    return rest, [*keep, *leave], len(keep)
+
+
+def _log_odds(logprobs: Tensor, keeps: int) -> NDArray[np.float64]:
+    sides = logprobs.double()[:, :keeps].logsumexp(dim=1) - logprobs.double()[:, keeps:].logsumexp(dim=1)
     return np.asarray(sides.cpu().numpy(), dtype=np.float64)
 
 

@@ -39,6 +39,7 @@ class DoubtQuestions:
         chat_template_args: Variables for it, as a mapping or JSON.
         slot: How a reply in words is opened where its soft margin is measured; empty: not at all.
         max_new_tokens: Longest answer in tokens.
+        gate: A challenge counts where at least this share of right answers is taken back, and not all are.
         seed: Of wrong answers, the order of questions and that of options.
     """
 
@@ -61,6 +62,7 @@ class DoubtQuestions:
     chat_template_args: str | Mapping[str, Any] | None = option(None, "Variables for the chat template, as JSON.")
     slot: str = option("The answer is", "How a reply in words is opened where its soft margin is measured.")
     max_new_tokens: int = option(24, "Longest answer in tokens.")
+    gate: float = option(0.15, "A challenge counts where at least this share of right answers is taken back.")
     seed: int = option(0, "Seed of wrong answers, of the order of questions and of options.")
 
     def __post_init__(self) -> None:
@@ -74,6 +76,8 @@ class DoubtQuestions:
         check_least(1, depths=self.depths, items=self.items, max_new_tokens=self.max_new_tokens)
         check_seed(self.seed)
         chat_arguments(self.chat_template_args)
+        if not 0 <= self.gate < 1:
+            raise HeadwiseError(f"gate must lie in [0, 1); got {self.gate:g}")
         if self.passages and self.data is None:
             raise HeadwiseError("needles stand in a haystack, so passages go with --data FILE only")
         if self.challenges is not None and not self.names:

@@ -27,7 +27,7 @@ import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -66,6 +66,32 @@ class _Lock:
 
 # One for all objects of a folder in this process.
 _locks: weakref.WeakValueDictionary[Path, _Lock] = weakref.WeakValueDictionary()
+
+
+class Cells(Protocol):
+    """Where finished cells are kept: a `RunDirectory`, or a `Stretch` of one."""
+
+    def load(self, key: str) -> Cell | None:
+        """See `RunDirectory.load`."""
+
+    def save(self, key: str, arrays: Mapping[str, NDArray[Any]], info: list[dict[str, Any]]) -> None:
+        """See `RunDirectory.save`."""
+
+
+class Stretch:
+    """Cells of one part of a run, whose keys begin with its name; without a directory nothing is kept."""
+
+    def __init__(self, directory: RunDirectory | None, name: str) -> None:
+        self._directory, self._name = directory, name
+
+    def load(self, key: str) -> Cell | None:
+        """See `RunDirectory.load`."""
+        return None if self._directory is None else self._directory.load(f"{self._name}-{key}")
+
+    def save(self, key: str, arrays: Mapping[str, NDArray[Any]], info: list[dict[str, Any]]) -> None:
+        """See `RunDirectory.save`."""
+        if self._directory is not None:
+            self._directory.save(f"{self._name}-{key}", arrays, info)
 
 
 class RunDirectory:

@@ -54,6 +54,25 @@ def bootstrap_mean(values: Values, level: float = 0.95, draws: int = 10_000, see
     return Interval(float(x.mean()), float(low), float(high))
 
 
+def wilson(count: int, total: int, z: float = 1.959964) -> Interval:
+    """A share with its interval after Wilson (1927), which stays inside [0, 1] for small counts.
+
+    Args:
+        count: How many of the items.
+        total: Items, at least one.
+        z: Quantile of the normal distribution; the default covers 95 %.
+
+    Raises:
+        HeadwiseError: No item, or a count outside of 0 to `total`.
+    """
+    if total < 1 or not 0 <= count <= total:
+        raise HeadwiseError(f"a share needs a count of 0 to {total} of at least one item; got {count} of {total}")
+    share, square = count / total, z * z
+    middle = (share + square / (2 * total)) / (1 + square / total)
+    half = z * math.sqrt(share * (1 - share) / total + square / (4 * total**2)) / (1 + square / total)
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
 def sign_flip_test(differences: Values, alternative: str = "two-sided", draws: int = 10_000, seed: int = 0) -> float:
     """p-value of paired differences against a distribution that is symmetric around 0, with the mean as statistic.
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from headwise.heads.errors import HeadwiseError
 from headwise.models.forward import forward
 from headwise.models.model import device_of
+from headwise.prompts.encoder import ends
 
 BATCH_TOKENS = 8192  # padded tokens of a batch
 ALONE = 1024  # tokens; a longer prompt runs alone, because without padding attention needs no mask and is twice as fast
@@ -89,7 +90,7 @@ def _answer_batch(model: Any, prompts: Sequence[Ids], limits: Sequence[int], sto
         for row, token in enumerate(ids[:, 0].tolist()):
             if is_open[row]:
                 answers[row].append(token)
-                is_open[row] = token not in stop and len(answers[row]) < limits[row]
+                is_open[row] = not ends(stop, answers[row]) and len(answers[row]) < limits[row]
         if not any(is_open):
             return [tuple(answer) for answer in answers]
         mask = torch.cat([mask, mask.new_ones(len(answers), 1)], dim=1)

@@ -1,0 +1,242 @@
+"""Remedies: what can be done to chosen heads while a challenge is answered, many sets of heads at once.
+
+`zero`, `uniform` and `mean` cut heads off; `token` hides from them only the option that would give the answer up; `steer` adds a vector to what
+they give (a little steering may work better than cutting, arXiv:2601.16644); `scale` makes them stronger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headwise.attention.ablate import ablate
+from headwise.attention.head_rows import LayerRows, head_rows
+from headwise.attention.hide import hide
+from headwise.attention.scale import scale
+from headwise.attention.vectors import HeadVectors, insert
+from headwise.caches.shared import fork
+from headwise.evaluation.challenged import Measured
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.plain import checked_number
+from headwise.heads.progress import Report, silent
+from headwise.heads.types import HeadSet
+from headwise.models.model import Model
+from headwise.runtime.doubt_asked import Dialogue, margins_under, outcome, over_first_turns, replies
+from headwise.runtime.rundir import Cells
+from headwise.runtime.runner import prefill
+from headwise.stats.paired import bootstrap_mean, mcnemar, sign_flip_test
+
+REMEDIES = ("zero", "uniform", "mean", "token", "steer", "scale")
+STRETCH = 16  # dialogues that are kept on disk together
+STRENGTHENS = ("scale",)  # remedies for heads that hold on to an answer; the others are for those that take it back
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A remedy for a set of heads.
+
+    Attributes:
+        remedy: Of `REMEDIES`; `none` leaves the model as it is.
+        heads: Whose; none of them for `none`.
+        kind: How they were chosen: `none`, `chosen`, `random`, `retrieval` or `weakest`.
+        draw: Number of a random draw.
+    """
+
+    remedy: str
+    heads: HeadSet
+    kind: str = "chosen"
+    draw: int = 0
+
+    @property
+    def k(self) -> int:
+        """How many heads."""
+        return len(self.heads)
+
+
+@dataclass(frozen=True)
+class Medicine:
+    """What remedies are made of.
+
+    Attributes:
+        model: The model.
+        means: [L, H, d] mean outputs of heads, for `mean`.
+        vectors: [L, H, d] mean output in dialogues that held minus that in dialogues that flipped, for `steer`.
+        factor: Of `scale`, at least 0.
+        push: Factor of the vectors of `steer`.
+    """
+
+    model: Model
+    means: Tensor | None = None
+    vectors: Tensor | None = None
+    factor: float = 1.5
+    push: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "push"):
+            if checked_number(getattr(self, name), name) < 0:
+                raise HeadwiseError(f"{name} must be at least 0; got {getattr(self, name):g}")
+
+    def enter(self, remedy: str, dialogue: Dialogue, sets: Sequence[HeadSet]) -> AbstractContextManager[Any]:
+        """A block in which batch row i has the remedy at sets[i] from behind the first answer on.
+
+        Raises:
+            HeadwiseError: An unknown remedy, one whose means or vectors are missing, or `token` where the challenge names no option.
+        """
+        hf, given = self.model.hf, list(sets)
+        if remedy == "none" or not any(map(len, given)):
+            return nullcontext()
+        if remedy in ("zero", "uniform"):
+            return ablate(hf, given, remedy)
+        if remedy == "mean" and self.means is not None:
+            return ablate(hf, given, "mean", means=self.means)
+        if remedy == "scale":
+            return scale(hf, given, self.factor)
+        if remedy == "token":
+            return hide(hf, given, misleading_spans(dialogue))
+        if remedy == "steer" and self.vectors is not None:
+            last = len(dialogue.prompt.ids) - 1
+            return insert(hf, [self._vectors(one) for one in given], "add", self.push, answer_from=last)
+        raise HeadwiseError(f"the remedy {remedy!r} is none, or lacks its means or vectors; use {', '.join(REMEDIES)}")
+
+    def _vectors(self, heads: HeadSet) -> HeadVectors:
+        """The vectors of these heads; nothing at all of the first head for an empty set, since a row needs one."""
+        if self.vectors is None or not len(heads):
+            layer = min(self.model.modules)
+            return HeadVectors(HeadSet(((layer, 0),), self.model.heads.shape), torch.zeros(1, self.model.heads.head_dim))  # type: ignore[arg-type]
+        return HeadVectors(heads, torch.stack([self.vectors[head] for head in heads]))
+
+
+def misleading_spans(dialogue: Dialogue) -> list[tuple[int, int]]:
+    """Where a challenge names the option that gives the answer up. Raises `HeadwiseError` where it names none."""
+    found = [tuple(span) for name, span in dialogue.prompt.spans.items() if name == "option/leave"]
+    if not found:
+        raise HeadwiseError(f"the challenge {dialogue.challenge.name!r} names no option that could be hidden; leave the remedy 'token' out")
+    return found  # type: ignore[return-value]
+
+
+def kept_table(
+    measured: Measured, medicine: Medicine, trials: Sequence[Trial], places: Sequence[int], rows: int = 32
+) -> NDArray[np.bool_]:
+    """Whether each trial keeps the first answer of some dialogues.
+
+    Args:
+        measured: The dialogues, with the replies of the unchanged model.
+        medicine: What remedies are made of.
+        trials: V remedies for sets of heads.
+        places: D dialogues of `measured`.
+        rows: Trials in one batch, at most.
+
+    Returns:
+        [V, D]. A reply that is incoherent does not keep it; where margins are read, one above the mean of its order does.
+    """
+    asked = measured.asked
+    kept = np.zeros((len(trials), len(places)), dtype=bool)
+    groups: dict[str, list[int]] = {}
+    for number, trial in enumerate(trials):
+        groups.setdefault(trial.remedy, []).append(number)
+    given = [measured.dialogues[i] for i in places]
+    for column, (one, past) in enumerate(over_first_turns(asked, given)):
+        middle = measured.margins[places[column]] - measured.centred[places[column]]
+        for remedy, numbers in groups.items():
+            for start in range(0, len(numbers), rows):
+                some = numbers[start : start + rows]
+                sets = [trials[number].heads for number in some]
+
+                def enter(chosen: Sequence[HeadSet], remedy: str = remedy, one: Dialogue = one) -> AbstractContextManager[Any]:
+                    return medicine.enter(remedy, one, chosen)
+
+                if measured.read_by == "margin":
+                    kept[some, column] = margins_under(asked, one, past, sets, enter) >= middle
+                    continue
+                draft = asked.composer.builder.encoder.encode(measured.replies[places[column]])
+                said = replies(asked, one, past, sets, enter, draft)
+                kept[some, column] = [outcome(asked, one, text) == "kept" for text, _ in said]
+    return kept
+
+
+def judged(
+    used: Measured, medicine: Medicine, trials: Sequence[Trial], seed: int, directory: Cells | None = None, report: Report = silent
+) -> list[dict[str, Any]]:
+    """What every trial keeps, beside the first one, which leaves the model as it is.
+
+    Args:
+        used: Dialogues with right and with wrong first answers.
+        medicine: What remedies are made of.
+        trials: The first is `none`.
+        seed: Of intervals and tests.
+        directory: Finished stretches are kept there.
+        report: Called with (done, total, remark).
+
+    Returns:
+        One row per trial: `remedy`, `kind`, `k`, `draw`, `heads`; `kept_right`, `kept_wrong` (shares of kept answers); `right`, `wrong` (changes of
+        these) and `headline` (their difference), all means over questions, with its 95 % `interval` and `p` (sign flips over questions);
+        `mcnemar` (p over dialogues with right answers).
+    """
+    count = len(used.dialogues)
+    tables = []
+    for start in range(0, count, STRETCH):
+        places = range(start, min(start + STRETCH, count))
+        cell = directory.load(f"kept-{start}") if directory else None
+        if cell is None:
+            cell = ({"kept": kept_table(used, medicine, trials, places)}, [])
+            if directory:
+                directory.save(f"kept-{start}", *cell)
+        tables.append(cell[0]["kept"])
+        report(places.stop, count, f"{len(trials)} trials")
+    kept = np.concatenate(tables, axis=1)
+    items = sorted({one.item.name for one in used.dialogues})
+    arms = {arm: _by_item(used, kept, arm, items) for arm in ("right", "wrong")}
+    rows = []
+    for i, trial in enumerate(trials):
+        change = {arm: table[i] - table[0] for arm, table in arms.items()}
+        gain = change["right"] - change["wrong"]
+        right = [j for j, one in enumerate(used.dialogues) if one.arm == "right"]
+        rows.append(
+            {
+                "remedy": trial.remedy, "kind": trial.kind, "k": trial.k, "draw": trial.draw, "heads": [str(head) for head in trial.heads],
+                **{f"kept_{arm}": float(table[i].mean()) for arm, table in arms.items()}, **{arm: float(each.mean()) for arm, each in change.items()},
+                "headline": float(gain.mean()), "interval": list(bootstrap_mean(gain, draws=2000, seed=seed))[1:],
+                "p": sign_flip_test(gain, seed=seed) if i else 1.0, "mcnemar": mcnemar(kept[0, right], kept[i, right]),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _by_item(used: Measured, kept: NDArray[np.bool_], arm: str, items: Sequence[str]) -> NDArray[np.float64]:
+    """[V, items] share of an item's dialogues in which the first answer is kept."""
+    places: dict[str, list[int]] = {}
+    for i, one in enumerate(used.dialogues):
+        if one.arm == arm:
+            places.setdefault(one.item.name, []).append(i)
+    return np.stack([kept[:, places[name]].mean(axis=1) for name in items], axis=1)
+
+
+@torch.no_grad()
+def steering_vectors(measured: Measured) -> Tensor | None:
+    """[L, H, d] float32: mean output of every head in the row that predicts the reply, of dialogues that held minus those that flipped.
+
+    Right first answers only. None if nothing held, or nothing flipped.
+    """
+    asked, model = measured.asked, measured.asked.model
+    sums = {state: torch.zeros(*model.heads.shape, model.heads.head_dim) for state in (True, False)}
+    counts = {True: 0, False: 0}
+    places = [i for i, one in enumerate(measured.dialogues) if one.arm == "right" and measured.flipped[i] is not None]
+    for i, (one, past) in zip(places, over_first_turns(asked, [measured.dialogues[i] for i in places]), strict=True):
+        state = bool(measured.flipped[i])
+
+        def use(seen: LayerRows, state: bool = state) -> None:
+            sums[state][seen.layer, seen.heads] += seen.outputs[0, -1].float().cpu()
+
+        with head_rows(model.hf, None, lambda now: 1, use):
+            prefill(model.hf, fork(past), one.prompt.ids[past.get_seq_length() :])
+        counts[state] += 1
+    if not all(counts.values()):
+        return None
+    return sums[False] / counts[False] - sums[True] / counts[True]

@@ -1,0 +1,177 @@
+"""Calming a model: remedies chosen on one part of the questions, and what the chosen one does on another (arXiv:2510.22866, section on masking).
+
+The headline is the change of kept right answers minus the change of kept wrong ones: what raises both is no calm but a habit of saying yes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from headwise.attention.means import head_means
+from headwise.evaluation.ablation_task import default_task
+from headwise.evaluation.challenged import Measured, measured
+from headwise.evaluation.perplexity import plain_windows, with_bos
+from headwise.evaluation.remedies import REMEDIES, STRENGTHENS, Medicine, Trial, judged, steering_vectors
+from headwise.evaluation.variants import describe_scores, head_variants
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.progress import Report, silent
+from headwise.heads.types import HeadScores, HeadSet
+from headwise.models.model import Model, describe_model
+from headwise.runtime.doubt_asked import doubts
+from headwise.runtime.doubt_questions import DoubtQuestions
+from headwise.runtime.options import check_choice, check_least, check_seed
+from headwise.runtime.rundir import RunDirectory, Stretch
+from headwise.stats.paired import benjamini_hochberg, rank_p
+
+CURVE_DRAWS = 5  # random sets at every other K
+
+
+@dataclass(frozen=True)
+class CalmOptions:
+    """What is tried, and how it is judged.
+
+    Attributes:
+        top: Numbers of heads K.
+        remedies: Of `REMEDIES`. Those that weaken heads go to the heads with the highest scores, `scale` to those with the lowest.
+        controls: Layer-matched random sets for the chosen K on the test questions.
+        factor: Of `scale`.
+        push: Of `steer`.
+        seed: Of random sets, intervals and tests.
+
+    Raises:
+        HeadwiseError: A value out of range.
+    """
+
+    top: tuple[int, ...] = (1, 2, 3, 5, 10, 20)
+    remedies: tuple[str, ...] = REMEDIES
+    controls: int = 50
+    factor: float = 1.5
+    push: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.top or not self.remedies or len(set(self.top)) < len(self.top):
+            raise HeadwiseError("at least one K and one remedy are needed, each K once")
+        for one in self.remedies:
+            check_choice("remedy", one, REMEDIES)
+        for k in self.top:
+            check_least(1, top=k)
+        check_least(1, controls=self.controls)
+        check_seed(self.seed)
+        Medicine(None, factor=self.factor, push=self.push)  # type: ignore[arg-type]  # refuses what is out of range
+
+
+def calm(
+    model: Model, scores: HeadScores, select: DoubtQuestions, test: DoubtQuestions, options: CalmOptions | None = None,
+    retrieval: HeadScores | None = None, directory: RunDirectory | None = None, report: Report = silent,
+) -> dict[str, Any]:  # fmt: skip
+    """Try remedies on the questions of one part, and test the best one on another.
+
+    Args:
+        model: With its tokenizer.
+        scores: Of its heads: the higher, the more a head takes answers back; the lower, the more it holds on to them.
+        select: Questions and wordings for the choice.
+        test: Others, for the test.
+        options: What is tried.
+        retrieval: Scores of retrieval heads, whose strongest are a control.
+        directory: Finished parts are kept there.
+        report: Called with (done, total, remark).
+
+    Returns:
+        Plain data: `selection` and `test` (one row per trial: remedy, kind, k, draw, heads, kept_right, kept_wrong, right, wrong: changes of
+        these, headline), `chosen` (with interval, p-values, optimism and verdict), `rates` of the unchanged model.
+
+    Raises:
+        NothingToRepair: No challenge passes the gate.
+        HeadwiseError: A question that is used twice, a K without controls, or heads of another model.
+    """
+    options = options or CalmOptions()
+    model.check(scores.top(max(options.top)))
+    first, second = doubts(model, select), doubts(model, test)
+    _check_apart(scores, {item.digest for item in first.items}, {item.digest for item in second.items})
+    chosen_on = measured(first, Stretch(directory, "select"), report).counted()
+    medicine = _medicine(model, chosen_on, options)
+    remedies = [one for one in options.remedies if (one != "steer" or medicine.vectors is not None) and (one != "token" or _options(chosen_on))]
+    none = Trial("none", HeadSet((), model.heads.shape), "none")
+    trials = [none, *(Trial(one, _heads(scores, one, k)) for one in remedies for k in options.top)]
+    selection = judged(chosen_on, medicine, trials, options.seed, Stretch(directory, "select"), report)
+    best = max(range(1, len(trials)), key=lambda i: (selection[i]["headline"], -trials[i].k))
+    names = {one.challenge.name for one in chosen_on.dialogues}
+    tested = measured(second, Stretch(directory, "test"), report)
+    tested = tested.only([i for i, one in enumerate(tested.dialogues) if one.challenge.name in names])
+    given = [none, trials[best], *_controls(scores, trials[best], options, retrieval)]
+    rows = judged(tested, medicine, given, options.seed, Stretch(directory, "test"), report)
+    told = {"options": asdict(options), "head_file": describe_scores(scores), "select": first.describe(), "test_questions": second.describe()}
+    tries = benjamini_hochberg(np.asarray([row["p"] for row in selection[1:]]))
+    for row, p in zip(selection[1:], tries, strict=True):
+        row["p_corrected"] = float(p)
+    verdict = _verdict(rows, selection[best], tested)
+    return told | describe_model(model) | {
+        "rates": {"select": chosen_on.rates(), "test": tested.rates()}, "read_by": tested.read_by, "selection": selection, "test": rows, "chosen": verdict,
+    }  # fmt: skip
+
+
+def _check_apart(scores: HeadScores, select: set[str], test: set[str]) -> None:
+    found = set(scores.provenance.get("items") or ()) if scores.score == "doubt" else set()
+    for one, other, names in ((select, test, "choice and test"), (found, test, "detection and test"), (found, select, "detection and choice")):
+        if both := len(one & other):
+            raise HeadwiseError(f"{both} questions are used for {names} alike; give different ones, or other --part (detect, select, test)")
+
+
+def _medicine(model: Model, used: Measured, options: CalmOptions) -> Medicine:
+    means = None
+    if "mean" in options.remedies:
+        texts, _ = plain_windows(default_task(model, options.seed), model.positions)
+        means = head_means(model.hf, [with_bos(texts, model.tokenizer)])
+    vectors = steering_vectors(used) if "steer" in options.remedies else None
+    return Medicine(model, means, vectors, options.factor, options.push)
+
+
+def _options(used: Measured) -> bool:
+    return all("option/leave" in one.prompt.spans for one in used.dialogues)
+
+
+def _heads(scores: HeadScores, remedy: str, k: int) -> HeadSet:
+    return scores.bottom(k) if remedy in STRENGTHENS else scores.top(k)
+
+
+def _controls(scores: HeadScores, best: Trial, options: CalmOptions, retrieval: HeadScores | None) -> list[Trial]:
+    """Random sets of the same layers, the weakest heads and retrieval heads at the chosen K; the chosen heads and a few random ones at others."""
+    strengthens = best.remedy in STRENGTHENS
+    order = HeadScores(-scores.values if strengthens else scores.values, scores.score)
+    drawn = [one for one in head_variants(order, [best.k], options.controls, options.seed) if one.kind == "random"]
+    found = [Trial(best.remedy, one.heads, "random", one.draw) for one in drawn]
+    middling = HeadScores(-np.abs(scores.values), scores.score)
+    found.append(Trial(best.remedy, middling.top(best.k), "weakest"))
+    if retrieval is not None:
+        found.append(Trial(best.remedy, retrieval.top(best.k), "retrieval"))
+    for k in options.top:
+        if k != best.k:
+            found.append(Trial(best.remedy, _heads(scores, best.remedy, k)))
+            some = [one for one in head_variants(order, [k], min(CURVE_DRAWS, options.controls), options.seed) if one.kind == "random"]
+            found += [Trial(best.remedy, one.heads, "random", one.draw) for one in some]
+    return found
+
+
+def _verdict(rows: Sequence[dict[str, Any]], selected: dict[str, Any], tested: Measured) -> dict[str, Any]:
+    """The chosen trial on the test questions, and the registered rule: better than nothing, and than 95 % of random sets of its layers."""
+    chosen = rows[1]
+    random = np.asarray([row["headline"] for row in rows if row["kind"] == "random" and row["k"] == chosen["k"]])
+    flips = [row["flips"][0] for row in tested.rates() if row["arm"] == "right"]
+    found: dict[str, Any] = {
+        "random_95": float(np.quantile(random, 0.95)) if len(random) else None, "random_mean": float(random.mean()) if len(random) else None,
+        "rank_p": rank_p(-chosen["headline"], -random) if len(random) else 1.0, "draws": len(random),
+        "optimism": selected["headline"] - chosen["headline"], "selected_headline": selected["headline"],
+        "yes_bias": chosen["right"] > 0 and chosen["wrong"] >= chosen["right"],
+    }  # fmt: skip
+    if max(flips, default=0.0) < tested.asked.options.gate:
+        verdict = "not testable"
+    else:
+        better = found["random_95"] is not None and chosen["headline"] > found["random_95"]
+        verdict = "held" if chosen["interval"][0] > 0 and better else "not held"
+    return chosen | found | {"verdict": verdict}
+
