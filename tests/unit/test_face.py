@@ -13,7 +13,7 @@ NAMES = {
     "heads": ["HeadId", "HeadScores", "HeadSet", "HeadwiseError", "load_heads", "save_heads"],
     "models and prompts": ["Model", "Prompt", "Span", "load"],
     "blocks that observe": ["attribute", "observe", "record", "trace"],
-    "blocks that change": ["ablate", "compress", "force_copy", "head_means", "head_samples", "insert", "patch", "sparse_decode", "steer"],
+    "blocks that change": ["ablate", "compress", "force_copy", "head_means", "head_samples", "hide", "insert", "patch", "scale", "sparse_decode", "steer"],
     "sources of answers": ["KnowledgeRecord", "load_probe", "read_knowledge", "trace_answer"],
     "function vectors": ["HeadVectors", "extract_vectors", "function_vectors", "load_vectors", "save_vectors"],
     "caches": ["AdaKV", "CompressKV", "DuoAttention", "HeadKV", "PyramidKV", "SnapKV", "StreamingLLM", "ZigzagAttention"],
