@@ -55,7 +55,7 @@ class Scaling:
         rows = None if self._rows is None else self._rows.chosen(call)
         if rows is not None:
             factors = torch.where(rows[:, :, None, None], factors, 1.0)
-        scaled = (output.float() * factors).to(output.dtype)  # a factor has more digits than half precision
+        scaled = (output * factors).to(output.dtype)  # in float32 at least: a factor has more digits than half precision
         return scaled.masked_fill(factors == 0, 0)  # as mode `zero`, whatever the head gave
 
 
@@ -91,7 +91,9 @@ def scale(
     with attached(model) as plan:
         masks = head_masks(plan.model, heads)
         if len(numbers) not in (1, len(masks)):
-            raise HeadwiseError(f"{len(numbers)} factors for {len(masks)} set(s) of heads; give one, or one per set")
+            raise HeadwiseError(
+                f"{len(numbers)} factors for {len(masks) if len(masks) > 1 else 'one'} set{'s' * (len(masks) > 1)} of heads; give one, or one per set"
+            )
         factors = torch.where(masks, torch.tensor(numbers)[:, None, None], 1.0)
         with plan.running(Scaling(factors, scope_rows(scope, answer_from))):
             yield

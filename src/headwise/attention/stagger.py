@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.attention.ablate import Ablation
+from headwise.attention.branches import first_changed_layer
 from headwise.attention.call import Pass
 from headwise.attention.plan import attached
 from headwise.attention.variants import ByFirstRows, head_masks
@@ -39,7 +40,7 @@ class StaggeredAblation(Ablation):
 
 def first_layers(sets: Sequence[HeadSet], layers: int) -> list[int]:
     """The lowest layer with a chosen head in each set; `layers` for an empty one, which changes none."""
-    return [min((head.layer for head in chosen), default=layers) for chosen in sets]
+    return [first_changed_layer(chosen) if len(chosen) else layers for chosen in sets]
 
 
 @contextmanager

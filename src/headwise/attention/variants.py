@@ -42,7 +42,7 @@ def scope_rows(scope: str, answer_from: int | None) -> AnswerRows | None:
         HeadwiseError: An unknown scope.
     """
     if scope not in SCOPES:
-        raise HeadwiseError(f"unknown ablation scope {scope!r}; use {', '.join(SCOPES)}")
+        raise HeadwiseError(f"unknown scope {scope!r}; use {', '.join(SCOPES)}")
     return None if scope == "all" else AnswerRows(answer_from)
 
 

@@ -139,4 +139,4 @@ def _check(
             raise HeadwiseError("the past has dropped positions that sliding windows no longer see; read it into a `full_cache`")
     length = past.get_seq_length() + len(rest) + max(map(len, options)) - 1
     if model.positions is not None and length > model.positions:
-        raise HeadwiseError(f"past, rest and options have {length} tokens, but {model.name} has {model.positions} positions")
+        raise HeadwiseError(f"past, rest and options need {length} positions, but {model.name} has {model.positions}")
