@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from headwise.attention.ablate import ablate
     from headwise.attention.attribute import attribute
     from headwise.attention.copying import force_copy
+    from headwise.attention.hide import hide
     from headwise.attention.means import head_means, head_samples
     from headwise.attention.observe import observe
     from headwise.attention.patch import patch
+    from headwise.attention.scale import scale
     from headwise.attention.steer import steer
     from headwise.attention.vectors import HeadVectors, insert, record
     from headwise.caches.kept_cache import compress
@@ -88,6 +90,7 @@ __all__ = [
     "function_vectors",
     "head_means",
     "head_samples",
+    "hide",
     "insert",
     "load",
     "load_heads",
@@ -99,6 +102,7 @@ __all__ = [
     "record",
     "save_heads",
     "save_vectors",
+    "scale",
     "sparse_decode",
     "steer",
     "trace",
@@ -144,6 +148,7 @@ _HOMES = {
     "function_vectors": "headwise.methods.vectors.extract",
     "head_means": "headwise.attention.means",
     "head_samples": "headwise.attention.means",
+    "hide": "headwise.attention.hide",
     "insert": "headwise.attention.vectors",
     "load": "headwise.models.load",
     "load_heads": "headwise.heads.headfile",
@@ -155,6 +160,7 @@ _HOMES = {
     "record": "headwise.attention.vectors",
     "save_heads": "headwise.heads.headfile",
     "save_vectors": "headwise.methods.vectors.file",
+    "scale": "headwise.attention.scale",
     "sparse_decode": "headwise.caches.sparse_cache",
     "steer": "headwise.attention.steer",
     "trace": "headwise.methods.trace.answer",

@@ -1,15 +1,16 @@
-"""For every family: function vectors, patches and forced copying against written-out attention, over caches, and the model left as it was."""
+"""For every family: function vectors, patches, forced copying, hidden keys and scaled heads, against written-out attention and over caches."""
 
 import pytest
 import torch
 
-from headwise.attention import HeadVectors, force_copy, insert, patch, record
+from headwise.attention import HeadVectors, force_copy, hide, insert, patch, record, scale
 from headwise.attention.plan import attached
 from headwise.heads import HeadSet, HeadwiseError
 from headwise.models.model import as_model
 from headwise.testing.tiny import TINY_FAMILIES, tiny_model
 from tests.helpers import with_cache
 from tests.reference import interventions as slow
+from tests.reference.hide import logits_without
 
 LENGTH = 14
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -90,6 +91,29 @@ def test_forced_copying_equals_written_out_attention(model, ids, mask, how):
     assert (got - logits(model, ids, mask))[:, -1].abs().max() > 1e-4
 
 
+def test_hidden_keys_equal_attention_without_their_columns(model, ids, mask):
+    heads = some_heads(model)
+    sets = [heads, heads[:1]]  # one per batch row
+    wanted = logits_without(model, ids, lambda row: set(sets[row]), SPANS, mask)
+    with hide(model, sets, SPANS):
+        got = logits(model, ids, mask)
+    torch.testing.assert_close(got[mask.bool()], wanted[mask.bool()], **CLOSE)
+    assert (got - logits(model, ids, mask))[:, -1].abs().max() > 1e-4
+
+
+def test_scaled_heads_equal_written_out_attention(model, ids, mask):
+    heads = set(some_heads(model))
+
+    def output_of(layer, row, head, place, output):
+        return 0.4 * output if (layer, head) in heads else None
+
+    wanted = slow.logits_with(model, ids, mask, output_of=output_of)
+    with scale(model, some_heads(model), 0.4):
+        got = logits(model, ids, mask)
+    torch.testing.assert_close(got[mask.bool()], wanted[mask.bool()], **CLOSE)
+    assert (got - logits(model, ids, mask))[:, -1].abs().max() > 1e-4
+
+
 def test_patched_outputs_equal_written_out_attention(model, ids):
     """Outputs of the row above put into the row below and the other way round, at places that differ by row."""
     heads = some_heads(model)
@@ -133,12 +157,14 @@ def blocks(model):
         "two_step": lambda: force_copy(model, heads, SPANS, "two_step"),
         "mix": lambda: force_copy(model, heads, SPANS, "mix"),
         "patch": lambda: patch(model, heads, vectors.values[None, None]),
+        "hide": lambda: hide(model, heads, SPANS),
+        "scale": lambda: scale(model, heads, 0.3),
     }
 
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["replace", "add", "two_step", "mix", "patch"])
+@pytest.mark.parametrize("kind", ["replace", "add", "two_step", "mix", "patch", "hide", "scale"])
 def test_generating_with_and_without_a_cache_is_the_same(model, ids, mask, kind):
     options = {
         "max_new_tokens": 5,
@@ -160,7 +186,11 @@ def test_generating_with_and_without_a_cache_is_the_same(model, ids, mask, kind)
 def test_pieces_over_a_cache_equal_one_pass(model, ids):
     """transformers' own caches drop what a sliding window cannot see."""
     heads, vectors = some_heads(model), vectors_of(model)
-    with insert(model, vectors, answer_from=11), force_copy(model, heads - vectors.heads[:2], [(8, 10)], answer_from=11):
+    with (
+        insert(model, vectors, answer_from=11),
+        force_copy(model, heads - vectors.heads[:2], [(8, 10)], answer_from=11),
+        hide(model, [(layer, 7) for layer in as_model(model).modules], [(2, 5), (7, 9)]),
+    ):
         whole = logits(model, ids)
         cache, parts = None, []
         for piece in (ids[:, :9], ids[:, 9:12], ids[:, 12:13], ids[:, 13:]):

@@ -6,18 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from headwise.attention.answer import AnswerRows
 from headwise.attention.call import Call, KeyProvider, Pass
 from headwise.attention.plan import attached
+from headwise.attention.variants import ByRow, head_masks, on_device, scope_rows
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads, HeadSet
 
 MODES = ("zero", "uniform", "mean", "resample")
-SCOPES = ("all", "answer")
 
 
 class Ablation:
@@ -31,6 +29,7 @@ class Ablation:
         answer_from: First position of scope `answer`, padding counted; None: see `AnswerRows`.
         means: [L, H, d], for mode `mean` only.
         samples: [N, L, H, d], for mode `resample` only.
+        by_row: How batch rows find their variant in the mask.
 
     Raises:
         HeadwiseError: An unknown mode or scope; means or samples without their mode or the other way round.
@@ -44,11 +43,11 @@ class Ablation:
         answer_from: int | None,
         means: Tensor | None = None,
         samples: Tensor | None = None,
+        by_row: type[ByRow] = ByRow,
     ) -> None:
         if mode not in MODES:
             raise HeadwiseError(f"unknown ablation mode {mode!r}; use {', '.join(MODES)}")
-        if scope not in SCOPES:
-            raise HeadwiseError(f"unknown ablation scope {scope!r}; use {', '.join(SCOPES)}")
+        self._rows = scope_rows(scope, answer_from)
         if (mode == "mean") != (means is not None):
             raise HeadwiseError("mode 'mean' needs calibrated means (see head_means), and only mode 'mean' takes them")
         if (mode == "resample") != (samples is not None):
@@ -56,9 +55,8 @@ class Ablation:
                 "mode 'resample' needs outputs of other text (see head_samples), and only mode 'resample' takes them"
             )
         self._mode = mode
-        self._rows = None if scope == "all" else AnswerRows(answer_from)
         self._layers = set(mask.any(dim=2).any(dim=0).nonzero().flatten().tolist())
-        self._masks = {mask.device: mask}  # by device: a model may lie on several
+        self._masks = by_row(mask)
         filling = means[None] if means is not None else samples
         self._filling = {} if filling is None else {filling.device: filling}  # [N, L, H, d]
 
@@ -71,7 +69,7 @@ class Ablation:
         """Zero the query of the chosen heads in mode `uniform`."""
         if self._mode != "uniform" or call.layer not in self._layers:
             return call.query, call.source
-        chosen = _on(self._masks, call.query.device)[:, call.layer, :, None, None]
+        chosen = self._masks.of(call)[:, :, None, None]
         rows = self._answer(call)
         return call.query.masked_fill(chosen if rows is None else chosen & rows[:, None, :, None], 0), call.source
 
@@ -90,13 +88,13 @@ class Ablation:
         """
         if self._mode == "uniform" or call.layer not in self._layers:
             return output
-        chosen = _on(self._masks, output.device)[:, call.layer, None, :, None]
+        chosen = self._masks.of(call)[:, None, :, None]
         rows = self._answer(call)
         if rows is not None:
             chosen = chosen & rows[:, :, None, None]
         if not self._filling:
             return output.masked_fill(chosen, 0)
-        filling = _on(self._filling, output.device)[:, call.layer]
+        filling = on_device(self._filling, output.device)[:, call.layer]
         if len(filling) > 1:  # one for each position, so that a text read in pieces is ablated as one that is read at once
             filling = filling[torch.arange(call.start, call.start + output.shape[1], device=output.device) % len(filling)]
         return torch.where(chosen, filling.to(output.dtype), output)
@@ -104,13 +102,6 @@ class Ablation:
     def _answer(self, call: Call) -> Tensor | None:
         """[B or 1, T] bool: rows inside the scope; None for all."""
         return None if self._rows is None else self._rows.chosen(call)
-
-
-def _on(tensors: dict[torch.device, Tensor], device: torch.device) -> Tensor:
-    """The tensor on a device, copied there once."""
-    if device not in tensors:
-        tensors[device] = next(iter(tensors.values())).to(device)
-    return tensors[device]
 
 
 @contextmanager
@@ -140,12 +131,10 @@ def ablate(
         Nothing; after the block the model is what it was.
 
     Raises:
-        HeadwiseError: Heads of another model, options that do not go together; and in a pass whose answer rows are not known.
+        HeadwiseError: Heads of another model, options that do not go together; and in a pass whose answer rows are not known, or with another
+            number of rows than sets.
     """
-    per_row = isinstance(heads, list | tuple) and bool(heads) and all(isinstance(chosen, HeadSet) for chosen in heads)
-    given: Any = heads if per_row else [heads]
     with attached(model) as plan:
-        sets = [plan.model.check(chosen) for chosen in given]
-        mask = torch.from_numpy(np.stack([chosen.mask() for chosen in sets]))
+        mask = head_masks(plan.model, heads)
         with plan.running(Ablation(mask, mode, scope, answer_from, means, samples)):
             yield

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from headwise.attention.call import Call, KeyPart, Whole
 from headwise.heads.errors import HeadwiseError
+from headwise.maths.attend import attend
 
 Pick = list[int] | slice
+BLOCK = 2**24  # entries of a mask built at once
 EVERYTHING = slice(None)
 
 
@@ -80,3 +82,38 @@ def additive(call: Call, part: KeyPart, place: slice, groups: slice, bias: Tenso
         seen = part.mask[:, :, place] if part.mask.shape[1] == 1 else part.mask[:, groups, place]
     lowest = max(torch.finfo(call.query.dtype).min, torch.finfo(bias.dtype).min)
     return torch.where(seen, bias, lowest)
+
+
+def attend_again(
+    call: Call, part: KeyPart, place: slice, heads: Pick, groups: slice, mask: Tensor, batch: Pick = EVERYTHING
+) -> Tensor:
+    """Attention of some rows and heads to their keys of a part, with a mask of their own.
+
+    Args:
+        call: The attention call of one layer.
+        part: Keys of some KV heads.
+        place: The query rows, R of them.
+        heads: The query heads, n of them.
+        groups: Their KV heads among those of the part.
+        mask: [B or 1, 1 or KV heads, R, S] float32, added to the logits; see `additive`.
+        batch: The batch rows, b of them.
+
+    Returns:
+        [b, R, n, d].
+    """
+    query = call.query[batch][:, heads, place]
+    if mask.shape[1] > 1:
+        mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
+    mask = mask[batch] if len(mask) > 1 else mask
+    keys, values = ([(own[batch] if len(own) > 1 else own)[:, groups] for own in held] for held in (part.keys, part.values))
+    past = (keys[0], values[0]) if len(keys) == 2 else None
+    return attend(
+        query,
+        keys[-1],
+        values[-1],
+        scaling=call.scaling,
+        mask=mask if past else mask.to(call.query.dtype),  # without a past it goes to a kernel that wants one dtype
+        past=past,
+        softcap=call.softcap,
+        sinks=None if call.sinks is None else call.sinks[heads],
+    )

@@ -12,17 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from headwise.attention.again import Pick, additive, check_spans, inside_spans, key_positions, part_heads
+from headwise.attention.again import BLOCK, additive, attend_again, check_spans, inside_spans, key_positions, part_heads
 from headwise.attention.call import Call, KeyPart
 from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import Heads
-from headwise.maths.attend import attend
 from headwise.models.model import as_model
 
 ROWS = ("all", "question", "question+generated")
 BIAS_POSITIONS = ("post_scale", "pre_scale")
-BLOCK = 2**24  # entries of a mask built at once
 
 
 class Steering:
@@ -80,7 +78,8 @@ class Steering:
             for low in range(first, stop, step):
                 place = slice(low, min(low + step, stop))
                 for own, groups in heads:
-                    out[:, place, own] = _attend_again(call, part, place, own, groups, bias, each).to(out.dtype)
+                    mask = additive(call, part, place, groups, bias)
+                    out[:, place, own] = attend_again(call, part, place, own, groups, mask).to(out.dtype)
         return out
 
     def _columns(self, call: Call, part: KeyPart) -> Tensor | None:
@@ -161,21 +160,3 @@ def _rows(spans: Sequence[tuple[int, int]], rows: str, question: tuple[int, int]
     if late:
         raise HeadwiseError(f"span [{late[0][0]}, {late[0][1]}) does not end before the question, which starts at {question[0]}")
     return question[0], question[1] if rows == "question" else None
-
-
-def _attend_again(call: Call, part: KeyPart, place: slice, heads: Pick, groups: slice, bias: Tensor, each: int) -> Tensor:
-    """Attention of some rows and heads to their keys of a part, with the bias added to their logits. each: query heads per KV head."""
-    mask = additive(call, part, place, groups, bias)
-    if mask.shape[1] > 1:
-        mask = mask.repeat_interleave(each, dim=1)
-    past = (part.keys[0][:, groups], part.values[0][:, groups]) if len(part.keys) == 2 else None
-    return attend(
-        call.query[:, heads, place],
-        part.keys[-1][:, groups],
-        part.values[-1][:, groups],
-        scaling=call.scaling,
-        mask=mask if past else mask.to(call.query.dtype),  # without a past it goes to a kernel that wants one dtype
-        past=past,
-        softcap=call.softcap,
-        sinks=None if call.sinks is None else call.sinks[heads],
-    )
