@@ -66,7 +66,7 @@ def variant_logprobs(
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
         with _variants(model, past, [sets[i] for i in batch], mode, means) as (cache, given, places):
-            scores = _score(model, cache, rest, options, given)
+            scores = row_logprobs(model, cache, rest, options, given)
             found[batch] = scores[places]
     return found
 
@@ -84,7 +84,7 @@ def _variants(
             yield cache, 1, places
 
 
-def _score(model: Model, cache: DynamicCache, rest: Sequence[int], options: Sequence[Sequence[int]], given: int) -> Tensor:
+def row_logprobs(model: Model, cache: DynamicCache, rest: Sequence[int], options: Sequence[Sequence[int]], given: int) -> Tensor:
     """[rows that come out, options] float32 on the CPU: log-probability of each option behind cache + rest."""
     start = _logprobs(model, cache, rest, given, 1)
     scores = start[:, 0, [option[0] for option in options]]

@@ -110,9 +110,8 @@ def calm(
     for row, p in zip(selection[1:], tries, strict=True):
         row["p_corrected"] = float(p)
     verdict = _verdict(rows, selection[best], tested)
-    return told | describe_model(model) | {
-        "rates": {"select": chosen_on.rates(), "test": tested.rates()}, "read_by": tested.read_by, "selection": selection, "test": rows, "chosen": verdict,
-    }  # fmt: skip
+    told |= {"rates": {"select": chosen_on.rates(), "test": tested.rates()}, "read_by": tested.read_by}
+    return told | describe_model(model) | {"selection": selection, "test": rows, "chosen": verdict}
 
 
 def _check_apart(scores: HeadScores, select: set[str], test: set[str]) -> None:
