@@ -94,7 +94,7 @@ def _command_of(name: str) -> Callable[..., None]:
         common = {option: given.pop(option) for option in COMMON}
         find_heads(o.made(kind, given), **common)
 
-    parameters = [_parameter("model"), *fields, *(_parameter(option) for option in COMMON if option != "model")]
+    parameters = [parameter("model"), *fields, *(parameter(option) for option in COMMON if option != "model")]
     return with_signature(command, parameters, str(summary))
 
 
@@ -149,7 +149,7 @@ _OPTIONS: Mapping[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 
-def _parameter(name: str) -> inspect.Parameter:
+def parameter(name: str) -> inspect.Parameter:
     annotation, default = _OPTIONS[name]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
