@@ -150,6 +150,7 @@ _OPTIONS: Mapping[str, tuple[Any, Any]] = {
 
 
 def parameter(name: str) -> inspect.Parameter:
+    """An option that all commands use, as typer reads it."""
     annotation, default = _OPTIONS[name]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -59,7 +59,7 @@ def _card(name: str, chosen: dict[str, Any], sides: list[dict[str, Any]]) -> str
     lines = [
         f"# {name}, calmed",
         "",
-        f"{len(chosen['heads'])} attention heads are silenced in the weights ({chosen['remedy']}): {', '.join(chosen['heads'])}. Written by headwise.",
+        f"{len(chosen['heads'])} attention heads are silenced in the weights ({chosen['remedy']}): {', '.join(chosen['heads'])}.",
         "",
         f"Verdict on test questions that nothing was chosen on: **{chosen['verdict']}**.",
         "",

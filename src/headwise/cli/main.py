@@ -17,6 +17,7 @@ from headwise.cli import (
     demo,
     detect,
     doctor,
+    doubt,
     export,
     generate,
     info,
@@ -59,6 +60,7 @@ app.command("rank")(rank.rank)
 app.command("serve")(serve.serve)
 app.command("generate")(generate.generate)
 app.add_typer(steer.app)
+app.add_typer(doubt.app)
 app.add_typer(train.app)
 app.add_typer(trace.app)
 app.add_typer(bench.app)

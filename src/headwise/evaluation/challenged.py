@@ -45,6 +45,7 @@ class Measured:
         outcomes: [D] of `OUTCOMES`.
         margins: [D] log-odds of keeping the answer, in nats.
         read_by: `reply`, or `margin` where too few replies say yes or no.
+        answered: The questions that were answered right at first.
     """
 
     asked: Doubts
@@ -53,6 +54,7 @@ class Measured:
     outcomes: tuple[str, ...]
     margins: tuple[float, ...]
     read_by: str
+    answered: tuple[Answered, ...] = ()
 
     @property
     def flipped(self) -> tuple[bool | None, ...]:
@@ -123,7 +125,7 @@ class Measured:
         """Some of the dialogues."""
         dialogues, replies = tuple(self.dialogues[i] for i in kept), tuple(self.replies[i] for i in kept)
         outcomes, margins = tuple(self.outcomes[i] for i in kept), tuple(self.margins[i] for i in kept)
-        return Measured(self.asked, dialogues, replies, outcomes, margins, self.read_by)
+        return Measured(self.asked, dialogues, replies, outcomes, margins, self.read_by, self.answered)
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -157,19 +159,20 @@ def measured(asked: Doubts, directory: Cells | None = None, report: Report = sil
     cell = directory.load("replies") if directory else None
     if cell is None:
         said = plain_answers(asked, [one.prompt for one in given], partial(_tell, report, "replies"))
-        values = []
+        found = []
         nothing = [HeadSet((), asked.model.heads.shape)]
         for done, (one, past) in enumerate(over_first_turns(asked, given), 1):
-            values.append(float(margins(asked, one, past, nothing)[0]))
+            found.append(float(margins(asked, one, past, nothing)[0]))
             report(done, len(given), "margins")
-        cell = ({"margins": np.asarray(values)}, [{"said": text} for text in said])
+        cell = ({"margins": np.asarray(found)}, [{"said": text} for text in said])
         if directory:
             directory.save("replies", *cell)
     replies = tuple(row["said"] for row in cell[1])
     outcomes = tuple(outcome(asked, one, text) for one, text in zip(given, replies, strict=True))
     coherent = np.mean([found != "incoherent" for found in outcomes])
     by_margin = asked.options.form == "yes-no" and coherent < COHERENT
-    return Measured(asked, tuple(given), replies, outcomes, tuple(map(float, cell[0]["margins"])), "margin" if by_margin else "reply")
+    values = tuple(map(float, cell[0]["margins"]))
+    return Measured(asked, tuple(given), replies, outcomes, values, "margin" if by_margin else "reply", tuple(answered))
 
 
 def _answered(asked: Doubts, directory: Cells | None, report: Report) -> list[Answered]:

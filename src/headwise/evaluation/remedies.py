@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -240,3 +241,48 @@ def steering_vectors(measured: Measured) -> Tensor | None:
     if not all(counts.values()):
         return None
     return sums[False] / counts[False] - sums[True] / counts[True]
+
+
+@torch.no_grad()
+def example(used: Measured, medicine: Medicine, trial: Trial, shown: int = 160) -> dict[str, Any] | None:
+    """One dialogue with a right first answer: what the remedy's heads look at, and the reply with and without it.
+
+    One whose answer is taken back without the remedy and kept with it, if there is one among the first few; else one that is taken back.
+
+    Args:
+        used: The dialogues.
+        medicine: What the remedy is made of.
+        trial: The remedy and its heads.
+        shown: At most so many of the last tokens are told.
+
+    Returns:
+        Plain data: `item`, `challenge`, `said`, `before`, `after` (replies), `heads`, `tokens` (texts), `weights` (attention of the heads in the row
+        that predicts the reply, their mean), `left` (attention to what is not shown); None without a dialogue with a right answer.
+    """
+    asked, model = used.asked, used.asked.model
+    places = [i for i, one in enumerate(used.dialogues) if one.arm == "right"]
+    places.sort(key=lambda i: used.flipped[i] is not True)
+    found: dict[str, Any] | None = None
+    for i, (one, past) in zip(places[:8], over_first_turns(asked, [used.dialogues[i] for i in places[:8]]), strict=True):
+        ((text, _),) = replies(asked, one, past, [trial.heads], partial(medicine.enter, trial.remedy, one))
+        saved = used.flipped[i] is True and outcome(asked, one, text) == "kept"
+        if found is not None and not saved:
+            continue
+        ids = one.prompt.ids
+        weights = np.zeros(len(ids))
+
+        def use(seen: LayerRows, weights: NDArray[np.float64] = weights, length: int = len(ids)) -> None:
+            weights += seen.attention(slice(0, 1), length)[0, :, 0].sum(dim=0).double().cpu().numpy()
+
+        with head_rows(model.hf, trial.heads, lambda now: 1, use):
+            prefill(model.hf, fork(past), ids[past.get_seq_length() :])
+        weights /= len(trial.heads)
+        first = max(0, len(ids) - shown)
+        tokens = [asked.composer.builder.encoder.decode([token]) for token in ids[first:]]
+        found = {
+            "item": one.item.name, "challenge": one.challenge.name, "said": one.asked[-1].said, "before": used.replies[i], "after": text,
+            "heads": [str(head) for head in trial.heads], "tokens": tokens, "weights": weights[first:].tolist(), "left": float(weights[:first].sum()),
+        }  # fmt: skip
+        if saved:
+            break
+    return found

@@ -62,6 +62,7 @@ class Wordings:
         yes, no: Spellings of a one-word reply that keeps the answer, or takes it back.
         denials: An answer right behind one of these is not given.
         filler: Words of four letters or more that give no answer (apologies, say).
+        refusals: A reply that holds one of these and neither answer gives none.
     """
 
     challenges: tuple[Challenge, ...]
@@ -69,6 +70,7 @@ class Wordings:
     no: tuple[str, ...]
     denials: tuple[str, ...]
     filler: frozenset[str]
+    refusals: tuple[str, ...]
 
     def chosen(self, names: tuple[str, ...], form: str) -> tuple[Challenge, ...]:
         """The challenges of these names, in the order of the file; no name takes all that go with the form.
@@ -114,6 +116,8 @@ class Wordings:
             return "kept" if keeps else "suggested"
         if keeps:
             return "incoherent"
+        if any(said in reply.casefold().replace("’", "'") for said in self.refusals):
+            return "incoherent"
         before = {word.casefold() for word in _WORD.findall(context)}
         new = {word for word in words if (len(word) > 3 or word.isdigit()) and word not in before and word not in self.filler}
         return "other" if new else "incoherent"
@@ -144,7 +148,7 @@ def read_wordings(path: Path | str | None = None) -> Wordings:
 
     The file is an object with `challenges`: a list of `{"name", "strength", "text"}`, where `text` is one text or `{"detect": ..., "select": ...,
     "test": ...}`; and, all optional, `ask`: form -> such texts, which follow every challenge that has no `ask` of its own; `yes`, `no`, `denials`,
-    `filler`: lists of words. What is missing is taken from our own file, which is English.
+    `filler`, `refusals`: lists of words. What is missing is taken from our own file, which is English.
 
     Raises:
         PromptError: A file that cannot be read, or holds something else; the place is named.
@@ -161,10 +165,10 @@ def read_wordings(path: Path | str | None = None) -> Wordings:
     found = tuple(_challenge(row, asks, f"{place}, challenge {number}") for number, row in enumerate(given["challenges"], 1))
     if len({one.name for one in found}) < len(found):
         raise PromptError(f"{place}: two challenges have the same name; give each its own")
-    lists = [_words(merged, name, place) for name in ("yes", "no", "denials", "filler")]
+    lists = [_words(merged, name, place) for name in ("yes", "no", "denials", "filler", "refusals")]
     if set(lists[0]) & set(lists[1]):
         raise PromptError(f"{place}: a word is both yes and no")
-    return Wordings(found, lists[0], lists[1], lists[2], frozenset(word.casefold() for word in lists[3]))
+    return Wordings(found, lists[0], lists[1], lists[2], frozenset(word.casefold() for word in lists[3]), lists[4])
 
 
 def _challenge(row: Any, asks: Mapping[str, Mapping[str, str]], place: str) -> Challenge:

@@ -249,7 +249,7 @@ def plain_answers(asked: Doubts, prompts: Sequence[Prompt], report: Callable[[in
         found |= dict(zip(some, said, strict=True))
         report(len(found), len(prompts))
     rest = [i for i in range(len(prompts)) if i not in found]
-    for leaf in leaves(model.hf, [prompts[i].ids for i in rest]):
+    for leaf in leaves(model.hf, [prompts[i].ids for i in rest]) if rest else ():
         gold = prompts[rest[leaf.index]].gold or leaf.ids[-1:]
         (answer,) = answer_variants(model.hf, leaf, gold, [None], _nothing, stop, limit)
         found[rest[leaf.index]] = answer.ids
@@ -283,7 +283,8 @@ def dialogues(asked: Doubts, answered: Sequence[Answered], arms: Sequence[str] =
 def _dialogue(asked: Doubts, one: Answered, arm: str, challenge: Challenge, keep_first: bool) -> Dialogue:
     item = one.item
     held, other = (item.answers, (item.other,)) if arm == "right" else ((item.other,), item.answers)
-    said = one.said if arm == "right" else f"{item.other[:1].upper()}{item.other[1:]}."
+    wrong = item.other[:1].upper() + item.other[1:] if asked.composer.builder.chat else item.other
+    said = one.said if arm == "right" else f"{wrong}."
     told = (Asked(said, challenge, held[0], other[0], keep_first),)
     return Dialogue(item, arm, told, held, other, asked.composer.compose(item, told))
 

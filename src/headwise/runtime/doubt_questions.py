@@ -50,7 +50,7 @@ class DoubtQuestions:
     )
     layout: str = option("auto", "Layout of the file: auto, nq, nq-swap, popqa, relations, known-facts or own.")
     passages: bool = option(False, "Show each question behind its passage.")
-    lengths: int | Sequence[int] | None = option((512,), "Context lengths of needle questions in tokens.", "512")
+    lengths: int | Sequence[int] | None = option(None, "Context lengths of needle questions in tokens.", "512")
     depths: int = option(3, "Number of evenly spaced depths of needles.")
     form: str = option("words", "Form of the reply to a challenge: words (a second answer), or yes-no (do you stand by it?).")
     challenges: str | None = option(None, "Challenges by name, e.g. sure,wrong.", "all that go with the form")

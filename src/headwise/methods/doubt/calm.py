@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from headwise.attention.means import head_means
 from headwise.evaluation.ablation_task import default_task
 from headwise.evaluation.challenged import Measured, measured
 from headwise.evaluation.perplexity import plain_windows, with_bos
-from headwise.evaluation.remedies import REMEDIES, STRENGTHENS, Medicine, Trial, judged, steering_vectors
+from headwise.evaluation.remedies import REMEDIES, STRENGTHENS, Medicine, Trial, example, judged, steering_vectors
+from headwise.evaluation.side_effects import side_effects
 from headwise.evaluation.variants import describe_scores, head_variants
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
@@ -68,6 +70,7 @@ class CalmOptions:
 def calm(
     model: Model, scores: HeadScores, select: DoubtQuestions, test: DoubtQuestions, options: CalmOptions | None = None,
     retrieval: HeadScores | None = None, directory: RunDirectory | None = None, report: Report = silent,
+    sides: tuple[Sequence[str], Path | None, int | None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Try remedies on the questions of one part, and test the best one on another.
 
@@ -80,10 +83,12 @@ def calm(
         retrieval: Scores of retrieval heads, whose strongest are a control.
         directory: Finished parts are kept there.
         report: Called with (done, total, remark).
+        sides: (tasks of lm-evaluation-harness, folder with task files, items of each) for side effects; None: these are not measured.
 
     Returns:
         Plain data: `selection` and `test` (one row per trial: remedy, kind, k, draw, heads, kept_right, kept_wrong, right, wrong: changes of
-        these, headline), `chosen` (with interval, p-values, optimism and verdict), `rates` of the unchanged model.
+        these, headline), `chosen` (with interval, p-values, optimism and verdict), `rates` of the unchanged model, `dialogue` (one
+        of the test, with what the chosen heads look at), `side_effects`.
 
     Raises:
         NothingToRepair: No challenge passes the gate.
@@ -105,13 +110,27 @@ def calm(
     tested = tested.only([i for i, one in enumerate(tested.dialogues) if one.challenge.name in names])
     given = [none, trials[best], *_controls(scores, trials[best], options, retrieval)]
     rows = judged(tested, medicine, given, options.seed, Stretch(directory, "test"), report)
-    told = {"options": asdict(options), "head_file": describe_scores(scores), "select": first.describe(), "test_questions": second.describe()}
     tries = benjamini_hochberg(np.asarray([row["p"] for row in selection[1:]]))
     for row, p in zip(selection[1:], tries, strict=True):
         row["p_corrected"] = float(p)
     verdict = _verdict(rows, selection[best], tested)
+    told: dict[str, Any] = describe_calm(model, scores, select, test, options, retrieval)
     told |= {"rates": {"select": chosen_on.rates(), "test": tested.rates()}, "read_by": tested.read_by}
-    return told | describe_model(model) | {"selection": selection, "test": rows, "chosen": verdict}
+    told |= {"select": first.describe(), "test_questions": second.describe(), "selection": selection, "test": rows, "chosen": verdict}
+    told["dialogue"] = example(tested, medicine, trials[best])
+    if sides is not None:
+        told["side_effects"] = side_effects(second, trials[best], medicine, *sides, report)
+    return told
+
+
+def describe_calm(
+    model: Model, scores: HeadScores, select: DoubtQuestions, test: DoubtQuestions, options: CalmOptions, retrieval: HeadScores | None
+) -> dict[str, Any]:
+    """All that decides the result, as plain data. Arguments as in `calm`."""
+    files = {"heads": scores, "retrieval": retrieval}
+    told = {name: describe_scores(found) for name, found in files.items() if found is not None}
+    asked = {name: {key: str(value) for key, value in asdict(one).items()} for name, one in (("select", select), ("test", test))}
+    return describe_model(model) | {"options": asdict(options), "head_files": told, "asked": asked}
 
 
 def _check_apart(scores: HeadScores, select: set[str], test: set[str]) -> None:
