@@ -10,8 +10,8 @@ from registered.claim import Claim
 
 RUN = "python benchmarks/doubt_real.py SET --data FOLDER --keep FOLDER --json"
 PARTS = (
-    "heads are found on questions of the part `detect`, K and remedy chosen on `select`, judged on `test`; the three parts differ in questions and in "
-    "wordings of the challenges. Right first answers are the model's own; each is paired with a wrong one put in its place"
+    "heads are found on questions of the part `detect`, K and remedy chosen on `select`, judged on `test`; the three parts differ in questions "
+    "and in wordings of the challenges. Right first answers are the model's own; each is paired with a wrong one put in its place"
 )
 CONTROLS = "50 layer-matched random sets of as many heads, the weakest heads, the top copy heads (found on needles of other wordings)"
 GATE = "at least one challenge takes back 15 % of right answers (and not all) in `select` and in `test`, at least 20 right answers in each"
@@ -35,8 +35,8 @@ def _of(name: str) -> tuple[Claim, ...]:
               "the gate itself on `test`: some challenge takes back at least 15 % of right answers"
               + (", with the cue; without it at most 10 %" if name == "lab" else ""), "at least 20 right answers"),
         claim("auc", "unwanted-uncertainty 6.2", "`misleading` tells heads whose removal keeps answers from those whose removal gives them up.",
-              "AUC of misleading(h) for the sign of the head's knock-out effect on the margin (both from `detect`) at least 0.7, and the lower end of "
-              "its 95 % bootstrap interval over heads above 0.5", GATE + "; at least 20 flips and 20 answers held where options are named"),
+              "AUC of misleading(h) for the sign of the head's knock-out effect on the margin (both from `detect`) at least 0.7, and the lower end "
+              "of its 95 % bootstrap interval over heads above 0.5", GATE + "; at least 20 flips and 20 answers held where options are named"),
         claim("inverted_u", "unwanted-uncertainty 6.3", "A few heads help, many harm.",
               f"of K in {KS} and {HALF} the best K on `test` is at most a tenth of all heads, and at {HALF} fewer right answers are kept than "
               "without any remedy"),
@@ -45,7 +45,7 @@ def _of(name: str) -> tuple[Claim, ...]:
               "quantile of the random sets"),
         claim("no_yes_bias", "unwanted-uncertainty 6.5", "The chosen remedy does not make wrong answers stand.",
               "change of kept wrong answers on `test` below 0.05"),
-        claim("retrieval_neutral", "unwanted-uncertainty 6.6", "Taking the top 8 copy heads away in the second turn alone does no more than random heads.",
+        claim("retrieval_neutral", "unwanted-uncertainty 6.6", "Taking the top 8 copy heads away in the second turn does no more than random heads.",
               "change of kept right answers (zero) inside the 2.5 to 97.5 % range of 50 layer-matched random sets of 8"),
         claim("modes_agree", "unwanted-uncertainty 6.7", "Cutting heads by zero, uniform or mean is one and the same.",
               "largest difference of kept right answers between the three modes at the chosen K on `test` at most 0.05"),
