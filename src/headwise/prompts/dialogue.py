@@ -6,6 +6,7 @@ Every span is known by construction: the first answer, the challenge, its words 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 
 from headwise.heads.errors import PromptError
 from headwise.prompts.challenges import PARTS, Challenge, Wordings, pieces_of
+from headwise.prompts.mentions import mentions
 from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Turn
 from headwise.prompts.swaps import answer_kind, substitutes
 
@@ -188,3 +190,14 @@ def wrong_answers(
         drawn = (text for pool in (list(pools[kind]), everything) for text in substitutes(answers, around, pool, rng))
         found.append(given or next(drawn, ""))
     return found
+
+
+def first_line(text: str) -> str:
+    """The first line that says anything, without outer white space; empty if there is none."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def whole_sentences(text: str, answers: Sequence[str]) -> str:
+    """A line without the sentence at its end that was cut off, as long as an answer is still mentioned."""
+    ends = [match.end() for match in re.finditer(r"[.!?][\"')\]]*(?=\s)|[.!?][\"')\]]*$", text)]
+    return next((text[:end] for end in reversed(ends) if mentions(text[:end], answers)), text)

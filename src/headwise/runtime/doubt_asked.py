@@ -26,7 +26,7 @@ from headwise.heads.types import HeadSet
 from headwise.models.forward import set_length, table_of
 from headwise.models.model import Model
 from headwise.prompts.challenges import Challenge, read_wordings
-from headwise.prompts.dialogue import Asked, DialogueComposer, DoubtItem, wrong_answers
+from headwise.prompts.dialogue import Asked, DialogueComposer, DoubtItem, first_line, whole_sentences, wrong_answers
 from headwise.prompts.encoder import PieceEncoder, Stops, read_answer
 from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, read_knowledge
 from headwise.prompts.mentions import mentions
@@ -227,7 +227,8 @@ def first_answers(asked: Doubts, report: Report = silent) -> list[Answered]:
         HeadwiseError: A logit is NaN or infinite.
     """
     prompts = [item.first for item in asked.items]
-    found = plain_answers(asked, prompts, partial(_tell, report, "first answers"))
+    said = plain_answers(asked, prompts, partial(_tell, report, "first answers"))
+    found = [whole_sentences(text, item.answers) for text, item in zip(said, asked.items, strict=True)]
     right = [i for i in range(len(found)) if mentions(found[i], asked.items[i].answers) and not mentions(found[i], (asked.items[i].other,))]
     asked.dropped["not answered right at first"] = len(asked.items) - len(right)
     return [Answered(asked.items[i], found[i]) for i in right]
@@ -259,11 +260,6 @@ def plain_answers(asked: Doubts, prompts: Sequence[Prompt], report: Callable[[in
 
 def _tell(report: Report, remark: str, done: int, total: int) -> None:
     report(done, total, remark)
-
-
-def first_line(text: str) -> str:
-    """The first line that says anything, without outer white space; empty if there is none."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def dialogues(asked: Doubts, answered: Sequence[Answered], arms: Sequence[str] = ARMS) -> list[Dialogue]:
