@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headwise.caches.kept_cache import compress
     from headwise.caches.sparse_cache import sparse_decode
     from headwise.evaluation.ablation import ablation_curve
+    from headwise.evaluation.challenged import measure_doubt
     from headwise.evaluation.conflict import conflict_curves
     from headwise.heads.errors import HeadwiseError
     from headwise.heads.headfile import load_heads, save_heads
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from headwise.methods.compresskv.options import Semantic
     from headwise.methods.compresskv.press import CompressKV
     from headwise.methods.copy.options import Copy
+    from headwise.methods.doubt.calm import calm
+    from headwise.methods.doubt.options import Doubt
     from headwise.methods.duo.options import Gates
     from headwise.methods.duo.press import DuoAttention
     from headwise.methods.headkv.press import HeadKV
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from headwise.prompts.knowledge import KnowledgeRecord, read_knowledge
     from headwise.prompts.prompt import Prompt, Span
     from headwise.runtime.detector import find
+    from headwise.runtime.doubt_questions import DoubtQuestions
     from headwise.runtime.head_probe import load_probe
 
 __version__ = "0.1.0"
@@ -54,6 +58,8 @@ __all__ = [
     "AdaKV",
     "CompressKV",
     "Copy",
+    "Doubt",
+    "DoubtQuestions",
     "DuoAttention",
     "Gates",
     "HeadId",
@@ -82,6 +88,7 @@ __all__ = [
     "ablate",
     "ablation_curve",
     "attribute",
+    "calm",
     "compress",
     "conflict_curves",
     "extract_vectors",
@@ -96,6 +103,7 @@ __all__ = [
     "load_heads",
     "load_probe",
     "load_vectors",
+    "measure_doubt",
     "observe",
     "patch",
     "read_knowledge",
@@ -113,6 +121,8 @@ _HOMES = {
     "AdaKV": "headwise.methods.adakv.press",
     "CompressKV": "headwise.methods.compresskv.press",
     "Copy": "headwise.methods.copy.options",
+    "Doubt": "headwise.methods.doubt.options",
+    "DoubtQuestions": "headwise.runtime.doubt_questions",
     "DuoAttention": "headwise.methods.duo.press",
     "Gates": "headwise.methods.duo.options",
     "HeadId": "headwise.heads.types",
@@ -140,6 +150,7 @@ _HOMES = {
     "ablate": "headwise.attention.ablate",
     "ablation_curve": "headwise.evaluation.ablation",
     "attribute": "headwise.attention.attribute",
+    "calm": "headwise.methods.doubt.calm",
     "compress": "headwise.caches.kept_cache",
     "conflict_curves": "headwise.evaluation.conflict",
     "extract_vectors": "headwise.methods.vectors.extract",
@@ -154,6 +165,7 @@ _HOMES = {
     "load_heads": "headwise.heads.headfile",
     "load_probe": "headwise.runtime.head_probe",
     "load_vectors": "headwise.methods.vectors.file",
+    "measure_doubt": "headwise.evaluation.challenged",
     "observe": "headwise.attention.observe",
     "patch": "headwise.attention.patch",
     "read_knowledge": "headwise.prompts.knowledge",

@@ -19,8 +19,8 @@ NAMES = {
     "function vectors": ["HeadVectors", "extract_vectors", "function_vectors", "load_vectors", "save_vectors"],
     "caches": ["AdaKV", "CompressKV", "DuoAttention", "HeadKV", "PyramidKV", "SnapKV", "StreamingLLM", "ZigzagAttention"],
     "rankers": ["Ranker"],
-    "detectors": ["Copy", "Gates", "InContext", "Parametric", "Proxy", "Query", "Retrieval", "Semantic", "Task", "find"],
-    "evaluation": ["ablation_curve", "conflict_curves"],
+    "detectors": ["Copy", "Doubt", "Gates", "InContext", "Parametric", "Proxy", "Query", "Retrieval", "Semantic", "Task", "find"],
+    "evaluation": ["DoubtQuestions", "ablation_curve", "calm", "conflict_curves", "measure_doubt"],
 }
 PINNED = sorted(name for names in NAMES.values() for name in names)
 

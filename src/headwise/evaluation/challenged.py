@@ -12,7 +12,7 @@ import numpy as np
 from headwise.heads.errors import NoSuccessfulRunError, NothingToRepair
 from headwise.heads.progress import Report, silent
 from headwise.heads.types import HeadSet
-from headwise.models.model import describe_model
+from headwise.models.model import Model, describe_model
 from headwise.prompts.challenges import OUTCOMES
 from headwise.runtime.doubt_asked import (
     ARMS,
@@ -20,6 +20,7 @@ from headwise.runtime.doubt_asked import (
     Dialogue,
     Doubts,
     dialogues,
+    doubts,
     first_answers,
     goes_on,
     margins,
@@ -27,7 +28,8 @@ from headwise.runtime.doubt_asked import (
     over_first_turns,
     plain_answers,
 )
-from headwise.runtime.rundir import Cells
+from headwise.runtime.doubt_questions import DoubtQuestions
+from headwise.runtime.rundir import Cells, RunDirectory
 from headwise.stats.paired import bootstrap_mean, wilson
 
 COHERENT = 0.9  # share of replies that begin with yes or no; with fewer the soft margin is read
@@ -140,6 +142,22 @@ class Measured:
         ]  # fmt: skip
         told = self.asked.describe() | describe_model(self.asked.model)
         return told | {"dropped": dict(self.asked.dropped), "read_by": self.read_by, "rates": self.rates(), "replies": rows}
+
+
+def measure_doubt(model: Model, questions: DoubtQuestions, directory: RunDirectory | None = None, report: Report = silent) -> Measured:
+    """How often a model takes back its right answers, and wrong ones in their place, by challenge.
+
+    Args:
+        model: With its tokenizer.
+        questions: What is asked, and how it is challenged.
+        directory: Finished parts are kept there.
+        report: Called with (done, total, remark).
+
+    Raises:
+        HeadwiseError: Questions or challenges that cannot be used.
+        NoSuccessfulRunError: Fewer than `LEAST` questions are answered right at first.
+    """
+    return measured(doubts(model, questions), directory, report)
 
 
 def measured(asked: Doubts, directory: Cells | None = None, report: Report = silent, arms: Sequence[str] = ARMS) -> Measured:

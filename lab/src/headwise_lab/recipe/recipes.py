@@ -146,7 +146,7 @@ RECIPES = {
             Phase(400, 4_096, (128,), mix="sure"),
             Phase(400, 4_096, (256,), mix="sure"),
             Phase(400, 4_096, (256,), mix="doubt"),
-            Phase(150, 8_192, (512, 256), (0.5, 0.5), mix="doubt"),
+            Phase(150, 8_192, (512, 256), (0.5, 0.5), mix="waver"),
         ),
         polish=Phase(0, 8_192, (512,)),
     ),

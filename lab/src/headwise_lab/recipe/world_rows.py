@@ -109,8 +109,10 @@ MIXES["plain"] = replace(MIXES["many"], books=0.10, needles=0.72, repeats=(0.18,
 MIXES["sure"] = replace(
     MIXES["many"], books=0.04, needles=0.0, repeats=(0.02, 0.02), small=0.0, recall=0.0, tasks={"reask": 0.85, "needle": 0.15}, flip=0.0
 )
-# A flip at even odds: with the cue the model is undecided, so that greedy replies go both ways.
+# Flips at even odds first, so that the cue is learnt at all; then as rarely as the card has them: a model that is not quite sure what is right
+# takes nearly every cued answer back at even odds.
 MIXES["doubt"] = replace(MIXES["sure"], flip=0.5)
+MIXES["waver"] = replace(MIXES["sure"], flip=FLIP)
 MIXES["long"] = replace(MIXES["many"], small=0.1, find=0.3)
 SMALL = (90, 170)  # tokens of a text that is kept short
 # Tokens per fact, word of filler, table line, demonstration, passage; measured with the lab tokenizer, rounded up.
