@@ -34,6 +34,7 @@ from headwise.stats.paired import bootstrap_mean, wilson
 
 COHERENT = 0.9  # share of replies that begin with yes or no; with fewer the soft margin is read
 LEAST = 10  # right first answers
+STRETCH = 32  # dialogues that are kept on disk together
 
 
 @dataclass(frozen=True)
@@ -177,20 +178,31 @@ def measured(asked: Doubts, directory: Cells | None = None, report: Report = sil
     cell = directory.load("replies") if directory else None
     if cell is None:
         said = plain_answers(asked, [one.prompt for one in given], partial(_tell, report, "replies"))
-        found = []
-        nothing = [HeadSet((), asked.model.heads.shape)]
-        for done, (one, past) in enumerate(over_first_turns(asked, given), 1):
-            found.append(float(margins(asked, one, past, nothing)[0]))
-            report(done, len(given), "margins")
-        cell = ({"margins": np.asarray(found)}, [{"said": text} for text in said])
+        cell = ({}, [{"said": text} for text in said])
         if directory:
             directory.save("replies", *cell)
+    values = _margins(asked, given, directory, report)
     replies = tuple(row["said"] for row in cell[1])
     outcomes = tuple(outcome(asked, one, text) for one, text in zip(given, replies, strict=True))
     coherent = np.mean([found != "incoherent" for found in outcomes])
     by_margin = asked.options.form == "yes-no" and coherent < COHERENT
-    values = tuple(map(float, cell[0]["margins"]))
     return Measured(asked, tuple(given), replies, outcomes, values, "margin" if by_margin else "reply", tuple(answered))
+
+
+def _margins(asked: Doubts, given: Sequence[Dialogue], directory: Cells | None, report: Report) -> tuple[float, ...]:
+    """Margins of the unchanged model, kept stretch by stretch."""
+    nothing, found = [HeadSet((), asked.model.heads.shape)], list[float]()
+    for start in range(0, len(given), STRETCH):
+        some = given[start : start + STRETCH]
+        cell = directory.load(f"margins-{start}") if directory else None
+        if cell is None:
+            values = [margins(asked, one, past, nothing)[0] for one, past in over_first_turns(asked, some)]
+            cell = ({"margins": np.asarray(values)}, [])
+            if directory:
+                directory.save(f"margins-{start}", *cell)
+        found += map(float, cell[0]["margins"])
+        report(len(found), len(given), "margins")
+    return tuple(found)
 
 
 def _answered(asked: Doubts, directory: Cells | None, report: Report) -> list[Answered]:
