@@ -46,7 +46,7 @@ class Trial:
     Attributes:
         remedy: Of `REMEDIES`; `none` leaves the model as it is.
         heads: Whose; none of them for `none`.
-        kind: How they were chosen: `none`, `chosen`, `random`, `retrieval` or `weakest`.
+        kind: How they were chosen: `none`, `chosen`, `random`, `retrieval`, `weakest`, or `rival` (another remedy than the chosen one).
         draw: Number of a random draw.
     """
 

@@ -29,7 +29,7 @@ from headwise.runtime.options import check_choice, check_least, check_seed
 from headwise.runtime.rundir import RunDirectory, Stretch
 from headwise.stats.paired import benjamini_hochberg, rank_p
 
-CURVE_DRAWS = 5  # random sets at every other K
+CURVE_DRAWS = 2  # random sets at every other K
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class CalmOptions:
 def calm(
     model: Model, scores: HeadScores, select: DoubtQuestions, test: DoubtQuestions, options: CalmOptions | None = None,
     retrieval: HeadScores | None = None, directory: RunDirectory | None = None, report: Report = silent,
-    sides: tuple[Sequence[str], Path | None, int | None] | None = None,
+    sides: tuple[Sequence[str], Path | None, int | None] | None = None, beside: Sequence[Trial] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Try remedies on the questions of one part, and test the best one on another.
 
@@ -83,6 +83,7 @@ def calm(
         retrieval: Scores of retrieval heads, whose strongest are a control.
         directory: Finished parts are kept there.
         report: Called with (done, total, remark).
+        beside: Further trials for the test.
         sides: (tasks of lm-evaluation-harness, folder with task files, items of each) for side effects; None: these are not measured.
 
     Returns:
@@ -100,7 +101,8 @@ def calm(
     _check_apart(scores, {item.digest for item in first.items}, {item.digest for item in second.items})
     chosen_on = measured(first, Stretch(directory, "select"), report).counted()
     medicine = _medicine(model, chosen_on, options)
-    remedies = [one for one in options.remedies if (one != "steer" or medicine.vectors is not None) and (one != "token" or _options(chosen_on))]
+    named = all("option/leave" in one.prompt.spans for one in chosen_on.dialogues)
+    remedies = [one for one in options.remedies if (one != "steer" or medicine.vectors is not None) and (one != "token" or named)]
     none = Trial("none", HeadSet((), model.heads.shape), "none")
     trials = [none, *(Trial(one, _heads(scores, one, k)) for one in remedies for k in options.top)]
     selection = judged(chosen_on, medicine, trials, options.seed, Stretch(directory, "select"), report)
@@ -108,7 +110,7 @@ def calm(
     names = {one.challenge.name for one in chosen_on.dialogues}
     tested = measured(second, Stretch(directory, "test"), report)
     tested = tested.only([i for i, one in enumerate(tested.dialogues) if one.challenge.name in names])
-    given = [none, trials[best], *_controls(scores, trials[best], options, retrieval)]
+    given = [none, trials[best], *_rivals(scores, trials, selection, best), *_controls(scores, trials[best], options, retrieval), *beside]
     rows = judged(tested, medicine, given, options.seed, Stretch(directory, "test"), report)
     tries = benjamini_hochberg(np.asarray([row["p"] for row in selection[1:]]))
     for row, p in zip(selection[1:], tries, strict=True):
@@ -149,12 +151,18 @@ def _medicine(model: Model, used: Measured, options: CalmOptions) -> Medicine:
     return Medicine(model, means, vectors, options.factor, options.push)
 
 
-def _options(used: Measured) -> bool:
-    return all("option/leave" in one.prompt.spans for one in used.dialogues)
-
-
 def _heads(scores: HeadScores, remedy: str, k: int) -> HeadSet:
     return scores.bottom(k) if remedy in STRENGTHENS else scores.top(k)
+
+
+def _rivals(scores: HeadScores, trials: Sequence[Trial], selection: Sequence[dict[str, Any]], best: int) -> list[Trial]:
+    """Every other remedy: at the chosen K, and at the K that was best for it."""
+    found: dict[tuple[str, int], Trial] = {}
+    for remedy in dict.fromkeys(trial.remedy for trial in trials[1:] if trial.remedy != trials[best].remedy):
+        own = [i for i, trial in enumerate(trials) if trial.remedy == remedy]
+        for k in (trials[best].k, trials[max(own, key=lambda i: (selection[i]["headline"], -trials[i].k))].k):
+            found[remedy, k] = Trial(remedy, _heads(scores, remedy, k), "rival")
+    return list(found.values())
 
 
 def _controls(scores: HeadScores, best: Trial, options: CalmOptions, retrieval: HeadScores | None) -> list[Trial]:
