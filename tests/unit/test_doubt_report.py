@@ -75,8 +75,9 @@ def heads_of(scores, k, kind, seed=0):
         return [f"L{n // SHAPE[1]}H{n % SHAPE[1]}" for n in rng.choice(SHAPE[0] * SHAPE[1], k, replace=False)]
     order = {
         "chosen": scores.ranking(),
+        "held": scores.ranking()[::-1],
         "weakest": HeadScores(-np.abs(scores.values), "x").ranking(),
-        "retrieval": scores.ranking()[::-1],
+        "retrieval": scores.ranking()[9:],
     }
     return [str(head) for head in order[kind][:k]]
 
@@ -116,7 +117,8 @@ def made_up_calm(evil='<b>bold</b> & "it"', helps=0.5, spoils=0.1, model="some/m
         parts[part] = before, [trial("none", "none", [], before, before)]
     before, selection = parts["selection"]
     for i, remedy in enumerate(REMEDIES):
-        selection += [trial(remedy, "chosen", heads_of(scores, k, "chosen"), treated(before, k, 1 - 0.2 * i), before) for k in KS]
+        side = "held" if remedy == "scale" else "chosen"
+        selection += [trial(remedy, "chosen", heads_of(scores, k, side), treated(before, k, 1 - 0.2 * i), before) for k in KS]
     for row, p in zip(selection[1:], benjamini_hochberg(np.array([row["p"] for row in selection[1:]])), strict=True):
         row["p_corrected"] = float(p)
     best = max(selection[1:], key=lambda row: row["headline"])
@@ -386,3 +388,39 @@ def test_heads_of_another_model_are_refused(result):
 
 def test_margins_are_named_where_they_are_read(result):
     assert "Too few replies begin with yes or no" in doubt_page(made_up_doubt(), result | {"read_by": "margin"})
+
+
+# --- the picture
+
+
+def test_the_picture_shows_rates_and_the_curve(result, tmp_path):
+    pytest.importorskip("matplotlib")
+    from headwise.report.doubt_figure import RANDOM, doubt_figure, draw_doubt_figure
+
+    left, right = draw_doubt_figure(result | {"gate": 0.2}).axes
+    assert list(left.lines[-1].get_xdata()) == [0.2, 0.2]
+    assert [label.get_text() for label in left.get_yticklabels()] == [name for name in CHALLENGES if name != "again"]
+    shares = [row["flips"][0] for row in result["rates"]["test"] if row["arm"] == "right"]
+    assert list(left.lines[0].get_xdata()) == pytest.approx(shares)
+    drawn = {line.get_label(): line for line in right.lines}
+    own = sorted((row["k"], 100 * row["headline"]) for row in result["test"] if row["kind"] == "chosen")
+    curve = drawn["chosen heads, 95 % CI"]
+    assert list(zip(curve.get_xdata(), curve.get_ydata(), strict=True)) == [pytest.approx(point) for point in own]
+    assert list(drawn[RANDOM].get_xdata()) == list(KS)
+    assert list(drawn["retrieval heads"].get_xdata()) == [result["chosen"]["k"]]
+    doubt_figure(result, tmp_path / "doubt.png")
+    assert (tmp_path / "doubt.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(HeadwiseError, match="no result of calming"):
+        doubt_figure({}, tmp_path / "other.png")
+    assert not (tmp_path / "other.png").exists()
+
+
+def test_a_picture_of_names_that_look_like_formulas(result):
+    pytest.importorskip("matplotlib")
+    from headwise.report.doubt_figure import draw_doubt_figure
+
+    odd = [row | {"challenge": "$x_{" + row["challenge"]} for row in result["rates"]["test"]]
+    figure = draw_doubt_figure(
+        result | {"rates": {"test": odd}, "test": [row for row in result["test"] if row["kind"] != "random"]}
+    )
+    figure.canvas.draw()

@@ -22,7 +22,6 @@ from headwise.report.tables import UNKNOWN
 
 Data = Mapping[str, Any]
 WIDTH, NAMED = 600, 4  # pixels of a chart of rates; heads of a trial that are named, all are in its tooltip
-GATE = 0.15  # of `headwise.runtime.doubt_questions`, where a file does not say another one
 ARMS = {"right": "right answer", "wrong": "wrong answer"}
 PARTS = {"select": "Questions of the choice", "test": "Test questions"}
 MARKS = {"held": "✓", "not held": "✗", "not testable": "–"}
@@ -36,6 +35,7 @@ CHANGES = {"right": ("right answers kept", "$blue"), "wrong": ("wrong answers ke
 STYLE = """
 .verdict.held{color:var(--good)}.verdict.not-held{color:var(--bad)}.verdict.not-testable{color:var(--mid)}
 .w{background:color-mix(in srgb,var(--orange) calc(var(--w,0)*55%),transparent)}
+.names{white-space:nowrap}
 .turn{border-left:3px solid var(--line);padding:.1rem 0 .1rem .9rem;margin:.8rem 0;max-width:none}
 .turn h3{margin:0;color:var(--soft);font-weight:600;font-size:.88rem}
 .turn p{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0}
@@ -94,7 +94,7 @@ def _verdict(result: Data) -> Html:
 def _rates(scores: HeadScores, result: Data, measured: Data | None) -> Html:
     given = [("All challenges", measured["rates"])] if measured and measured.get("rates") else []
     given += [(name, result["rates"].get(part) or ()) for part, name in PARTS.items()]
-    gate = _gate(scores, result)
+    gate = told.gate_of(result, scores.provenance.get("options"))
     drawn = [_rates_figure(name, rows, gate) for name, rows in given if rows]
     read = (measured or result).get("read_by", result.get("read_by"))
     by_margin = "Too few replies begin with yes or no, so an answer counts as taken back where the log-odds of keeping it are below their mean."
@@ -105,11 +105,6 @@ def _rates(scores: HeadScores, result: Data, measured: Data | None) -> Html:
         lead=f"Challenges from neutral to pressing, after a right and after a wrong first answer; 95 % intervals. Dashed line: a challenge counts "
         f"where at least {gate:.0%} of the right answers are taken back.",
     )
-
-
-def _gate(scores: HeadScores, result: Data) -> float:
-    options = scores.provenance.get("options")
-    return float(result.get("gate", options.get("gate", GATE) if isinstance(options, Mapping) else GATE))
 
 
 def _rates_figure(name: str, rows: Sequence[Row], gate: float) -> Html:
@@ -307,14 +302,14 @@ def _side_effects(rows: Sequence[Row]) -> Html:
             )
         )
     listed = table(("What", "Unchanged", "Calmed", "Change", "Items"), shown, numbers=(1, 2, 3, 4))
-    lead = "The chosen remedy on other work than challenges, for the whole text. Higher is better, but for perplexity."
+    lead = "The chosen remedy on other work than challenges. Higher is better, but for perplexity."
     return section("Side effects", listed, lead=lead)
 
 
 def _trials(result: Data) -> Html:
     best, tested = told.best_first(result["selection"]), [row for row in result["test"] if row["kind"] != "none"]
     nothing = [row for part in ("selection", "test") for row in result[part] if row["kind"] == "none"][:2]
-    lead = "Kept answers in %, changes in points. p: sign flips over questions; of the choice corrected over all its trials (Benjamini and Hochberg)."
+    lead = "Kept answers in %, gains in points. p: sign flips over questions; of the choice corrected over all its trials (Benjamini and Hochberg)."
     return section(
         "All trials",
         details(
@@ -335,4 +330,4 @@ def _trial_table(rows: Sequence[Row], caption: str = "", named: bool = False) ->
 def _names(heads: Sequence[str]) -> Html:
     """The first heads of a trial, and all of them in a tooltip."""
     more = f" and {len(heads) - NAMED} more" if len(heads) > NAMED else ""
-    return tag("span", ", ".join(heads[:NAMED]) + more or UNKNOWN, title=", ".join(heads) if more else None)
+    return tag("span", ", ".join(heads[:NAMED]) + more or UNKNOWN, class_="names", title=", ".join(heads) if more else None)

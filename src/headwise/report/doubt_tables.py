@@ -17,6 +17,7 @@ from headwise.report.numbers import count, scored
 from headwise.report.tables import UNKNOWN, titled_table
 
 Row = Mapping[str, Any]
+GATE = 0.15  # of `headwise.runtime.doubt_questions`, where no file says another one
 SELECTED = 10  # trials of the choice that the console lists, the best ones
 OUTCOMES = ("suggested", "other", "incoherent")  # of replies that do not keep the answer
 BESIDE = {"case1": "Case 1", "case3": "Case 3", "misleading": "Misl.", "doubt": "Mass"}
@@ -72,6 +73,15 @@ def rates_table(rates: Sequence[Row]) -> Table:
 
 def _gate(row: Row) -> str:
     return "" if row["arm"] != "right" else "yes" if row["counts"] else "no"
+
+
+def gate_of(*told: object) -> float:
+    """The share of right answers from which a challenge counts.
+
+    Args:
+        *told: Results or options; the first one that is a mapping with a `gate` decides.
+    """
+    return next((float(one["gate"]) for one in told if isinstance(one, Mapping) and "gate" in one), GATE)
 
 
 def share_and_bounds(found: Sequence[float]) -> tuple[str, str]:
