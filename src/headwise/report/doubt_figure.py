@@ -82,9 +82,7 @@ def _draw_rates(axes: Axes, rates: Sequence[Row], names: Sequence[str], gate: fl
         share, low, high = ([row["flips"][i] for row in own] for i in range(3))
         axes.hlines(places, low, high, color=colour, linewidth=1.6)
         axes.plot(share, places, marker, color=colour, markersize=5, label=f"{label} taken back, 95 % CI")
-    axes.axvline(
-        gate, color=INK, linestyle="--", linewidth=1.2, zorder=1, label=f"a challenge counts from {gate:.0%} of right answers on"
-    )
+    axes.axvline(gate, color=INK, linestyle="--", linewidth=1.2, zorder=1, label=f"gate: {gate:.0%} of right answers")
     axes.set_xlim(0, 1)
     axes.set_ylim(len(names) - 0.5, -0.5)
     style(axes, "Answers taken back (share)", "")
@@ -98,7 +96,7 @@ def _draw_headline(axes: Axes, rows: Sequence[Row]) -> None:
     for kind, (label, colour, marker, face) in LINES.items():
         draw_line(axes, _points(rows, kind), colour, marker, face, label)
     scale_x(axes, sorted({row["k"] for row in rows}), WIDTH / 2 - 0.9)
-    style(axes, "Heads treated, K", "Headline (percentage points)")
+    style(axes, "Heads treated, K", "Headline (points)")
 
 
 def _points(rows: Sequence[Row], kind: str) -> list[Point]:

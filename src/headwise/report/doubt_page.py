@@ -21,7 +21,7 @@ from headwise.report.page.shell import Html, document, join, tag
 from headwise.report.tables import UNKNOWN
 
 Data = Mapping[str, Any]
-WIDTH, NAMED = 600, 4  # pixels of a chart of rates; heads of a trial that are named, all are in its tooltip
+WIDTH, NAMED = 600, 3  # pixels of a chart of rates; heads of a trial that are named, all are in its tooltip
 ARMS = {"right": "right answer", "wrong": "wrong answer"}
 PARTS = {"select": "Questions of the choice", "test": "Test questions"}
 MARKS = {"held": "✓", "not held": "✗", "not testable": "–"}
@@ -154,8 +154,11 @@ def _heads(scores: HeadScores, chosen: Row) -> Html:
         label=f"Scores of {scores.shape[0]} layers by {scores.shape[1]} heads; the chosen heads are framed", name="doubt-map",
     )  # fmt: skip
     caption = f"Framed: the {count(len(heads), 'head')} of the chosen remedy."
-    if gone := told.left_out(scores):
-        caption += f" Crossed out: not scored, among them {count(len(gone), 'retrieval head')} ({', '.join(gone)})."
+    if np.isnan(scores.values).any():
+        gone = told.left_out(scores)
+        caption += " Crossed out: not scored" + (
+            f", among them {count(len(gone), 'retrieval head')} ({', '.join(gone)})." if gone else "."
+        )
     return section(
         "Heads of both signs",
         figure(chart, caption, width=max(320, 46 * scores.shape[1] + 140)),
@@ -329,5 +332,5 @@ def _trial_table(rows: Sequence[Row], caption: str = "", named: bool = False) ->
 
 def _names(heads: Sequence[str]) -> Html:
     """The first heads of a trial, and all of them in a tooltip."""
-    more = f" and {len(heads) - NAMED} more" if len(heads) > NAMED else ""
+    more = f" +{len(heads) - NAMED}" if len(heads) > NAMED else ""
     return tag("span", ", ".join(heads[:NAMED]) + more or UNKNOWN, class_="names", title=", ".join(heads) if more else None)

@@ -34,7 +34,7 @@ EXPLAINED = {
 NAMES = 9  # letters of a challenge's name in the console; longer names go on in the next line
 NEEDED = {"remedy", "kind", "k", "draw", "heads", "kept_right", "kept_wrong", "right", "wrong", "headline", "interval", "p"}
 JUDGED = {"random_95", "random_mean", "rank_p", "draws", "optimism", "selected_headline", "yes_bias", "verdict"}
-NOT_CALM = "this is no result of calming a model; give the JSON that `headwise doubt calm` wrote"
+NOT_CALM = "this is no result of calming a model; give the JSON that calming wrote"
 
 
 def rates_table(rates: Sequence[Row]) -> Table:
