@@ -185,8 +185,10 @@ def scored(folder):
 def pages(tmp_path_factory):
     """Name -> path of every page."""
     pytest.importorskip("pyarrow")
-    from headwise.report import compression_page, influence, ranking_page, sparse, trace_page
+    from headwise.report import compression_page, doubt_page, influence, ranking_page, sparse, trace_page
+    from headwise.report.page.shell import write_document
     from headwise_lab.report import page as properties_page
+    from tests.unit.test_doubt_report import made_up_calm, made_up_doubt, made_up_measured
     from tests.unit.test_lab_properties import made_up as made_up_properties
     from tests.unit.test_sparse_report import made_up as made_up_sparse
 
@@ -209,6 +211,9 @@ def pages(tmp_path_factory):
         "cache": compression_page.write_page(*cache_result(), folder / "cache.html"),
         "influence": influence.influence_page(scored(folder), folder / "influence.html"),
         "properties": properties_page.write_page(made_up_properties(values), folder / "properties.html")[0],
+        "doubt": write_document(
+            folder / "doubt.html", doubt_page.doubt_page(made_up_doubt(EVIL), made_up_calm(EVIL, model=EVIL), made_up_measured())
+        ),
         "sparse": sparse.write_page(made_up_sparse(EVIL), folder / "sparse.html"),
     }
     return made

@@ -11,7 +11,7 @@ from tests.browser.conftest import EVIL, drawn, shot
 from tests.cli.conftest import headwise  # noqa: F401  # a fixture
 from tests.unit.test_page import some_charts
 
-NAMES = ("explorer", "several", "published", "ranking", "trace", "cache", "influence", "properties", "sparse")
+NAMES = ("explorer", "several", "published", "ranking", "trace", "cache", "influence", "properties", "sparse", "doubt")
 pytestmark = pytest.mark.slow
 
 
@@ -51,7 +51,9 @@ def test_every_kind_of_chart_is_drawn_without_a_warning(visit, tmp_path, index):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["explorer", "several", "ranking", "trace", "cache", "influence", "properties", "sparse"])
+@pytest.mark.parametrize(
+    "name", ["explorer", "several", "ranking", "trace", "cache", "influence", "properties", "sparse", "doubt"]
+)
 def test_dark_pages_are_dark(visit, pages, name):
     page = visit(pages[name], 1280, "dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
@@ -266,3 +268,23 @@ def test_a_bad_file_is_one_readable_line(headwise, written, name):  # noqa: F811
     assert lines[0].startswith("headwise: error:")
     assert name in lines[0]
     assert not (written / "page.html").exists()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_map_of_doubt_has_a_colour_per_sign_and_frames_the_chosen_heads(visit, pages, scheme):
+    page = visit(pages["doubt"], 1280, scheme)
+    chart = page.locator('.chart[data-name="doubt-map"] svg.marks')
+
+    def fill(name):
+        colour = chart.locator(f'path[aria-label*="Name: {name};"]').first.get_attribute("fill")
+        return list(map(int, re.findall(r"\d+", colour)))[:3]
+
+    red, blue, nothing = fill("L2H3"), fill("L1H2"), fill("L0H4")
+    assert red[0] > red[2] + 60  # takes answers back
+    assert blue[2] > blue[0] + 60  # holds on
+    assert max(nothing) - min(nothing) < 25  # next to 0: the page's ground
+    framed = chart.locator('path[fill-opacity="0"]')
+    assert framed.count() == int(page.locator(".facts dd").nth(1).inner_text())
+    page.locator("details", has_text="The strongest heads of both signs").last.locator("summary").click()
+    assert page.get_by_text("They hold on to answers").is_visible()
+    assert page.told == []

@@ -23,6 +23,8 @@ def some_charts():
     return [
         charts.heat_map(DATA, COLUMNS, x="x", y="y", value="v", groups=2, cursor=True, numbers=".2f", **look),
         charts.heat_map(DATA, COLUMNS, x="x", y="y", value="v", axes=False, legend=False, **look),
+        charts.heat_map(DATA, COLUMNS, x="x", y="y", value="v", domain=(-1, 1), scheme=charts.SIGNED, marked="s", **look),
+        charts.ranges(DATA, COLUMNS, x="v", low="x", high="y", y="x", series="s", x_domain=(0, 1), limits=(0.15,), **look),
         charts.scatter(DATA, COLUMNS, x="x", y="v", series="s", limits=(0.5,), diagonal=True, cursor=("x", "y"), **look),
         charts.lines(DATA, COLUMNS, x="x", y="v", low="x", high="y", series="s", colours={"b": "$grey"}, x_values=[0, 1], **look),
     ]
@@ -74,7 +76,7 @@ def test_a_tag_has_the_attributes_that_are_given():
 
 MARKS = {"rect", "text", "rule", "line", "area", "circle", "point"}
 PARTS = {"mark", "encoding", "transform", "data"}
-CHANNELS = {"x", "y", "y2", "color", "text", "tooltip"}
+CHANNELS = {"x", "x2", "y", "y2", "yOffset", "color", "shape", "text", "tooltip"}
 TYPES = {"quantitative", "ordinal", "nominal"}
 
 
@@ -98,7 +100,7 @@ def test_charts_are_whole_and_read_only_what_the_table_has(chart):
         for name, channel in channels(layer):
             assert ("field" in channel) != ("value" in channel), name
             assert channel.get("field") is None or channel["field"] in known
-            assert name == "y2" or channel.get("type", "nominal") in TYPES
+            assert name in ("x2", "y2") or channel.get("type", "nominal") in TYPES
         for step in layer["transform"]:
             assert set(re.findall(r"datum\.(\w+)", step.get("filter", ""))) <= known
             assert set(re.findall(r"\bcursor_\w+", step.get("filter", ""))) <= params

@@ -72,14 +72,14 @@ def _draw_panel(axes: Axes, sweep: Sweep, metric: str, inches: float) -> None:
         axes.axhline(row.mean, color=INK, linestyle="--", linewidth=1.2, label=NONE, zorder=1)
     random = sweep.of(metric, "random")
     if random:
-        _draw_random(axes, random)
-    _draw_line(axes, sweep.of(metric, "bottom"), BLUE, "s", "none", BOTTOM)
-    _draw_line(axes, sweep.of(metric, "top"), RED, "o", RED, TOP)
-    _scale_x(axes, sorted({row.k for row in sweep.rows if row.metric == metric and row.k > 0}), inches)
+        draw_random(axes, random)
+    draw_line(axes, sweep.of(metric, "bottom"), BLUE, "s", "none", BOTTOM)
+    draw_line(axes, sweep.of(metric, "top"), RED, "o", RED, TOP)
+    scale_x(axes, sorted({row.k for row in sweep.rows if row.metric == metric and row.k > 0}), inches)
     _scale_y(axes, sweep, metric)
 
 
-def _draw_line(axes: Axes, rows: list[Row], colour: str, marker: str, face: str, label: str) -> None:
+def draw_line(axes: Axes, rows: list[Row], colour: str, marker: str, face: str, label: str) -> None:
     """Means joined by a line, with confidence intervals where they are known."""
     if not rows:
         return
@@ -91,7 +91,8 @@ def _draw_line(axes: Axes, rows: list[Row], colour: str, marker: str, face: str,
     axes.plot(k, mean, "-", color=colour, marker=marker, markersize=5, markerfacecolor=face, label=label, zorder=4)
 
 
-def _draw_random(axes: Axes, rows: list[Row]) -> None:
+def draw_random(axes: Axes, rows: list[Row], label: str = RANDOM) -> None:
+    """Means of random heads joined by a line, with every draw as a point and the range of the draws as a band."""
     drawn = [row for row in rows if row.draws]
     if drawn:
         k = [row.k for row in drawn]
@@ -107,12 +108,12 @@ def _draw_random(axes: Axes, rows: list[Row]) -> None:
         marker="D",
         markersize=4,
         linewidth=1.6,
-        label=RANDOM,
+        label=label,
         zorder=2,
     )
 
 
-def _scale_x(axes: Axes, ks: list[int], inches: float) -> None:
+def scale_x(axes: Axes, ks: list[int], inches: float) -> None:
     """A tick at every K that has room; logarithmic when K spans more than a factor of 10."""
     if not ks:
         return

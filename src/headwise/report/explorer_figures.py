@@ -21,6 +21,11 @@ CELL, LEAST, MOST = 560, 11, 44  # height of a map in pixels, and of one layer
 ABLATED = {"top": ("strongest K", "$red"), "random": ("random K", "$grey"), "bottom": ("weakest K", "$blue")}
 
 
+def map_height(layers: int) -> int:
+    """Pixels of a map of so many layers."""
+    return layers * max(LEAST, min(MOST, CELL // layers))
+
+
 def map_chart(entry: Entry, small: bool = False) -> Chart:
     """Layers x heads.
 
@@ -33,7 +38,7 @@ def map_chart(entry: Entry, small: bool = False) -> Chart:
     known = scores.values[np.isfinite(scores.values)]
     low, high = (min(0.0, float(known.min())), max(0.0, float(known.max()))) if known.size else (0.0, 1.0)
     label = f"{capital(scores.score)} scores of {layers} layers by {heads} {noun(scores)}s, {entry.label}"
-    height = 132 if small else layers * max(LEAST, min(MOST, CELL // layers))
+    height = 132 if small else map_height(layers)
     look: dict[str, Any] = {"legend": False, "axes": False} if small else {"cursor": True, "groups": group_size(scores)}
     name = f"{'overview' if small else 'map'}-{entry.number}"
     return heat_map(

@@ -38,7 +38,7 @@ def head_table(scores: HeadScores, top: int = 10) -> Table:
     """
     if top < 1:
         raise HeadwiseError(f"the number of heads to list must be at least 1; got {top}")
-    table = _table(f"Strongest {noun(scores)}s by {scores.score} score", subject(scores.provenance))
+    table = titled_table(f"Strongest {noun(scores)}s by {scores.score} score", subject(scores.provenance))
     table.add_column("Rank", justify="right")
     table.add_column(capital(noun(scores)))
     for name in (f"{capital(scores.score)} score", "95 % CI over runs", "Active in runs"):
@@ -96,7 +96,7 @@ def summary_lines(scores: HeadScores) -> list[str]:
 def ablation_table(result: Mapping[str, Any]) -> Table:
     """One line per metric and K: top K, random K and bottom K, and how surprising the top is; K = 0 is the whole model."""
     sweep = read_sweep(result)
-    table = _table(f"Ablating heads: mode {sweep.mode}, scope {sweep.scope}, {sweep.items} items", sweep.model)
+    table = titled_table(f"Ablating heads: mode {sweep.mode}, scope {sweep.scope}, {sweep.items} items", sweep.model)
     table.collapse_padding = True  # fits into 80 columns
     table.add_column("Metric")
     for name in ("K", "Top", "95 % CI", "Random ± sd", "Bottom", "p paired", "p rank"):
@@ -122,7 +122,7 @@ def _add_metric(table: Table, sweep: Sweep, metric: str) -> None:
         label = ""
 
 
-def _table(title: str, source: str) -> Table:
+def titled_table(title: str, source: str) -> Table:
     """An empty table; the source is shown as it is, never read as markup."""
     lines = Text(title, style="bold")
     if source:

@@ -17,9 +17,11 @@ Table = Mapping[str, Sequence[Any]]
 Spec = dict[str, Any]
 SERIES = ("$red", "$blue", "$green", "$purple", "$orange", "$sky", "$ink")  # Okabe and Ito's palette, in this order
 SHAPES = ("circle", "square", "diamond", "triangle-up")
-HEAT, GRID = "heatmap", "ramp"
-"""Colour scales of the page: magma, from the page's ground to strong colour, for scores; cividis for shares from 0 to 1."""
+HEAT, GRID, SIGNED = "heatmap", "ramp", "diverging"
+"""Colour scales of the page: magma, from the page's ground to strong colour, for scores; cividis for shares from 0 to 1; from blue over the page's
+ground to red for values below and above 0, with the same number at both ends of the domain."""
 TABLE, ROW = "table", 24  # name of the data set; pixels of a row of cells
+YES = "yes"  # in a column that says which cells are framed
 CELLS = {"paddingInner": 0.05, "paddingOuter": 0.02}  # a scale of cells with thin gaps
 CELL_AXIS = {"labelAngle": 0, "labelOverlap": True, "domain": False, "ticks": False}
 DASHED = [4, 4]
@@ -58,6 +60,7 @@ def heat_map(
     numbers: str | None = None,
     height: int | None = None,
     groups: int = 1,
+    marked: str | None = None,
     cursor: bool = False,
     legend: bool = True,
     axes: bool = True,
@@ -73,10 +76,11 @@ def heat_map(
         label: one sentence for readers who cannot see the chart.
         name: of the file that the chart is saved to.
         domain: values at the two ends of the colour scale; those of the data if None.
-        scheme: `HEAT` or `GRID`.
+        scheme: `HEAT`, `GRID` or `SIGNED`.
         numbers: a format as `.2f` to write values into cells.
         height: pixels; `ROW` per row if None.
         groups: a line after every so many columns, if more than 1.
+        marked: a column; cells in which it is `YES` are framed.
         cursor: mark one cell, by the parameters `cursor_x` and `cursor_y`.
         legend: show the colour scale.
         axes: show both axes.
@@ -86,8 +90,7 @@ def heat_map(
     """
     axis = CELL_AXIS if axes else None
     place = {side: _field(column, "ordinal", columns, axis=axis, scale=CELLS) for side, column in (("x", x), ("y", y))}
-    shown = {"orient": "top", "direction": "horizontal", "gradientLength": 160, "gradientThickness": 10} if legend else None
-    colour = _field(value, "quantitative", columns, scale={"range": scheme} | _limits(domain), legend=shown)
+    colour = _field(value, "quantitative", columns, **_gradient(scheme, domain, legend))
     known, tips, corner = f"isValid(datum.{value})", {"tooltip": _tooltip(columns)}, 1.5 if axes else 0
     layers = [_layer("rect", place | tips | {"color": colour}, known, cornerRadius=corner, cursor=_pointer(cursor))]
     layers += _crossed_out(place | {"tooltip": _tooltip({c: columns[c] for c in (y, x)})}, f"!{known}", corner)
@@ -95,9 +98,11 @@ def heat_map(
         layers.append(_layer("text", place | tips | _written(value, numbers, domain), known, fontSize=11))
     if groups > 1:
         layers.append(_edges(x, groups, axis))
+    frame = {"fillOpacity": 0, "cornerRadius": 2}
+    if marked:
+        layers.append(_layer("rect", place | tips, f"datum.{marked} === '{YES}'", **frame, stroke="$ink", strokeWidth=2.5))
     if cursor:
-        frame = {"fillOpacity": 0, "cornerRadius": 2, "stroke": "$blue", "strokeWidth": 3}
-        layers.append(_layer("rect", place | tips, _at_cursor(x, y), **frame))
+        layers.append(_layer("rect", place | tips, _at_cursor(x, y), **frame, stroke="$blue", strokeWidth=3))
     tall = ROW * _distinct(data, y, label) if height is None else height
     return Chart(_spec(layers, tall, cursor), data, columns, label, name)
 
@@ -217,6 +222,51 @@ def lines(
     return Chart(_spec(layers, height), data, columns, label, name)
 
 
+def ranges(
+    data: Table,
+    columns: Mapping[str, str],
+    *,
+    x: str,
+    low: str,
+    high: str,
+    y: str,
+    series: str,
+    label: str,
+    name: str,
+    x_domain: tuple[float, float] | None = None,
+    limits: Sequence[float] = (),
+) -> Chart:
+    """One point per category (downwards) and series, with a line from `low` to `high`; series differ in colour and shape.
+
+    Args:
+        data: the table.
+        columns: column -> its heading.
+        x: column across.
+        low: column of the lower ends.
+        high: column of the upper ends.
+        y: column of the categories, which stay in the order of the data.
+        series: column that tells the points of a category apart.
+        label: one sentence for readers who cannot see the chart.
+        name: of the file that the chart is saved to.
+        x_domain: ends of the axis across; those of the data if None.
+        limits: x values marked by a dashed line.
+
+    Raises:
+        HeadwiseError: a column's name is not plain.
+    """
+    colour = _series(data, series, columns)
+    shape: Spec = colour | {"scale": {"domain": colour["scale"]["domain"], "range": list(SHAPES)}}
+    place: Spec = {"y": _field(y, "nominal", columns, sort=None, axis={"labelLimit": 140, "domain": False, "ticks": False})}
+    place |= {"yOffset": {"field": series, "type": "nominal", "sort": None}, "color": colour, "tooltip": _tooltip(columns)}
+    across = _field(x, "quantitative", columns, scale=_scale(x_domain))
+    span = {"x": across | {"field": low}, "x2": {"field": high}}
+    layers = _limit_lines(limits, upright=True)
+    layers.append(_layer("rule", place | span, f"isValid(datum.{low}) && isValid(datum.{high})", strokeWidth=2))
+    layers.append(_layer("point", place | {"x": across, "shape": shape}, f"isValid(datum.{x})", size=70, opacity=1, filled=True))
+    rows = len(set(data[y])) * max(1, len(colour["scale"]["domain"]))
+    return Chart(_spec(layers, max(ROW * 2, ROW * rows)), data, columns, label, name)
+
+
 def _spec(layers: Sequence[Spec], height: int, cursor: bool = False) -> Spec:
     """The whole specification: as wide as the page has room for."""
     params = {"params": [{"name": name, "value": None} for name in ("cursor_x", "cursor_y")]} if cursor else {}
@@ -231,6 +281,13 @@ def _layer(mark: str, encoding: Spec, *filters: str, **look: object) -> Spec:
 def _field(column: str, type: str, columns: Mapping[str, str], **more: object) -> Spec:
     """What a channel shows: a column, how it is measured, and its heading."""
     return {"field": column, "type": type, "title": columns[column], **more}
+
+
+def _gradient(scheme: str, domain: tuple[float, float] | None, legend: bool) -> Spec:
+    """Scale and legend of colours that stand for values."""
+    shown = {"orient": "top", "direction": "horizontal", "gradientLength": 160, "gradientThickness": 10} if legend else None
+    mixed = {"interpolate": "rgb"} if scheme == SIGNED else {}  # other ways of mixing add hues of their own around 0
+    return {"scale": {"range": scheme} | mixed | _limits(domain), "legend": shown}
 
 
 def _crossed_out(encoding: Spec, missing: str, corner: float) -> list[Spec]:
@@ -299,18 +356,24 @@ def _shapes(colour: Spec) -> Spec:
     names = colour["scale"]["domain"] if "scale" in colour else []
     if len(names) <= len(SERIES):
         return {}
-    return {"shape": colour | {"scale": {"domain": names, "range": [SHAPES[i // len(SERIES) % len(SHAPES)] for i in range(len(names))]}}}
+    return {
+        "shape": colour
+        | {"scale": {"domain": names, "range": [SHAPES[i // len(SERIES) % len(SHAPES)] for i in range(len(names))]}}
+    }
 
 
-def _limit_lines(limits: Sequence[float]) -> list[Spec]:
-    """Dashed lines across the chart at these values of y, each with its value."""
+def _limit_lines(limits: Sequence[float], upright: bool = False) -> list[Spec]:
+    """Dashed lines across the chart at these values of y (of x: upright), each with its value."""
     if not limits:
         return []
     rows, place = {"data": {"values": [{"limit": limit} for limit in limits]}}, {"field": "limit", "type": "quantitative"}
-    words = {"y": place, "text": place, "x": {"value": "width"}}
+    across, along = ("x", "y") if upright else ("y", "x")
+    end = {"value": 0} if upright else {"value": "width"}
+    words = {across: place, "text": place, along: end}
+    away = {"align": "left", "dx": 4, "dy": 6} if upright else {"align": "right", "dx": -2, "dy": -6}
     return [
-        _layer("rule", {"y": place}, color="$grey", strokeDash=DASHED) | rows,
-        _layer("text", words, color="$soft", align="right", dx=-2, dy=-6) | rows,
+        _layer("rule", {across: place}, color="$grey", strokeDash=DASHED) | rows,
+        _layer("text", words, color="$soft", **away) | rows,
     ]
 
 

@@ -46,6 +46,8 @@ const headwise = (() => {
   /* Charts: names of colours are filled in, then vega-embed draws. */
   const MAGMA = ["#fdf5df", "#fed799", "#fea16e", "#f4695c", "#ca3e72", "#932b80", "#5f187f", "#331067"];
   const DARK_MAGMA = ["#20242b", "#3b1a5c", "#641a80", "#932b80", "#ca3e72", "#f4695c", "#fea16e", "#fcfdbf"];
+  const SIGNS = ["#00497a", "#0072b2", "#6db2dc", "#f1eee6", "#f0a06a", "#d55e00", "#8c3a00"]; // blue, ground, red
+  const DARK_SIGNS = ["#8fd0ff", "#56b4e9", "#22618a", "#272c32", "#8f4a1e", "#f2813a", "#ffb27a"];
   function themed(value) {
     if (Array.isArray(value)) return value.map(themed);
     if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, themed(inner)]));
@@ -63,7 +65,8 @@ const headwise = (() => {
         titleFontWeight: 400, gridOpacity: 0.7, titlePadding: 8 },
       legend: { labelColor: ink, titleColor: soft, labelFontSize: 12, titleFontSize: 12, titleFontWeight: 400, symbolOpacity: 1 },
       title: { color: ink, anchor: "start", fontSize: 14 }, text: { color: ink },
-      range: { heatmap: isDark() ? DARK_MAGMA : MAGMA, ramp: { scheme: "cividis" } },
+      range: { heatmap: isDark() ? DARK_MAGMA : MAGMA, ramp: { scheme: "cividis" },
+        diverging: isDark() ? DARK_SIGNS : SIGNS },
     };
   }
   function rowsOf(table) {
