@@ -117,7 +117,7 @@ def calm(
         row["p_corrected"] = float(p)
     verdict = _verdict(rows, selection[best], tested)
     told: dict[str, Any] = describe_calm(model, scores, select, test, options, retrieval)
-    told |= {"rates": {"select": chosen_on.rates(), "test": tested.rates()}, "read_by": tested.read_by}
+    told |= {"gate": test.gate, "rates": {"select": chosen_on.rates(), "test": tested.rates()}, "read_by": tested.read_by}
     told |= {"select": first.describe(), "test_questions": second.describe(), "selection": selection, "test": rows, "chosen": verdict}
     told["dialogue"] = example(tested, medicine, trials[best])
     if sides is not None:
