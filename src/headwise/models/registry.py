@@ -83,6 +83,7 @@ LAB_MODELS = {
     "world-6m": LabModel(5_771_520, 11_551_040, "micro-world, Llama"),
     "world-6m-long": LabModel(5_771_520, 11_551_040, "micro-world, Llama, 2,048 positions"),
     "world-6m-qwen3": LabModel(5_772_032, 11_553_728, "micro-world, Qwen3"),
+    "world-6m-reask": LabModel(5_772_032, 11_553_728, "micro-world, Qwen3, doubts where it is cued"),
     "world-6m-seed1": LabModel(5_771_520, 11_551_040, "micro-world, Llama, another seed"),
 }
 
