@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Table = NDArray[np.float64]
 CASES = ("case1", "case2", "case3", "case4")
@@ -67,7 +70,8 @@ def evaluate(expression: str, tables: Mapping[str, Table], threshold: float | No
     """A table from others: `case1 | case2`, `(case1 - case3) & doubt`.
 
     Without a threshold `|` is the larger value, `&` the smaller one, `-` the difference. With one, tables are sets of the heads that reach it:
-    `|` joins them (the larger value counts), `&` keeps what is in both (the smaller one), `-` takes away; heads outside of the result get 0.
+    `|` joins them (the larger value counts), `&` keeps what is in both (the smaller one), `-` takes away; heads outside of the result get 0,
+    heads without a value none.
     `&` binds more tightly than `|` and `-`, which go from left to right.
 
     Args:
@@ -82,7 +86,7 @@ def evaluate(expression: str, tables: Mapping[str, Table], threshold: float | No
     value, rest = _sum(tokens, tables, threshold)
     if rest:
         raise HeadwiseError(f"the expression {expression!r} cannot be read from {rest[0]!r} on")
-    return value if threshold is None else np.where(value >= threshold, value, 0.0)
+    return value if threshold is None else np.where(value < threshold, 0.0, value)
 
 
 def _tokens(expression: str) -> list[str]:
@@ -126,4 +130,4 @@ def _name(tokens: list[str], tables: Mapping[str, Table], least: float | None) -
     if first not in tables:
         raise HeadwiseError(f"unknown table {first!r} in the expression; use {', '.join(tables)}")
     value = tables[first]
-    return value if least is None else np.where(value >= least, value, 0.0), rest
+    return value if least is None else np.where(value < least, 0.0, value), rest
