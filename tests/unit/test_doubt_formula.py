@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwise.heads import HeadwiseError
-from headwise.methods.doubt.formula import CASES, evaluate, four_cases, hits
+from headwise.methods.doubt.formula import CASES, four_cases, hits
+from headwise.stats.expressions import evaluate
 from headwise.stats.paired import wilson
 from tests.reference import doubt as slow
 
