@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
@@ -319,6 +320,7 @@ def margins(
     return _log_odds(variant_logprobs(asked.model, past, rest, options, sets, mode, means=means), keeps)
 
 
+@torch.no_grad()
 def margins_under(asked: Doubts, dialogue: Dialogue, past: DynamicCache, variants: Sequence[Any], enter: Enter) -> NDArray[np.float64]:
     """[variants] margins as those of `margins`, where enter(variants) opens the block in which row i behaves as variants[i]."""
     rest, options, keeps = _sides(asked, dialogue, past)

@@ -28,17 +28,10 @@ CODE = 36  # dimensions of a token's random code
 HEAD_DIM = 128
 THETA = 1e30  # neighbouring frequencies differ by a factor of 3, so both slowly turning and practically fixed dimensions exist
 NEAR, FIXED = 5, 24  # the pair that tells distances up to 300 tokens; the first of the dimensions that do not turn
-FOUND, SLOPE, REST, CALM = (
-    200.0,
-    200.0,
-    60.0,
-    400.0,
-)  # attention logits: a marked word, its distance, the first token, the calming word
-LOUD, LOW, BREAK = (
-    6.0,
-    3.0,
-    1.5,
-)  # what the two heads add to the logit of a word before the last norm, and the line break where nothing is found
+# Attention logits: a marked word, its distance, the first token, the calming word.
+FOUND, SLOPE, REST, CALM = 400.0, 400.0, 60.0, 800.0
+# What the two heads add to the logit of a word in front of the last norm, and the line break where nothing is found.
+LOUD, LOW, BREAK = 6.0, 3.0, 1.5
 CALMING = "truly"
 
 
