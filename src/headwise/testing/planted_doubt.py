@@ -27,9 +27,9 @@ from headwise.testing.tokenizers import word_tokenizer
 CODE = 36  # dimensions of a token's random code
 HEAD_DIM = 128
 THETA = 1e30  # neighbouring frequencies differ by a factor of 3, so both slowly turning and practically fixed dimensions exist
-NEAR, FIXED = 5, 24  # the pair that tells distances up to 300 tokens; the first of the dimensions that do not turn
+NEAR, FIXED = 5, 24  # the pair that tells distances up to 200 tokens; the first of the dimensions that do not turn
 # Attention logits: a marked word, its distance, the first token, the calming word.
-FOUND, SLOPE, REST, CALM = 400.0, 400.0, 60.0, 800.0
+FOUND, SLOPE, REST, CALM = 1000.0, 1000.0, 60.0, 2000.0
 # What the two heads add to the logit of a word in front of the last norm, and the line break where nothing is found.
 LOUD, LOW, BREAK = 6.0, 3.0, 1.5
 CALMING = "truly"
@@ -162,7 +162,7 @@ def _noise_model(tokenizer: Any, layers: int, heads: int, seed: int) -> Any:
     with torch.no_grad():
         for parameter in hf.parameters():
             if parameter.ndim == 2:
-                parameter.normal_(0.0, 0.002, generator=generator)
+                parameter.normal_(0.0, 0.0003, generator=generator)
     return hf
 
 
