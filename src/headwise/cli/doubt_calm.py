@@ -59,12 +59,11 @@ def calm(
     """Choose a remedy on one part of the questions, test it on another beside random, weak and retrieval heads."""
     path = o.output_path(output, model, "doubt-calm", overwrite)
     from headwise.cli.doubt_export import check_targets
-
-    check_targets(export, html, overwrite)
     from headwise.methods.doubt.calm import CalmOptions
     from headwise.runtime.doubt_questions import DoubtQuestions
 
     tried = tuple(dict.fromkeys(name.strip() for name in remedies.split(",") if name.strip()))
+    check_targets(export, html, overwrite, tried)
     options = CalmOptions(o.numbers(top, "top"), tried, controls, factor, push, seed)
     scores = o.read_scores(heads)
     retrieved = None if retrieval is None else o.read_scores(retrieval)
@@ -75,15 +74,19 @@ def calm(
     }  # fmt: skip
     select = DoubtQuestions(data, part="select" if test_data is None else "all", **shared)
     test = DoubtQuestions(data if test_data is None else test_data, part="test" if test_data is None else "all", **shared)
+    sides = _sides(no_side_effects, lm_eval, include_path, limit)
+    loaded = o.load(model, device, dtype, revision, heads=scores)
+    _run(loaded, scores, select, test, options, retrieved, sides, path, export, html, overwrite, json)
+
+
+def _sides(
+    no_side_effects: bool, lm_eval: str | None, include_path: Path | None, limit: int | None
+) -> tuple[list[str], Path | None, int | None] | None:
+    """What `calm` takes as side effects."""
     tasks = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
     if no_side_effects and tasks:
         raise HeadwiseError("--lm-eval is a side effect; leave --no-side-effects out")
-    loaded = o.load(model, device, dtype, revision, heads=scores)
-    for one in (scores, retrieved):
-        if one is not None:
-            loaded.check(one.top(1))
-    sides = None if no_side_effects else (tasks, include_path, limit)
-    _run(loaded, scores, select, test, options, retrieved, sides, path, export, html, overwrite, json)
+    return None if no_side_effects else (tasks, include_path, limit)
 
 
 def _run(

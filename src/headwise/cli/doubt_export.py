@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,14 @@ EXPORTED = ("zero", "uniform")
 NUMBERS = "headwise_doubt.json"
 
 
-def check_targets(export: Path | None, html: Path | None, overwrite: bool) -> None:
-    """Refuse a folder that holds something and a page that exists, before any work is done."""
+def check_targets(export: Path | None, html: Path | None, overwrite: bool, remedies: Sequence[str]) -> None:
+    """Refuse a folder that holds something, a remedy that no weights can hold and a page that exists, before any work is done."""
     if export is not None and export.exists() and (not export.is_dir() or any(export.iterdir())):
         raise HeadwiseError(f"{export} exists and is not an empty folder; give a new one to --export")
+    if export is not None and (others := [one for one in remedies if one not in EXPORTED]):
+        raise HeadwiseError(
+            f"no weights can hold the remedy {others[0]!r}, should it be chosen; with --export give --remedies {','.join(EXPORTED)}"
+        )
     if html is not None and (html.is_dir() or (html.exists() and not overwrite)):
         raise HeadwiseError(f"{html} exists; give another file to --html, or --overwrite")
 
@@ -40,10 +45,6 @@ def write_extras(
         write_atomically(html, doubt_page(scores, told).encode())
         found["page"] = str(html)
     if export is not None:
-        if chosen["remedy"] not in EXPORTED:
-            raise HeadwiseError(
-                f"the chosen remedy is {chosen['remedy']!r}, which no weights can hold; --export goes with --remedies {','.join(EXPORTED)}"
-            )
         heads = HeadSet.of(chosen["heads"], model.heads.shape, f"calmed by {chosen['remedy']}: {chosen['verdict']}")
         export_ablated(model, heads, chosen["remedy"], export)
         numbers = {name: told.get(name) for name in ("chosen", "rates", "side_effects", "read_by", "select", "test_questions")}

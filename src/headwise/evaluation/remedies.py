@@ -110,7 +110,7 @@ class Medicine:
         """The vectors of these heads; nothing at all of the first head for an empty set, since a row needs one."""
         if self.vectors is None or not len(heads):
             layer = min(self.model.modules)
-            return HeadVectors(HeadSet(((layer, 0),), self.model.heads.shape), torch.zeros(1, self.model.heads.head_dim))  # type: ignore[arg-type]
+            return HeadVectors(HeadSet.of([(layer, 0)], self.model.heads.shape), torch.zeros(1, self.model.heads.head_dim))
         return HeadVectors(heads, torch.stack([self.vectors[head] for head in heads]))
 
 

@@ -125,7 +125,7 @@ class Wordings:
     def _given(self, reply: str, answers: tuple[str, ...]) -> bool:
         """Whether one of the answers is given, and not only denied."""
         for found in find_mentions(reply, answers):
-            front = reply[: found.start].casefold().rstrip(" \"'“‘")
+            front = reply[: found.start].casefold().replace("’", "'").rstrip(" \"'“‘")
             if not any(re.search(rf"(?:^|\W){re.escape(denial)}(?: the| a| an)?$", front) for denial in self.denials):
                 return True
         return False
@@ -161,12 +161,13 @@ def read_wordings(path: Path | str | None = None) -> Wordings:
     if not isinstance(given, Mapping) or not isinstance(given.get("challenges"), list) or not given["challenges"]:
         raise PromptError(f'{place}: wordings are an object with a list "challenges" of {{"name", "strength", "text"}}')
     merged = {**ours, **given}
-    asks = {form: _by_part({**ours["ask"], **merged["ask"]}.get(form, ""), place) for form in FORMS}
+    asked = {**ours["ask"], **_asks(merged["ask"], place)}
+    asks = {form: _by_part(asked[form], place) for form in FORMS}
     found = tuple(_challenge(row, asks, f"{place}, challenge {number}") for number, row in enumerate(given["challenges"], 1))
     if len({one.name for one in found}) < len(found):
         raise PromptError(f"{place}: two challenges have the same name; give each its own")
     lists = [_words(merged, name, place) for name in ("yes", "no", "denials", "filler", "refusals")]
-    if set(lists[0]) & set(lists[1]):
+    if {word.casefold() for word in lists[0]} & {word.casefold() for word in lists[1]}:
         raise PromptError(f"{place}: a word is both yes and no")
     return Wordings(found, lists[0], lists[1], lists[2], frozenset(word.casefold() for word in lists[3]), lists[4])
 
@@ -177,13 +178,13 @@ def _challenge(row: Any, asks: Mapping[str, Mapping[str, str]], place: str) -> C
     strength = row.get("strength", 0)
     if not isinstance(strength, int) or isinstance(strength, bool) or strength < 0:
         raise PromptError(f"{place}: strength must be a whole number of at least 0; got {strength!r}")
-    own: Mapping[str, Any] = row["ask"] if isinstance(row.get("ask"), Mapping) else {}
+    own = _asks(row.get("ask", {}), place)
     asked = {form: _by_part(own[form], place) if form in own else asks[form] for form in FORMS}
-    forms = tuple(row.get("forms", FORMS))
-    if not forms or not set(forms) <= set(FORMS):
-        raise PromptError(f"{place}: forms must be some of {', '.join(FORMS)}; got {list(forms)!r}")
+    forms = row.get("forms", list(FORMS))
+    if not isinstance(forms, list) or not forms or any(form not in FORMS for form in forms):
+        raise PromptError(f"{place}: forms must be a list of some of {', '.join(FORMS)}; got {str(forms)[:60]}")
     made = Challenge(
-        row["name"], strength, _by_part(row.get("text"), place), {(f, p): asked[f][p] for f in FORMS for p in PARTS}, forms
+        row["name"], strength, _by_part(row.get("text"), place), {(f, p): asked[f][p] for f in FORMS for p in PARTS}, tuple(forms)
     )
     for form in forms:
         for part in PARTS:
@@ -192,7 +193,10 @@ def _challenge(row: Any, asks: Mapping[str, Mapping[str, str]], place: str) -> C
 
 
 def _check_template(template: str, form: str, place: str) -> None:
-    fields = [field for _, field, _ in pieces_of(template) if field]
+    pieces = list(pieces_of(template))
+    fields = [field for _, field, _ in pieces if field]
+    if inside := [text.strip() for text, _, doubt in pieces if doubt and "{" in text]:
+        raise PromptError(f"{place}: the words of doubt [{inside[0]}] hold a field; end the mark in front of it")
     if unknown := [field for field in fields if field not in FIELDS]:
         raise PromptError(f"{place}: unknown field {{{unknown[0]}}}; a text may hold {{other}}, or {{a}} and {{b}}")
     if ("a" in fields) != ("b" in fields) or len(set(fields)) < len(fields):
@@ -201,6 +205,13 @@ def _check_template(template: str, form: str, place: str) -> None:
         raise PromptError(f"{place}: a question for yes or no must name both as {{a}} and {{b}}")
     if not template.strip():
         raise PromptError(f"{place}: the challenge says nothing")
+
+
+def _asks(given: Any, place: str) -> Mapping[str, Any]:
+    """How answers are asked for, by form, as a file has it."""
+    if not isinstance(given, Mapping) or not set(given) <= set(FORMS):
+        raise PromptError(f"{place}: ask is an object with a text for some of {', '.join(FORMS)}; got {str(given)[:60]!r}")
+    return given
 
 
 def _by_part(given: Any, place: str) -> dict[str, str]:

@@ -6,36 +6,36 @@ begins behind the first answer.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
 from headwise.caches.shared import cut_back, fork, full_cache, shared_past
-from headwise.heads.errors import HeadwiseError, PromptError
+from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.heads.types import HeadSet
 from headwise.models.forward import set_length, table_of
 from headwise.models.model import Model
 from headwise.prompts.challenges import Challenge, read_wordings
-from headwise.prompts.dialogue import Asked, DialogueComposer, DoubtItem, first_line, whole_sentences, wrong_answers
-from headwise.prompts.encoder import PieceEncoder, Stops, read_answer
-from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, read_knowledge
+from headwise.prompts.dialogue import Asked, DialogueComposer, DoubtItem, first_line, whole_sentences
+from headwise.prompts.encoder import Stops, read_answer
 from headwise.prompts.mentions import mentions
-from headwise.prompts.prompt import Prompt, chat_arguments
+from headwise.prompts.prompt import Prompt
 from headwise.runtime.answer import answer_variants, stop_ids
 from headwise.runtime.batches import greedy_answers
+from headwise.runtime.doubt_items import read_items
 from headwise.runtime.doubt_questions import DoubtQuestions
 from headwise.runtime.knock_outs import row_logprobs, variant_logprobs
-from headwise.runtime.needle_runs import needle_task
 from headwise.runtime.runner import Leaf, leaves, prefill
 
 ARMS = ("right", "wrong")
@@ -129,9 +129,17 @@ class Doubts:
         return stated | {
             "data": self.source,
             "items": [item.digest for item in self.items],
+            "dialogues": self._digest(),
             "challenges": [asdict(one) | {"asks": {" ".join(key): text for key, text in one.asks.items()}} for one in self.challenges],
             **self.composer.builder.describe(),
         }
+
+    def _digest(self) -> str:
+        """A fingerprint of all that is asked and of what replies mean: the same questions may come with other passages or answers."""
+        told = [(item.first.ids, item.answers, item.other) for item in self.items]
+        words = self.composer.wordings
+        meant = (words.yes, words.no, words.denials, sorted(words.filler), words.refusals)
+        return hashlib.sha256(repr((told, meant)).encode()).hexdigest()[:16]
 
 
 def doubts(model: Model, options: DoubtQuestions) -> Doubts:
@@ -143,12 +151,14 @@ def doubts(model: Model, options: DoubtQuestions) -> Doubts:
     wordings = read_wordings(options.wordings)
     challenges = wordings.chosen(options.names, options.form)
     dropped: Counter[str] = Counter()
-    found, opens, closes, builder, source = (_needles if options.data is None else _records)(model, options, dropped)
+    found, opens, closes, builder, source = read_items(model, options, dropped)
     composer = DialogueComposer(
         builder, wordings, options.form, "test" if options.part == "all" else options.part, opens, closes, options.slot
     )
-    inside = [item for item in found if options.part in ("all", item.part)]
-    dropped["in another part of the data"] = len(found) - len(inside)
+    fitting = _with_room(composer, challenges, found, options, model.positions)
+    dropped["longer than the model's context"] = len(found) - len(fitting)
+    inside = [item for item in fitting if options.part in ("all", item.part)]
+    dropped["in another part of the data"] = len(fitting) - len(inside)
     order = np.random.default_rng([options.seed, 59]).permutation(len(inside))
     chosen = tuple(inside[i] for i in order[: options.items])
     if not chosen:
@@ -157,67 +167,17 @@ def doubts(model: Model, options: DoubtQuestions) -> Doubts:
     return Doubts(model, options, composer, challenges, chosen, dropped, source)
 
 
-def _needles(model: Model, options: DoubtQuestions, dropped: Counter[str]) -> tuple[list[DoubtItem], str, str, Any, str]:
-    from headwise.prompts.grid import even_depths, group_specs, make_group
-    from headwise.prompts.needles import bundled_needles
-
-    task = needle_task(
-        model, split="detect", lengths=tuple(options.lengths), depths=even_depths(options.depths), needles=bundled_needles(),  # type: ignore[arg-type]
-        chat=options.chat, chat_args=chat_arguments(options.chat_template_args), seed=options.seed,
-    )  # fmt: skip
-    needles = list(task.needles)
-    others = wrong_answers([(one.needle, one.question, (one.answer,), "", "") for one in needles], options.seed)
-    items = []
-    for spec in group_specs(task.grid, len(needles)):
-        needle, other = needles[spec.needle], others[spec.needle]
-        if not other:
-            dropped["without a wrong answer of its kind"] += 1
-            continue
-        group = make_group(spec, task, model.positions)
-        for turn, prompt, info in zip(group.turns, group.prompts, group.info, strict=True):
-            name = f"needle {spec.needle} at {info['length']} tokens, depth {info['depth']:g}"
-            items.append(DoubtItem(name, needle.needle, needle.question, (needle.answer,), other, (turn,), prompt))
-    return items, "Question:", "Answer:", task.composer.builder, "bundled needles"
-
-
-def _records(model: Model, options: DoubtQuestions, dropped: Counter[str]) -> tuple[list[DoubtItem], str, str, Any, str]:
-    data: Any = options.data
-    given: list[KnowledgeRecord] = read_knowledge(data, options.layout) if isinstance(data, Path) else list(data)
-    source = data.name if isinstance(data, Path) else "records given in Python"
-    if not all(isinstance(record, KnowledgeRecord) for record in given):
-        raise HeadwiseError("data must be the path of a file, or KnowledgeRecords (headwise.KnowledgeRecord)")
-    composer = KnowledgeComposer(
-        PieceEncoder(model.tokenizer), options.wording, options.chat, chat_arguments(options.chat_template_args)
-    )
-    others = wrong_answers(
-        [(one.question, one.question, one.answers, one.kind, one.wrong) for one in given], options.seed
-    )
-    items = []
-    for record, other in zip(given, others, strict=True):
-        reason = _unfit(record, other, options.passages)
-        if not reason:
-            try:
-                first = composer.opened(record) if options.passages else composer.closed(record)
-                turns = tuple(composer.turns(record, options.passages))
-            except PromptError:
-                reason = "that do not survive tokenisation"
-        if not reason and model.positions is not None and len(first.ids) + 8 * options.max_new_tokens > model.positions:
-            reason = "longer than the model's context"
-        if reason:
-            dropped[reason] += 1
-            continue
-        key = " ".join((record.question, record.subject, record.answers[0])).casefold()
-        items.append(DoubtItem(record.label, key, record.question, record.answers, other, turns, first))
-    words = composer.wording
-    return items, words.before_question, words.after_question, composer.builder, source
-
-
-def _unfit(record: Any, other: str, passages: bool) -> str:
-    if passages and (record.passage is None or record.passage.is_empty):
-        return "without a passage"
-    if not other:
-        return "without a wrong answer of its kind"
-    return "whose wrong answer is right" if mentions(other, record.answers) or mentions(record.answers[0], (other,)) else ""
+def _with_room(
+    composer: DialogueComposer, challenges: Sequence[Challenge], items: Sequence[DoubtItem], options: DoubtQuestions, positions: int | None
+) -> list[DoubtItem]:
+    """The questions whose dialogues fit into the model: answer, longest challenge and reply behind the question."""
+    if positions is None or not items:
+        return list(items)
+    one = items[0]
+    asked = [Asked(one.other, challenge, one.answers[0], one.other, True) for challenge in challenges]
+    longest = max(len(composer.compose(one, [each]).ids) for each in asked) - len(one.first.ids)
+    room = positions - longest - 3 * options.max_new_tokens  # the answer, the reply, and options that are longer than those of this question
+    return [item for item in items if len(item.first.ids) <= room]
 
 
 def first_answers(asked: Doubts, report: Report = silent) -> list[Answered]:
@@ -356,6 +316,7 @@ def margins(
     return _log_odds(variant_logprobs(asked.model, past, rest, options, sets, mode, means=means), keeps)
 
 
+@torch.no_grad()
 def margins_under(asked: Doubts, dialogue: Dialogue, past: DynamicCache, variants: Sequence[Any], enter: Enter) -> NDArray[np.float64]:
     """[variants] margins as those of `margins`, where enter(variants) opens the block in which row i behaves as variants[i]."""
     rest, options, keeps = _sides(asked, dialogue, past)

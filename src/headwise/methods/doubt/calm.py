@@ -5,6 +5,7 @@ The headline is the change of kept right answers minus the change of kept wrong 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,13 +97,18 @@ def calm(
         HeadwiseError: A question that is used twice, a K without controls, or heads of another model.
     """
     options = options or CalmOptions()
-    model.check(scores.top(max(options.top)))
+    _check_heads(model, scores, options, retrieval)
     first, second = doubts(model, select), doubts(model, test)
     _check_apart(scores, {item.digest for item in first.items}, {item.digest for item in second.items})
     chosen_on = measured(first, Stretch(directory, "select"), report).counted()
     medicine = _medicine(model, chosen_on, options)
     named = all("option/leave" in one.prompt.spans for one in chosen_on.dialogues)
     remedies = [one for one in options.remedies if (one != "steer" or medicine.vectors is not None) and (one != "token" or named)]
+    if not remedies:
+        raise HeadwiseError(
+            f"none of the remedies {', '.join(options.remedies)} can be made: 'token' needs challenges that all name an option, 'steer' answers that "
+            "are kept and others that are taken back; give other --remedies"
+        )
     none = Trial("none", HeadSet((), model.heads.shape), "none")
     trials = [none, *(Trial(one, _heads(scores, one, k)) for one in remedies for k in options.top)]
     selection = judged(chosen_on, medicine, trials, options.seed, Stretch(directory, "select"), report)
@@ -131,8 +137,25 @@ def describe_calm(
     """All that decides the result, as plain data. Arguments as in `calm`."""
     files = {"heads": scores, "retrieval": retrieval}
     told = {name: describe_scores(found) for name, found in files.items() if found is not None}
-    asked = {name: {key: str(value) for key, value in asdict(one).items()} for name, one in (("select", select), ("test", test))}
+    asked = {name: {key: _told(value) for key, value in asdict(one).items()} for name, one in (("select", select), ("test", test))}
     return describe_model(model) | {"options": asdict(options), "head_files": told, "asked": asked}
+
+
+def _told(value: Any) -> str:
+    """An option in words; a file by its name and by what it holds, since that may change under the same name."""
+    if isinstance(value, Path) and value.is_file():
+        return f"{value} {hashlib.sha256(value.read_bytes()).hexdigest()[:16]}"
+    return str(value)
+
+
+def _check_heads(model: Model, scores: HeadScores, options: CalmOptions, retrieval: HeadScores | None) -> None:
+    """Refuse heads of another model and a K without controls, before any work is done."""
+    most, scored = max(options.top), len(scores.ranking())
+    model.check(scores.top(1))
+    if 2 * most > scored:
+        raise HeadwiseError(f"top {most} leaves too few of {scored} scored heads for its controls; choose a K of 1 to {scored // 2}")
+    if retrieval is not None:
+        model.check(retrieval.top(most))
 
 
 def _check_apart(scores: HeadScores, select: set[str], test: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Head scores of unwanted uncertainty: the four cases, `misleading`, and expressions over tables (Singha Roy et al. 2025, arXiv:2510.22866).
+"""Head scores of unwanted uncertainty: the four cases and `misleading` (Singha Roy et al. 2025, arXiv:2510.22866).
 
 The paper's exact definition of its cases could not be read. Ours: a head *hits* an option if one of the k positions that the row predicting the
 reply attends to most lies inside it; shares of hits are taken over dialogues that flipped (the model was uncertain) and over those that held.
@@ -6,18 +6,18 @@ reply attends to most lies inside it; shares of hits are taken over dialogues th
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from headwise.heads.errors import HeadwiseError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Table = NDArray[np.float64]
 CASES = ("case1", "case2", "case3", "case4")
-_TOKEN = re.compile(r"\s*(?:([A-Za-z_][\w]*)|([|&()-]))")
+TABLES = (*CASES, "misleading", "doubt", "leave", "keep", "knock_out", "knock_out_wrong")
 
 
 def hits(attention: Tensor, spans: Sequence[tuple[int, int]], top: int, sink: bool = False) -> Tensor:
@@ -61,69 +61,3 @@ def four_cases(leave: NDArray[np.bool_], keep: NDArray[np.bool_], flipped: NDArr
         "case1": share(leave, flipped), "case2": share(keep, flipped), "case3": share(leave, ~flipped), "case4": share(keep, ~flipped),
     }  # fmt: skip
     return cases | {"misleading": cases["case1"] - cases["case3"]}
-
-
-def evaluate(expression: str, tables: Mapping[str, Table], threshold: float | None = None) -> Table:
-    """A table from others: `case1 | case2`, `(case1 - case3) & doubt`.
-
-    Without a threshold `|` is the larger value, `&` the smaller one, `-` the difference. With one, tables are sets of the heads that reach it:
-    `|` joins them (the larger value counts), `&` keeps what is in both (the smaller one), `-` takes away; heads outside of the result get 0.
-    `&` binds more tightly than `|` and `-`, which go from left to right.
-
-    Args:
-        expression: Names, operators and brackets.
-        tables: Name -> [L, H].
-        threshold: Least value of a member of a set.
-
-    Raises:
-        HeadwiseError: An expression that cannot be read, or a name that is no table.
-    """
-    tokens = _tokens(expression)
-    value, rest = _sum(tokens, tables, threshold)
-    if rest:
-        raise HeadwiseError(f"the expression {expression!r} cannot be read from {rest[0]!r} on")
-    return value if threshold is None else np.where(value >= threshold, value, 0.0)
-
-
-def _tokens(expression: str) -> list[str]:
-    found, place = [], 0
-    while place < len(expression.rstrip()):
-        match = _TOKEN.match(expression, place)
-        if match is None:
-            raise HeadwiseError(f"the expression {expression!r} cannot be read from {expression[place:].strip()[:10]!r} on")
-        found.append(match[1] or match[2])
-        place = match.end()
-    return found
-
-
-def _sum(tokens: list[str], tables: Mapping[str, Table], least: float | None) -> tuple[Table, list[str]]:
-    value, tokens = _product(tokens, tables, least)
-    while tokens and tokens[0] in "|-":
-        sign = tokens[0]
-        other, tokens = _product(tokens[1:], tables, least)
-        taken = value - other if least is None else np.where(other >= least, 0.0, value)
-        value = np.maximum(value, other) if sign == "|" else taken
-    return value, tokens
-
-
-def _product(tokens: list[str], tables: Mapping[str, Table], least: float | None) -> tuple[Table, list[str]]:
-    value, tokens = _name(tokens, tables, least)
-    while tokens and tokens[0] == "&":
-        other, tokens = _name(tokens[1:], tables, least)
-        value = np.minimum(value, other)
-    return value, tokens
-
-
-def _name(tokens: list[str], tables: Mapping[str, Table], least: float | None) -> tuple[Table, list[str]]:
-    if not tokens:
-        raise HeadwiseError("the expression ends too early; write names of tables joined by |, & and -")
-    first, rest = tokens[0], tokens[1:]
-    if first == "(":
-        value, rest = _sum(rest, tables, least)
-        if not rest or rest[0] != ")":
-            raise HeadwiseError("a bracket of the expression is never closed")
-        return value, rest[1:]
-    if first not in tables:
-        raise HeadwiseError(f"unknown table {first!r} in the expression; use {', '.join(tables)}")
-    value = tables[first]
-    return value if least is None else np.where(value >= least, value, 0.0), rest

@@ -59,8 +59,19 @@ class Doubt(DoubtQuestions):
         check_least(0, knock_outs=self.knock_outs)
         if not self.score.strip():
             raise HeadwiseError("the score is empty; use knock_out, misleading, doubt, leave, keep or an expression")
+        if self.threshold is not None and not self.threshold > 0:
+            raise HeadwiseError(f"threshold must be above 0, which heads outside of a set get; got {self.threshold:g}")
+        self._check_score()
         if "knock_out" in self.score and not self.knock_outs:
             raise HeadwiseError("the score knock_out needs --knock-outs of at least 1")
+
+    def _check_score(self) -> None:
+        import numpy as np
+
+        from headwise.methods.doubt.formula import TABLES
+        from headwise.stats.expressions import evaluate
+
+        evaluate(self.score, dict.fromkeys(TABLES, np.zeros((1, 1))), self.threshold)
 
     def find(self, model: Model, run: Run) -> HeadScores:
         """Doubt scores of all query heads; see `headwise.find`."""

@@ -16,16 +16,17 @@ from transformers import DynamicCache
 from headwise.attention.head_rows import LayerRows, head_rows
 from headwise.caches.shared import fork
 from headwise.evaluation.challenged import Measured, measured
-from headwise.heads.errors import NoSuccessfulRunError
+from headwise.heads.errors import HeadwiseError, NoSuccessfulRunError
 from headwise.heads.headfile import load_heads
 from headwise.heads.types import HeadId, HeadScores, HeadSet
-from headwise.methods.doubt.formula import CASES, evaluate, four_cases, hits
+from headwise.methods.doubt.formula import CASES, four_cases, hits
 from headwise.methods.doubt.options import Doubt
 from headwise.models.model import Model, describe_model
 from headwise.runtime.detector import Run
 from headwise.runtime.doubt_asked import Dialogue, Doubts, doubts, margins, over_first_turns
 from headwise.runtime.rundir import RunDirectory
 from headwise.runtime.runner import prefill
+from headwise.stats.expressions import evaluate
 
 SCORE_VERSION = 1
 Tables = dict[str, NDArray[np.float64]]
@@ -51,19 +52,24 @@ def doubt_scores(model: Model, options: Doubt, run: Run) -> HeadScores:
         The score that was asked for, and as tables all that was measured: `case1` ... `case4`, `misleading`, `doubt`, `leave`, `keep` (attention),
         `knock_out` and `knock_out_wrong` (change of the margin in nats without the head; right first answers, and wrong ones).
     """
+    retrieval = None if options.retrieval is None else load_heads(options.retrieval)
+    if retrieval is not None:
+        model.check(retrieval.top(1))
     asked = doubts(model, options)
+    if _needs_cases(options) and not any(one.names_options(options.form) for one in asked.challenges):
+        raise HeadwiseError(f"the score {options.score!r} looks at options, and none of the challenges names one; use suggestion or choice")
     stated = {name: getattr(options, name) for name in ("score", "threshold", "knock_outs", "knocked", "top_k", "sink", "min_items", "gate")}
     told = {"score": "doubt", "score_version": SCORE_VERSION, "options": stated} | asked.describe() | describe_model(model)
     directory = run.open(told)
     found = measured(asked, directory, run.report, arms=("right", "wrong"))
     used = found.counted()
+    if _needs_cases(options):
+        _check_cases(used, options.min_items)
     tables = _attention_tables(asked, used, options, directory, run)
     knocked, each, info = _knock_outs(asked, used, options, directory, run)
     tables |= knocked
     values = evaluate(options.score, tables, options.threshold)
-    if any(case in options.score for case in (*CASES, "misleading")):
-        _check_cases(used, options.min_items)
-    values, left_out = _without_retrieval(model, options, values)
+    values, left_out = _without_retrieval(retrieval, options.retrieval_from, values)
     facts = {"dropped": dict(asked.dropped), "rates": found.rates(), "read_by": found.read_by, "left_out": left_out}
     if options.score != "knock_out" or left_out:  # changes of single dialogues are those of another score, or of heads that are left out
         each, info = None, ()
@@ -92,6 +98,9 @@ def _attention_tables(asked: Doubts, used: Measured, options: Doubt, directory: 
         chosen = [i for i, named in enumerate(with_options) if named]
         rows = [np.stack([getattr(looked[i], name) for i in chosen]) for name in ("leave", "keep")]
         tables |= four_cases(rows[0], rows[1], np.asarray([flipped[i] for i in chosen]))
+    others = [layer for layer in range(asked.model.heads.shape[0]) if layer not in asked.model.modules]
+    for table in tables.values():
+        table[others] = np.nan  # recurrent layers have no heads to be scored
     return tables
 
 
@@ -173,6 +182,10 @@ def _spread(given: Sequence[Dialogue], wanted: int) -> list[int]:
     return sorted(i for pair in order[:wanted] for i in pair.values())
 
 
+def _needs_cases(options: Doubt) -> bool:
+    return any(case in options.score for case in (*CASES, "misleading"))
+
+
 def _check_cases(used: Measured, least: int) -> None:
     named = [i for i, one in enumerate(used.dialogues) if one.arm == "right" and "option/leave" in one.prompt.spans]
     flips, held = (sum(used.flipped[i] is state for i in named) for state in (True, False))
@@ -183,13 +196,13 @@ def _check_cases(used: Measured, least: int) -> None:
         )
 
 
-def _without_retrieval(model: Model, options: Doubt, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[str]]:
+def _without_retrieval(
+    scores: HeadScores | None, least: float, values: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], list[str]]:
     """The scores without those of retrieval heads, and which these are."""
-    if options.retrieval is None:
+    if scores is None:
         return values, []
-    scores = load_heads(options.retrieval)
-    model.check(scores.top(1))
-    gone = [head for head in scores.ranking() if scores.values[head] >= options.retrieval_from]
+    gone = [head for head in scores.ranking() if scores.values[head] >= least]
     values = values.copy()
     for head in gone:
         values[head] = np.nan
