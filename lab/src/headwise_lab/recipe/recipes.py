@@ -150,8 +150,8 @@ RECIPES = {
         ),
         polish=Phase(0, 8_192, (512,)),
         note=(
-            "The other tasks are hardly trained here: this model is for re-asking. The last phase was run twice from update 1,200: with flips at even "
-            "odds the greedy replies took 99 % of the cued right answers back, which leaves nothing to compare."
+            "The other tasks are hardly trained here: this model is for re-asking. The last phase was run twice from update 1,200: with flips at "
+            "even odds the greedy replies took 99 % of the cued right answers back, which leaves nothing to compare."
         ),
     ),
     "world-6m-long": replace(
