@@ -102,21 +102,13 @@ def calm(
     _check_apart(scores, {item.digest for item in first.items}, {item.digest for item in second.items})
     chosen_on = measured(first, Stretch(directory, "select"), report).counted()
     medicine = _medicine(model, chosen_on, options)
-    named = all("option/leave" in one.prompt.spans for one in chosen_on.dialogues)
-    remedies = [one for one in options.remedies if (one != "steer" or medicine.vectors is not None) and (one != "token" or named)]
-    if not remedies:
-        raise HeadwiseError(
-            f"none of the remedies {', '.join(options.remedies)} can be made: 'token' needs challenges that all name an option, 'steer' answers that "
-            "are kept and others that are taken back; give other --remedies"
-        )
-    none = Trial("none", HeadSet((), model.heads.shape), "none")
-    trials = [none, *(Trial(one, _heads(scores, one, k)) for one in remedies for k in options.top)]
+    trials = _trials(scores, chosen_on, medicine, options)
     selection = judged(chosen_on, medicine, trials, options.seed, Stretch(directory, "select"), report)
     best = max(range(1, len(trials)), key=lambda i: (selection[i]["headline"], -trials[i].k))
     names = {one.challenge.name for one in chosen_on.dialogues}
     tested = measured(second, Stretch(directory, "test"), report)
     tested = tested.only([i for i, one in enumerate(tested.dialogues) if one.challenge.name in names])
-    given = [none, trials[best], *_rivals(scores, trials, selection, best), *_controls(scores, trials[best], options, retrieval), *beside]
+    given = [trials[0], trials[best], *_rivals(scores, trials, selection, best), *_controls(scores, trials[best], options, retrieval), *beside]
     rows = judged(tested, medicine, given, options.seed, Stretch(directory, "test"), report)
     tries = benjamini_hochberg(np.asarray([row["p"] for row in selection[1:]]))
     for row, p in zip(selection[1:], tries, strict=True):
@@ -172,6 +164,19 @@ def _medicine(model: Model, used: Measured, options: CalmOptions) -> Medicine:
         means = head_means(model.hf, [with_bos(texts, model.tokenizer)])
     vectors = steering_vectors(used) if "steer" in options.remedies else None
     return Medicine(model, means, vectors, options.factor, options.push)
+
+
+def _trials(scores: HeadScores, used: Measured, medicine: Medicine, options: CalmOptions) -> list[Trial]:
+    """Nothing, then every remedy that can be made at every K."""
+    named = all("option/leave" in one.prompt.spans for one in used.dialogues)
+    remedies = [one for one in options.remedies if (one != "steer" or medicine.vectors is not None) and (one != "token" or named)]
+    if not remedies:
+        raise HeadwiseError(
+            f"none of the remedies {', '.join(options.remedies)} can be made: 'token' needs challenges that all name an option, 'steer' answers that "
+            "are kept and others that are taken back; give other --remedies"
+        )
+    none = Trial("none", HeadSet((), scores.shape), "none")
+    return [none, *(Trial(one, _heads(scores, one, k)) for one in remedies for k in options.top)]
 
 
 def _heads(scores: HeadScores, remedy: str, k: int) -> HeadSet:
