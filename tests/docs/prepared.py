@@ -48,6 +48,9 @@ SMALLER = {
     "headwise rank": "--overwrite",
     "headwise select score": "--max-len 128 --batch-tokens 512",
     "headwise generate": "--max-new-tokens 4",
+    "headwise doubt find": "--lengths 128 --depths 2 --items 12 --knock-outs 1 --overwrite",
+    "headwise doubt calm": "--lengths 128 --depths 2 --items 12 --top 1 --controls 1 --no-side-effects --overwrite",
+    "headwise doubt measure": "--lengths 128 --depths 2 --items 16 --overwrite",
 }
 
 # The same for Python: text of a page -> what is run in its place.

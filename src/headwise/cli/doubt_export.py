@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from headwise.models.model import Model
 
 EXPORTED = ("zero", "uniform")
-NUMBERS = "headwise_doubt.json"
+NUMBERS_FILE = "headwise_doubt.json"
 
 
 def check_targets(export: Path | None, html: Path | None, overwrite: bool, remedies: Sequence[str]) -> None:
@@ -48,7 +48,7 @@ def write_extras(
         heads = HeadSet.of(chosen["heads"], model.heads.shape, f"calmed by {chosen['remedy']}: {chosen['verdict']}")
         export_ablated(model, heads, chosen["remedy"], export)
         numbers = {name: told.get(name) for name in ("chosen", "rates", "side_effects", "read_by", "select", "test_questions")}
-        write_json(numbers, export / NUMBERS)
+        write_json(numbers, export / NUMBERS_FILE)
         (export / "README.md").write_text(_card(model.name, chosen, told.get("side_effects") or []), "utf-8")
         found["checkpoint"] = str(export)
     return found
@@ -77,7 +77,7 @@ def _card(name: str, chosen: dict[str, Any], sides: list[dict[str, Any]]) -> str
         "|---|---|---|",
         *(f"| {row['what']} | {row['unchanged']:.4g} | {row['calmed']:.4g} |" for row in sides),
         "",
-        f"All numbers: `{NUMBERS}`; the heads: `headwise_ablation.json`.",
+        f"All numbers: `{NUMBERS_FILE}`; the heads: `headwise_ablation.json`.",
         "",
     ]
     return "\n".join(lines)
