@@ -56,6 +56,7 @@ def test_measure(headwise, doubting, tmp_path):
     check_refused(headwise("doubt", "measure", model_of(doubting), *data_of(doubting), *ASK, "-o", "rates.json"), "rates.json")
 
 
+@pytest.mark.slow
 def test_measure_by_the_margin_says_so(headwise, doubting):
     done = headwise(
         "doubt",
@@ -76,7 +77,8 @@ def test_measure_by_the_margin_says_so(headwise, doubting):
     assert "fewer than 90 % of the replies say yes or no, so flips are read from the soft margin" in done.err
 
 
-@pytest.mark.parametrize("command", [["doubt", "find"], pytest.param(["detect", "doubt"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["doubt", "find"], ["detect", "doubt"]])
 def test_find(headwise, doubting, tmp_path, command):
     done = headwise(
         *command,
