@@ -74,6 +74,7 @@ def test_margins_and_replies_equal_whole_passes(model):
         assert text == first_line(model.tokenizer.decode(said, skip_special_tokens=True))
 
 
+@pytest.mark.slow
 def test_margins_of_remedies_do_not_depend_on_what_runs_beside_them(model):
     asked = asked_of(model)
     one, past = next(iter(over_first_turns(asked, given_of(asked)[1:2])))

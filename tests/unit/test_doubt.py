@@ -103,7 +103,7 @@ def test_the_four_cases_show_what_the_doubting_head_reads(planted, found):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("doubting", "holding", "layers"), [((0, 3), (1, 0), 2), ((2, 1), (2, 0), 3), ((0, 0), (0, 3), 1)])
+@pytest.mark.parametrize(("doubting", "holding", "layers"), [((1, 0), (0, 3), 2), ((2, 1), (2, 0), 3), ((0, 0), (0, 3), 1)])
 @pytest.mark.parametrize("score", ["knock_out", "misleading", "case1 - case3"])
 def test_wherever_they_are_planted(doubting, holding, layers, score):
     planted = planted_doubt(66, layers=layers, doubting=doubting, holding=holding, seed=3)
@@ -618,6 +618,14 @@ def test_what_judged_says_is_the_mean_over_questions(planted, used):
 
 
 def test_planted_heads_that_cannot_be():
-    for given in ({"doubting": (0, 1)}, {"doubting": (2, 0)}, {"count": 1}, {"calm": 1.5}, {"count": 5000}, {"seed": -1}):
+    for given in (
+        {"doubting": (0, 1)},
+        {"doubting": (2, 0)},
+        {"doubting": (0, 0), "holding": (1, 0)},
+        {"count": 1},
+        {"calm": 1.5},
+        {"count": 5000},
+        {"seed": -1},
+    ):
         with pytest.raises(HeadwiseError):
             planted_doubt(**given)

@@ -92,18 +92,20 @@ def planted_doubt(
         layers: Of the model.
         heads: Query heads per layer.
         doubting: (layer, head) that reads what is suggested.
-        holding: (layer, head) that reads the passage; another one.
+        holding: (layer, head) that reads the passage; another one, in the same layer or below, so that its keys are those of plain words.
         seed: Of words, codes and noise.
         texts: More words for the vocabulary.
 
     Raises:
-        HeadwiseError: Heads that are the same or outside of the model, too few records, or a seed out of range.
+        HeadwiseError: Heads that cannot be planted there, too few or too many records, or a seed out of range.
     """
     inside = all(0 <= layer < layers and 0 <= head < heads for layer, head in (doubting, holding))
-    if not inside or doubting == holding or count < 2 or not 0 <= calm <= 1:
+    if not inside or doubting == holding or holding[0] > doubting[0]:
         raise HeadwiseError(
-            f"two different heads of {layers} layers x {heads} heads, 2 records and a share of calm in [0, 1] are needed"
+            f"two heads of {layers} layers x {heads} heads are needed, the holding one in the same layer or below"
         )
+    if count < 2 or not 0 <= calm <= 1:
+        raise HeadwiseError(f"at least 2 records and a share of calm in [0, 1] are needed; got {count} and {calm:g}")
     records = _records(count, calm, seed)
     answers = sorted({word for record in records for word in (*record.answers, record.wrong)})
     wordings = read_wordings()
