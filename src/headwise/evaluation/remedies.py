@@ -192,7 +192,7 @@ def judged(
         tables.append(cell[0]["kept"])
         report(places.stop, count, f"{len(trials)} trials")
     kept = np.concatenate(tables, axis=1)
-    items = sorted({one.item.name for one in used.dialogues})
+    items = sorted({one.item.digest for one in used.dialogues})  # one needle at several depths is one question
     arms = {arm: _by_item(used, kept, arm, items) for arm in ("right", "wrong")}
     rows = []
     for i, trial in enumerate(trials):
@@ -215,7 +215,7 @@ def _by_item(used: Measured, kept: NDArray[np.bool_], arm: str, items: Sequence[
     places: dict[str, list[int]] = {}
     for i, one in enumerate(used.dialogues):
         if one.arm == arm:
-            places.setdefault(one.item.name, []).append(i)
+            places.setdefault(one.item.digest, []).append(i)
     return np.stack([kept[:, places[name]].mean(axis=1) for name in items], axis=1)
 
 
