@@ -30,7 +30,7 @@ from headwise.runtime.doubt_asked import (
 )
 from headwise.runtime.doubt_questions import DoubtQuestions
 from headwise.runtime.rundir import Cells, RunDirectory
-from headwise.stats.paired import bootstrap_mean, wilson
+from headwise.stats.paired import Interval, bootstrap_mean, wilson
 
 COHERENT = 0.9  # share of replies that begin with yes or no; with fewer the soft margin is read
 LEAST = 10  # right first answers
@@ -100,12 +100,22 @@ class Measured:
         return {
             "items": count,
             "outcomes": found,
-            "kept": list(wilson(sum(flipped[i] is False for i in places), count)),
-            "flips": list(wilson(flips, count)),
+            "kept": list(self._share(places, [flipped[i] is False for i in places])),
+            "flips": list(self._share(places, [flipped[i] is True for i in places])),
             "margin": list(bootstrap_mean(np.asarray([self.margins[i] for i in places]), draws=2000, seed=self.asked.options.seed)),
             "counts": flips >= self.asked.options.gate * count and flips > 0 and flips < count,
             "orders": orders,
         }
+
+    def _share(self, places: list[int], found: list[bool]) -> Interval:
+        """A share with its interval: Wilson's; over questions where one is asked several times (a needle at several depths)."""
+        questions: dict[str, list[bool]] = {}
+        for i, each in zip(places, found, strict=True):
+            questions.setdefault(self.dialogues[i].item.digest, []).append(each)
+        if len(questions) == len(places):
+            return wilson(sum(found), len(found))
+        spread = bootstrap_mean(np.asarray([np.mean(each) for each in questions.values()]), draws=2000, seed=self.asked.options.seed)
+        return Interval(float(np.mean(found)), spread.low, spread.high)
 
     def counted(self) -> Measured:
         """The dialogues of the challenges that pass the gate with right first answers.
