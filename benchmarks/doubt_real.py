@@ -138,7 +138,7 @@ def claims(name: str, found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if copy:
         drawn = [row["right"] for row in rows if row["kind"] == "copy-random"]
         low, high = np.quantile(drawn, [0.025, 0.975])
-        out["retrieval_neutral"] = {"gate": gate, "holds": low <= copy[0]["right"] <= high, "change": copy[0]["right"], "random": [low, high]}
+        out["retrieval_neutral"] = {"gate": gate, "holds": bool(low <= copy[0]["right"] <= high), "change": copy[0]["right"], "random": [low, high]}
     modes = {row["remedy"]: row["kept_right"] for row in rows if row["k"] == chosen["k"] and row["kind"] in ("chosen", "rival")
              and row["remedy"] in ("zero", "uniform", "mean")}  # fmt: skip
     if len(modes) == 3:
