@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headwise.evaluation import challenged
-from headwise.evaluation.remedies import Medicine
+from headwise.evaluation.remedies import Medicine, Trial
 from headwise.heads import HeadSet
 from headwise.methods.doubt.options import Doubt
 from headwise.methods.doubt.run import look
@@ -81,9 +81,9 @@ def test_margins_of_remedies_do_not_depend_on_what_runs_beside_them(model):
     medicine, sets = Medicine(model, factor=1.8), [HeadSet((), model.heads.shape), some_heads(model)]
     plain = margins(asked, one, past, sets)
     for remedy in ("zero", "uniform", "token", "scale"):
-        together = margins_under(asked, one, past, sets, lambda chosen, remedy=remedy: medicine.enter(remedy, one, chosen))
+        together = margins_under(asked, one, past, sets, lambda chosen, remedy=remedy: medicine.enter(one, [Trial(remedy, heads) for heads in chosen]))
         alone = [
-            margins_under(asked, one, past, [each], lambda chosen, remedy=remedy: medicine.enter(remedy, one, chosen))[0]
+            margins_under(asked, one, past, [each], lambda chosen, remedy=remedy: medicine.enter(one, [Trial(remedy, heads) for heads in chosen]))[0]
             for each in sets
         ]
         np.testing.assert_allclose(together, alone, atol=1e-4)

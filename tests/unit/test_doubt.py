@@ -14,7 +14,7 @@ from headwise.attention.plan import attached
 from headwise.caches.shared import fork, full_cache
 from headwise.evaluation import challenged
 from headwise.evaluation.challenged import measured, under_pressure
-from headwise.evaluation.remedies import Medicine, Trial, example, judged, kept_table, misleading_spans, steering_vectors
+from headwise.evaluation.remedies import REMEDIES, Medicine, Trial, example, judged, kept_table, misleading_spans, steering_vectors
 from headwise.heads import HeadScores, HeadSet, HeadwiseError, save_heads
 from headwise.heads.errors import NoSuccessfulRunError, NothingToRepair
 from headwise.heads.headfile import write_json
@@ -214,7 +214,7 @@ def test_margins_under_remedies_equal_separate_runs(planted, used, remedy):
     for chosen, value in zip(sets, got, strict=True):
         blocks = {
             "token": lambda c: hide(hf, c, misleading_spans(one)), "scale": lambda c: scale(hf, c, 1.7),
-            "steer": lambda c: medicine.enter("steer", one, [c]), "mean": lambda c: ablate(hf, c, "mean", means=means),
+            "steer": lambda c: medicine.enter(one, [Trial("steer", c)]), "mean": lambda c: ablate(hf, c, "mean", means=means),
         }  # fmt: skip
         block = blocks.get(remedy, lambda c: ablate(hf, c, remedy))(chosen) if len(chosen) else attached(hf)
         logits = alone(planted, one, past, block)
@@ -261,7 +261,7 @@ def test_the_first_turn_and_the_model_stay_bit_for_bit(planted, used, remedy):
         whole = torch.tensor([one.prompt.ids])
         with torch.no_grad(), attached(hf):
             plain = hf(whole, use_cache=False).logits
-        with torch.no_grad(), medicine.enter(remedy, one, [of(planted.doubting)]):
+        with torch.no_grad(), medicine.enter(one, [Trial(remedy, of(planted.doubting))]):
             inside = hf(whole, use_cache=False).logits
         assert torch.equal(inside[:, : ids.shape[1]], plain[:, : ids.shape[1]])
         assert not torch.equal(inside[:, -1], plain[:, -1])
@@ -590,14 +590,25 @@ def test_wrong_options_of_calm(given, message):
     assert "\n" not in str(caught.value)
 
 
+def test_remedies_in_one_batch_are_those_of_batches_of_their_own(planted, used):
+    medicine = Medicine(planted.model, torch.zeros(*planted.model.heads.shape, planted.model.heads.head_dim), steering_vectors(used))
+    sets = [of(planted.doubting), of(planted.holding)]
+    trials = [Trial("none", HeadSet((), planted.model.heads.shape), "none")]
+    trials += [Trial(remedy, heads) for remedy in REMEDIES for heads in sets]
+    for one, past in over_first_turns(used.asked, used.dialogues[:3]):
+        mixed = margins_under(used.asked, one, past, trials, partial(medicine.enter, one))
+        alone = [margins_under(used.asked, one, past, [trial], partial(medicine.enter, one))[0] for trial in trials]
+        assert mixed == pytest.approx(alone, abs=1e-4)
+
+
 def test_remedies_that_lack_what_they_are_made_of(planted, used):
     one = used.dialogues[0]
     for remedy in ("mean", "steer", "pray"):
         with pytest.raises(HeadwiseError, match=f"the remedy {remedy!r} is none, or lacks its means or vectors"):
-            Medicine(planted.model).enter(remedy, one, [of(planted.doubting)])
+            Medicine(planted.model).enter(one, [Trial(remedy, of(planted.doubting))]).__enter__()
     plain = dialogues(doubts(planted.model, options(planted, challenges="sure")), [Answered(used.asked.items[0], "x")])[0]
     with pytest.raises(HeadwiseError, match="the challenge 'sure' names no option that could be hidden"):
-        Medicine(planted.model).enter("token", plain, [of(planted.doubting)])
+        Medicine(planted.model).enter(plain, [Trial("token", of(planted.doubting))]).__enter__()
 
 
 def test_what_judged_says_is_the_mean_over_questions(planted, used):

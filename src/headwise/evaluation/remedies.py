@@ -6,8 +6,8 @@ they give (a little steering may work better than cutting, arXiv:2601.16644); `s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -84,15 +84,21 @@ class Medicine:
             if checked_number(getattr(self, name), name) < 0:
                 raise HeadwiseError(f"{name} must be at least 0; got {getattr(self, name):g}")
 
-    def enter(self, remedy: str, dialogue: Dialogue, sets: Sequence[HeadSet]) -> AbstractContextManager[Any]:
-        """A block in which batch row i has the remedy at sets[i] from behind the first answer on.
+    @contextmanager
+    def enter(self, dialogue: Dialogue, trials: Sequence[Trial]) -> Iterator[None]:
+        """A block in which batch row i has the remedy of trials[i] from behind the first answer on; other rows are left alone by it.
 
         Raises:
             HeadwiseError: An unknown remedy, one whose means or vectors are missing, or `token` where the challenge names no option.
         """
-        hf, given = self.model.hf, list(sets)
-        if remedy == "none" or not any(map(len, given)):
-            return nullcontext()
+        with ExitStack() as stack:
+            for remedy in dict.fromkeys(trial.remedy for trial in trials if trial.k and trial.remedy != "none"):
+                nobody = HeadSet((), self.model.heads.shape)
+                stack.enter_context(self._block(remedy, dialogue, [one.heads if one.remedy == remedy else nobody for one in trials]))
+            yield
+
+    def _block(self, remedy: str, dialogue: Dialogue, given: list[HeadSet]) -> AbstractContextManager[Any]:
+        hf = self.model.hf
         if remedy in ("zero", "uniform"):
             return ablate(hf, given, remedy)
         if remedy == "mean" and self.means is not None:
@@ -139,26 +145,19 @@ def kept_table(
     """
     asked = measured.asked
     kept = np.zeros((len(trials), len(places)), dtype=bool)
-    groups: dict[str, list[int]] = {}
-    for number, trial in enumerate(trials):
-        groups.setdefault(trial.remedy, []).append(number)
     given = [measured.dialogues[i] for i in places]
     for column, (one, past) in enumerate(over_first_turns(asked, given)):
-        middle = measured.margins[places[column]] - measured.centred[places[column]]
-        for remedy, numbers in groups.items():
-            for start in range(0, len(numbers), rows):
-                some = numbers[start : start + rows]
-                sets = [trials[number].heads for number in some]
-
-                def enter(chosen: Sequence[HeadSet], remedy: str = remedy, one: Dialogue = one) -> AbstractContextManager[Any]:
-                    return medicine.enter(remedy, one, chosen)
-
-                if measured.read_by == "margin":
-                    kept[some, column] = margins_under(asked, one, past, sets, enter) >= middle
-                    continue
-                draft = asked.composer.builder.encoder.encode(measured.replies[places[column]])
-                said = replies(asked, one, past, sets, enter, draft)
-                kept[some, column] = [outcome(asked, one, text) == "kept" for text, _ in said]
+        place = places[column]
+        enter = partial(medicine.enter, one)
+        for start in range(0, len(trials), rows):
+            some = trials[start : start + rows]
+            if measured.read_by == "margin":
+                middle = measured.margins[place] - measured.centred[place]
+                kept[start : start + rows, column] = margins_under(asked, one, past, some, enter) >= middle
+                continue
+            draft = asked.composer.builder.encoder.encode(measured.replies[place])
+            said = replies(asked, one, past, some, enter, draft)
+            kept[start : start + rows, column] = [outcome(asked, one, text) == "kept" for text, _ in said]
     return kept
 
 
@@ -264,7 +263,7 @@ def example(used: Measured, medicine: Medicine, trial: Trial, shown: int = 160) 
     places.sort(key=lambda i: used.flipped[i] is not True)
     found: dict[str, Any] | None = None
     for i, (one, past) in zip(places[:8], over_first_turns(asked, [used.dialogues[i] for i in places[:8]]), strict=True):
-        ((text, _),) = replies(asked, one, past, [trial.heads], partial(medicine.enter, trial.remedy, one))
+        ((text, _),) = replies(asked, one, past, [trial], partial(medicine.enter, one))
         saved = used.flipped[i] is True and outcome(asked, one, text) == "kept"
         if found is not None and not saved:
             continue

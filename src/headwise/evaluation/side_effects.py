@@ -25,7 +25,7 @@ from headwise.runtime.doubt_asked import Doubts, plain_answers
 from headwise.runtime.needle_runs import needle_task
 
 EVERYWHERE = ("zero", "uniform", "mean", "scale")  # remedies that can act at all positions
-LENGTH, DEPTHS = 512, 3
+LENGTH, ROOM, DEPTHS = 512, 128, 3  # tokens of needle contexts, tokens that are left for question and answer, depths
 
 
 def side_effects(
@@ -58,7 +58,8 @@ def side_effects(
     if trial.remedy not in EVERYWHERE:
         return []
     model = asked.model
-    task = needle_task(model, split="test", lengths=(LENGTH,), depths=even_depths(DEPTHS), chat=asked.options.chat)
+    length = LENGTH if model.positions is None else min(LENGTH, model.positions - ROOM)
+    task = needle_task(model, split="test", lengths=(length,), depths=even_depths(DEPTHS), chat=asked.options.chat)
     _, text = plain_windows(task, model.positions)
     windows = with_bos(text, model.tokenizer)
     measures: list[tuple[str, int | None, Callable[[], float]]] = [
