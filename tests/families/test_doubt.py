@@ -1,6 +1,7 @@
 """For every family: margins and replies of a challenged answer against whole passes, what heads look at, and scores of all heads."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -81,11 +82,9 @@ def test_margins_of_remedies_do_not_depend_on_what_runs_beside_them(model):
     medicine, sets = Medicine(model, factor=1.8), [HeadSet((), model.heads.shape), some_heads(model)]
     plain = margins(asked, one, past, sets)
     for remedy in ("zero", "uniform", "token", "scale"):
-        together = margins_under(asked, one, past, sets, lambda chosen, remedy=remedy: medicine.enter(one, [Trial(remedy, heads) for heads in chosen]))
-        alone = [
-            margins_under(asked, one, past, [each], lambda chosen, remedy=remedy: medicine.enter(one, [Trial(remedy, heads) for heads in chosen]))[0]
-            for each in sets
-        ]
+        trials, enter = [Trial(remedy, heads) for heads in sets], partial(medicine.enter, one)
+        together = margins_under(asked, one, past, trials, enter)
+        alone = [margins_under(asked, one, past, [trial], enter)[0] for trial in trials]
         np.testing.assert_allclose(together, alone, atol=1e-4)
         assert together[0] == pytest.approx(plain[0], abs=1e-4)
         if remedy == "zero":

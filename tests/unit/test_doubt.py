@@ -14,7 +14,16 @@ from headwise.attention.plan import attached
 from headwise.caches.shared import fork, full_cache
 from headwise.evaluation import challenged
 from headwise.evaluation.challenged import measured, under_pressure
-from headwise.evaluation.remedies import REMEDIES, Medicine, Trial, example, judged, kept_table, misleading_spans, steering_vectors
+from headwise.evaluation.remedies import (
+    REMEDIES,
+    Medicine,
+    Trial,
+    example,
+    judged,
+    kept_table,
+    misleading_spans,
+    steering_vectors,
+)
 from headwise.heads import HeadScores, HeadSet, HeadwiseError, save_heads
 from headwise.heads.errors import NoSuccessfulRunError, NothingToRepair
 from headwise.heads.headfile import write_json
@@ -120,11 +129,11 @@ def test_without_the_doubting_head_in_the_second_turn_the_answer_is_kept(planted
     for one, past in over_first_turns(asked, [used.dialogues[i] for i in flipped[:3]]):
         sets = [NONE, of(planted.doubting), of(planted.holding)]
         for remedy in ("zero", "uniform"):
-            said = [text for text, _ in replies(asked, one, past, sets, partial(medicine.enter, remedy, one))]
+            said = [text for text, _ in replies(asked, one, past, trials_of(remedy, sets), partial(medicine.enter, one))]
             assert [outcome(asked, one, text) for text in said] == ["suggested", "kept", "suggested"]
             assert said[1] == one.held[0]
         (hidden, loud) = (
-            replies(asked, one, past, [of(head)], partial(medicine.enter, remedy, one))[0][0]
+            replies(asked, one, past, trials_of(remedy, [of(head)]), partial(medicine.enter, one))[0][0]
             for remedy, head in (("token", planted.doubting), ("scale", planted.holding))
         )
         assert hidden == one.held[0]
@@ -202,6 +211,10 @@ def alone(planted, one, past, block):
         )
 
 
+def trials_of(remedy, sets):
+    return [Trial(remedy, heads) for heads in sets]
+
+
 @pytest.mark.parametrize("remedy", ["zero", "uniform", "token", "scale", "steer", "mean"])
 def test_margins_under_remedies_equal_separate_runs(planted, used, remedy):
     hf, shape = planted.model.hf, (*SHAPE, 128)
@@ -209,7 +222,7 @@ def test_margins_under_remedies_equal_separate_runs(planted, used, remedy):
     medicine = Medicine(planted.model, means, vectors, factor=1.7, push=0.5)
     sets = [NONE, of(planted.doubting), HeadSet.of([(0, 1), (1, 0)], SHAPE)]
     one, past = next(iter(over_first_turns(used.asked, [used.dialogues[2]])))
-    got = margins_under(used.asked, one, past, sets, partial(medicine.enter, remedy, one))
+    got = margins_under(used.asked, one, past, trials_of(remedy, sets), partial(medicine.enter, one))
     keep, leave = (ids[0][0] for ids in used.asked.composer.options(one.prompt, one.held, one.other))
     for chosen, value in zip(sets, got, strict=True):
         blocks = {
@@ -246,7 +259,7 @@ def test_the_first_turn_and_the_model_stay_bit_for_bit(planted, used, remedy):
     kept = [(layer.keys.clone(), layer.values.clone()) for layer in past.layers]
     sets = [NONE, of(planted.doubting), of(planted.holding)]
     for run in (replies, margins_under):
-        run(used.asked, one, past, sets, partial(medicine.enter, remedy, one))
+        run(used.asked, one, past, trials_of(remedy, sets), partial(medicine.enter, one))
         for layer, (keys, values) in zip(past.layers, kept, strict=True):
             assert torch.equal(layer.keys, keys)
             assert torch.equal(layer.values, values)
@@ -445,6 +458,7 @@ def test_a_killed_find_goes_on_to_the_same_bytes(planted, tmp_path):
     assert {path.name.split("-")[0].split(".")[0] for path in (tmp_path / "run").glob("*.npz")} == {
         "firsts",
         "replies",
+        "margins",
         "look",
         "knock",
     }
