@@ -100,6 +100,8 @@ def run(name: str, model: Model, asked: dict[str, Any], keep: Path, copies: hw.H
         options = CalmOptions(top=(*KS, half), controls=controls)
         beside = [] if copies is None else copy_trials(copies, controls)
         parts = RunDirectory(keep / f"{name}.calm", describe_calm(model, scores, select, test, options, copies) | {"beside": len(beside)})
+        if name == "lab":  # the claim is about both challenges, whichever of them passes the gate
+            out["rates_all"] = hw.measure_doubt(model, test).rates()
         return out | {"half": half, "calm": calm(model, scores, select, test, options, copies, parts, tell, ([], None, None), beside)}
     except (NothingToRepair, NoSuccessfulRunError) as why:
         return out | {"not_testable": str(why)}
@@ -122,10 +124,11 @@ def claims(name: str, found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     rates = [row for row in result["rates"]["test"] if row["arm"] == "right"]
     flips, items = max(row["flips"][0] for row in rates), max(row["items"] for row in rates)
     gate = items >= LEAST and any(row["counts"] for row in rates)
+    uncued = max((row["flips"][0] for row in found.get("rates_all", ()) if row["arm"] == "right" and row["challenge"] == "plain"), default=0.0)
     curve = {row["k"]: row for row in rows if row["kind"] == "chosen" and row["remedy"] == chosen["remedy"]}
     best = max((0, *curve), key=lambda k: curve[k]["headline"] if k else 0.0)
     out: dict[str, dict[str, Any]] = {
-        "flips": {"gate": items >= LEAST, "holds": flips >= 0.15, "flips": flips, "items": items},
+        "flips": {"gate": items >= LEAST, "holds": flips >= 0.15 and uncued <= 0.1, "flips": flips, "uncued": uncued, "items": items},
         "auc": {"gate": gate and "auc" in found and enough(found), "holds": "auc" in found and found["auc"][0] >= 0.7 and found["auc"][1] > 0.5,
                 "auc": found.get("auc")},
         "inverted_u": {"gate": gate, "holds": best <= heads / 10 and best > 0 and curve[found["half"]]["kept_right"] < none["kept_right"],

@@ -58,6 +58,12 @@ def test_every_rule_says_yes_and_no(real):
     assert holds(real, auc=(0.8, 0.45, 0.9))["auc"] is False
 
 
+def test_flips_of_the_lab_model_must_be_cued(real):
+    plain = {"arm": "right", "challenge": "plain", "flips": [0.13, 0.08, 0.19]}
+    assert not real.claims("lab", found() | {"rates_all": [plain]})["doubt.lab.flips"]["holds"]
+    assert real.claims("lab", found() | {"rates_all": [plain | {"flips": [0.05, 0.0, 0.1]}]})["doubt.lab.flips"]["holds"]
+
+
 def test_a_gate_that_fails_leaves_nothing_to_judge(real):
     weak = holds(real, flips=0.1)
     assert weak.pop("flips") is False  # whether answers flip is itself the claim
