@@ -115,10 +115,20 @@ def traced():
     ]  # fmt: skip
     tokens.append(tokens[0] | {"text": "<end>", "special": True})
     passages = [
-        {"name": f"doc {EVIL}", "share": 0.8, "drop": 3.2, "start": 1, "pieces": [f" word{i}" if i != 5 else f" {EVIL}" for i in range(40)]},
+        {
+            "name": f"doc {EVIL}",
+            "share": 0.8,
+            "drop": 3.2,
+            "start": 1,
+            "pieces": [f" word{i}" if i != 5 else f" {EVIL}" for i in range(40)],
+        },
         {"name": "other", "share": 0.2, "drop": -0.1, "start": 45, "pieces": [f" more{i}" for i in range(200)]},
     ]
-    auc = {"paired": {"auc": 0.96, "low": 0.94, "high": 0.98}, "closed": {"auc": 0.9, "low": 0.85, "high": 0.95}, "unrelated": None}
+    auc = {
+        "paired": {"auc": 0.96, "low": 0.94, "high": 0.98},
+        "closed": {"auc": 0.9, "low": 0.85, "high": 0.95},
+        "unrelated": None,
+    }
     probe = {"model": "m", "heads": ["L0H1"] * 16, "negatives": "closed", "auc": auc, "calibration_error": 0.03}
     return {"model": "m", "answer": "The mill.", "tokens": tokens, "passages": passages, "band": [0.25, 0.75], "probe": probe}
 

@@ -84,7 +84,21 @@ def test_rule_z5_takes_gates_with_a_measured_order(lab, headwise, tmp_path, monk
     monkeypatch.setattr(options, "TEXTS", 2)
     monkeypatch.setattr(options, "ORDER_TEXTS", 1)
     found = headwise(
-        "detect", "gate", lab, "--lengths", "200,240", "--steps", 2, "--sinks", 4, "--recent", 16, "--layer-order", "-o", "g.json", "--json"
+        "detect",
+        "gate",
+        lab,
+        "--lengths",
+        "200,240",
+        "--steps",
+        2,
+        "--sinks",
+        4,
+        "--recent",
+        16,
+        "--layer-order",
+        "-o",
+        "g.json",
+        "--json",
     )
     assert found.code == 0, found.err
     gates = load_heads(tmp_path / "g.json")

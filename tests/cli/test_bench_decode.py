@@ -48,7 +48,18 @@ def test_results_of_two_trainings_are_not_mixed(lab, headwise, tmp_path, monkeyp
 
     monkeypatch.setattr("headwise.evaluation.sparse.measure_cells", stop)
     shape = shape_for(load(lab), "emb", 64)
-    command = ("bench", "decode", lab, *SMALL, "--tasks", "text", "--choosers", "distilled:file=c.safetensors,dilate=1", "-o", "r.json")
+    command = (
+        "bench",
+        "decode",
+        lab,
+        *SMALL,
+        "--tasks",
+        "text",
+        "--choosers",
+        "distilled:file=c.safetensors,dilate=1",
+        "-o",
+        "r.json",
+    )
     DraftHead(shape).save(tmp_path / "c.safetensors")
     assert [headwise(*command).code for _ in range(2)] == [130, 130]
     DraftHead(shape).save(tmp_path / "c.safetensors", overwrite=True)

@@ -46,7 +46,12 @@ def test_detect_options_reach_the_run(planted, headwise, tmp_path):
     )
     options = load_heads(tmp_path / "b.json").provenance["options"]
     assert options == {
-        "rule": "multiset", "match": "position", "min_recall": 0.2, "max_new_tokens": 9, "ignore_eos": False, "until_stable": False
+        "rule": "multiset",
+        "match": "position",
+        "min_recall": 0.2,
+        "max_new_tokens": 9,
+        "ignore_eos": False,
+        "until_stable": False,
     }
     assert load_heads(tmp_path / "b.json").provenance["grid"]["seed"] == 3
     headwise(*common, "-o", "c.json", "--template", "{context}\nquestion: {question}\nanswer: {answer_prefix}")
@@ -126,12 +131,18 @@ def test_convert_there_and_back(heads, headwise, tmp_path):
 
 
 def test_convert_keeps_tables_or_says_what_is_left_out(headwise, tmp_path):
-    save_heads(HeadScores(np.arange(8.0).reshape(2, 4), "gate", provenance={"model": "m"}, tables={"lift": np.ones((2, 4))}), tmp_path / "a.json")
+    save_heads(
+        HeadScores(np.arange(8.0).reshape(2, 4), "gate", provenance={"model": "m"}, tables={"lift": np.ones((2, 4))}),
+        tmp_path / "a.json",
+    )
     assert headwise("convert", "a.json", "b.json").out == "b.json: 2 layers x 4 heads, gate score, format headwise\n"
     assert load_heads(tmp_path / "b.json") == load_heads(tmp_path / "a.json")
     said = headwise("convert", "a.json", "c.json", "--to", "wu").out.splitlines()
     assert said[1] == "left out, because format wu has no place for it: table lift, provenance"
-    assert json.loads(headwise("convert", "a.json", "d.tsv", "--to", "duo", "--json").out)["left_out"] == ["table lift", "provenance"]
+    assert json.loads(headwise("convert", "a.json", "d.tsv", "--to", "duo", "--json").out)["left_out"] == [
+        "table lift",
+        "provenance",
+    ]
 
 
 def test_convert_states_the_shape_of_bare_lists_and_of_kv_tables(planted, headwise, tmp_path):
@@ -239,7 +250,9 @@ def test_an_lm_eval_task_with_heads_ablated(planted, heads, headwise, tmp_path, 
     assert runs[0]["results"]["plain_text"]["bits_per_byte,none"] > 0
 
 
-@pytest.mark.parametrize("command", ["export", "rank", "generate", "ablate", "select score", "steer copy", "bench decode", "trace fit"])
+@pytest.mark.parametrize(
+    "command", ["export", "rank", "generate", "ablate", "select score", "steer copy", "bench decode", "trace fit"]
+)
 def test_heads_of_another_model_that_do_not_fit_are_one_line(planted, headwise, tmp_path, command):
     """What the command may do with such heads is not said where it ends in an error."""
     (tmp_path / "t.jsonl").write_text('{"id": "q", "text": "the river", "question": "what?", "answers": ["a"]}\n')
@@ -283,7 +296,9 @@ def test_heads_of_another_model_are_told(planted, headwise, tmp_path, command):
     (tmp_path / "p.jsonl").write_text('{"id": "a", "text": "the old mill"}\n{"id": "b", "text": "the slow river"}\n')
     (tmp_path / "t.jsonl").write_text('{"text": "the slow river ran on and on"}\n')
     scores = HeadScores(np.arange(1.0, 9.0).reshape(2, 4) / 8, "copy", provenance={"model": "other-7b"})
-    own = HeadScores(scores.values, "copy", provenance={"model": "somebody/model"})  # as the folder of the planted model is called
+    own = HeadScores(
+        scores.values, "copy", provenance={"model": "somebody/model"}
+    )  # as the folder of the planted model is called
     unknown = HeadScores(scores.values, "copy")
     for name, given in (("other", scores), ("own", own), ("unknown", unknown)):
         save_heads(given, tmp_path / f"{name}.json")

@@ -119,7 +119,7 @@ def test_scores_are_kept_when_nothing_can_be_drawn(planted, headwise, tmp_path, 
     assert not (tmp_path / "a.json.run").exists()
 
 
-PLUGIN = '''
+PLUGIN = """
 from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -143,7 +143,7 @@ class LastHead:
         values[list(self.layers or range(len(values))), -1] = self.strength
         run.report(1, 1, "")
         return HeadScores(values, "last", provenance={"model": model.name})
-'''
+"""
 
 
 @pytest.fixture
@@ -154,7 +154,9 @@ def plugin(tmp_path_factory, monkeypatch):
     meta = folder / "lasthead-1.0.dist-info"
     meta.mkdir()
     (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: lasthead\nVersion: 1.0\n")
-    (meta / "entry_points.txt").write_text("[headwise.detectors]\nlast = lasthead:LastHead\nlost = no_such_package:Lost\nbare = json:dumps\n")
+    (meta / "entry_points.txt").write_text(
+        "[headwise.detectors]\nlast = lasthead:LastHead\nlost = no_such_package:Lost\nbare = json:dumps\n"
+    )
     monkeypatch.syspath_prepend(str(folder))
     options.installed.cache_clear()
     importlib.invalidate_caches()

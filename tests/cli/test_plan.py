@@ -132,7 +132,9 @@ def test_a_hub_model_of_which_only_the_configuration_is_fetched(headwise, tmp_pa
     asked = []
 
     def info(_, name, **__):
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename="config.json"), SimpleNamespace(rfilename="model.safetensors")])
+        return SimpleNamespace(
+            siblings=[SimpleNamespace(rfilename="config.json"), SimpleNamespace(rfilename="model.safetensors")]
+        )
 
     def file(repo, filename, *_, **__):
         asked.append((repo, filename))

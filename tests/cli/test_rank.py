@@ -57,9 +57,7 @@ def test_query_heads_are_found_and_rank(planted, headwise, files, query_file, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["mass", "ndcg", "mrr", "contrastive"])
 def test_every_rule_runs_and_is_named(planted, headwise, files, rule, tmp_path):
-    done = headwise(
-        "detect", "query", planted.model, "--rule", rule, "--data", files / "labelled.jsonl", "-o", f"{rule}.json"
-    )
+    done = headwise("detect", "query", planted.model, "--rule", rule, "--data", files / "labelled.jsonl", "-o", f"{rule}.json")
     assert done.code == 0, done.err
     assert load_heads(tmp_path / f"{rule}.json").provenance["rule"] == rule
     assert f"rule {rule}" in done.out
@@ -175,7 +173,11 @@ def test_an_empty_text_of_the_users_files_is_refused(planted, headwise, files, n
 def test_empty_passages_come_last_and_identical_ids_are_ignored_as_beir_does(planted, headwise, tmp_path):
     folder = tmp_path / "beir"
     (folder / "qrels").mkdir(parents=True)
-    rows = [{"_id": "d1", "title": "", "text": ""}, {"_id": "q1", "text": "the secret of alder."}, {"_id": "d3", "text": "the river of stone."}]
+    rows = [
+        {"_id": "d1", "title": "", "text": ""},
+        {"_id": "q1", "text": "the secret of alder."},
+        {"_id": "d3", "text": "the river of stone."},
+    ]
     (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "queries.jsonl").write_text(json.dumps({"_id": "q1", "text": "what is the secret of alder?"}))
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td3\t1\n")

@@ -40,7 +40,9 @@ def own(tmp_path):
         "from transformers import LlamaConfig\nclass Own(LlamaConfig):\n    model_type = 'own'\n"
     )
     config = json.loads((tmp_path / "own" / "config.json").read_text())
-    (tmp_path / "own" / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
+    (tmp_path / "own" / "config.json").write_text(
+        json.dumps(config | {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}})
+    )
     return tmp_path / "own"
 
 

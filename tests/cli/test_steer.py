@@ -51,7 +51,19 @@ def run(headwise, *arguments):
 @pytest.fixture
 def saved(planted, headwise, given, tmp_path):
     path = tmp_path / "v.safetensors"
-    run(headwise, "vector", planted.model, "--heads", given / "heads.json", "--top", 1, "--prompt-file", given / "prompt.txt", "-o", path)
+    run(
+        headwise,
+        "vector",
+        planted.model,
+        "--heads",
+        given / "heads.json",
+        "--top",
+        1,
+        "--prompt-file",
+        given / "prompt.txt",
+        "-o",
+        path,
+    )
     return path
 
 
@@ -87,7 +99,19 @@ def test_the_scale_is_searched_on_items(planted, headwise, given, tmp_path):
 
 def test_an_average_comes_from_several_prompts(planted, headwise, given, tmp_path):
     path = tmp_path / "mean.safetensors"
-    words = ("vector", planted.model, "--heads", given / "heads.json", "--top", 2, "--prompts", given / "items.jsonl", "-o", path, "--json")
+    words = (
+        "vector",
+        planted.model,
+        "--heads",
+        given / "heads.json",
+        "--top",
+        2,
+        "--prompts",
+        given / "items.jsonl",
+        "-o",
+        path,
+        "--json",
+    )
     told = json.loads(run(headwise, *words).out)
     assert told["shape"] == [2, 128]
     assert told["search"] is None
@@ -95,7 +119,20 @@ def test_an_average_comes_from_several_prompts(planted, headwise, given, tmp_pat
 
 def test_heads_are_made_to_copy(planted, headwise, task, given):
     asked, word = prompt(task, (0, 1), 0), task.needles[1]["answer"].split()[1]
-    words = ("copy", planted.model, "--heads", given / "heads.json", "--top", 1, "--prompt", asked, "--span", word, "--max-new-tokens", 3)
+    words = (
+        "copy",
+        planted.model,
+        "--heads",
+        given / "heads.json",
+        "--top",
+        1,
+        "--prompt",
+        asked,
+        "--span",
+        word,
+        "--max-new-tokens",
+        3,
+    )
     for more in (("--how", "mix", "--weight", 1), ("--beta", 3)):
         told = json.loads(run(headwise, *words, *more, "--json").out)
         assert told["plain"].split() == task.needles[0]["answer"].split()
@@ -110,7 +147,18 @@ def test_heads_are_made_to_copy(planted, headwise, task, given):
 def test_a_span_that_cuts_tokens_is_refused(headwise, tmp_path):
     """Cut there, the prompt would be another one for the bundled model, and even its plain answer another."""
     save_heads(HeadScores(np.arange(64.0).reshape(8, 8), "copy", 1), tmp_path / "lab.json")
-    words = ("steer", "copy", "--heads", tmp_path / "lab.json", "--top", 1, "--prompt", "The old mill stood by the river.", "--max-new-tokens", 1)
+    words = (
+        "steer",
+        "copy",
+        "--heads",
+        tmp_path / "lab.json",
+        "--top",
+        1,
+        "--prompt",
+        "The old mill stood by the river.",
+        "--max-new-tokens",
+        1,
+    )
     check_refused(headwise(*words, "--span", "e"), "the span 'e' begins or ends inside a token of the prompt", "give whole words")
     for span in ("mill stood", "The old", "river."):
         assert headwise(*words, "--span", span).code == 0
@@ -124,10 +172,21 @@ def test_curves_of_memory_against_passage(planted, headwise, task, given, tmp_pa
         needle, known = task.needles[number % 8], task.needles[(number + 1) % 8]["answer"]
         words = task.texts[0].split()[number : number + 20]
         said = {"title": "", "text": " ".join([*words, needle["needle"]])}
-        rows.append({"question": needle["answer_prefix"], "answers": [known], "swapped": said, "swapped_answer": needle["answer"]})
+        rows.append(
+            {"question": needle["answer_prefix"], "answers": [known], "swapped": said, "swapped_answer": needle["answer"]}
+        )
     (given / "conflict.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path = tmp_path / "c.json"
-    words = ("conflict", planted.model, "--data", given / "conflict.jsonl", "--context", given / "heads.json", "--memory", given / "memory.json")
+    words = (
+        "conflict",
+        planted.model,
+        "--data",
+        given / "conflict.jsonl",
+        "--context",
+        given / "heads.json",
+        "--memory",
+        given / "memory.json",
+    )
     words = (*words, "--top", "1", "--controls", 1, "--wording", "cloze", "--max-new-tokens", 4, "--scope", "answer", "-o", path)
     told = json.loads(run(headwise, *words, "--json").out)
     found = {(row["metric"], row["kind"], row["k"]): row["mean"] for row in told["summary"]}
@@ -179,12 +238,20 @@ CONFLICT = ["conflict", "MODEL", "--data", "items.jsonl"]
         ([*CONFLICT, "--context", "heads.json", "--wording", "loud"], ["unknown wording 'loud'"]),
         ([*CONFLICT, "--context", "heads.json", "--shots", "-1"], ["shots"]),
         (["conflict", "MODEL", "--data", "bare.jsonl", "--context", "heads.json"], ["question"]),
-        (["conflict", "MODEL", "--data", "few.jsonl", "--context", "heads.json", "--top", "1"], ["0 of 1 records can be used", "at least 50"]),
+        (
+            ["conflict", "MODEL", "--data", "few.jsonl", "--context", "heads.json", "--top", "1"],
+            ["0 of 1 records can be used", "at least 50"],
+        ),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(planted, headwise, given, words, parts, tmp_path):
     (given / "bare.jsonl").write_text('{"prompt": "the river"}\n')
-    swapped = {"question": "the secret of fir is", "answers": ["men old"], "swapped": "the men of old", "swapped_answer": "men of"}
+    swapped = {
+        "question": "the secret of fir is",
+        "answers": ["men old"],
+        "swapped": "the men of old",
+        "swapped_answer": "men of",
+    }
     (given / "few.jsonl").write_text(json.dumps(swapped) + "\n")
     files = {path.name: str(path) for path in given.iterdir()}
     done = headwise("steer", *(planted.model if word == "MODEL" else files.get(word, word) for word in words))

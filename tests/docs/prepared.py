@@ -77,7 +77,9 @@ def smaller(words: list[str]) -> list[str]:
     """The command with the options of the first fitting line of SMALLER behind it, and on the bundled model in place of the real one."""
     words = ["lab-6m" if word == "smollm2" else word for word in words]
     for start, options in SMALLER.items():
-        if all(part in words for part in start.split()) and not (start == "headwise detect" and words[2:3] and words[2] in _detectors()):
+        if all(part in words for part in start.split()) and not (
+            start == "headwise detect" and words[2:3] and words[2] in _detectors()
+        ):
             return [*words, *options.split()]
     return words
 

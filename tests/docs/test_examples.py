@@ -64,7 +64,9 @@ def test_are_you_sure(capsys):
     said = run("are_you_sure", capsys)
     right = int(re.search(r"^(\d+) of 15 questions are answered right at first", said, re.M)[1])
     assert right >= 10
-    shares = re.findall(r"^(sure|suggestion) +(right|wrong) +kept +(\d+)% +taken back +(\d+)% +margin ([+-][\d.]+) nats", said, re.M)
+    shares = re.findall(
+        r"^(sure|suggestion) +(right|wrong) +kept +(\d+)% +taken back +(\d+)% +margin ([+-][\d.]+) nats", said, re.M
+    )
     assert [row[:2] for row in shares] == [(name, arm) for name in ("sure", "suggestion") for arm in ("right", "wrong")]
     assert all(int(kept) + int(taken) <= 101 for _, _, kept, taken, _ in shares)  # the rest is incoherent; each is rounded
     margins = [float(row[4]) for row in shares]

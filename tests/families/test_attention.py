@@ -27,7 +27,9 @@ def model(request):
 
 @pytest.fixture
 def ids():
-    generator = torch.Generator().manual_seed(1)  # no token twice in a row: without positions its two keys would be equally strong
+    generator = torch.Generator().manual_seed(
+        1
+    )  # no token twice in a row: without positions its two keys would be equally strong
     return torch.stack([2 + torch.randperm(94, generator=generator)[:24] for _ in range(2)])
 
 

@@ -234,7 +234,12 @@ def test_steering_moves_the_mass_of_what_is_held(model, ids, method):
             outputs[call.layer] = call.output
 
     def output(bias):
-        with attached(model) as plan, compress(model, method) as cache, steer(model, None, [(0, 4)], bias=bias), plan.running(Outputs()):
+        with (
+            attached(model) as plan,
+            compress(model, method) as cache,
+            steer(model, None, [(0, 4)], bias=bias),
+            plan.running(Outputs()),
+        ):
             cache.prefill(ids[:, :PROMPT])
             with observe(model, spans=[(0, 4)]) as seen:
                 model(later, **with_cache(cache))
@@ -287,9 +292,7 @@ def test_rows_with_padding_are_like_rows_alone(model, ids, compressor):
                 if attention_mask is not None:
                     attention_mask = torch.cat([attention_mask, torch.ones_like(rest[:, :1])], dim=1)
                     places = attention_mask.sum(dim=1, keepdim=True) - 1
-                out = model(
-                    input_ids=rest[:, i : i + 1], attention_mask=attention_mask, position_ids=places, **with_cache(cache
-                ))
+                out = model(input_ids=rest[:, i : i + 1], attention_mask=attention_mask, position_ids=places, **with_cache(cache))
                 found.append(out.logits[:, -1])
         return torch.stack(found, dim=1)
 

@@ -127,7 +127,9 @@ def test_what_would_mix_two_tables_is_refused(kind):
     cache = full_cache(hf)
     with attached(hf):
         prefill(hf, cache, ids[0, :60].tolist())
-        with pytest.raises(HeadwiseError, match=r"depends on the text's length .* 70 tokens need another one than the 60 in the cache"):
+        with pytest.raises(
+            HeadwiseError, match=r"depends on the text's length .* 70 tokens need another one than the 60 in the cache"
+        ):
             forward(hf, ids[:, 60:], cache)
         forward(hf, ids[:, 60:64], cache)  # still the table of short texts
     with compress(hf, Full()) as cache:

@@ -34,7 +34,9 @@ def model(request):
 
 
 def texts(rows=2):
-    return torch.stack([2 + torch.randint(0, 94, (LENGTH + STEPS,), generator=torch.Generator().manual_seed(seed)) for seed in range(rows)])
+    return torch.stack(
+        [2 + torch.randint(0, 94, (LENGTH + STEPS,), generator=torch.Generator().manual_seed(seed)) for seed in range(rows)]
+    )
 
 
 def padded():
@@ -76,7 +78,11 @@ class Masked:
         if call.query.shape[2] > 1 or call.layer not in self.layers or whole.length <= self.budget:
             return whole
         groups, each = whole.keys[-1].shape[1], call.query.shape[1] // whole.keys[-1].shape[1]
-        scores = fixed_scores(1, whole.length, 0).expand(-1, groups, -1) if self.shared else fixed_scores(groups, whole.length, call.layer)
+        scores = (
+            fixed_scores(1, whole.length, 0).expand(-1, groups, -1)
+            if self.shared
+            else fixed_scores(groups, whole.length, call.layer)
+        )
         seen = torch.ones(2, whole.length, dtype=torch.bool) if whole.visible is None else whole.visible[:, 0, -1].expand(2, -1)
         mask = torch.zeros(2, call.query.shape[1], 1, whole.length, dtype=torch.bool)
         for row in range(2):
@@ -140,7 +146,9 @@ def test_generate_with_every_chooser(model):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # tiny random models attend to nothing in particular
             with sparse_decode(model, chooser, budget=BUDGET, sinks=2, recent=3, placement="slots") as cache:
-                said = model.generate(ids, attention_mask=padded()[:, :LENGTH], **with_cache(cache), max_new_tokens=STEPS, do_sample=False)
+                said = model.generate(
+                    ids, attention_mask=padded()[:, :LENGTH], **with_cache(cache), max_new_tokens=STEPS, do_sample=False
+                )
         assert said.shape == plain.shape
         assert cache.get_seq_length() == LENGTH + STEPS - 1
         assert cache.report()["steps"] == STEPS - 1
@@ -153,7 +161,10 @@ def test_every_chooser_survives_a_second_turn_and_tokens_taken_back(model):
         pytest.skip("recurrent states cannot be cut back")
     ids = texts()
     for chooser in every_chooser(model):
-        with sparse_decode(model, chooser, budget=BUDGET, sinks=2, recent=3, check=False, placement="slots") as cache, torch.no_grad():
+        with (
+            sparse_decode(model, chooser, budget=BUDGET, sinks=2, recent=3, check=False, placement="slots") as cache,
+            torch.no_grad(),
+        ):
             decoded(model, ids[:, : LENGTH + 3], None, cache)
             if not cache.skipped:
                 cache.crop(-6)
@@ -191,12 +202,18 @@ def test_a_layer_that_reads_everything_changes_nothing(model):
 
 def test_beams_are_refused(model):
     ids = texts()[:, :LENGTH]
-    with sparse_decode(model, choosers.Streaming(), budget=BUDGET, sinks=2, recent=3) as cache, pytest.raises(HeadwiseError, match="num_beams=1"):
+    with (
+        sparse_decode(model, choosers.Streaming(), budget=BUDGET, sinks=2, recent=3) as cache,
+        pytest.raises(HeadwiseError, match="num_beams=1"),
+    ):
         model.generate(ids, **with_cache(cache), max_new_tokens=3, num_beams=2)
 
 
 @pytest.mark.parametrize("family", HOLES)
 def test_a_model_without_full_attention_is_refused(family):
     hf = tiny_model(family)
-    with pytest.raises(HeadwiseError, match=HOLES[family]), sparse_decode(hf, choosers.Streaming(), budget=BUDGET, sinks=2, recent=3):
+    with (
+        pytest.raises(HeadwiseError, match=HOLES[family]),
+        sparse_decode(hf, choosers.Streaming(), budget=BUDGET, sinks=2, recent=3),
+    ):
         pass

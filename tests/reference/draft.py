@@ -27,7 +27,9 @@ def scores(head, embeddings, hidden, turning, scale=1.0, level="head"):
     for j, embedding in enumerate(embeddings):
         x = normed(embedding, state["embedding_norm.weight"], shape.eps)
         if shape.taps:
-            feature = torch.cat([hidden[layer][j - 1] for layer in shape.taps]) if j else torch.zeros(len(shape.taps) * shape.width)
+            feature = (
+                torch.cat([hidden[layer][j - 1] for layer in shape.taps]) if j else torch.zeros(len(shape.taps) * shape.width)
+            )
             feature = state["fuse.weight"] @ feature if "fuse.weight" in state else feature
             x = torch.cat([x, normed(feature, state["feature_norm.weight"], shape.eps)])
         rows.append(x)

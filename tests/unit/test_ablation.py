@@ -450,7 +450,9 @@ def test_further_controls_are_drawn_and_summed_up(model, task):
     plain, more = sweep(model, scores, task, options()), sweep(model, scores, task, options(more=("any_layer", "norm")))
     rows = {(row["metric"], row["kind"], row["k"]): row for row in more.summary()}
     same = [row for row in more.summary() if row["kind"] not in ("any_layer", "norm") and row["metric"] != "logprob"]
-    assert same == [row for row in plain.summary() if row["metric"] != "logprob"]  # batches differ, so log-probabilities do by an ulp
+    assert same == [
+        row for row in plain.summary() if row["metric"] != "logprob"
+    ]  # batches differ, so log-probabilities do by an ulp
     for kind in ("any_layer", "norm"):
         drawn = [variant for variant in more.variants if (variant.kind, variant.k) == (kind, 3)]
         assert len(drawn) == 3

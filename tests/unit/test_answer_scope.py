@@ -41,7 +41,13 @@ def ablated(model, mode="zero", **options):
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generate_without_a_cache_ablates_the_same_rows(model, mode, beams):
     ids = text(40, rows=2)
-    options = {"max_new_tokens": 12, "do_sample": False, "num_beams": beams, "output_logits": True, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "num_beams": beams,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     with ablated(model, mode):
         with_a_cache = model.generate(ids, use_cache=True, **options)
         without = model.generate(ids, use_cache=False, **options)
@@ -123,7 +129,9 @@ def test_what_can_be_read_in_two_ways_is_refused(model):
     with ablated(model):
         cache = DynamicCache(config=model.config)
         model(ids[:, :10], **with_cache(cache))
-        with pytest.raises(HeadwiseError, match=f"whether 5 tokens over a cache are the rest of a prompt or part of the answer; {advice}"):
+        with pytest.raises(
+            HeadwiseError, match=f"whether 5 tokens over a cache are the rest of a prompt or part of the answer; {advice}"
+        ):
             model(ids[:, 10:15], **with_cache(cache))
         model(ids[:, :10], use_cache=False)
         with pytest.raises(HeadwiseError, match=f"goes on where the one before ended is a new prompt; {advice}"):

@@ -168,7 +168,9 @@ def test_a_step_may_change_keys_and_values():
     class Twice:
         def edit_inputs(self, call):
             source = call.whole
-            return call.query, dataclasses.replace(source, values=tuple(2 * x for x in source.values)) if call.layer == 1 else source
+            return call.query, dataclasses.replace(
+                source, values=tuple(2 * x for x in source.values)
+            ) if call.layer == 1 else source
 
     class Seen:
         def look(self, call):

@@ -269,7 +269,10 @@ def test_full_keeps_everything(model, ids):
             lambda: HeadKV(budget=64, heads=head_scores(), preset="released", beta=0.5)(tiny_model("llama")).__enter__(),
             "beta must be at least 1",
         ),
-        (lambda: HeadKV(budget=64, heads=head_scores(shape=(2, 8)))(tiny_model("llama")).__enter__(), "these head scores belong to a model of 2 lay"),
+        (
+            lambda: HeadKV(budget=64, heads=head_scores(shape=(2, 8)))(tiny_model("llama")).__enter__(),
+            "these head scores belong to a model of 2 lay",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):

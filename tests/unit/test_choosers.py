@@ -70,7 +70,9 @@ def asked(chooser, model, ids):
 def group_max(rows):
     """[G, S] from [H, S], one number after another."""
     each = len(rows) // GROUPS
-    return torch.tensor([[max(float(rows[h, s]) for h in range(g * each, (g + 1) * each)) for s in range(rows.shape[1])] for g in range(GROUPS)])
+    return torch.tensor(
+        [[max(float(rows[h, s]) for h in range(g * each, (g + 1) * each)) for s in range(rows.shape[1])] for g in range(GROUPS)]
+    )
 
 
 def layers(model):
@@ -94,7 +96,9 @@ def test_every_nth_step_refreshes_the_mean_of_all_heads(model, ids, matrices, ch
     heads = None if chosen is None else HeadSet.of(chosen, as_model(model).heads.shape)
     found = asked(choosers.RefreshEvery(4, heads), model, ids)
     for (step, _), scores in found.items():
-        full = LENGTH - 1 + 4 * ((step - LENGTH + 1) // 4)  # the last row that was read in full: the prompt's, and every fourth behind it
+        full = (
+            LENGTH - 1 + 4 * ((step - LENGTH + 1) // 4)
+        )  # the last row that was read in full: the prompt's, and every fourth behind it
         if full == step:
             assert scores is None
             continue

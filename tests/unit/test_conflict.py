@@ -70,7 +70,9 @@ def test_the_passage_is_no_longer_read_without_the_planted_head(result):
     assert found["top", 1]["p_rank"] == pytest.approx(1 / 3)
     assert found["random", 1]["mean"] == 1
     assert len(found["random", 1]["draws"]) == 2
-    other = rows(result, "memory_passage")  # the other kind of heads does nothing here; the planted head is one of its random draws
+    other = rows(
+        result, "memory_passage"
+    )  # the other kind of heads does nothing here; the planted head is one of its random draws
     assert other["none", 0]["mean"] == other["top", 1]["mean"] == 1
     assert other["top", 1]["p_mcnemar"] == 1
     assert {row["mean"] for row in rows(result, "context_memory").values()} == {0.0}

@@ -24,7 +24,9 @@ def model():
 
 def small(**more):
     task = planted_task()
-    return Copy(**{"lengths": 60, "depths": 2, "needles": [Needle(**row) for row in task.needles[:2]], "haystack": task.texts, **more})
+    return Copy(
+        **{"lengths": 60, "depths": 2, "needles": [Needle(**row) for row in task.needles[:2]], "haystack": task.texts, **more}
+    )
 
 
 class Odd:
@@ -109,13 +111,17 @@ def test_answers_may_run_on_behind_the_end(model):
     """The planted model says a line break behind each answer; with ignore_eos it goes on, and the score stays."""
     short, long = find(model, small()), find(model, small(ignore_eos=True, max_new_tokens=20))
     assert long.provenance["options"]["ignore_eos"] is True
-    assert max(len(cell["answer"]) for cell in short.provenance["cells"]) < max(len(cell["answer"]) for cell in long.provenance["cells"])
+    assert max(len(cell["answer"]) for cell in short.provenance["cells"]) < max(
+        len(cell["answer"]) for cell in long.provenance["cells"]
+    )
     assert long.values[1, 2] == short.values[1, 2] == 1
 
 
 def test_a_model_that_ends_at_once_is_told_so(model):
     lost = Needle(**dict(planted_task().needles[0]) | {"answer_prefix": "the river of stone is"})
-    with pytest.raises(NoSuccessfulRunError, match=r"in 2 the model ended at once .*; try --ignore-eos, shorter --lengths, --chat for") as error:
+    with pytest.raises(
+        NoSuccessfulRunError, match=r"in 2 the model ended at once .*; try --ignore-eos, shorter --lengths, --chat for"
+    ) as error:
         find(model, small(needles=[lost]))
     assert "\n" not in str(error.value)
     with pytest.raises(NoSuccessfulRunError) as error:
@@ -126,7 +132,9 @@ def test_a_model_that_ends_at_once_is_told_so(model):
 
 
 EXAMPLES = [
-    RankingExample("what is the secret of alder?", (Passage("one two three four"), Passage("the secret"), Passage("five")), frozenset({1}))
+    RankingExample(
+        "what is the secret of alder?", (Passage("one two three four"), Passage("the secret"), Passage("five")), frozenset({1})
+    )
 ]
 
 
@@ -138,14 +146,22 @@ def test_the_released_detection_can_be_asked_for(model):
 
     found = find(model, Query(data=EXAMPLES, trim=2.0, strict=True, wording="instructed"))
     assert found.score_version == 3
-    assert found.provenance["scoring"] == {"span": "official", "trim": 2.0, "normalize": "sum", "strict": True, "null_query": "N/A"}
+    assert found.provenance["scoring"] == {
+        "span": "official",
+        "trim": 2.0,
+        "normalize": "sum",
+        "strict": True,
+        "null_query": "N/A",
+    }
     order = [int(i) for i in np.random.default_rng([0, 21, 0]).permutation(3)]
     composer = PassageComposer(PieceEncoder(model.tokenizer), "instructed")
     prompt = composer.passages([EXAMPLES[0].passages[i] for i in order])
     asked, null = composer.query(EXAMPLES[0].query), composer.query("N/A")
     tables = [slow.attention_to_prefix(model.hf, prompt.ids, part.ids, part.span("official")) for part in (asked, null)]
     span = prompt.span(f"passage/{order.index(1) + 1}")
-    wanted = [[slow.official_passage((a - b).tolist(), *span) for a, b in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
+    wanted = [
+        [slow.official_passage((a - b).tolist(), *span) for a, b in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)
+    ]
     np.testing.assert_allclose(found.values, wanted, atol=1e-5)
 
 

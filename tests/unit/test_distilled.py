@@ -139,7 +139,9 @@ def test_padded_rows_are_as_if_alone(model):
     torch.testing.assert_close(scores[1], wanted(head, model, ids[1, : LENGTH + 2]), **CLOSE)
 
 
-@pytest.mark.parametrize("stops", [[LENGTH, LENGTH + 1, LENGTH + 2], [5, 6, LENGTH + 1, LENGTH + 2], [7, 9, 10, LENGTH, LENGTH + 2, LENGTH + 3]])
+@pytest.mark.parametrize(
+    "stops", [[LENGTH, LENGTH + 1, LENGTH + 2], [5, 6, LENGTH + 1, LENGTH + 2], [7, 9, 10, LENGTH, LENGTH + 2, LENGTH + 3]]
+)
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_padding_behind_a_prompt_and_between_turns_counts_for_nothing(model, inputs, stops):
     """Turns of different length in one batch; the token behind the padding follows the last one in front of it."""
@@ -199,13 +201,20 @@ def test_a_block_that_breaks_off_leaves_nothing_behind(model):
 
 
 def test_one_chooser_serves_one_block_at_a_time(model):
-    chooser, other, options = Distilled(made(model)), as_model(tiny_model("llama", seed=9)), {"budget": 8, "sinks": 2, "recent": 3, "check": False}
+    chooser, other, options = (
+        Distilled(made(model)),
+        as_model(tiny_model("llama", seed=9)),
+        {"budget": 8, "sinks": 2, "recent": 3, "check": False},
+    )
 
     def logits(chooser, inside=False):
         with sparse_decode(model, chooser, **options) as cache, torch.no_grad():
             forward(model.hf, drawn(tokens=LENGTH), cache)
             if inside:
-                with pytest.raises(HeadwiseError, match="at work in another open block"), sparse_decode(other, chooser, **options):
+                with (
+                    pytest.raises(HeadwiseError, match="at work in another open block"),
+                    sparse_decode(other, chooser, **options),
+                ):
                     pass
             return forward(model.hf, drawn(tokens=1), cache).logits
 
@@ -228,7 +237,10 @@ def test_what_was_read_in_inference_mode_goes_on_outside(model):
 
 def test_a_head_of_another_dtype_is_used_in_float32(model):
     ids = drawn()
-    scores = [asked(Distilled(head), model, ids, [LENGTH, LENGTH + 1])[LENGTH] for head in (made(model).bfloat16(), made(model).bfloat16().float())]
+    scores = [
+        asked(Distilled(head), model, ids, [LENGTH, LENGTH + 1])[LENGTH]
+        for head in (made(model).bfloat16(), made(model).bfloat16().float())
+    ]
     assert torch.equal(*scores)
 
 
@@ -253,7 +265,9 @@ def test_a_text_that_it_has_not_read_is_refused(model):
 @settings(max_examples=30, deadline=None)
 def test_yarn_is_that_of_transformers(width, factor, length, theta):
     rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": length, "rope_theta": theta}
-    config = LlamaConfig(hidden_size=width, num_attention_heads=1, head_dim=width, max_position_embeddings=length, rope_parameters=rope)
+    config = LlamaConfig(
+        hidden_size=width, num_attention_heads=1, head_dim=width, max_position_embeddings=length, rope_parameters=rope
+    )
     theirs, scale = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
     ours, own = yarn(frequencies(width, theta), theta, length, factor)
     torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
@@ -402,7 +416,11 @@ def test_a_file_gives_back_what_was_saved(model, tmp_path):
 
 def test_files_that_are_no_chooser(model, tmp_path):
     path = tmp_path / "c.safetensors"
-    for made_of, part in ((None, "no such file"), (b"x" * 50, "no readable safetensors"), ({"a": torch.ones(2)}, "is no chooser")):
+    for made_of, part in (
+        (None, "no such file"),
+        (b"x" * 50, "no readable safetensors"),
+        ({"a": torch.ones(2)}, "is no chooser"),
+    ):
         if isinstance(made_of, bytes):
             path.write_bytes(made_of)
         elif made_of:
@@ -457,7 +475,12 @@ def test_facts_and_weights_that_make_no_sense(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "part"),
-    [({"vocabulary": 7}, "tokens 7"), ({"width": 20}, "hidden width"), ({"layers": 3}, "layers 3"), ({"target_theta": 5.0}, "RoPE base 5")],
+    [
+        ({"vocabulary": 7}, "tokens 7"),
+        ({"width": 20}, "hidden width"),
+        ({"layers": 3}, "layers 3"),
+        ({"target_theta": 5.0}, "RoPE base 5"),
+    ],
 )
 def test_a_chooser_of_another_model_is_refused(model, change, part):
     head = made(model)
@@ -476,9 +499,18 @@ def eagle(folder, model, head, layer, **changes):
     """A folder as EAGLE-3 drafts are released, around a draft head."""
     folder.mkdir(exist_ok=True)
     shape, state = head.shape, head.state_dict()
-    names = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "embedding_norm": "input_layernorm", "feature_norm": "hidden_norm"}
+    names = {
+        "query": "self_attn.q_proj",
+        "key": "self_attn.k_proj",
+        "embedding_norm": "input_layernorm",
+        "feature_norm": "hidden_norm",
+    }
     tensors = {f"{layer}.{theirs}.weight": state[f"{own}.weight"].contiguous() for own, theirs in names.items()}
-    tensors |= {"fc.weight": state["fuse.weight"], "norm.weight": torch.ones(shape.width), "d2t": torch.zeros(4, dtype=torch.int64)}
+    tensors |= {
+        "fc.weight": state["fuse.weight"],
+        "norm.weight": torch.ones(shape.width),
+        "d2t": torch.zeros(4, dtype=torch.int64),
+    }
     own = {
         "vocab_size": shape.vocabulary, "hidden_size": shape.width, "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head_dim, "rms_norm_eps": shape.eps, "rope_theta": shape.theta, "max_position_embeddings": 64,
@@ -487,7 +519,11 @@ def eagle(folder, model, head, layer, **changes):
         torch.save(tensors, folder / "pytorch_model.bin")
     else:
         save_file(tensors, folder / "model.safetensors")
-        own = {"speculators_model_type": "eagle3", "transformer_layer_config": own, "eagle_aux_hidden_state_layer_ids": list(shape.taps)}
+        own = {
+            "speculators_model_type": "eagle3",
+            "transformer_layer_config": own,
+            "eagle_aux_hidden_state_layer_ids": list(shape.taps),
+        }
     (folder / "config.json").write_text(json.dumps(own))
     return folder
 
@@ -558,7 +594,11 @@ def test_weights_of_a_draft_that_are_no_weights(model, tmp_path):
         for inputs in ("emb", "emb+feat"):
             with pytest.raises(HeadwiseError, match=part):
                 read_eagle(folder, model, inputs)
-    for content in (b"hello world", b"version https://git-lfs", b"\x80\x02cposix\nsystem\nq\x00X\x01\x00\x00\x00aq\x01\x85q\x02Rq\x03."):
+    for content in (
+        b"hello world",
+        b"version https://git-lfs",
+        b"\x80\x02cposix\nsystem\nq\x00X\x01\x00\x00\x00aq\x01\x85q\x02Rq\x03.",
+    ):
         (folder / "pytorch_model.bin").write_bytes(content)
         with pytest.raises(HeadwiseError, match="it is no file of tensors alone"):
             read_eagle(folder, model)

@@ -38,7 +38,7 @@ def test_public_names_resolve():
 
 
 def test_readme_counts_and_names_the_families():
-    (count, listed), = re.findall(r"\[(\d+) model types\]\(docs/families.md\): (.*)\.$", (ROOT / "README.md").read_text(), re.M)
+    ((count, listed),) = re.findall(r"\[(\d+) model types\]\(docs/families.md\): (.*)\.$", (ROOT / "README.md").read_text(), re.M)
     names = [name.strip() for name in listed.replace("gemma3 (two)", "gemma3, gemma3_text").split(",")]
     assert int(count) == len(FAMILIES)
     assert sorted(names) == sorted(FAMILIES)

@@ -148,7 +148,9 @@ def test_heads_without_a_score_stay_without_one():
     tables = {"a": np.array([[np.nan, 0.5]]), "b": np.array([[0.2, 0.3]])}
     for text in ("a", "a | b", "a & b", "a - b", "b - a"):
         for threshold in (None, 0.1):
-            found = evaluate(text, {name: np.where(np.isnan(tables["a"]), np.nan, table) for name, table in tables.items()}, threshold)
+            found = evaluate(
+                text, {name: np.where(np.isnan(tables["a"]), np.nan, table) for name, table in tables.items()}, threshold
+            )
             assert np.isnan(found[0]).tolist() == [True, False]
 
 

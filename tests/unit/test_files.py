@@ -53,7 +53,9 @@ def test_files_that_unpack_to_too_much_are_refused_before_they_are_unpacked(tmp_
     assert len(read_text(path)) == 8 * 2**20
 
 
-@pytest.mark.parametrize("raw", [b"no gzip", b"", gzip.compress(b"text" * 99, mtime=0)[:-9], gzip.compress(b"text", mtime=0) + b"rest"])
+@pytest.mark.parametrize(
+    "raw", [b"no gzip", b"", gzip.compress(b"text" * 99, mtime=0)[:-9], gzip.compress(b"text", mtime=0) + b"rest"]
+)
 def test_broken_packed_files_are_one_line(tmp_path, raw):
     (tmp_path / "a.gz").write_bytes(raw)
     with pytest.raises(HeadwiseError, match="cannot read text from"):

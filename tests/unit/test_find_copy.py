@@ -203,7 +203,9 @@ def test_the_gate_is_strict(model, task):
     # Five tokens of the answer (two words, full stop, two words); the model stops after the full stop.
     assert found.values[1, 2] == pytest.approx(3 / 5)
     assert found.frequency[1, 2] == 1
-    with pytest.raises(NoSuccessfulRunError, match=r"answered none of 3 needle questions \(best unigram recall 0.50, min_recall 0.5\)"):
+    with pytest.raises(
+        NoSuccessfulRunError, match=r"answered none of 3 needle questions \(best unigram recall 0.50, min_recall 0.5\)"
+    ):
         copy_scores(model, partly, Copy(min_recall=0.5))
 
 
@@ -316,7 +318,12 @@ def test_provenance_says_all_that_is_needed(model, task, scores):
         assert stated[name] not in (None, "", {}, []), name
     assert stated["model"] == "planted-copier"
     assert stated["options"] == {
-        "rule": "set", "match": "token", "min_recall": 0.5, "max_new_tokens": 50, "ignore_eos": False, "until_stable": False
+        "rule": "set",
+        "match": "token",
+        "min_recall": 0.5,
+        "max_new_tokens": 50,
+        "ignore_eos": False,
+        "until_stable": False,
     }
     assert set(stated["versions"]) == {"headwise", "torch", "transformers", "numpy"}
     for cell in stated["cells"]:
@@ -390,7 +397,12 @@ ROOT = Path(__file__).parents[2]
 
 def start(folder, slow):
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(slow)], env=environment, cwd=ROOT)
 
 

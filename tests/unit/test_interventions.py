@@ -364,7 +364,9 @@ def test_what_can_be_read_in_two_ways_is_refused(tiny):
     ids = text(20)
     with insert(tiny, vectors()), torch.no_grad():
         cache = tiny(ids[:, :10], use_cache=True).past_key_values
-        with pytest.raises(HeadwiseError, match="this change of heads cannot tell whether 5 tokens over a cache are the rest of a prompt"):
+        with pytest.raises(
+            HeadwiseError, match="this change of heads cannot tell whether 5 tokens over a cache are the rest of a prompt"
+        ):
             tiny(ids[:, 10:15], **with_cache(cache))
     with record(tiny, HEADS) as seen, pytest.raises(HeadwiseError, match="nothing was recorded"):
         _ = seen.outputs

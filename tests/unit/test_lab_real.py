@@ -34,7 +34,12 @@ def relation_rows():
         subjects = COUNTRIES if name == CAPITAL else [f"{name[:3]}{i}x" for i in range(16)]
         objects = COUNTRIES if name in BELONGS else [f"{name[-4:]}o{chr(97 + i)}" for i in range(16)]
         samples = [{"subject": one, "object": other} for one, other in zip(subjects, objects, strict=True)]
-        yield {"name": name, "prompt_templates": ["{} has"], "prompt_templates_zs": ["{} has", "what has {}? it has"], "samples": samples}
+        yield {
+            "name": name,
+            "prompt_templates": ["{} has"],
+            "prompt_templates_zs": ["{} has", "what has {}? it has"],
+            "samples": samples,
+        }
 
 
 @pytest.fixture
@@ -79,7 +84,11 @@ def test_relations_are_read_or_refused_in_one_line(data, tmp_path):
     assert (found[CAPITAL].stated, found[CAPITAL].asked, len(found[CAPITAL].pairs)) == ("{} has", "what has {}? it has", 16)
     with pytest.raises(HeadwiseError, match=r"no relations in .*nowhere"):
         read_relations(tmp_path / "nowhere")
-    for text, part in (("{", "holds no LRE relations"), ('{"name": "country capital city"}', "holds no LRE relations"), ("", "lacks the relation")):
+    for text, part in (
+        ("{", "holds no LRE relations"),
+        ('{"name": "country capital city"}', "holds no LRE relations"),
+        ("", "lacks the relation"),
+    ):
         (tmp_path / "relations.jsonl").write_text(text)
         with pytest.raises(HeadwiseError, match=part) as refused:
             read_relations(tmp_path)
@@ -110,7 +119,12 @@ def test_written_steps_are_judged_by_their_end():
 
 def test_no_answer_stands_in_an_example_and_the_gold_one_is_right(tiny, data, knows_all):
     quizzes = {quiz.task: quiz for quiz in Asker(tiny, read_relations(data), SMALL, None).quizzes()}
-    assert {task: len(quiz.items) for task, quiz in quizzes.items()} == {"steps": 6, "direct": 6, "closed_book": 12, "contradiction": 12}
+    assert {task: len(quiz.items) for task, quiz in quizzes.items()} == {
+        "steps": 6,
+        "direct": 6,
+        "closed_book": 12,
+        "contradiction": 12,
+    }
     decode = tiny.tokenizer.decode
     for task, quiz in quizzes.items():
         for item in quiz.items:
@@ -206,7 +220,12 @@ def test_scores_of_one_length():
     short, long = runs_of(np.full((2, 2), 0.3), 0.0, 0), runs_of(np.full((2, 2), 0.9), 0.0, 0, 1024)
     cells = [*short.provenance["cells"], *long.provenance["cells"]]
     both = HeadScores(
-        np.full((2, 2), 0.6), "copy", 1, np.concatenate([short.runs, long.runs]), (*short.run_info, *long.run_info), {"cells": cells}
+        np.full((2, 2), 0.6),
+        "copy",
+        1,
+        np.concatenate([short.runs, long.runs]),
+        (*short.run_info, *long.run_info),
+        {"cells": cells},
     )
     assert at_length(both, 1024).values == pytest.approx(0.9)
     assert at_length(both, 1024).provenance["solved"] == 24

@@ -374,7 +374,11 @@ def test_paraphrased_needles_share_no_content_word_with_their_question():
 def test_a_set_of_needles_is_named_where_a_file_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert given_needles(None, "test") == bundled_needles("test")
-    assert given_needles("paraphrased", "test") == given_needles(Copy(needles="paraphrased").needles, "test") == bundled_needles("paraphrased")
+    assert (
+        given_needles("paraphrased", "test")
+        == given_needles(Copy(needles="paraphrased").needles, "test")
+        == bundled_needles("paraphrased")
+    )
     assert given_needles([NEEDLE], "test") == [NEEDLE]
     with pytest.raises(PromptError, match="no-such-set"):
         given_needles("no-such-set", "test")

@@ -98,7 +98,10 @@ def test_prompts_are_seeded_and_stand_alone(prompts, tokenizer):
     assert again[13] == prompts[13]
     assert again[2] == prompts[2]
     assert prompts[2] != prompts[3]
-    assert ProxyPrompts(bundled_texts(), encoder, Proxy(length=900, samples=20, key_length=12, value_tokens=30, seed=1))[2] != prompts[2]
+    assert (
+        ProxyPrompts(bundled_texts(), encoder, Proxy(length=900, samples=20, key_length=12, value_tokens=30, seed=1))[2]
+        != prompts[2]
+    )
     assert again.digest == prompts.digest != ProxyPrompts([made_up()], encoder, options).digest
     with pytest.raises(IndexError):
         prompts[20]

@@ -124,7 +124,9 @@ def test_fp8_weights_are_unpacked(tmp_path):
     model = load(str(tmp_path / "fp8"), "cpu")
     assert describe_model(model)["source"] == {"format": "FP8", "quantization": "e4m3, blocks of 32x32"}
     check_used_as_plain(model, plain)
-    if Version(transformers.__version__) >= Version("5.24"):  # before, transformers writes the scales into the unpacked copy, which `load` refuses
+    if Version(transformers.__version__) >= Version(
+        "5.24"
+    ):  # before, transformers writes the scales into the unpacked copy, which `load` refuses
         check_export(model, tmp_path / "plain")
 
 

@@ -352,7 +352,12 @@ def test_broken_lines_are_refused_in_one_line(tmp_path, line, message):
 
 def test_empty_passages_are_not_read_and_come_last_and_a_title_is_enough(model):
     ranker = Ranker(model, None)
-    passages = {"a": Passage("Ada keeps the key."), "b": Passage(" "), "c": Passage("", "The tower"), "d": Passage("The road is long.")}
+    passages = {
+        "a": Passage("Ada keeps the key."),
+        "b": Passage(" "),
+        "c": Passage("", "The tower"),
+        "d": Passage("The road is long."),
+    }
     run = rank_collection(ranker, passages, {"q": "Who keeps it?"}, {"q": list(passages)})
     without = {key: passages[key] for key in ("a", "c", "d")}
     alone = rank_collection(ranker, without, {"q": "Who keeps it?"}, {"q": list(without)})

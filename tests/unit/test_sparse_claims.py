@@ -75,9 +75,13 @@ def test_too_few_contexts_are_no_verdict_unless_the_mean_speaks_against_it(judge
 def test_p_values_are_corrected_over_the_family(judge):
     """Six contexts reach 0.031, which two such tests keep and one bad neighbour pushes over the level."""
     whole = cells("text", "full", None, {"loss": [2.0] * 6})
-    bad = judge([*needles(6, [1.0] * 6), *whole, *text("retrieval_heads", 128, [0.1, 0.9] * 3), *text("refresh_every", 128, [0.5] * 6)])
+    bad = judge(
+        [*needles(6, [1.0] * 6), *whole, *text("retrieval_heads", 128, [0.1, 0.9] * 3), *text("refresh_every", 128, [0.5] * 6)]
+    )
     assert (bad["mean_misses_needles"]["p_corrected"], bad["mean_misses_needles"]["verdict"]) == (0.0625, "not held")
-    good = judge([*needles(6, [1.0] * 6), *whole, *text("retrieval_heads", 128, [0.9] * 6), *text("refresh_every", 128, [0.5] * 6)])
+    good = judge(
+        [*needles(6, [1.0] * 6), *whole, *text("retrieval_heads", 128, [0.9] * 6), *text("refresh_every", 128, [0.5] * 6)]
+    )
     assert (good["mean_misses_needles"]["verdict"], good["retrieval_mass"]["verdict"]) == ("held", "held")
     assert good["retrieval_mass"]["p_corrected"] == pytest.approx(2 / 2**6, abs=1e-5)
 
@@ -85,7 +89,12 @@ def test_p_values_are_corrected_over_the_family(judge):
 @pytest.mark.parametrize(("shared", "verdict"), [((0.5, 0.8), "held"), ((0.7, 0.72), "not held"), ((0.85, 0.8), "not held")])
 def test_every_shared_chooser_must_keep_less_than_a_choice_per_layer(judge, shared, verdict):
     made = cells("text", "full", None, {"loss": [2.0] * 2})
-    for name, masses in (("oracle", (0.8, 0.9)), ("retrieval_heads", (0.3, 0.7)), ("refresh_every", shared), ("pages", (0.79, 0.95))):
+    for name, masses in (
+        ("oracle", (0.8, 0.9)),
+        ("retrieval_heads", (0.3, 0.7)),
+        ("refresh_every", shared),
+        ("pages", (0.79, 0.95)),
+    ):
         for budget, mass in zip((128, 512), masses, strict=True):
             made += text(name, budget, [mass, mass])
     assert judge(made)["per_layer_above_shared"]["verdict"] == verdict  # pages choose per layer, and do not count
@@ -93,7 +102,12 @@ def test_every_shared_chooser_must_keep_less_than_a_choice_per_layer(judge, shar
 
 @pytest.mark.parametrize(
     ("loss", "agreement", "chosen_by", "verdict"),
-    [(2.005, 0.96, 0.0, "held"), (2.02, 0.96, 0.0, "not held"), (2.005, 0.94, 0.0, "not held"), (2.005, 0.96, 0.8 * FULL, "not measured")],
+    [
+        (2.005, 0.96, 0.0, "held"),
+        (2.02, 0.96, 0.0, "not held"),
+        (2.005, 0.94, 0.0, "not held"),
+        (2.005, 0.96, 0.8 * FULL, "not measured"),
+    ],
 )
 def test_text_as_full_asks_for_both_bounds_of_a_chooser_that_saves(judge, loss, agreement, chosen_by, verdict):
     made = cells("text", "full", None, {"loss": [2.0] * 2})
@@ -103,14 +117,26 @@ def test_text_as_full_asks_for_both_bounds_of_a_chooser_that_saves(judge, loss, 
 
 
 def speed(**found):
-    return {"model": "random", "length": 32768, "short": 8192, "budget": 2048, "best": "pages", "bound_vs_full": 9.0, "bound_vs_static": 4.0} | found
+    return {
+        "model": "random",
+        "length": 32768,
+        "short": 8192,
+        "budget": 2048,
+        "best": "pages",
+        "bound_vs_full": 9.0,
+        "bound_vs_static": 4.0,
+    } | found
 
 
 def test_speed_is_read_off(judge):
     fast = speed(vs_full_per_token=3.2, vs_static_per_token=2.0)
     flat = speed(flat={"static": 3.0, "pages": 1.2, "retrieval_heads": 1.0})
-    own = speed(model="smollm2", length=7900, budget=512, choosers={"pages": {"share_of_bound": 0.7}, "random": {"share_of_bound": 1.0}})
-    moved = speed(model="smollm2", length=2048, budget=512, moved={"pages": {"moved_share": 0.2}, "streaming": {"moved_share": 0.01}})
+    own = speed(
+        model="smollm2", length=7900, budget=512, choosers={"pages": {"share_of_bound": 0.7}, "random": {"share_of_bound": 1.0}}
+    )
+    moved = speed(
+        model="smollm2", length=2048, budget=512, moved={"pages": {"moved_share": 0.2}, "streaming": {"moved_share": 0.01}}
+    )
     found = judge([], fast, flat, own, moved)
     said = [found[name]["verdict"] for name in ("speed_32k", "speed_flat", "speed_smollm2", "bytes_moved")]
     assert said == ["held", "not held", "not held", "held"]

@@ -149,7 +149,9 @@ def test_cells_are_kept_per_context_and_rows_are_their_means(model):
         ("full", None, 0), ("full", None, 1), ("full", None, 2),
         *((name, 48, i) for i in range(3) for name in ("streaming", "oracle")),
     ]  # fmt: skip
-    assert all(isinstance(value, int | float | str | None) for cell in cells for name, value in cell.items() if name != "recall_by_layer")
+    assert all(
+        isinstance(value, int | float | str | None) for cell in cells for name, value in cell.items() if name != "recall_by_layer"
+    )
     rows = mean_rows(cells, [("streaming", 48), ("oracle", 48)])
     assert rows == measure_sparse(model, rivals, contexts)
     own = [cell for cell in cells if cell["chooser"] == "oracle"]
@@ -163,7 +165,13 @@ def test_cells_are_kept_per_context_and_rows_are_their_means(model):
 
 
 def made_up(context, chooser, **numbers):
-    return {"task": "toy", "length": 9, "context": context, "chooser": chooser, "budget": None if chooser == "full" else 5} | numbers
+    return {
+        "task": "toy",
+        "length": 9,
+        "context": context,
+        "chooser": chooser,
+        "budget": None if chooser == "full" else 5,
+    } | numbers
 
 
 def test_means_of_made_up_cells():
@@ -191,7 +199,12 @@ def test_greedy_text_is_decoded_freely(model, tmp_path):
             text.append(int(model.hf(torch.tensor([text])).logits[0, -1].argmax()))
     assert directory.load("greedy-120-0-full")[1][0]["choices"] == text[-steps:]
     for row in (full, same):
-        assert (row["task"], row["agreement_greedy"], row["equal_greedy"], row["agreement_greedy_interval"]) == ("greedy", 1.0, 1.0, None)
+        assert (row["task"], row["agreement_greedy"], row["equal_greedy"], row["agreement_greedy_interval"]) == (
+            "greedy",
+            1.0,
+            1.0,
+            None,
+        )
     assert 0 < other["agreement_greedy"] <= other["equal_greedy"] < 1
     assert "mass" not in other
     assert other["bytes_read"] < full["bytes_read"]

@@ -16,7 +16,14 @@ def row(task, chooser, budget, read, chosen_by, **more):
 
 
 def text(chooser, budget, read, chosen_by, recall):
-    shares = {"perplexity_ratio": 1.01, "agreement": 0.9, "mass": 0.8, "mass_heads": 0.7, "overlap": 0.6, "overlap_by_chance": 0.1}
+    shares = {
+        "perplexity_ratio": 1.01,
+        "agreement": 0.9,
+        "mass": 0.8,
+        "mass_heads": 0.7,
+        "overlap": 0.6,
+        "overlap_by_chance": 0.1,
+    }
     ends = {f"{name}_interval": [0.5, 0.95] for name in ("perplexity_ratio", "agreement", "mass", "mass_heads", "recall")}
     found = {"recall": 0.4, "recall_by_chance": 0.07, "recall_by_layer": recall}
     return row("text", chooser, budget, read, chosen_by, **shares, **ends, **found)
@@ -24,7 +31,12 @@ def text(chooser, budget, read, chosen_by, recall):
 
 def made_up(evil="<b>pages</b>"):
     """A result with three tasks, one of them not testable."""
-    greedy = {"agreement_greedy": 0.25, "equal_greedy": 0.5, "agreement_greedy_interval": None, "equal_greedy_interval": [0.4, 0.6]}
+    greedy = {
+        "agreement_greedy": 0.25,
+        "equal_greedy": 0.5,
+        "agreement_greedy_interval": None,
+        "equal_greedy_interval": [0.4, 0.6],
+    }
     rows = [
         row("needle", "full", None, 9e6, 0.0, gate="not testable", score=0.1, full_score=0.1, score_interval=[0.0, 0.2]),
         BASE | {"task": "needle", "chooser": evil, "budget": 64, "gate": "not testable"},
@@ -94,7 +106,11 @@ def test_a_file_is_named_without_its_folders_so_that_numbers_have_room(capsys):
     assert "…" not in said
     assert "long/way" not in said
     assert "0.50–0.95" in said or "0.500–0.950" in said
-    assert {row["chooser"] for row in with_short_names(rows)} == {"full", "oracle", "distilled:file=smollm2.chooser.safetensors,level=batch"}
+    assert {row["chooser"] for row in with_short_names(rows)} == {
+        "full",
+        "oracle",
+        "distilled:file=smollm2.chooser.safetensors,level=batch",
+    }
 
 
 def test_two_files_of_one_name_keep_their_folders():

@@ -133,14 +133,20 @@ def circles(graph):
 
 def import_graph(files):
     """What is imported while a module is imported: not inside functions, not for types only."""
-    names = {".".join(("headwise", *path.with_suffix("").parts)).removesuffix(".__init__"): (path, source) for path, source in files}
+    names = {
+        ".".join(("headwise", *path.with_suffix("").parts)).removesuffix(".__init__"): (path, source) for path, source in files
+    }
     graph = {}
     for module, (path, source) in names.items():
         tree = ast.parse(source)
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+                isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            ):
                 node.body = []
-        graph[module] = {name if name in names else name.rpartition(".")[0] for _, name in imports(tree, path)} & set(names) - {module}
+        graph[module] = {name if name in names else name.rpartition(".")[0] for _, name in imports(tree, path)} & set(names) - {
+            module
+        }
     return graph
 
 
@@ -180,7 +186,12 @@ BAD = {
         "if TYPE_CHECKING:\n    import torch",
     ],
     "maths/a.py": ["import transformers", "from headwise.models import as_model", "import scipy.stats"],
-    "prompts/a.py": ["from headwise.runtime import run", "import transformers", "import torch", "from headwise_lab import microworld"],
+    "prompts/a.py": [
+        "from headwise.runtime import run",
+        "import transformers",
+        "import torch",
+        "from headwise_lab import microworld",
+    ],
     "models/a.py": ["from headwise.maths.rows import RowStats", "import headwise.attention"],
     "attention/a.py": [
         "from headwise.runtime import run",
@@ -189,7 +200,11 @@ BAD = {
         "import transformers\nx = transformers.models",
         "from headwise.prompts import needles",
     ],
-    "runtime/a.py": ["from headwise.methods.copy import run", "from headwise.evaluation import metrics", "from headwise_lab import x"],
+    "runtime/a.py": [
+        "from headwise.methods.copy import run",
+        "from headwise.evaluation import metrics",
+        "from headwise_lab import x",
+    ],
     "methods/copy/a.py": [
         "from headwise.methods.query.run import detect",
         "from headwise.methods import query",

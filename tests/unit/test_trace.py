@@ -410,7 +410,12 @@ def test_answers_that_do_not_follow_are_refused():
 def test_ids_outside_of_the_vocabulary_are_refused(planted, probe):
     model = planted[0]
     size = model.hf.config.vocab_size
-    for prompt, answer in ((Prompt((3, size)), [4]), (Prompt((3, 4)), [5, size]), (Prompt((3, 4)), [-1]), (Prompt((3, 4)), [size, 5])):
+    for prompt, answer in (
+        (Prompt((3, size)), [4]),
+        (Prompt((3, 4)), [5, size]),
+        (Prompt((3, 4)), [-1]),
+        (Prompt((3, 4)), [size, 5]),
+    ):
         with pytest.raises(HeadwiseError, match=rf"^token id ({size}|-1) is outside of the model's vocabulary of {size} tokens"):
             trace_answer(model, prompt, answer, probe)
 

@@ -61,7 +61,20 @@ def commands(tmp_path):
         "detect": ["detect", "lab-6m", "--lengths", "256", "--depths", "2", "-o", "x.json", "--overwrite"],
         "rank": ["rank", "lab-6m", "--queries", "q.jsonl", "--passages", "p.jsonl", "-o", "r.trec", "--overwrite"],
         "generate": ["generate", "lab-6m", "--prompt", "The key is red. The key is", "--max-new-tokens", "4"],
-        "select score": ["select", "score", "texts.jsonl", "-m", "lab-6m", "--heads", "h.json", "--top", "2", *small, "-o", "scores"],
+        "select score": [
+            "select",
+            "score",
+            "texts.jsonl",
+            "-m",
+            "lab-6m",
+            "--heads",
+            "h.json",
+            "--top",
+            "2",
+            *small,
+            "-o",
+            "scores",
+        ],
     }
 
 

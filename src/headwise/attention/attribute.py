@@ -132,7 +132,10 @@ class Attribution:
         output = call.output
         if not output.requires_grad:
             return
-        kept, layer = output.detach(), call.layer  # a hook that held the call would hold its own output: a circle that no collector sees
+        kept, layer = (
+            output.detach(),
+            call.layer,
+        )  # a hook that held the call would hold its own output: a circle that no collector sees
         given = _inputs_of(call) if self._sources and not self._collects else None
 
         def hook(gradient: Tensor) -> None:

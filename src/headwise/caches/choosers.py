@@ -185,7 +185,9 @@ class Pages(FreeChooser):
             return None
         query = call.query.float()
         # The larger of q * low and q * high per channel is what the best imaginable key of the page would give.
-        bound = grouped_product(query.clamp(min=0), high.transpose(-1, -2)) + grouped_product(query.clamp(max=0), low.transpose(-1, -2))
+        bound = grouped_product(query.clamp(min=0), high.transpose(-1, -2)) + grouped_product(
+            query.clamp(max=0), low.transpose(-1, -2)
+        )
         return group_largest(bound[:, :, 0], low.shape[1])
 
     def reads(self, layer: int, whole: Whole) -> int:

@@ -86,7 +86,9 @@ def load_cache(path: Path, model: Any, compressor: Compressor | None = None) -> 
     saved, own = dict(about["belongs"]), _belongs(cache, cache.model.hf.dtype)
     for name in own:
         if saved.get(name) != own[name] and not (name == "tokenizer" and None in (saved.get(name), own[name])):
-            raise HeadwiseError(f"{path} is the cache of another model: {name} {saved.get(name)!r}, but this model has {own[name]!r}")
+            raise HeadwiseError(
+                f"{path} is the cache of another model: {name} {saved.get(name)!r}, but this model has {own[name]!r}"
+            )
     if compressor is not None and method != type(compressor).__name__:
         raise HeadwiseError(f"{path} was made by {method}; give that method instead of {type(compressor).__name__}")
     try:
@@ -123,7 +125,9 @@ class Filled:
 
     def kept(self, view: View) -> Sequence[Keep]:
         """Always raises `HeadwiseError`: the method is not there, only what it kept."""
-        raise HeadwiseError(f"a cache from a file can be continued, but not filled again; open a `compress` block with {self.name}")
+        raise HeadwiseError(
+            f"a cache from a file can be continued, but not filled again; open a `compress` block with {self.name}"
+        )
 
 
 def _check(about: dict[str, Any], tensors: Tensors, cache: KeptCache) -> None:

@@ -183,7 +183,8 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         rows = max(positions.shape[0] for positions in self._positions)
         positions = torch.cat([p.expand(rows, -1) for p in self._positions], dim=1)
         self.keep(
-            compressor, View(call.layer, call.query, self.keys, self.values, positions, call.scaling, call.softcap, call.sinks, model)
+            compressor,
+            View(call.layer, call.query, self.keys, self.values, positions, call.scaling, call.softcap, call.sinks, model),
         )
 
     def keep(self, compressor: Compressor, view: View) -> None:

@@ -47,7 +47,9 @@ class Press(ABC):
 
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.compression_ratio is None):
-            raise HeadwiseError("give either budget (positions per KV head) or compression_ratio (share of the prompt that is dropped)")
+            raise HeadwiseError(
+                "give either budget (positions per KV head) or compression_ratio (share of the prompt that is dropped)"
+            )
         if self.window < 1 or self.sinks < 0:
             raise HeadwiseError(f"window must be at least 1 and sinks at least 0; got {self.window} and {self.sinks}")
         if self.budget is not None and (isinstance(self.budget, bool) or not isinstance(self.budget, int)):

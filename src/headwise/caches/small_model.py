@@ -36,7 +36,9 @@ class SmallModel(FreeChooser):
         """Refuse a model with another vocabulary."""
         sizes = [each.hf.config.get_text_config(decoder=True).vocab_size for each in (self._small, model)]
         if sizes[0] != sizes[1]:
-            raise HeadwiseError(f"{self._small.name} has {sizes[0]} tokens and {model.name} {sizes[1]}; a chooser must read the same tokens")
+            raise HeadwiseError(
+                f"{self._small.name} has {sizes[0]} tokens and {model.name} {sizes[1]}; a chooser must read the same tokens"
+            )
         if self._small.hf is model.hf:
             raise HeadwiseError("the small model is the model itself; load it a second time, or use RetrievalHeads")
         self._by_layer = in_layers(self._small, self._heads, self._small.heads.full_layers)

@@ -28,12 +28,18 @@ def ablate(
     model: o.ModelName = None,
     heads: Annotated[Path, typer.Option(help="Head file from `headwise detect` (or of another project).")] = ...,  # type: ignore[assignment]
     top: Annotated[str, typer.Option(help="How many of the strongest heads to ablate, e.g. 1,2,4,8.")] = "1,2,4,8",
-    mode: Annotated[str, typer.Option(help="zero (output 0), uniform (query 0), mean (mean output) or resample (outputs of other text).")] = "zero",
-    scope: Annotated[str, typer.Option(help="Where heads are ablated: answer (from the last prompt token on) or all.")] = "answer",
+    mode: Annotated[
+        str, typer.Option(help="zero (output 0), uniform (query 0), mean (mean output) or resample (outputs of other text).")
+    ] = "zero",
+    scope: Annotated[
+        str, typer.Option(help="Where heads are ablated: answer (from the last prompt token on) or all.")
+    ] = "answer",
     controls: Annotated[
         int | None, typer.Option(help="Draws of layer-matched random heads per K.", show_default="20; lm-eval: 1")
     ] = None,
-    task: Annotated[str, typer.Option(help="needle, or lm-eval:NAME (a task of lm-evaluation-harness; needs that extra).")] = "needle",
+    task: Annotated[
+        str, typer.Option(help="needle, or lm-eval:NAME (a task of lm-evaluation-harness; needs that extra).")
+    ] = "needle",
     limit: Annotated[int | None, typer.Option(help="lm-eval: at most this many items.", show_default=False)] = None,
     include_path: Annotated[Path | None, typer.Option(help="lm-eval: folder with task definitions.", show_default=False)] = None,
     lengths: o.Lengths = None,

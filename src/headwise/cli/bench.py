@@ -32,7 +32,9 @@ app.command("decode")(decode)
 
 Methods = Annotated[str, typer.Option(help="Methods with their options, e.g. snapkv,compresskv:heads=FILE,oracle.")]
 Budgets = Annotated[str, typer.Option(help="Budgets: shares of the prompt (0.1) or positions per KV head (256).")]
-Lengths = Annotated[str | None, typer.Option(help="For tasks: tokens of prompt and answer together, e.g. 512,1024.", show_default="512")]
+Lengths = Annotated[
+    str | None, typer.Option(help="For tasks: tokens of prompt and answer together, e.g. 512,1024.", show_default="512")
+]
 Tasks = Annotated[
     str | None,
     typer.Option(
@@ -76,7 +78,9 @@ def cache(
     data: Data = None,
     items: Items = None,
     questions: Questions = None,
-    question: Annotated[str, typer.Option(help="Where the question stands: inside or outside the compressed text.")] = "inside,outside",
+    question: Annotated[
+        str, typer.Option(help="Where the question stands: inside or outside the compressed text.")
+    ] = "inside,outside",
     split: Split = None,
     min_full: MinFull = 0.3,
     max_new_tokens: MaxNewTokens = None,
@@ -139,7 +143,9 @@ def _tell(result: dict[str, Any], path: Path, html: Path | None, json: bool) -> 
         return
     notes = [f"{label_of(gate)}: {gate['note']}" for gate in result["gates"] if gate["note"]]
     pages = [] if html is None else [f"page       {html}"]
-    print_all(*compression_tables(result), NOTE, *notes, *result["left_out"], f"result     {path}", *o.picture_line(picture), *pages)
+    print_all(
+        *compression_tables(result), NOTE, *notes, *result["left_out"], f"result     {path}", *o.picture_line(picture), *pages
+    )
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:

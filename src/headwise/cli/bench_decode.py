@@ -90,7 +90,11 @@ def decode(
         "choosers": choosers, "budgets": sizes, "lengths": wanted, "tasks": names, "contexts": contexts, "steps": steps, "seed": seed,
         "heads": None if chosen is None else [str(head) for head in chosen], "text": None if text is None else text.name, "min_full": min_full,
     }  # fmt: skip
-    described = describe_model(loaded) | said | {"fingerprint": loaded.fingerprint, "ids": _digest(drawn), "files": file_digests(choosers)}
+    described = (
+        describe_model(loaded)
+        | said
+        | {"fingerprint": loaded.fingerprint, "ids": _digest(drawn), "files": file_digests(choosers)}
+    )
     directory = RunDirectory(path.with_name(path.name + ".run"), described)
     with progress("sparse decoding", hidden=json) as report:
         cells = measure_cells(loaded, rivals, drawn, chosen, directory, report, min_full)

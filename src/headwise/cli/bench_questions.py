@@ -37,9 +37,7 @@ class Asked(NamedTuple):
         source = "--ruler" if self.ruler else "--data" if self.data else None
         for name in ("tasks", "lengths", "questions", "split"):
             if source and getattr(self, name) is not None:
-                raise HeadwiseError(
-                    f"{source} has its own texts and questions, so --{name} has no meaning with it; leave it out"
-                )
+                raise HeadwiseError(f"{source} has its own texts and questions, so --{name} has no meaning with it; leave it out")
         if not source and self.chat:
             raise HeadwiseError("--chat goes with --ruler or --data; tasks have their own wording")
         if self.chat_template_args is not None and not self.chat:

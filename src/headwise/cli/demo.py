@@ -27,9 +27,9 @@ OTHER = ((), ("--depths", "2", "--controls", "20"))  # lengths as the commands c
 
 def demo(
     model: o.ModelName = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; older results in it are replaced.")] = Path(
-        "headwise-out/demo"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the results; older results in it are replaced.")
+    ] = Path("headwise-out/demo"),
     json: o.Json = False,
 ) -> None:
     """A tour of three commands: find the retrieval heads of a model, ablate them, and write a page to explore them.

@@ -85,7 +85,9 @@ def _command_of(name: str) -> Callable[..., None]:
     kind: Any = method_named("detectors", name)
     summary = getattr(kind, "summary", None)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(summary, str)):
-        raise HeadwiseError(f"the detector {name!r} ({kind!r}) must be a dataclass with a text `summary`; see docs/add-a-detector.md")
+        raise HeadwiseError(
+            f"the detector {name!r} ({kind!r}) must be a dataclass with a text `summary`; see docs/add-a-detector.md"
+        )
     fields = o.parameters_of(kind)
     if taken := [field.name for field in fields if field.name in COMMON]:
         raise HeadwiseError(f"the detector {name!r} has a field {taken[0]!r}, a name that all commands use; choose another")

@@ -33,7 +33,9 @@ def _measure_command() -> Any:
 
     extra = inspect.Parameter("rounds", inspect.Parameter.KEYWORD_ONLY, default=1, annotation=ROUNDS)
     fields = [parameter("model"), *o.parameters_of(DoubtQuestions), extra, *(parameter(one) for one in COMMON if one != "model")]
-    return with_signature(command, fields, "Challenge right answers, and wrong ones in their place, and count what is kept and what is taken back.")
+    return with_signature(
+        command, fields, "Challenge right answers, and wrong ones in their place, and count what is kept and what is taken back."
+    )
 
 
 def _measure(
@@ -67,7 +69,9 @@ def _tell_rates(told: dict[str, Any], path: Path, json: bool) -> None:
     from headwise.cli.notes import tell
 
     if told["read_by"] == "margin":
-        tell("fewer than 90 % of the replies say yes or no, so flips are read from the soft margin around the mean of each order of options")
+        tell(
+            "fewer than 90 % of the replies say yes or no, so flips are read from the soft margin around the mean of each order of options"
+        )
     if json:
         o.print_json({"result": str(path), "rates": told["rates"], "read_by": told["read_by"], "dropped": told["dropped"]})
         return
@@ -99,8 +103,14 @@ def _find_command() -> Any:
             _tell_signs(o.output_path(common["output"], common["model"], detector.name, overwrite=True))
 
     names = {field.name for field in dataclasses.fields(Doubt)}
-    fields = [parameter("model"), *o.parameters_of(Doubt), *(parameter(one) for one in COMMON if one != "model" and one not in names)]
-    return with_signature(command, fields, "Find the heads that take right answers back, and those that hold on to them (as headwise detect doubt).")
+    fields = [
+        parameter("model"),
+        *o.parameters_of(Doubt),
+        *(parameter(one) for one in COMMON if one != "model" and one not in names),
+    ]
+    return with_signature(
+        command, fields, "Find the heads that take right answers back, and those that hold on to them (as headwise detect doubt)."
+    )
 
 
 def _tell_signs(path: Path) -> None:

@@ -112,4 +112,6 @@ def _run(
     from headwise.report.console import print_all
     from headwise.report.doubt_tables import calm_lines, calm_table
 
-    print_all(calm_table(told), *calm_lines(told), f"result     {path}", *(f"{name:<10} {where}" for name, where in extras.items()))
+    print_all(
+        calm_table(told), *calm_lines(told), f"result     {path}", *(f"{name:<10} {where}" for name, where in extras.items())
+    )

@@ -34,7 +34,8 @@ def generate(
         Path | None, typer.Option(help="Also write the prompt's cache (safetensors).", show_default=False)
     ] = None,
     load_cache: Annotated[
-        Path | None, typer.Option(help="Continue from a cache that --save-cache wrote; the prompt follows its text.", show_default=False)
+        Path | None,
+        typer.Option(help="Continue from a cache that --save-cache wrote; the prompt follows its text.", show_default=False),
     ] = None,
     chat: o.Chat = False,
     chat_template_args: o.ChatArgs = None,

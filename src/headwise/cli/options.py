@@ -70,7 +70,12 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 # Methods: of headwise, and of any other package that registers an entry point. A class is imported when it is asked for.
-GROUPS = {"detectors": "headwise.detectors", "presses": "headwise.presses", "tasks": "headwise.tasks", "choosers": "headwise.choosers"}
+GROUPS = {
+    "detectors": "headwise.detectors",
+    "presses": "headwise.presses",
+    "tasks": "headwise.tasks",
+    "choosers": "headwise.choosers",
+}
 WORDS = {"detectors": "detector", "presses": "cache method", "tasks": "task", "choosers": "chooser"}
 _shared: dict[str, Any] = {}  # arguments of `headwise.load` that every command with a model takes; of the running command
 
@@ -135,7 +140,9 @@ def _options() -> list[Any]:
         gguf_file: Annotated[
             str | None, _kept("--gguf-file", "The GGUF file to load from the folder or the hub's model.")
         ] = None,
-        packed: Annotated[bool, _kept("--packed", "Keep quantized weights packed where they could be unpacked, or refuse.")] = False,
+        packed: Annotated[
+            bool, _kept("--packed", "Keep quantized weights packed where they could be unpacked, or refuse.")
+        ] = False,
         adapter: Annotated[str | None, _kept("--adapter", "Folder or hub id of an adapter of peft to put on the model.")] = None,
         offline: Annotated[bool, _kept("--offline", "Fetch nothing: use models that are here, or refuse.")] = False,
     ) -> None: ...

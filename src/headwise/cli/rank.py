@@ -21,7 +21,8 @@ Split = Annotated[
     str | None, typer.Option(help="Judgements of --beir: test, dev or train.", show_default="test, or the only ones")
 ]
 MaxWords = Annotated[
-    int | None, typer.Option(help="Cut longer passages to this many words, and report how many were cut.", show_default="none is cut")
+    int | None,
+    typer.Option(help="Cut longer passages to this many words, and report how many were cut.", show_default="none is cut"),
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Where to write the TREC run.", show_default="headwise-out/...")
@@ -30,10 +31,10 @@ Html = Annotated[
     Path | None,
     typer.Option("--html", help="Write a page: the best passages and the words that drew attention.", show_default=False),
 ]
-Span = Annotated[
-    str, typer.Option(help="Which rows count: official (all from the instruction on) or query (only its words).")
+Span = Annotated[str, typer.Option(help="Which rows count: official (all from the instruction on) or query (only its words).")]
+HeadFile = Annotated[
+    Path | None, typer.Option(help="Head file; best one from `headwise detect query`.", show_default="all heads")
 ]
-HeadFile = Annotated[Path | None, typer.Option(help="Head file; best one from `headwise detect query`.", show_default="all heads")]
 
 
 def rank(
@@ -41,7 +42,9 @@ def rank(
     model: o.ModelName = None,
     queries: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
     passages: Passages = None,
-    beir: Annotated[Path | None, typer.Option(help="Folder in BEIR layout, instead of --queries and --passages.", show_default=False)] = None,
+    beir: Annotated[
+        Path | None, typer.Option(help="Folder in BEIR layout, instead of --queries and --passages.", show_default=False)
+    ] = None,
     split: Split = None,
     heads: HeadFile = None,
     top: Annotated[int, typer.Option(help="How many of the strongest heads to rank with.")] = 8,
@@ -52,7 +55,10 @@ def rank(
     span: Span = "official",
     normalize: Annotated[str, typer.Option(help="How a passage's tokens are combined: sum, mean or sqrt.")] = "sum",
     order: Annotated[
-        str, typer.Option(help="Order of the passages: given, or reversed (the first candidate next to the query, as QRHead does for BEIR).")
+        str,
+        typer.Option(
+            help="Order of the passages: given, or reversed (the first candidate next to the query, as QRHead does for BEIR)."
+        ),
     ] = "given",
     overflow: Annotated[str, typer.Option(help="If the passages do not fit: tournament, anchored or refuse.")] = "tournament",
     wording: Annotated[str, typer.Option(help="Wording around passages: plain or instructed.")] = "plain",
@@ -99,7 +105,9 @@ def rank(
 
 def _refuse_unused(context: typer.Context, heads: Path | None, official: bool) -> None:
     if heads is None:
-        o.refuse_unused(context, ("top",), "chooses among the heads of --heads FILE; give both, or leave it out to rank with all heads")
+        o.refuse_unused(
+            context, ("top",), "chooses among the heads of --heads FILE; give both, or leave it out to rank with all heads"
+        )
     if official:
         own = ("span", "normalize", "order", "overflow", "wording")
         o.refuse_unused(context, own, "is settled by --official; leave one of them out")

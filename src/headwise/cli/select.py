@@ -7,7 +7,9 @@ import typer
 from headwise.cli.select_choose import choose, report
 from headwise.cli.select_score import score
 
-app = typer.Typer(name="select", help="Choose pretraining data by how much ablating retrieval heads raises the loss.", no_args_is_help=True)
+app = typer.Typer(
+    name="select", help="Choose pretraining data by how much ablating retrieval heads raises the loss.", no_args_is_help=True
+)
 app.command("score")(score)
 app.command("choose")(choose)
 app.command("report")(report)

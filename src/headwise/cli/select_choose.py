@@ -14,7 +14,8 @@ from headwise.heads.errors import HeadwiseError
 
 Out = Annotated[str, typer.Argument(help="Folder or URL with the scores, as given to `select score --output`.")]
 Where = Annotated[
-    list[str] | None, typer.Option("--inputs", help="Where the scored inputs are now, if they were moved.", show_default="where they were")
+    list[str] | None,
+    typer.Option("--inputs", help="Where the scored inputs are now, if they were moved.", show_default="where they were"),
 ]
 
 
@@ -23,7 +24,9 @@ def choose(
     out: Out,
     share: Annotated[float, typer.Option(help="Share of each domain, in (0, 1].")] = ChoiceOptions.share,
     by: Annotated[str, typer.Option(help="What the share counts: docs (as in the paper) or tokens.")] = ChoiceOptions.by,
-    rank: Annotated[str, typer.Option(help="score, or a control: random, longest, perplexity (lowest loss).")] = ChoiceOptions.rank,
+    rank: Annotated[
+        str, typer.Option(help="score, or a control: random, longest, perplexity (lowest loss).")
+    ] = ChoiceOptions.rank,
     strata: Annotated[int, typer.Option(help="Strata of length in each domain, each with its own cut.")] = ChoiceOptions.strata,
     min_loss: Annotated[float, typer.Option(help="Leave out documents with a loss below this (nats).")] = ChoiceOptions.min_loss,
     flagged: Annotated[bool, typer.Option("--flagged", help="Also rank flagged documents.")] = False,
@@ -58,7 +61,9 @@ def report(
     selection: Annotated[
         str | None, typer.Option(help="Folder of the choice to show.", show_default="OUT/selected, else the best 20 %")
     ] = None,
-    documents: Annotated[int, typer.Option(help="Documents per domain: so many each of the highest, the lowest and at the cut.")] = NAMED,
+    documents: Annotated[
+        int, typer.Option(help="Documents per domain: so many each of the highest, the lowest and at the cut.")
+    ] = NAMED,
     inputs: Where = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page.", show_default="OUT.html")] = None,
     overwrite: o.Overwrite = False,

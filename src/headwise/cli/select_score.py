@@ -24,16 +24,23 @@ if TYPE_CHECKING:
 
 Inputs = Annotated[
     list[str],
-    typer.Argument(help="Files, folders, globs or URLs: .parquet, .jsonl, .ndjson, .txt (one document each), also with .gz or .zst."),
+    typer.Argument(
+        help="Files, folders, globs or URLs: .parquet, .jsonl, .ndjson, .txt (one document each), also with .gz or .zst."
+    ),
 ]
 Scores = Annotated[
     str | None,
-    typer.Option("--output", "-o", help="Folder or URL for the scores; the same command continues an unfinished job.", show_default=False),
+    typer.Option(
+        "--output", "-o", help="Folder or URL for the scores; the same command continues an unfinished job.", show_default=False
+    ),
 ]
 HeadFile = Annotated[Path | None, typer.Option(help="Head file; best one from `headwise detect proxy`.", show_default=False)]
-ModelName = Annotated[str | None, typer.Option("--model", "-m", help="Hub id, folder, or name of a bundled model.", show_default="the lab model")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", "-m", help="Hub id, folder, or name of a bundled model.", show_default="the lab model")
+]
 Machines = Annotated[
-    list[str] | None, typer.Option(help="For --estimate: another machine, NAME=TOKENS/S or NAME=FLOPS:FLOP_PER_TOKEN.", show_default=False)
+    list[str] | None,
+    typer.Option(help="For --estimate: another machine, NAME=TOKENS/S or NAME=FLOPS:FLOP_PER_TOKEN.", show_default=False),
 ]
 BATCH = f"{defaults.CPU_TOKENS} on a CPU, {defaults.MANY_TOKENS} elsewhere"
 LENGTH = f"the model's, at most {defaults.MAX_LEN}"
@@ -45,7 +52,9 @@ def score(
     output: Scores = None,
     heads: HeadFile = None,
     model: ModelName = None,
-    top: Annotated[int | None, typer.Option(help="How many of the strongest heads to ablate.", show_default="--share of all")] = None,
+    top: Annotated[
+        int | None, typer.Option(help="How many of the strongest heads to ablate.", show_default="--share of all")
+    ] = None,
     share: Annotated[
         float | None, typer.Option(help="Share of all heads to ablate, strongest first.", show_default="the paper's 5 %")
     ] = None,
@@ -57,17 +66,25 @@ def score(
     domain_from: Annotated[str, typer.Option(help="Domain without a column: none, folder or file.")] = ScoreOptions.domain_from,
     id: Annotated[str | None, typer.Option("--id", help="Column to copy into the score files.", show_default="none")] = None,
     max_len: Annotated[int | None, typer.Option(help="Longest pass in tokens.", show_default=LENGTH)] = None,
-    max_windows: Annotated[int | None, typer.Option(help="Read at most this many windows of a document.", show_default="all")] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Most tokens of a batch, padding included.", show_default=BATCH)] = None,
+    max_windows: Annotated[
+        int | None, typer.Option(help="Read at most this many windows of a document.", show_default="all")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of a batch, padding included.", show_default=BATCH)
+    ] = None,
     min_tokens: Annotated[int, typer.Option(help="Documents with fewer scored tokens are flagged.")] = defaults.MIN_TOKENS,
     floor: Annotated[float, typer.Option(help="Documents with a loss below this (nats) are flagged.")] = defaults.FLOOR,
     runner: Annotated[str, typer.Option(help="local (this process) or ray (a cluster).")] = "local",
     shard: Annotated[str, typer.Option(help="i/n: score the i-th of n parts of the files, i from 0.")] = "0/1",
     workers: Annotated[int | None, typer.Option(help="Threads that tokenise.", show_default="cores, at most 4")] = None,
-    actors: Annotated[str, typer.Option(help="For ray: models at a time, N or least:most.")] = ":".join(map(str, RayOptions.actors)),
+    actors: Annotated[str, typer.Option(help="For ray: models at a time, N or least:most.")] = ":".join(
+        map(str, RayOptions.actors)
+    ),
     cpus: Annotated[float, typer.Option(help="For ray: cores per model.")] = RayOptions.cpus,
     gpus: Annotated[float, typer.Option(help="For ray: GPUs per model.")] = RayOptions.gpus,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Measure a sample, estimate hours and GPUs, write nothing.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Measure a sample, estimate hours and GPUs, write nothing.")
+    ] = False,
     sample: Annotated[int, typer.Option(help="For --estimate: rows of the sample.")] = SAMPLE_ROWS,
     machine: Machines = None,
     device: o.Device = "auto",

@@ -34,7 +34,9 @@ def serve(
         str, typer.Option(help="Address to listen on; other machines can be served only with a key or --no-auth.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one and prints it.")] = 8080,
-    wording: Annotated[str | None, typer.Option(help="Wording around passages: plain or instructed.", show_default="plain")] = None,
+    wording: Annotated[
+        str | None, typer.Option(help="Wording around passages: plain or instructed.", show_default="plain")
+    ] = None,
     chat: o.Chat = False,
     chat_template_args: o.ChatArgs = None,
     official: Annotated[

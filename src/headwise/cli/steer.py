@@ -8,7 +8,9 @@ from headwise.cli.steer_conflict import conflict
 from headwise.cli.steer_copy import copy
 from headwise.cli.steer_vector import vector
 
-app = typer.Typer(name="steer", help="Steer answers by heads: function vectors, forced copying, memory against passage.", no_args_is_help=True)
+app = typer.Typer(
+    name="steer", help="Steer answers by heads: function vectors, forced copying, memory against passage.", no_args_is_help=True
+)
 app.command("vector")(vector)
 app.command("copy")(copy)
 app.command("conflict")(conflict)

@@ -73,7 +73,9 @@ def copy(
     print_all(f"without    {plain.strip()}", f"with       {forced.strip()}", read)
 
 
-def _prompt(loaded: Model, text: str, span: str, chat: bool, chat_args: str | None) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+def _prompt(
+    loaded: Model, text: str, span: str, chat: bool, chat_args: str | None
+) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
     """Ids of the prompt, cut at every place of the span before it is encoded, and the positions of the span there."""
     from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.prompt import Piece, PromptBuilder, Turn, chat_arguments
@@ -91,6 +93,8 @@ def _prompt(loaded: Model, text: str, span: str, chat: bool, chat_args: str | No
             f"the span {shorten(span)!r} begins or ends inside a token of the prompt, which would then be read in another way; give whole words"
         )
     if loaded.positions is not None and len(made.ids) > loaded.positions:
-        raise HeadwiseError(f"the prompt has {len(made.ids)} tokens, but {loaded.name} has {loaded.positions} positions; shorten it")
+        raise HeadwiseError(
+            f"the prompt has {len(made.ids)} tokens, but {loaded.name} has {loaded.positions} positions; shorten it"
+        )
     places = [made.span(f"span/{number}") for number in range(len(parts) - 1)]
     return made.ids, [(place.start, place.stop) for place in places]

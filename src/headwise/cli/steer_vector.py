@@ -20,7 +20,20 @@ if TYPE_CHECKING:
     from headwise.models.model import Model
 
 ITEMS = "JSON lines with `prompt` and `answer` (or `answers`): search the scale on a part of them, measure it on the others."
-OF_MAKING = ("heads", "top", "prompts", "items", "scale", "scales", "mode", "development", "controls", "seed", "output", "overwrite")
+OF_MAKING = (
+    "heads",
+    "top",
+    "prompts",
+    "items",
+    "scale",
+    "scales",
+    "mode",
+    "development",
+    "controls",
+    "seed",
+    "output",
+    "overwrite",
+)
 OF_SEARCH = ("scales", "development", "controls", "seed")
 
 
@@ -59,7 +72,9 @@ def vector(
         _apply(o.load(model, device, dtype, revision), apply, prompt_text(prompt, prompt_file), wording, max_new_tokens, json)
         return
     if heads is None:
-        raise HeadwiseError("give --heads FILE (headwise detect makes one) to take vectors, or --apply FILE to answer with saved ones")
+        raise HeadwiseError(
+            "give --heads FILE (headwise detect makes one) to take vectors, or --apply FILE to answer with saved ones"
+        )
     if items is None:
         o.refuse_unused(context, OF_SEARCH, "goes with --items; leave it out")
     else:
@@ -202,5 +217,7 @@ def _search_lines(told: Mapping[str, Any]) -> Sequence[str]:
     ]
     if "random" in told:
         draws = told["random"]["draws"]
-        lines.append(f"{len(draws)} draws of random heads of the same layers: {told['random']['mean']:.2f}, p rank {told['p_rank']:.2g}")
+        lines.append(
+            f"{len(draws)} draws of random heads of the same layers: {told['random']['mean']:.2f}, p rank {told['p_rank']:.2g}"
+        )
     return lines

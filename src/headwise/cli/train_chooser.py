@@ -15,15 +15,22 @@ if TYPE_CHECKING:
 
 Text = Annotated[
     Path | None,
-    typer.Option(help="Folder of texts (.txt, .md, also .gz) to learn from; the last twentieth is held out.", show_default="the bundled novels"),
+    typer.Option(
+        help="Folder of texts (.txt, .md, also .gz) to learn from; the last twentieth is held out.",
+        show_default="the bundled novels",
+    ),
 ]
 Inputs = Annotated[
     str,
-    typer.Option(help="What it reads: emb (the token's embedding), emb+feat (and three hidden states of the token before), feat-lite (and one)."),
+    typer.Option(
+        help="What it reads: emb (the token's embedding), emb+feat (and three hidden states of the token before), feat-lite (and one)."
+    ),
 ]
 Loss = Annotated[
     str,
-    typer.Option(help="What it learns: attention (where the model attends), tokens (its next-token probabilities), labels (the next tokens)."),
+    typer.Option(
+        help="What it learns: attention (where the model attends), tokens (its next-token probabilities), labels (the next tokens)."
+    ),
 ]
 
 
@@ -36,7 +43,9 @@ def chooser(
     batch: Annotated[int, typer.Option(min=1, help="Texts per step.")] = 2,
     length: Annotated[int, typer.Option(min=1, help="Tokens per text.")] = 512,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    heads: Annotated[Path | None, typer.Option(help="Head file: retrieval heads, whose attention counts as --share.", show_default=False)] = None,
+    heads: Annotated[
+        Path | None, typer.Option(help="Head file: retrieval heads, whose attention counts as --share.", show_default=False)
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many of the strongest heads of --heads.")] = 8,
     share: Annotated[float, typer.Option(help="What they count beside the mean of all heads.")] = 0.5,
     seed: o.Seed = 0,
@@ -57,7 +66,9 @@ def chooser(
     from headwise.prompts.haystack import Haystack, bundled_texts, read_texts
     from headwise.runtime.rundir import RunDirectory
 
-    options = ChooserTraining(inputs=inputs, loss=loss, steps=steps, batch=batch, length=length, rate=rate, share=share, seed=seed)
+    options = ChooserTraining(
+        inputs=inputs, loss=loss, steps=steps, batch=batch, length=length, rate=rate, share=share, seed=seed
+    )
     texts = bundled_texts() if text is None else read_texts(text, "training")
     loaded = need_tokenizer(o.load(model, device, dtype, revision, heads=chosen), "training a chooser")
     if chosen is not None:
@@ -65,7 +76,9 @@ def chooser(
         o.tell_other_model(scores, loaded)
     haystack = Haystack(texts, PieceEncoder(loaded.tokenizer))
     said = describe_model(loaded) | {"fingerprint": loaded.fingerprint, "options": str(options), "text": haystack.digest}
-    parts = RunDirectory(path.with_name(path.name + ".run"), said | {"heads": None if chosen is None else [str(head) for head in chosen]})
+    parts = RunDirectory(
+        path.with_name(path.name + ".run"), said | {"heads": None if chosen is None else [str(head) for head in chosen]}
+    )
     with progress("training", hidden=json) as report:
         made = train_chooser(loaded, haystack, options, chosen, report, parts)
     made.save(path, overwrite)

@@ -60,7 +60,9 @@ class Originals:
         if record.version["size"] != file.size:
             raise HeadwiseError(f"{file.path} has changed since it was scored ({file.size} bytes now); score it again")
         if self._named is None and not (record.version == file.version and file.path == record.path):
-            raise HeadwiseError(f"the input of {name} was touched since it was scored; say where the inputs are now with --inputs")
+            raise HeadwiseError(
+                f"the input of {name} was touched since it was scored; say where the inputs are now with --inputs"
+            )
         return replace(file, name=record.name)
 
     def texts(self, name: str, rows: Sequence[int]) -> list[str | None]:

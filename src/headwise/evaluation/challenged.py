@@ -96,13 +96,19 @@ class Measured:
         orders = {}
         for name, first in (("keep_first", True), ("leave_first", False)):
             own = [i for i in places if self.dialogues[i].keep_first is first]
-            orders[name] = {"items": len(own), "flips": sum(flipped[i] is True for i in own), "margin": _mean([self.margins[i] for i in own])}
+            orders[name] = {
+                "items": len(own),
+                "flips": sum(flipped[i] is True for i in own),
+                "margin": _mean([self.margins[i] for i in own]),
+            }
         return {
             "items": count,
             "outcomes": found,
             "kept": list(wilson(sum(flipped[i] is False for i in places), count)),
             "flips": list(wilson(flips, count)),
-            "margin": list(bootstrap_mean(np.asarray([self.margins[i] for i in places]), draws=2000, seed=self.asked.options.seed)),
+            "margin": list(
+                bootstrap_mean(np.asarray([self.margins[i] for i in places]), draws=2000, seed=self.asked.options.seed)
+            ),
             "counts": flips >= self.asked.options.gate * count and flips > 0 and flips < count,
             "orders": orders,
         }
@@ -145,7 +151,9 @@ class Measured:
         return told | {"dropped": dict(self.asked.dropped), "read_by": self.read_by, "rates": self.rates(), "replies": rows}
 
 
-def measure_doubt(model: Model, questions: DoubtQuestions, directory: RunDirectory | None = None, report: Report = silent) -> Measured:
+def measure_doubt(
+    model: Model, questions: DoubtQuestions, directory: RunDirectory | None = None, report: Report = silent
+) -> Measured:
     """How often a model takes back its right answers, and wrong ones in their place, by challenge.
 
     Args:
@@ -245,7 +253,9 @@ def under_pressure(asked: Doubts, answered: Sequence[Answered], rounds: int, rep
             rows[i]["outcomes"].append(outcome(asked, one, text))
             rows[i]["replies"].append(text)
             if number + 1 < rounds:
-                given[i] = goes_on(asked, one, text or one.asked[-1].said, ladder[number + 1], rows[i]["outcomes"][-1] == "suggested")
+                given[i] = goes_on(
+                    asked, one, text or one.asked[-1].said, ladder[number + 1], rows[i]["outcomes"][-1] == "suggested"
+                )
     for row in rows:
         holds = [state == "kept" for state in row["outcomes"] if state != "incoherent"]
         row["turn"] = next((n for n, state in enumerate(row["outcomes"], 1) if state in ("suggested", "other")), None)

@@ -118,7 +118,9 @@ def misleading_spans(dialogue: Dialogue) -> list[tuple[int, int]]:
     """Where a challenge names the option that gives the answer up. Raises `HeadwiseError` where it names none."""
     found = [tuple(span) for name, span in dialogue.prompt.spans.items() if name == "option/leave"]
     if not found:
-        raise HeadwiseError(f"the challenge {dialogue.challenge.name!r} names no option that could be hidden; leave the remedy 'token' out")
+        raise HeadwiseError(
+            f"the challenge {dialogue.challenge.name!r} names no option that could be hidden; leave the remedy 'token' out"
+        )
     return found  # type: ignore[return-value]
 
 
@@ -163,7 +165,12 @@ def kept_table(
 
 
 def judged(
-    used: Measured, medicine: Medicine, trials: Sequence[Trial], seed: int, directory: Cells | None = None, report: Report = silent
+    used: Measured,
+    medicine: Medicine,
+    trials: Sequence[Trial],
+    seed: int,
+    directory: Cells | None = None,
+    report: Report = silent,
 ) -> list[dict[str, Any]]:
     """What every trial keeps, beside the first one, which leaves the model as it is.
 

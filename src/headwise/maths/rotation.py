@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-FAST, SLOW = 32.0, 1.0  # turns over the trained length from which a frequency is kept, and up to which it is stretched in full (YaRN, sec. 3.2)
+FAST, SLOW = (
+    32.0,
+    1.0,
+)  # turns over the trained length from which a frequency is kept, and up to which it is stretched in full (YaRN, sec. 3.2)
 
 
 def frequencies(width: int, theta: float) -> Tensor:

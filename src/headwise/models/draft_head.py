@@ -71,7 +71,9 @@ class DraftShape:
                 raise HeadwiseError(f"{name} of a draft head must be a whole number from 1 on; got {number!r}")
         for name, least in (("theta", 1), ("eps", 0), ("target_theta", 0)):
             number = getattr(self, name)
-            if not (number is None and name == "target_theta") and not (isinstance(number, int | float) and least < number < math.inf):
+            if not (number is None and name == "target_theta") and not (
+                isinstance(number, int | float) and least < number < math.inf
+            ):
                 raise HeadwiseError(f"{name} of a draft head must be a number above {least}; got {number!r}")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise HeadwiseError(

@@ -54,11 +54,17 @@ def read_eagle(name: str | Path, model: Model, inputs: str = "emb+feat") -> Draf
         raise HeadwiseError(f"an EAGLE-3 draft can be read with inputs emb or emb+feat; got {inputs!r}")
     folder = folder_of(str(name))
     if folder is None or not (folder / "config.json").is_file():
-        raise HeadwiseError(f"{str(name)!r} is no folder with config.json and no model of the hub that is here; download it first")
+        raise HeadwiseError(
+            f"{str(name)!r} is no folder with config.json and no model of the hub that is here; download it first"
+        )
     config = _config(folder)
     tensors = _tensors(folder)
     layer = next((layer for layer in LAYERS if f"{layer}.self_attn.q_proj.weight" in tensors), None)
-    found = {} if layer is None else {own: tensors[f"{layer}.{theirs}"] for theirs, own in OF_LAYER.items() if f"{layer}.{theirs}" in tensors}
+    found = (
+        {}
+        if layer is None
+        else {own: tensors[f"{layer}.{theirs}"] for theirs, own in OF_LAYER.items() if f"{layer}.{theirs}" in tensors}
+    )
     found |= {"fuse.weight": tensors[FUSE]} if FUSE in tensors else {}
     missing = [name for name in NEEDED if name not in found]
     if missing:
@@ -71,8 +77,12 @@ def read_eagle(name: str | Path, model: Model, inputs: str = "emb+feat") -> Draf
         found = {name: own for name, own in found.items() if not name.startswith(("fuse", "feature"))}
         found |= {name: found[name][:, : shape.width] for name in ("query.weight", "key.weight")}
     elif found["fuse.weight"].shape[1] != len(shape.taps) * shape.width:
-        raise HeadwiseError(f"{folder.name} fuses {found['fuse.weight'].shape[1]} numbers; three hidden states of {model.name} are {3 * shape.width}")
-    head = DraftHead(shape if inputs == "emb+feat" else replace(shape, inputs="emb", taps=()), {"draft": folder.name, "layout": layer})
+        raise HeadwiseError(
+            f"{folder.name} fuses {found['fuse.weight'].shape[1]} numbers; three hidden states of {model.name} are {3 * shape.width}"
+        )
+    head = DraftHead(
+        shape if inputs == "emb+feat" else replace(shape, inputs="emb", taps=()), {"draft": folder.name, "layout": layer}
+    )
     try:
         head.load_state_dict({name: own.float() for name, own in found.items()})
     except RuntimeError as error:
@@ -99,7 +109,12 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         raise HeadwiseError(f"{folder.name} holds no weights ({' or '.join(UNPACKED)})")
     try:
         found: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, LookupError, TypeError, AttributeError) as error:  # in all these ways torch fails on files of another kind
+    except (
+        pickle.UnpicklingError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:  # in all these ways torch fails on files of another kind
         raise HeadwiseError(f"{file} cannot be read: it is no file of tensors alone") from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise HeadwiseError(f"{file} cannot be read: {(str(error).splitlines() or ['broken'])[0]}") from error
@@ -130,4 +145,3 @@ def _shape(config: Mapping[str, Any], model: Model, found: Mapping[str, Tensor])
         raise
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise HeadwiseError(f"the draft's config.json lacks or misstates {error}") from error
-

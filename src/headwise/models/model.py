@@ -326,7 +326,9 @@ def check_ids(hf: Any, lowest: int, highest: int) -> None:
     size = getattr(table, "num_embeddings", None) or hf.config.get_text_config(decoder=True).vocab_size
     if lowest < 0 or highest >= size:
         wrong = lowest if lowest < 0 else highest
-        raise HeadwiseError(f"token id {wrong} is outside of the model's vocabulary of {size} tokens; is it from another tokenizer?")
+        raise HeadwiseError(
+            f"token id {wrong} is outside of the model's vocabulary of {size} tokens; is it from another tokenizer?"
+        )
 
 
 def device_of(module: nn.Module) -> torch.device:

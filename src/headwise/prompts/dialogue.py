@@ -117,7 +117,9 @@ class DialogueComposer:
         """Ids that open a reply for the soft margin: the slot, as it follows a prompt; none without a slot."""
         return self._behind(prompt, self.slot) if self.slot else ()
 
-    def options(self, prompt: Prompt, held: Sequence[str], other: Sequence[str]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    def options(
+        self, prompt: Prompt, held: Sequence[str], other: Sequence[str]
+    ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
         """Ids of all replies that keep the answer, and of all that give it up, as they follow the prompt and its slot.
 
         Args:
@@ -170,9 +172,7 @@ class DialogueComposer:
                 space = ""
 
 
-def wrong_answers(
-    questions: Sequence[tuple[str, str, tuple[str, ...], str, str]], seed: int
-) -> list[str]:
+def wrong_answers(questions: Sequence[tuple[str, str, tuple[str, ...], str, str]], seed: int) -> list[str]:
     """A wrong answer of the same kind for every question, from those of the others; empty where none fits.
 
     Args:

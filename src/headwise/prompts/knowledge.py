@@ -167,7 +167,9 @@ class KnowledgeComposer:
         """The examples with their passages, and the question behind passages; mentions of what is wanted make spans."""
         shots = [turn for one in self.examples for turn in self._solved(one, (one.passage,) if one.passage else ())]
         first, *others = [*shots, self._asked(record, shown, wanted)]
-        if not (self.builder.head or self.wording.opened):  # heads that look for nothing rest on the first token, which must not be a passage's
+        if not (
+            self.builder.head or self.wording.opened
+        ):  # heads that look for nothing rest on the first token, which must not be a passage's
             first = first._replace(pieces=(Piece("\n"), *first.pieces))
         return [first, *others]
 
@@ -205,7 +207,9 @@ class KnowledgeComposer:
         text = f" {read_as(passage)}" if tag else read_as(passage)
         pieces, done = [Piece(tag, (name,), wording=True)], 0
         for place, mention in enumerate(find_mentions(text, wanted), count + 1):
-            start = mention.start - (text[max(mention.start - 1, 0)] == " ")  # tokenizers join a word and the space in front of it
+            start = mention.start - (
+                text[max(mention.start - 1, 0)] == " "
+            )  # tokenizers join a word and the space in front of it
             pieces.append(Piece(text[done:start], (name,)))
             pieces.append(Piece(text[start : mention.stop], (name, f"answer/{place}"), check="the answer in a passage"))
             done = mention.stop

@@ -57,5 +57,11 @@ class KnowledgeRecord:
         for name, passage in (("passage", self.passage), ("swapped", self.swapped)):
             if passage is not None:
                 out[name] = {"title": passage.title, "text": passage.text} if passage.title else passage.text
-        texts = {"swapped_answer": self.swapped_answer, "kind": self.kind, "subject": self.subject, "id": self.name, "wrong": self.wrong}
+        texts = {
+            "swapped_answer": self.swapped_answer,
+            "kind": self.kind,
+            "subject": self.subject,
+            "id": self.name,
+            "wrong": self.wrong,
+        }
         return out | {name: text for name, text in texts.items() if text}

@@ -135,7 +135,9 @@ class PassageComposer:
         self.check(passages)
         pieces = [Piece(self.layout.intro, wording=True)] if self.layout.intro else []
         for number, passage in enumerate(passages, 1):
-            if pieces or not self.builder.head:  # heads that look for nothing rest on the first token, which must not be a passage's
+            if (
+                pieces or not self.builder.head
+            ):  # heads that look for nothing rest on the first token, which must not be a passage's
                 pieces.append(Piece("\n"))
             pieces += self._pieces(passage, number)
         return self.builder.opening(pieces)

@@ -126,7 +126,9 @@ def _check_model(model: Any) -> None:
     if not isinstance(model, Model):
         if hasattr(model, "config"):
             raise HeadwiseError(f"{type(model).__name__} comes without its tokenizer; give headwise.Model(hf, tokenizer)")
-        raise HeadwiseError(f"{type(model).__name__} is no model; give one of headwise.load(NAME) or headwise.Model(hf, tokenizer)")
+        raise HeadwiseError(
+            f"{type(model).__name__} is no model; give one of headwise.load(NAME) or headwise.Model(hf, tokenizer)"
+        )
     if model.tokenizer is None:
         raise HeadwiseError(f"the model {model.name} was wrapped without a tokenizer; give headwise.Model(hf, tokenizer)")
 

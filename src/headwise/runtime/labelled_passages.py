@@ -52,7 +52,10 @@ class LabelledPassages:
     data: str | Path | Sequence[RankingExample] | None = option(
         None, "JSON lines with query, passages and gold.", "64 needle questions over passages of novels"
     )
-    span: str = option("official", "Rows to average: all from the instruction behind the passages on (official), or only the query's words (query).")
+    span: str = option(
+        "official",
+        "Rows to average: all from the instruction behind the passages on (official), or only the query's words (query).",
+    )
     max_passage_words: int | None = option(None, "Cut longer passages to this many words.", "none is cut")
     wording: str = option("plain", "Wording around passages: plain or instructed.")
     chat: bool = option(False, "Wrap the prompt in the model's chat template.")
@@ -113,7 +116,9 @@ class LabelledPassages:
         from headwise.runtime.passage_table import measure_passages
 
         labelled = self.read()
-        composer = PassageComposer(PieceEncoder(model.tokenizer), self.wording, self.chat, chat_arguments(self.chat_template_args))
+        composer = PassageComposer(
+            PieceEncoder(model.tokenizer), self.wording, self.chat, chat_arguments(self.chat_template_args)
+        )
         table = measure_passages(model.hf, model, composer, labelled.examples, self.scoring, self.seed, run.report)
         made = {"data": labelled.source, "wording": self.wording, "chat": self.chat} | composer.builder.describe()
         shortened = {"max_passage_words": self.max_passage_words, "passages_cut": labelled.cut}

@@ -56,16 +56,15 @@ class NeedleQuestions:
         "JSON lines with needle, question, answer and, if wanted, answer_prefix; or a bundled set: detect, test, paraphrased, literal.",
         "the bundled ones",
     )
-    haystack: str | Path | Sequence[str] | None = option(
-        None, "Folder of .txt/.md files (.gz too).", "three public-domain books"
-    )
+    haystack: str | Path | Sequence[str] | None = option(None, "Folder of .txt/.md files (.gz too).", "three public-domain books")
     template: str | None = option(None, "Prompt with {context}, {question}, {answer_prefix}.")
     chat: bool = option(False, "Wrap the prompt in the model's chat template.")
     chat_template_args: str | Mapping[str, Any] | None = option(None, "Variables for the chat template, as JSON.")
     min_recall: float = option(0.5, "A run counts if the unigram recall of its answer is above this.")
     max_new_tokens: int = option(50, "Longest answer in tokens.")
     ignore_eos: bool = option(
-        False, "Neither an end-of-text token nor a line break ends an answer: it runs on to --max-new-tokens, as in the released code."
+        False,
+        "Neither an end-of-text token nor a line break ends an answer: it runs on to --max-new-tokens, as in the released code.",
     )
     paper_grid: bool = option(False, "20 lengths and the first 3 needles, as Wu et al. (with 10 depths).")
     seed: int = option(0, "Seed of the haystack windows and of the order of the runs.")
@@ -117,7 +116,11 @@ class NeedleQuestions:
         thinking = sum(bool(cell.get("thoughts_never_ended")) for cell in cells)
         if 2 * thinking > len(cells):
             start += f"; in {thinking} the model was still thinking after {self.max_new_tokens} tokens"
-            off = "" if (self.chat_template_args or not self.chat) else ", or --chat-template-args if its template can switch thinking off"
+            off = (
+                ""
+                if (self.chat_template_args or not self.chat)
+                else ", or --chat-template-args if its template can switch thinking off"
+            )
             helps.insert(0, f"a larger --max-new-tokens{off}")
         elif 2 * silent > len(cells) and not self.ignore_eos:
             start += f"; in {silent} the model ended at once (end of text or a line break)"
@@ -267,7 +270,9 @@ def tell_solved(cells: Sequence[Cell]) -> str:
     return f"{sum(one['success'] for one in info)} of {len(info)} runs solved"
 
 
-def describe_questions(model: Model, task: Task, options: NeedleQuestions, score: str, version: int, stated: Sequence[str]) -> dict[str, Any]:
+def describe_questions(
+    model: Model, task: Task, options: NeedleQuestions, score: str, version: int, stated: Sequence[str]
+) -> dict[str, Any]:
     """All that decides the scores of a detector that asks needle questions, as plain data. stated: names of the options that do."""
     from headwise.models.model import describe_model
     from headwise.prompts.grid import describe_task

@@ -162,7 +162,8 @@ class PassageCache:
         back = [[i for places in by_table.values() for i in places].index(i) for i in range(len(suffixes))]
         found = {layer: columns[back] for layer, columns in found.items()}
         return {
-            layer: torch.cat([reduce(columns[i : i + size]) for i in range(0, len(back), size)]) for layer, columns in found.items()
+            layer: torch.cat([reduce(columns[i : i + size]) for i in range(0, len(back), size)])
+            for layer, columns in found.items()
         }
 
 

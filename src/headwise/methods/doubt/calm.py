@@ -108,7 +108,13 @@ def calm(
     names = {one.challenge.name for one in chosen_on.dialogues}
     tested = measured(second, Stretch(directory, "test"), report)
     tested = tested.only([i for i, one in enumerate(tested.dialogues) if one.challenge.name in names])
-    given = [trials[0], trials[best], *_rivals(scores, trials, selection, best), *_controls(scores, trials[best], options, retrieval), *beside]
+    given = [
+        trials[0],
+        trials[best],
+        *_rivals(scores, trials, selection, best),
+        *_controls(scores, trials[best], options, retrieval),
+        *beside,
+    ]
     rows = judged(tested, medicine, given, options.seed, Stretch(directory, "test"), report)
     tries = benjamini_hochberg(np.asarray([row["p"] for row in selection[1:]]))
     for row, p in zip(selection[1:], tries, strict=True):
@@ -116,7 +122,13 @@ def calm(
     verdict = _verdict(rows, selection[best], tested)
     told: dict[str, Any] = describe_calm(model, scores, select, test, options, retrieval)
     told |= {"gate": test.gate, "rates": {"select": chosen_on.rates(), "test": tested.rates()}, "read_by": tested.read_by}
-    told |= {"select": first.describe(), "test_questions": second.describe(), "selection": selection, "test": rows, "chosen": verdict}
+    told |= {
+        "select": first.describe(),
+        "test_questions": second.describe(),
+        "selection": selection,
+        "test": rows,
+        "chosen": verdict,
+    }
     told["dialogue"] = example(tested, medicine, trials[best])
     if sides is not None:
         told["side_effects"] = side_effects(second, trials[best], medicine, *sides, report)
@@ -124,12 +136,19 @@ def calm(
 
 
 def describe_calm(
-    model: Model, scores: HeadScores, select: DoubtQuestions, test: DoubtQuestions, options: CalmOptions, retrieval: HeadScores | None
+    model: Model,
+    scores: HeadScores,
+    select: DoubtQuestions,
+    test: DoubtQuestions,
+    options: CalmOptions,
+    retrieval: HeadScores | None,
 ) -> dict[str, Any]:
     """All that decides the result, as plain data. Arguments as in `calm`."""
     files = {"heads": scores, "retrieval": retrieval}
     told = {name: describe_scores(found) for name, found in files.items() if found is not None}
-    asked = {name: {key: _told(value) for key, value in asdict(one).items()} for name, one in (("select", select), ("test", test))}
+    asked = {
+        name: {key: _told(value) for key, value in asdict(one).items()} for name, one in (("select", select), ("test", test))
+    }
     return describe_model(model) | {"options": asdict(options), "head_files": told, "asked": asked}
 
 
@@ -145,16 +164,24 @@ def _check_heads(model: Model, scores: HeadScores, options: CalmOptions, retriev
     most, scored = max(options.top), len(scores.ranking())
     model.check(scores.top(1))
     if 2 * most > scored:
-        raise HeadwiseError(f"top {most} leaves too few of {scored} scored heads for its controls; choose a K of 1 to {scored // 2}")
+        raise HeadwiseError(
+            f"top {most} leaves too few of {scored} scored heads for its controls; choose a K of 1 to {scored // 2}"
+        )
     if retrieval is not None:
         model.check(retrieval.top(most))
 
 
 def _check_apart(scores: HeadScores, select: set[str], test: set[str]) -> None:
     found = set(scores.provenance.get("items") or ()) if scores.score == "doubt" else set()
-    for one, other, names in ((select, test, "choice and test"), (found, test, "detection and test"), (found, select, "detection and choice")):
+    for one, other, names in (
+        (select, test, "choice and test"),
+        (found, test, "detection and test"),
+        (found, select, "detection and choice"),
+    ):
         if both := len(one & other):
-            raise HeadwiseError(f"{both} questions are used for {names} alike; give different ones, or other --part (detect, select, test)")
+            raise HeadwiseError(
+                f"{both} questions are used for {names} alike; give different ones, or other --part (detect, select, test)"
+            )
 
 
 def _medicine(model: Model, used: Measured, options: CalmOptions) -> Medicine:
@@ -206,7 +233,9 @@ def _controls(scores: HeadScores, best: Trial, options: CalmOptions, retrieval: 
     for k in options.top:
         if k != best.k:
             found.append(Trial(best.remedy, _heads(scores, best.remedy, k)))
-            some = [one for one in head_variants(order, [k], min(CURVE_DRAWS, options.controls), options.seed) if one.kind == "random"]
+            some = [
+                one for one in head_variants(order, [k], min(CURVE_DRAWS, options.controls), options.seed) if one.kind == "random"
+            ]
             found += [Trial(best.remedy, one.heads, "random", one.draw) for one in some]
     return found
 
@@ -228,4 +257,3 @@ def _verdict(rows: Sequence[dict[str, Any]], selected: dict[str, Any], tested: M
         better = found["random_95"] is not None and chosen["headline"] > found["random_95"]
         verdict = "held" if chosen["interval"][0] > 0 and better else "not held"
     return chosen | found | {"verdict": verdict}
-

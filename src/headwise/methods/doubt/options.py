@@ -40,9 +40,12 @@ class Doubt(DoubtQuestions):
     summary: ClassVar[str] = "Heads that make a model take back right answers when it is challenged (Singha Roy et al. 2025)."
 
     score: str = option(
-        "knock_out", "knock_out, misleading, doubt, leave, keep, or an expression over case1 ... case4 and these, e.g. 'case1 | case2'."
+        "knock_out",
+        "knock_out, misleading, doubt, leave, keep, or an expression over case1 ... case4 and these, e.g. 'case1 | case2'.",
     )
-    threshold: float | None = option(None, "Make the tables of an expression sets of the heads that reach this.", "compare values")
+    threshold: float | None = option(
+        None, "Make the tables of an expression sets of the heads that reach this.", "compare values"
+    )
     knock_outs: int = option(24, "Dialogues that are run without every single head; 0 for none.")
     knocked: str = option("zero", "What a single head gets in them: zero (output 0) or uniform (query 0).")
     top_k: int = option(5, "So many of a head's most attended positions count as looked at.")

@@ -57,8 +57,13 @@ def doubt_scores(model: Model, options: Doubt, run: Run) -> HeadScores:
         model.check(retrieval.top(1))
     asked = doubts(model, options)
     if _needs_cases(options) and not any(one.names_options(options.form) for one in asked.challenges):
-        raise HeadwiseError(f"the score {options.score!r} looks at options, and none of the challenges names one; use suggestion or choice")
-    stated = {name: getattr(options, name) for name in ("score", "threshold", "knock_outs", "knocked", "top_k", "sink", "min_items", "gate")}
+        raise HeadwiseError(
+            f"the score {options.score!r} looks at options, and none of the challenges names one; use suggestion or choice"
+        )
+    stated = {
+        name: getattr(options, name)
+        for name in ("score", "threshold", "knock_outs", "knocked", "top_k", "sink", "min_items", "gate")
+    }
     told = {"score": "doubt", "score_version": SCORE_VERSION, "options": stated} | asked.describe() | describe_model(model)
     directory = run.open(told)
     found = measured(asked, directory, run.report, arms=("right", "wrong"))
@@ -71,7 +76,9 @@ def doubt_scores(model: Model, options: Doubt, run: Run) -> HeadScores:
     values = evaluate(options.score, tables, options.threshold)
     values, left_out = _without_retrieval(retrieval, options.retrieval_from, values)
     facts = {"dropped": dict(asked.dropped), "rates": found.rates(), "read_by": found.read_by, "left_out": left_out}
-    if options.score != "knock_out" or left_out:  # changes of single dialogues are those of another score, or of heads that are left out
+    if (
+        options.score != "knock_out" or left_out
+    ):  # changes of single dialogues are those of another score, or of heads that are left out
         each, info = None, ()
     return HeadScores(values, "doubt", SCORE_VERSION, each, info, told | facts, tables)
 
@@ -118,7 +125,8 @@ def look(asked: Doubts, dialogue: Dialogue, past: DynamicCache, top: int, sink: 
     model, prompt = asked.model, dialogue.prompt
     shape, length = model.heads.shape, len(prompt.ids)
     spans = [
-        [span for name, span in prompt.spans.items() if name.startswith(prefix)] for prefix in ("doubt/", "option/leave", "option/keep")
+        [span for name, span in prompt.spans.items() if name.startswith(prefix)]
+        for prefix in ("doubt/", "option/leave", "option/keep")
     ]
     mass = np.zeros((3, *shape), dtype=np.float32)
     found = np.zeros((2, *shape), dtype=bool)
@@ -207,4 +215,3 @@ def _without_retrieval(
     for head in gone:
         values[head] = np.nan
     return values, [str(head) for head in gone]
-

@@ -76,7 +76,9 @@ class Distilled(FreeChooser):
         self._layer, self._factor = RoomyLayer(), 1.0
         self._turning, self._scale = self._base.to(device), 1.0
         self._features: Tensor | None = None  # [B, up to KEPT, width], fused, of the newest positions
-        self._unread: tuple[Tensor, Tensor] | None = None  # embeddings of a pass whose features are not known yet, and what stands in front
+        self._unread: tuple[Tensor, Tensor] | None = (
+            None  # embeddings of a pass whose features are not known yet, and what stands in front
+        )
         self._places = torch.zeros((1, 0), dtype=torch.int64)  # [B or 1, S] of all positions, without padding
         self._query: Tensor | None = None
         self._taps.clear()
@@ -158,7 +160,9 @@ class Distilled(FreeChooser):
         """Forget tokens behind `before`. Raises `HeadwiseError` if the text in front was read without the chooser."""
         length = self._layer.get_seq_length() if self._layer.is_initialized else 0
         if before > length:
-            raise HeadwiseError(f"the distilled chooser has read {length} of the {before} tokens in front; let it read the whole text")
+            raise HeadwiseError(
+                f"the distilled chooser has read {length} of the {before} tokens in front; let it read the whole text"
+            )
         back = length - before
         if back:
             self._layer.crop(-back)

@@ -70,7 +70,14 @@ class ChooserTraining:
         for name, known in (("inputs", INPUTS), ("loss", LOSSES)):
             if getattr(self, name) not in known:
                 raise HeadwiseError(f"unknown {name} {getattr(self, name)!r}; use {', '.join(known)}")
-        for name, least in (("steps", 1), ("batch", 1), ("length", 2 * (SINKS + RECENT)), ("rows", 1), ("unroll", 1), ("words", 2)):
+        for name, least in (
+            ("steps", 1),
+            ("batch", 1),
+            ("length", 2 * (SINKS + RECENT)),
+            ("rows", 1),
+            ("unroll", 1),
+            ("words", 2),
+        ):
             check_whole(getattr(self, name), least, f"{name} must be a whole number from {least} on")
         checked_seed(self.seed)
         numbers = all(isinstance(value, int | float) for value in (self.rate, self.share))
@@ -132,7 +139,9 @@ def _step(teacher: _Teacher, state: _State) -> float:
     state.optimiser.zero_grad()
     loss = _loss(teacher, state.draft, seen)
     if not bool(loss.isfinite()):
-        raise HeadwiseError(f"the loss of step {state.steps + 1} is {float(loss.detach())}; train with a smaller rate, or the model in float32")
+        raise HeadwiseError(
+            f"the loss of step {state.steps + 1} is {float(loss.detach())}; train with a smaller rate, or the model in float32"
+        )
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(state.draft.parameters(), 1.0)
     state.optimiser.step()
@@ -217,7 +226,9 @@ class _Teacher:
         self._words = torch.from_numpy(common[counted[common] > 0]).to(device_of(model.hf))
         weight: Any = model.readout.projection.weight
         if weight.is_meta or not weight.is_floating_point():
-            raise HeadwiseError(f"the output projection of {model.name} is offloaded or packed; train with loss attention, or load it whole")
+            raise HeadwiseError(
+                f"the output projection of {model.name} is offloaded or packed; train with loss attention, or load it whole"
+            )
         self.projection: Tensor = weight[self._words].detach().float()
 
     def _ids(self, seed: Sequence[int], batch: int, part: tuple[float, float]) -> Tensor:
@@ -263,7 +274,9 @@ class _State:
             head = DraftHead(shape_for(model, options.inputs, options.length))
             inner = int(getattr(text, "intermediate_size", 0) or 4 * head.shape.width)
             self.draft = Draft(head, inner).to(device)
-        self._trained = [p for name, p in self.draft.named_parameters() if options.loss != "attention" or name.startswith("head.")]
+        self._trained = [
+            p for name, p in self.draft.named_parameters() if options.loss != "attention" or name.startswith("head.")
+        ]
         self.optimiser = torch.optim.AdamW(self._trained, lr=options.rate, betas=(0.9, 0.95), weight_decay=0.0)
         self.steps, self.kept, self.curve = 0, 0, list[dict[str, float | None]]()
 
