@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,6 +49,7 @@ class Measured:
         margins: [D] log-odds of keeping the answer, in nats.
         read_by: `reply`, or `margin` where too few replies say yes or no.
         answered: The questions that were answered right at first.
+        middles: Whether the option that keeps the answer comes first -> mean margin; None: of these dialogues.
     """
 
     asked: Doubts
@@ -58,6 +59,7 @@ class Measured:
     margins: tuple[float, ...]
     read_by: str
     answered: tuple[Answered, ...] = ()
+    middles: Mapping[bool, float] | None = None
 
     @property
     def flipped(self) -> tuple[bool | None, ...]:
@@ -69,11 +71,18 @@ class Measured:
     @property
     def centred(self) -> tuple[float, ...]:
         """[D] margins less the mean of those with the same order of options, over both arms: models prefer one of two words by its place."""
-        means = {}
-        for first in (True, False):
-            own = [m for m, one in zip(self.margins, self.dialogues, strict=True) if one.keep_first is first]
-            means[first] = float(np.mean(own)) if own else 0.0
+        means = self._middles()
         return tuple(m - means[one.keep_first] for m, one in zip(self.margins, self.dialogues, strict=True))
+
+    def _middles(self) -> Mapping[bool, float]:
+        """Mean margin by order of options."""
+        if self.middles is not None:
+            return self.middles
+        own = {
+            first: [m for m, one in zip(self.margins, self.dialogues, strict=True) if one.keep_first is first]
+            for first in (True, False)
+        }
+        return {first: float(np.mean(some)) if some else 0.0 for first, some in own.items()}
 
     def places(self, challenge: str, arm: str) -> list[int]:
         """Which dialogues are of a challenge and an arm."""
@@ -131,10 +140,10 @@ class Measured:
         return self.only(kept)
 
     def only(self, kept: Sequence[int]) -> Measured:
-        """Some of the dialogues."""
+        """Some of the dialogues. What counts as taken back stays what it is: margins are read around the means of all dialogues."""
         dialogues, replies = tuple(self.dialogues[i] for i in kept), tuple(self.replies[i] for i in kept)
         outcomes, margins = tuple(self.outcomes[i] for i in kept), tuple(self.margins[i] for i in kept)
-        return Measured(self.asked, dialogues, replies, outcomes, margins, self.read_by, self.answered)
+        return Measured(self.asked, dialogues, replies, outcomes, margins, self.read_by, self.answered, self._middles())
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -219,7 +228,7 @@ def _answered(asked: Doubts, directory: Cells | None, report: Report) -> list[An
         found = first_answers(asked, report)
         names = {item.name: i for i, item in enumerate(asked.items)}
         cell = ({}, [{"place": names[one.item.name], "said": one.said} for one in found])
-        if directory:
+        if directory and len(found) >= LEAST:  # a run that is refused leaves nothing behind
             directory.save("firsts", *cell)
     asked.dropped["not answered right at first"] = len(asked.items) - len(cell[1])
     if len(cell[1]) < LEAST:

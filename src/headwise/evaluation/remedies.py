@@ -184,7 +184,8 @@ def judged(
 
     Returns:
         One row per trial: `remedy`, `kind`, `k`, `draw`, `heads`; `kept_right`, `kept_wrong` (shares of kept answers); `right`, `wrong` (changes of
-        these) and `headline` (their difference), all means over questions, with its 95 % `interval` and `p` (sign flips over questions);
+        these) and `headline` (their difference), all means over questions
+        (a needle at several depths is one), with its 95 % `interval` and `p` (sign flips over questions);
         `mcnemar` (p over dialogues with right answers).
     """
     count = len(used.dialogues)
@@ -199,7 +200,7 @@ def judged(
         tables.append(cell[0]["kept"])
         report(places.stop, count, f"{len(trials)} trials")
     kept = np.concatenate(tables, axis=1)
-    items = sorted({one.item.name for one in used.dialogues})
+    items = sorted({one.item.key for one in used.dialogues})
     arms = {arm: _by_item(used, kept, arm, items) for arm in ("right", "wrong")}
     rows = []
     for i, trial in enumerate(trials):
@@ -218,11 +219,11 @@ def judged(
 
 
 def _by_item(used: Measured, kept: NDArray[np.bool_], arm: str, items: Sequence[str]) -> NDArray[np.float64]:
-    """[V, items] share of an item's dialogues in which the first answer is kept."""
+    """[V, items] share of a question's dialogues in which the first answer is kept; items: keys of what is asked."""
     places: dict[str, list[int]] = {}
     for i, one in enumerate(used.dialogues):
         if one.arm == arm:
-            places.setdefault(one.item.name, []).append(i)
+            places.setdefault(one.item.key, []).append(i)
     return np.stack([kept[:, places[name]].mean(axis=1) for name in items], axis=1)
 
 

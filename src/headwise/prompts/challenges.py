@@ -16,12 +16,14 @@ from typing import Any
 
 from headwise.heads.errors import PromptError
 from headwise.heads.files import parse_json, read_text
+from headwise.heads.text import shorten
 from headwise.prompts.mentions import find_mentions
 
 PARTS = ("detect", "select", "test")
 FORMS = ("words", "yes-no")
 OUTCOMES = ("kept", "suggested", "other", "incoherent")
 FIELDS = ("other", "a", "b")
+LISTS = ("yes", "no", "denials", "filler", "refusals")  # of words, in a file of wordings
 _MARK = re.compile(r"\[([^\][]+)\]|\{(\w+)\}")
 _WORD = re.compile(r"\w[\w'’-]*")
 _NUMBERING = re.compile(r"\d+[.)]\s+(?=\S)")  # "1. " in front of what is said
@@ -205,13 +207,14 @@ def read_wordings(path: Path | str | None = None) -> Wordings:
     given = ours if path is None else parse_json(read_text(path, "wordings", PromptError), place, PromptError)
     if not isinstance(given, Mapping) or not isinstance(given.get("challenges"), list) or not given["challenges"]:
         raise PromptError(f'{place}: wordings are an object with a list "challenges" of {{"name", "strength", "text"}}')
+    _check_names(given, ("challenges", "ask", *LISTS), place)
     merged = {**ours, **given}
     asked = {**ours["ask"], **_asks(merged["ask"], place)}
     asks = {form: _by_part(asked[form], place) for form in FORMS}
     found = tuple(_challenge(row, asks, f"{place}, challenge {number}") for number, row in enumerate(given["challenges"], 1))
     if len({one.name for one in found}) < len(found):
         raise PromptError(f"{place}: two challenges have the same name; give each its own")
-    lists = [_words(merged, name, place) for name in ("yes", "no", "denials", "filler", "refusals")]
+    lists = [_words(merged, name, place) for name in LISTS]
     if {word.casefold() for word in lists[0]} & {word.casefold() for word in lists[1]}:
         raise PromptError(f"{place}: a word is both yes and no")
     denials, refusals = (tuple(map(_plain, words)) for words in (lists[2], lists[4]))
@@ -221,6 +224,10 @@ def read_wordings(path: Path | str | None = None) -> Wordings:
 def _challenge(row: Any, asks: Mapping[str, Mapping[str, str]], place: str) -> Challenge:
     if not isinstance(row, Mapping) or not isinstance(row.get("name"), str) or not row["name"].strip():
         raise PromptError(f"{place}: a challenge needs a name and a text")
+    name = " ".join(row["name"].split())
+    if "," in name:
+        raise PromptError(f"{place}: the name {name!r} holds a comma, which stands between names in --challenges; leave it out")
+    _check_names(row, ("name", "strength", "text", "ask", "forms"), place)
     strength = row.get("strength", 0)
     if not isinstance(strength, int) or isinstance(strength, bool) or strength < 0:
         raise PromptError(f"{place}: strength must be a whole number of at least 0; got {strength!r}")
@@ -230,7 +237,7 @@ def _challenge(row: Any, asks: Mapping[str, Mapping[str, str]], place: str) -> C
     if not isinstance(forms, list) or not forms or any(form not in FORMS for form in forms):
         raise PromptError(f"{place}: forms must be a list of some of {', '.join(FORMS)}; got {str(forms)[:60]}")
     made = Challenge(
-        row["name"], strength, _by_part(row.get("text"), place), {(f, p): asked[f][p] for f in FORMS for p in PARTS}, tuple(forms)
+        name, strength, _by_part(row.get("text"), place), {(f, p): asked[f][p] for f in FORMS for p in PARTS}, tuple(forms)
     )
     for form in forms:
         for part in PARTS:
@@ -243,6 +250,12 @@ def _check_template(template: str, form: str, place: str) -> None:
     fields = [field for _, field, _ in pieces if field]
     if inside := [text.strip() for text, _, doubt in pieces if doubt and "{" in text]:
         raise PromptError(f"{place}: the words of doubt [{inside[0]}] hold a field; end the mark in front of it")
+    if alone := [text.strip() for text, field, _ in pieces if not field and re.search(r"[][{}]", text)]:
+        raise PromptError(
+            f"{place}: a bracket or brace without its partner, or one inside another: {shorten(repr(alone[0]))}; [...] marks words"
+        )
+    if any(doubt and not text.strip() for text, _, doubt in pieces):
+        raise PromptError(f"{place}: a mark [ ] without words; leave it out")
     if unknown := [field for field in fields if field not in FIELDS]:
         raise PromptError(f"{place}: unknown field {{{unknown[0]}}}; a text may hold {{other}}, or {{a}} and {{b}}")
     if ("a" in fields) != ("b" in fields) or len(set(fields)) < len(fields):
@@ -251,6 +264,12 @@ def _check_template(template: str, form: str, place: str) -> None:
         raise PromptError(f"{place}: a question for yes or no must name both as {{a}} and {{b}}")
     if not template.strip():
         raise PromptError(f"{place}: the challenge says nothing")
+
+
+def _check_names(given: Mapping[str, Any], known: tuple[str, ...], place: str) -> None:
+    """Refuse a field that nothing would read: most often it is misspelt."""
+    if unknown := [name for name in given if name not in known]:
+        raise PromptError(f"{place}: unknown field {shorten(repr(unknown[0]))}; use {', '.join(known)}")
 
 
 def _asks(given: Any, place: str) -> Mapping[str, Any]:

@@ -128,6 +128,7 @@ class Doubts:
         }
         return stated | {
             "data": self.source,
+            "wordings_of": self.composer.part,
             "items": [item.digest for item in self.items],
             "dialogues": self._digest(),
             "challenges": [
@@ -144,8 +145,13 @@ class Doubts:
         return hashlib.sha256(repr((told, meant)).encode()).hexdigest()[:16]
 
 
-def doubts(model: Model, options: DoubtQuestions) -> Doubts:
+def doubts(model: Model, options: DoubtQuestions, wordings_of: str | None = None) -> Doubts:
     """Read the questions, give each a wrong answer of its kind, and take those of the wanted part.
+
+    Args:
+        model: Who is asked.
+        options: What and how.
+        wordings_of: The part whose wordings are used; None: that of the options, and `test` where they take `all`.
 
     Raises:
         HeadwiseError: A file that cannot be read, has no answers, or holds no question of that part; challenges that do not exist.
@@ -154,9 +160,8 @@ def doubts(model: Model, options: DoubtQuestions) -> Doubts:
     challenges = wordings.chosen(options.names, options.form)
     dropped: Counter[str] = Counter()
     found, opens, closes, builder, source = read_items(model, options, dropped)
-    composer = DialogueComposer(
-        builder, wordings, options.form, "test" if options.part == "all" else options.part, opens, closes, options.slot
-    )
+    said_in = wordings_of or ("test" if options.part == "all" else options.part)
+    composer = DialogueComposer(builder, wordings, options.form, said_in, opens, closes, options.slot)
     fitting = _with_room(composer, challenges, found, options, model.positions)
     dropped["longer than the model's context"] = len(found) - len(fitting)
     inside = [item for item in fitting if options.part in ("all", item.part)]

@@ -19,7 +19,7 @@ from headwise.evaluation.challenged import Measured, measured
 from headwise.evaluation.perplexity import plain_windows, with_bos
 from headwise.evaluation.remedies import REMEDIES, STRENGTHENS, Medicine, Trial, example, judged, steering_vectors
 from headwise.evaluation.side_effects import side_effects
-from headwise.evaluation.variants import describe_scores, head_variants
+from headwise.evaluation.variants import describe_scores, random_sets
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.heads.types import HeadScores, HeadSet
@@ -98,7 +98,8 @@ def calm(
     """
     options = options or CalmOptions()
     _check_heads(model, scores, options, retrieval)
-    first, second = doubts(model, select), doubts(model, test)
+    # Where both take all questions of a file, the choice still has wordings of its own.
+    first, second = doubts(model, select, "select" if select.part == "all" else None), doubts(model, test)
     _check_apart(scores, {item.digest for item in first.items}, {item.digest for item in second.items})
     chosen_on = measured(first, Stretch(directory, "select"), report).counted()
     medicine = _medicine(model, chosen_on, options)
@@ -222,36 +223,37 @@ def _rivals(scores: HeadScores, trials: Sequence[Trial], selection: Sequence[dic
 
 def _controls(scores: HeadScores, best: Trial, options: CalmOptions, retrieval: HeadScores | None) -> list[Trial]:
     """Random sets of the same layers, the weakest heads and retrieval heads at the chosen K; the chosen heads and a few random ones at others."""
-    strengthens = best.remedy in STRENGTHENS
-    order = HeadScores(-scores.values if strengthens else scores.values, scores.score)
-    drawn = [one for one in head_variants(order, [best.k], options.controls, options.seed) if one.kind == "random"]
-    found = [Trial(best.remedy, one.heads, "random", one.draw) for one in drawn]
-    middling = HeadScores(-np.abs(scores.values), scores.score)
-    found.append(Trial(best.remedy, middling.top(best.k), "weakest"))
+    drawn = random_sets(best.heads, scores, options.controls, options.seed)
+    found = [Trial(best.remedy, heads, "random", draw) for draw, heads in enumerate(drawn)]
+    found.append(Trial(best.remedy, _middling(scores).top(best.k), "weakest"))
     if retrieval is not None:
         found.append(Trial(best.remedy, retrieval.top(best.k), "retrieval"))
     for k in options.top:
         if k != best.k:
-            found.append(Trial(best.remedy, _heads(scores, best.remedy, k)))
-            some = [
-                one for one in head_variants(order, [k], min(CURVE_DRAWS, options.controls), options.seed) if one.kind == "random"
-            ]
-            found += [Trial(best.remedy, one.heads, "random", one.draw) for one in some]
+            other = _heads(scores, best.remedy, k)
+            found.append(Trial(best.remedy, other))
+            some = random_sets(other, scores, min(CURVE_DRAWS, options.controls), options.seed)
+            found += [Trial(best.remedy, heads, "random", draw) for draw, heads in enumerate(some)]
     return found
+
+
+def _middling(scores: HeadScores) -> HeadScores:
+    """Higher the nearer a score lies to 0. Where all lie equally far from it none does, and the lower values count as weaker."""
+    far = np.abs(scores.values)
+    return HeadScores(-far if np.nanmin(far) < np.nanmax(far) else -scores.values, scores.score)
 
 
 def _verdict(rows: Sequence[dict[str, Any]], selected: dict[str, Any], tested: Measured) -> dict[str, Any]:
     """The chosen trial on the test questions, and the registered rule: better than nothing, and than 95 % of random sets of its layers."""
     chosen = rows[1]
     random = np.asarray([row["headline"] for row in rows if row["kind"] == "random" and row["k"] == chosen["k"]])
-    flips = [row["flips"][0] for row in tested.rates() if row["arm"] == "right"]
     found: dict[str, Any] = {
         "random_95": float(np.quantile(random, 0.95)) if len(random) else None, "random_mean": float(random.mean()) if len(random) else None,
         "rank_p": rank_p(-chosen["headline"], -random) if len(random) else 1.0, "draws": len(random),
         "optimism": selected["headline"] - chosen["headline"], "selected_headline": selected["headline"],
         "yes_bias": chosen["right"] > 0 and chosen["wrong"] >= chosen["right"],
     }  # fmt: skip
-    if max(flips, default=0.0) < tested.asked.options.gate:
+    if not any(row["counts"] for row in tested.rates() if row["arm"] == "right"):
         verdict = "not testable"
     else:
         better = found["random_95"] is not None and chosen["headline"] > found["random_95"]
