@@ -18,7 +18,7 @@ from headwise.evaluation.remedies import Medicine, Trial, example, judged, kept_
 from headwise.heads import HeadScores, HeadSet, HeadwiseError, save_heads
 from headwise.heads.errors import NoSuccessfulRunError, NothingToRepair
 from headwise.heads.headfile import write_json
-from headwise.methods.doubt.calm import CalmOptions, _controls, _verdict, calm, describe_calm
+from headwise.methods.doubt.calm import CalmOptions, _check_apart, _controls, _verdict, calm, describe_calm
 from headwise.methods.doubt.options import Doubt
 from headwise.models.forward import forward
 from headwise.prompts.encoder import ends
@@ -122,6 +122,14 @@ def test_scores_that_lie_equally_far_from_nothing_still_have_weakest_heads():
         if one.kind == "weakest"
     )
     assert not set(weakest.heads) & set(scores.top(2))
+
+
+@pytest.mark.parametrize("items", [5, [[1]], "abc", None])
+def test_a_head_file_whose_list_of_questions_was_changed_is_no_traceback(items):
+    scores = HeadScores(np.asarray([[1.0, 0.0]]), "doubt", provenance={"items": items})
+    _check_apart(scores, {"a"}, {"b"})
+    with pytest.raises(HeadwiseError, match="detection and test"):
+        _check_apart(HeadScores(scores.values, "doubt", provenance={"items": ["b"]}), {"a"}, {"b"})
 
 
 def test_a_run_that_is_refused_leaves_nothing_behind(planted, tmp_path):

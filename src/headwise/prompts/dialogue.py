@@ -182,7 +182,7 @@ def question_key(question: str, subject: str, answer: str) -> str:
         subject: What it is about, or "".
         answer: The expected answer.
     """
-    words = re.sub(r"\s+(?=[?.!:]*$)", "", " ".join(question.split()))
+    words = re.sub(r"\s+(?=[?.!:]*$)", "", " ".join(unicodedata.normalize("NFKC", question).split()))
     words += "?" * (words[-1:] not in "?.!:")  # as it is asked
     return unicodedata.normalize("NFKC", " ".join((words, *(" ".join(text.split()) for text in (subject, answer))))).casefold()
 

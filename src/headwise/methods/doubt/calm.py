@@ -173,7 +173,8 @@ def _check_heads(model: Model, scores: HeadScores, options: CalmOptions, retriev
 
 
 def _check_apart(scores: HeadScores, select: set[str], test: set[str]) -> None:
-    found = set(scores.provenance.get("items") or ()) if scores.score == "doubt" else set()
+    told = scores.provenance.get("items")
+    found = {one for one in told if isinstance(one, str)} if scores.score == "doubt" and isinstance(told, list | tuple) else set()
     for one, other, names in (
         (select, test, "choice and test"),
         (found, test, "detection and test"),
