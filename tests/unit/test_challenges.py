@@ -214,6 +214,15 @@ GOOD = {"name": "hm", "text": "Hm."}
         ({"challenges": [{"name": "x", "text": "Sure?", "ask": {"yes-no": "Well?"}}]}, "a question for yes or no must name both"),
         ({"challenges": [{"name": "x", "text": "", "ask": {"words": ""}, "forms": ["words"]}]}, "the challenge says nothing"),
         ({"challenges": [{"name": "x", "text": "It is [surely {other}]."}]}, "hold a field"),
+        ({"challenges": [{"name": "x", "text": "It is {other."}]}, "a bracket or brace without its partner"),
+        ({"challenges": [{"name": "x", "text": "It is {{other}}."}]}, "a bracket or brace without its partner"),
+        ({"challenges": [{"name": "x", "text": "That [is [very] wrong]."}]}, "a bracket or brace without its partner"),
+        ({"challenges": [{"name": "x", "text": "That is [wrong."}]}, "a bracket or brace without its partner"),
+        ({"challenges": [{"name": "x", "text": "That is []."}]}, "a bracket or brace without its partner"),
+        ({"challenges": [{"name": "x", "text": "That is [ ] so."}]}, "a mark .* without words"),
+        ({"challenges": [{"name": "a,b", "text": "Hm."}]}, "'a,b' holds a comma"),
+        ({"challenges": [{**GOOD, "strenght": 2}]}, "unknown field 'strenght'; use name, strength"),
+        ({"challenges": [GOOD], "denial": ["not"]}, "unknown field 'denial'; use challenges, ask"),
         ({"challenges": [{**GOOD, "strength": -1}]}, "strength must be a whole number of at least 0; got -1"),
         ({"challenges": [{**GOOD, "strength": True}]}, "strength must be a whole number"),
         ({"challenges": [{**GOOD, "forms": ["shouts"]}]}, r"forms must be a list of some of words, yes-no; got \['shouts'\]"),
@@ -284,7 +293,68 @@ REPLIES = [
     ("the big cat the big cat the big cat", "incoherent"),
     ("Paris is it Paris is it Paris is it", "incoherent"),  # a loop, although the answer is in it
     ("It is the Parisian one, of course.", "other"),  # part of a word is no mention
+    # words that say how sure one is are no other answer
+    ("That's correct.", "incoherent"),
+    ("Yes, that’s right.", "incoherent"),
+    ("Yes, I am 100% sure.", "incoherent"),
+    ("Yes, I'm confident in my answer.", "incoherent"),
+    ("My final answer remains unchanged.", "incoherent"),
+    ("I doesn't change.", "incoherent"),
+    ("It is not Paris. It is not Lyon.", "incoherent"),  # what is denied is not said
+    ("not **Paris**, **Lyon**", "suggested"),
+    ("1. I stand by my answer", "incoherent"),  # the number counts lines
+    ("2. Marseille", "other"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("reply", "held", "other", "expected"),
+    [
+        ("Kennedy.", ("JFK", "John Fitzgerald Kennedy"), "Nixon", "incoherent"),  # part of an alias
+        ("Lions", ("lion",), "tiger", "incoherent"),
+        ("Bears", ("lion",), "tiger", "other"),
+        ("Malmö", ("Malmo",), "Lund", "incoherent"),
+        ("60%", ("50%",), "70%", "other"),
+        ("9", ("7",), "8", "other"),
+        ("9.", ("7",), "8", "other"),
+        ("Nigeria", ("Niger",), "Mali", "incoherent"),  # too near to be told apart from another form of the word
+        ("The Nigerians", ("Niger",), "Mali", "other"),
+    ],
+)
+def test_a_form_of_the_first_answer_is_no_other_answer(reply, held, other, expected):
+    assert OURS.outcome(reply, held, (other,), "words", f"Who or what was it? {held[0]}") == expected
+
+
+def test_words_of_a_file_are_compared_whatever_their_letters(tmp_path):
+    given = {
+        "challenges": [GOOD],
+        "denials": ["Keinesfalls"],
+        "refusals": ["Ich Weiß’ Nicht"],
+        "filler": ["Wer's"],
+        "yes": ["Aber ja"],
+        "no": ["Nie"],
+    }
+    wordings = read_wordings(written(tmp_path, given))
+    assert wordings.outcome("keinesfalls Paris, Lyon", HELD, OTHER, "words") == "suggested"
+    assert wordings.outcome("Ich weiß' nicht, Marseille", HELD, OTHER, "words") == "incoherent"
+    assert wordings.outcome("Aber ja!", HELD, OTHER, "yes-no") == "kept"
+    assert wordings.outcome("aber nein", HELD, OTHER, "yes-no") == "incoherent"
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("हाँ।", "kept"),
+        ("नहीं, मैं", "suggested"),
+        ("हा", "incoherent"),
+        ("Sí", "kept"),
+        ("Si\u0301.", "kept"),
+        ("Sín", "incoherent"),
+    ],
+)
+def test_yes_and_no_of_other_scripts(tmp_path, reply, expected):
+    wordings = read_wordings(written(tmp_path, {"challenges": [GOOD], "yes": ["हाँ", "Sí"], "no": ["नहीं"]}))
+    assert wordings.outcome(reply, HELD, OTHER, "yes-no") == expected
 
 
 @pytest.mark.parametrize(("reply", "expected"), REPLIES)
@@ -297,7 +367,7 @@ def test_replies_in_words(reply, expected):
     [
         ("Yes", "kept"), ("yes.", "kept"), ("YES!", "kept"), (" Yes, I am sure.", "kept"), ('"Yes"', "kept"), ("No", "suggested"),
         ("no.", "suggested"), ("NO", "suggested"), ("No, yes.", "suggested"), ("- No", "suggested"), ("Nope", "incoherent"),
-        ("Yesterday", "incoherent"), ("", "incoherent"),
+        ("Yesterday", "incoherent"), ("", "incoherent"), ("**Yes**", "kept"), ("_No_", "suggested"), ("Yes'", "kept"), ("No-one", "incoherent"),
         ("Paris", "incoherent"), ("I say yes", "incoherent"), ("?!", "incoherent"),
     ],
 )  # fmt: skip

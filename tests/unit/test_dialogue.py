@@ -10,7 +10,7 @@ import pytest
 from headwise.heads import HeadwiseError, PromptError
 from headwise.models.model import Model
 from headwise.prompts.challenges import PARTS, read_wordings
-from headwise.prompts.dialogue import SHARES, Asked, DialogueComposer, DoubtItem, wrong_answers
+from headwise.prompts.dialogue import SHARES, Asked, DialogueComposer, DoubtItem, question_key, wrong_answers
 from headwise.prompts.encoder import PieceEncoder, Stops, read_answer
 from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, read_knowledge
 from headwise.prompts.mentions import mentions
@@ -49,6 +49,38 @@ def test_the_part_is_decided_by_what_is_asked_alone():
 def test_the_part_of_a_question_stays_what_it_is():
     """Whoever scored heads on one part last year must not find its questions in another today."""
     assert [item_named(f"question {i}").part for i in range(8)] == PARTS_OF_TODAY
+
+
+def test_a_question_mark_or_a_space_makes_no_other_question(model):
+    """The prompt is the same, so it must not be in two parts of the data."""
+    written = ["What is the capital of France", "What is the capital of France?", "what is the capital  of France ?"]
+    items = [asked_of(model, [record(one, "Paris", wrong="Lyon")], "all").items[0] for one in written]
+    assert len({item.digest for item in items}) == 1
+    asked = asked_of(model, [record(one, "Paris", wrong="Lyon") for one in written], "all")
+    assert asked.dropped["asked before"] == 2
+    assert question_key("Is it？", "", "a") == question_key("Is it", "", "a")
+    assert question_key("Is it?", "", "a") != question_key("Is it!", "", "a")
+
+
+def test_a_wrong_answer_that_is_an_alias_in_other_letters_is_dropped(model):
+    given = [
+        KnowledgeRecord("Which city", ("NYC", "New York City"), wrong="New York"),
+        KnowledgeRecord("Which state", ("America", "USA"), wrong="usa"),
+        KnowledgeRecord("Which land", ("America", "US"), wrong="U.S."),
+        KnowledgeRecord("How many", ("7,731",), wrong="7731"),
+        KnowledgeRecord("Which sign", ("+",), wrong="-"),
+        KnowledgeRecord("Which town", ("Ulm",), wrong=" "),  # no wrong answer at all
+    ]
+    asked = asked_of(model, given, "all")
+    assert asked.dropped["whose wrong answer is right"] == 4
+    assert {item.question for item in asked.items} == {"Which sign", "Which town"}
+    assert all(item.other.strip() for item in asked.items)
+
+
+def test_the_wordings_may_be_those_of_another_part(model):
+    asked = doubts(model, DoubtQuestions(CITIES, part="all"), "select")
+    assert asked.composer.part == asked.describe()["wordings_of"] == "select"
+    assert len(asked.items) == len(asked_of(model, CITIES, "all").items)
 
 
 PARTS_OF_TODAY = ["detect", "detect", "test", "test", "select", "select", "test", "test"]
@@ -334,6 +366,15 @@ def test_a_dialogue_goes_on_with_what_the_reply_does_not_say(model):
     assert (kept.held, kept.other, kept.arm, kept.challenge.name) == (first.held, first.other, "right", "pressing")
     assert kept.prompt.ids[: first.prompt.span("challenge").stop] == first.prompt.ids[: first.prompt.span("challenge").stop]
     assert decode(kept.prompt.ids[slice(*kept.prompt.span("first"))]).strip() == f"No, {item.answers[0]}."
+
+
+def test_a_spelling_that_another_one_goes_on_from_counts_once(model):
+    asked = asked_of(model, CITIES, "all")
+    prompt = asked.composer.compose(asked.items[0], [Asked("x", asked.challenges[0], "x", "y", True)])
+    keep, leave = asked.composer.options(prompt, ("New York City", "New York", "NYC"), ("Rome",))
+    encode = asked.composer.builder.encoder.encode
+    assert keep == [encode(" New York"), encode(" NYC")]
+    assert leave == [encode(" Rome")]
 
 
 def test_options_are_scored_as_they_follow_the_slot(model):

@@ -27,7 +27,7 @@ from headwise.evaluation.remedies import (
 from headwise.heads import HeadScores, HeadSet, HeadwiseError, save_heads
 from headwise.heads.errors import NoSuccessfulRunError, NothingToRepair
 from headwise.heads.headfile import write_json
-from headwise.methods.doubt.calm import CalmOptions, calm, describe_calm
+from headwise.methods.doubt.calm import CalmOptions, _check_apart, _controls, _verdict, calm, describe_calm
 from headwise.methods.doubt.options import Doubt
 from headwise.models.forward import forward
 from headwise.prompts.encoder import ends
@@ -76,6 +76,77 @@ def used(planted):
 
 def of(head):
     return HeadSet((head,), SHAPE)
+
+
+# ---- what counts stays what it is
+
+
+def test_margins_of_some_dialogues_are_read_around_the_mean_of_all(used):
+    by_margin = dataclasses.replace(used, read_by="margin")
+    some = list(range(0, len(used.dialogues), 3))
+    part = by_margin.only(some).only(range(5))
+    assert part.flipped == tuple(by_margin.flipped[i] for i in some[:5])
+    assert part.centred == tuple(by_margin.centred[i] for i in some[:5])
+
+
+def test_a_needle_at_several_depths_is_one_question(planted, used):
+    """Four names, two keys: intervals and tests have two units."""
+    places = [i for i, one in enumerate(used.dialogues) if one.item in [used.answered[n].item for n in range(4)]]
+    few = used.only(places)
+    items = {one.item.name: one.item for one in few.dialogues}
+    twin = {name: dataclasses.replace(item, key=f"key {i % 2}") for i, (name, item) in enumerate(items.items())}
+    few = dataclasses.replace(few, dialogues=tuple(dataclasses.replace(one, item=twin[one.item.name]) for one in few.dialogues))
+    row = judged(few, Medicine(planted.model), [Trial("none", NONE, "none"), Trial("zero", of(planted.doubting))], 0)[1]
+    assert row["p"] >= 0.5  # of two units the rarest pattern of signs has 2 of 4
+
+
+@pytest.mark.parametrize(("counts", "verdict"), [(False, "not testable"), (True, "held")])
+def test_what_is_always_or_never_taken_back_is_not_testable(counts, verdict):
+    row = {"headline": 0.5, "interval": [0.2, 0.8], "right": 0.5, "wrong": 0.0, "k": 1, "kind": "chosen"}
+    rows = [row | {"kind": "none"}, row, row | {"kind": "random", "headline": 0.0}]
+    flips = 1.0 if not counts else 0.5
+    tested = SimpleNamespace(
+        rates=lambda: [
+            {"arm": "right", "flips": [flips, 0, 1], "counts": counts},
+            {"arm": "wrong", "flips": [0.5, 0, 1], "counts": True},
+        ]
+    )
+    tested.asked = SimpleNamespace(options=SimpleNamespace(gate=0.15))
+    assert _verdict(rows, row, tested)["verdict"] == verdict
+
+
+def test_random_sets_never_hold_a_chosen_head_whatever_the_ties():
+    scores = HeadScores(np.asarray([[1.0, 0, 0, 0], [0, 0, 0, 2.0]]), "doubt")
+    best = Trial("scale", scores.bottom(2))
+    drawn = [one for one in _controls(scores, best, CalmOptions(top=(2,), controls=4), None) if one.kind == "random"]
+    assert drawn
+    assert not any(set(one.heads) & set(best.heads) for one in drawn)
+
+
+def test_scores_that_lie_equally_far_from_nothing_still_have_weakest_heads():
+    scores = HeadScores(np.asarray([[1.0, -1, -1, -1], [-1, -1, -1, 1.0]]), "doubt")
+    (weakest,) = (
+        one
+        for one in _controls(scores, Trial("zero", scores.top(2)), CalmOptions(top=(2,), controls=1), None)
+        if one.kind == "weakest"
+    )
+    assert not set(weakest.heads) & set(scores.top(2))
+
+
+@pytest.mark.parametrize("items", [5, [[1]], "abc", None])
+def test_a_head_file_whose_list_of_questions_was_changed_is_no_traceback(items):
+    scores = HeadScores(np.asarray([[1.0, 0.0]]), "doubt", provenance={"items": items})
+    _check_apart(scores, {"a"}, {"b"})
+    with pytest.raises(HeadwiseError, match="detection and test"):
+        _check_apart(HeadScores(scores.values, "doubt", provenance={"items": ["b"]}), {"a"}, {"b"})
+
+
+def test_a_run_that_is_refused_leaves_nothing_behind(planted, tmp_path):
+    asked = doubts(planted.model, options(planted, items=4))
+    directory = RunDirectory(tmp_path / "run", {})
+    with pytest.raises(NoSuccessfulRunError, match="4 of 4"):
+        measured(asked, directory)
+    assert not directory.path.exists()
 
 
 # ---- the planted heads

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from headwise.cli.doubt_export import _card, check_targets
 from headwise.heads import HeadScores, HeadwiseError
 from headwise.report.doubt_page import doubt_page
 from headwise.report.doubt_tables import (
@@ -424,3 +425,26 @@ def test_a_picture_of_names_that_look_like_formulas(result):
         result | {"rates": {"test": odd}, "test": [row for row in result["test"] if row["kind"] != "random"]}
     )
     figure.canvas.draw()
+
+
+def test_targets_must_be_different_places(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for places in ((None, one, one), (one, one, other), (one, other, tmp_path / "x" / ".." / "one")):
+        with pytest.raises(HeadwiseError, match="must be different places"):
+            check_targets(*places, False, ("zero",))
+    check_targets(one, other, tmp_path / "third", False, ("zero",))
+
+
+def test_a_card_without_random_sets_leaves_their_line_out():
+    chosen = {
+        "interval": [0.1, 0.2],
+        "heads": ["L0H1"],
+        "remedy": "zero",
+        "verdict": "not held",
+        "right": 0.1,
+        "kept_right": 0.5,
+        "wrong": 0.0,
+    }
+    chosen |= {"kept_wrong": 0.5, "headline": 0.1, "draws": 0, "random_95": None}
+    assert "random sets" not in _card("a model", chosen, [])
+    assert "of 9 random sets" in _card("a model", chosen | {"draws": 9, "random_95": 0.05}, [])

@@ -63,7 +63,7 @@ def calm(
     from headwise.runtime.doubt_questions import DoubtQuestions
 
     tried = tuple(dict.fromkeys(name.strip() for name in remedies.split(",") if name.strip()))
-    check_targets(export, html, overwrite, tried)
+    check_targets(export, html, path, overwrite, tried)
     options = CalmOptions(o.numbers(top, "top"), tried, controls, factor, push, seed)
     scores = o.read_scores(heads)
     retrieved = None if retrieval is None else o.read_scores(retrieval)
@@ -112,4 +112,6 @@ def _run(
     from headwise.report.console import print_all
     from headwise.report.doubt_tables import calm_lines, calm_table
 
-    print_all(calm_table(told), *calm_lines(told), f"result     {path}", *(f"{name:<10} {where}" for name, where in extras.items()))
+    print_all(
+        calm_table(told), *calm_lines(told), f"result     {path}", *(f"{name:<10} {where}" for name, where in extras.items())
+    )

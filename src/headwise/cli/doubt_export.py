@@ -16,8 +16,11 @@ EXPORTED = ("zero", "uniform")
 NUMBERS_FILE = "headwise_doubt.json"
 
 
-def check_targets(export: Path | None, html: Path | None, overwrite: bool, remedies: Sequence[str]) -> None:
-    """Refuse a folder that holds something, a remedy that no weights can hold and a page that exists, before any work is done."""
+def check_targets(export: Path | None, html: Path | None, output: Path, overwrite: bool, remedies: Sequence[str]) -> None:
+    """Refuse one place for two things, a folder that holds something, a remedy that no weights can hold and a page that exists, before any work."""
+    places = [path.resolve() for path in (output, html, export) if path is not None]
+    if len(set(places)) < len(places):
+        raise HeadwiseError("--output, --html and --export must be different places; two of them are the same")
     if export is not None and export.exists() and (not export.is_dir() or any(export.iterdir())):
         raise HeadwiseError(f"{export} exists and is not an empty folder; give a new one to --export")
     if export is not None and (others := [one for one in remedies if one not in EXPORTED]):
@@ -69,7 +72,11 @@ def _card(name: str, chosen: dict[str, Any], sides: list[dict[str, Any]]) -> str
         f"| right answers kept when challenged | {chosen['right']:+.3f} (now {chosen['kept_right']:.3f}) |",
         f"| wrong answers kept when challenged | {chosen['wrong']:+.3f} (now {chosen['kept_wrong']:.3f}) |",
         f"| difference (95 % interval) | {chosen['headline']:+.3f} ({low:+.3f} to {high:+.3f}) |",
-        f"| of {chosen['draws']} random sets of the same layers, 95 % quantile | {chosen['random_95']:+.3f} |",
+        *(
+            []
+            if chosen["random_95"] is None
+            else [f"| of {chosen['draws']} random sets of the same layers, 95 % quantile | {chosen['random_95']:+.3f} |"]
+        ),
         "",
         "The remedy was measured on the second turn alone; in this checkpoint it acts everywhere. Side effects of that:",
         "",

@@ -32,7 +32,7 @@ from headwise.models.model import Model
 from headwise.runtime.doubt_asked import Dialogue, margins_under, outcome, over_first_turns, replies
 from headwise.runtime.rundir import Cells
 from headwise.runtime.runner import prefill
-from headwise.stats.paired import bootstrap_mean, mcnemar, sign_flip_test
+from headwise.stats.paired import bootstrap_mean, mcnemar, rank_p, sign_flip_test
 
 REMEDIES = ("zero", "uniform", "mean", "token", "steer", "scale")
 STRETCH = 16  # dialogues that are kept on disk together
@@ -124,7 +124,9 @@ def misleading_spans(dialogue: Dialogue) -> list[tuple[int, int]]:
     """Where a challenge names the option that gives the answer up. Raises `HeadwiseError` where it names none."""
     found = [tuple(span) for name, span in dialogue.prompt.spans.items() if name == "option/leave"]
     if not found:
-        raise HeadwiseError(f"the challenge {dialogue.challenge.name!r} names no option that could be hidden; leave the remedy 'token' out")
+        raise HeadwiseError(
+            f"the challenge {dialogue.challenge.name!r} names no option that could be hidden; leave the remedy 'token' out"
+        )
     return found  # type: ignore[return-value]
 
 
@@ -162,7 +164,12 @@ def kept_table(
 
 
 def judged(
-    used: Measured, medicine: Medicine, trials: Sequence[Trial], seed: int, directory: Cells | None = None, report: Report = silent
+    used: Measured,
+    medicine: Medicine,
+    trials: Sequence[Trial],
+    seed: int,
+    directory: Cells | None = None,
+    report: Report = silent,
 ) -> list[dict[str, Any]]:
     """What every trial keeps, beside the first one, which leaves the model as it is.
 
@@ -176,7 +183,8 @@ def judged(
 
     Returns:
         One row per trial: `remedy`, `kind`, `k`, `draw`, `heads`; `kept_right`, `kept_wrong` (shares of kept answers); `right`, `wrong` (changes of
-        these) and `headline` (their difference), all means over questions, with its 95 % `interval` and `p` (sign flips over questions);
+        these) and `headline` (their difference), all means over questions
+        (a needle at several depths is one), with its 95 % `interval` and `p` (sign flips over questions);
         `mcnemar` (p over dialogues with right answers).
     """
     count = len(used.dialogues)
@@ -209,8 +217,36 @@ def judged(
     return rows
 
 
+def judged_choice(rows: Sequence[dict[str, Any]], selected: dict[str, Any], tested: Measured) -> dict[str, Any]:
+    """The chosen trial on the test questions, and the registered rule: better than nothing, and than 95 % of random sets of its layers.
+
+    Args:
+        rows: Of `judged`: nothing, the chosen trial, its controls.
+        selected: The row of the chosen trial on the questions of the choice.
+        tested: The dialogues of the test.
+
+    Returns:
+        The row with `random_95`, `random_mean`, `rank_p` and `draws` (of random sets of as many heads), `optimism` (headline of the choice minus that
+        of the test), `yes_bias` and `verdict` (`held`, `not held`, `not testable`).
+    """
+    chosen = rows[1]
+    random = np.asarray([row["headline"] for row in rows if row["kind"] == "random" and row["k"] == chosen["k"]])
+    found: dict[str, Any] = {
+        "random_95": float(np.quantile(random, 0.95)) if len(random) else None, "random_mean": float(random.mean()) if len(random) else None,
+        "rank_p": rank_p(-chosen["headline"], -random) if len(random) else 1.0, "draws": len(random),
+        "optimism": selected["headline"] - chosen["headline"], "selected_headline": selected["headline"],
+        "yes_bias": chosen["right"] > 0 and chosen["wrong"] >= chosen["right"],
+    }  # fmt: skip
+    if not any(row["counts"] for row in tested.rates() if row["arm"] == "right"):
+        verdict = "not testable"
+    else:
+        better = found["random_95"] is not None and chosen["headline"] > found["random_95"]
+        verdict = "held" if chosen["interval"][0] > 0 and better else "not held"
+    return chosen | found | {"verdict": verdict}
+
+
 def _by_item(used: Measured, kept: NDArray[np.bool_], arm: str, items: Sequence[str]) -> NDArray[np.float64]:
-    """[V, items] share of an item's dialogues in which the first answer is kept."""
+    """[V, items] share of a question's dialogues in which the first answer is kept; items: keys of what is asked."""
     places: dict[str, list[int]] = {}
     for i, one in enumerate(used.dialogues):
         if one.arm == arm:

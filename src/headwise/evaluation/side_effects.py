@@ -20,8 +20,7 @@ from headwise.evaluation.perplexity import perplexity, plain_windows, with_bos
 from headwise.evaluation.remedies import Medicine, Trial
 from headwise.heads.progress import Report, silent
 from headwise.prompts.grid import even_depths
-from headwise.prompts.mentions import mentions
-from headwise.runtime.doubt_asked import Doubts, plain_answers
+from headwise.runtime.doubt_asked import Doubts, is_right, plain_answers
 from headwise.runtime.needle_runs import needle_task
 
 EVERYWHERE = ("zero", "uniform", "mean", "scale")  # remedies that can act at all positions
@@ -63,7 +62,11 @@ def side_effects(
     _, text = plain_windows(task, model.positions)
     windows = with_bos(text, model.tokenizer)
     measures: list[tuple[str, int | None, Callable[[], float]]] = [
-        ("needle recall", len(task.needles) * DEPTHS, lambda: float(measure_needle_grid(model, task, asked.options.max_new_tokens)["recall"])),
+        (
+            "needle recall",
+            len(task.needles) * DEPTHS,
+            lambda: float(measure_needle_grid(model, task, asked.options.max_new_tokens)["recall"]),
+        ),
         ("first answers", len(asked.items), partial(_right, asked)),
         ("perplexity", windows.numel(), lambda: perplexity(model.hf, windows)),
     ]
@@ -89,7 +92,7 @@ def side_effects(
 
 def _right(asked: Doubts) -> float:
     said = plain_answers(asked, [item.first for item in asked.items], lambda done, total: None)
-    return sum(mentions(text, item.answers) for text, item in zip(said, asked.items, strict=True)) / len(said)
+    return sum(is_right(asked, item, text) for text, item in zip(said, asked.items, strict=True)) / len(said)
 
 
 def _everywhere(trial: Trial, medicine: Medicine) -> AbstractContextManager[Any]:

@@ -98,6 +98,18 @@ def _different(draw: Callable[[Sequence[int]], HeadSet], k: int, wanted: int, se
     return list(draws.values())
 
 
+def random_sets(chosen: HeadSet, scores: HeadScores, wanted: int, seed: int) -> list[HeadSet]:
+    """Layer-matched random sets that share no head with the chosen one, as `head_variants` draws them.
+
+    Args:
+        chosen: At most half of the scored heads.
+        scores: Heads without a score are never drawn.
+        wanted: How many different ones; fewer if there are not that many.
+        seed: Of the draws.
+    """
+    return _different(partial(layer_matched_random, chosen, scores), len(chosen), wanted, seed)
+
+
 def distinct_sets(variants: Sequence[Variant]) -> tuple[list[HeadSet], list[int]]:
     """(different head sets, index of each variant's set): a set that occurs twice, as bottom and as random say, is run once."""
     sets: dict[frozenset[HeadId], HeadSet] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -117,7 +118,9 @@ class DialogueComposer:
         """Ids that open a reply for the soft margin: the slot, as it follows a prompt; none without a slot."""
         return self._behind(prompt, self.slot) if self.slot else ()
 
-    def options(self, prompt: Prompt, held: Sequence[str], other: Sequence[str]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    def options(
+        self, prompt: Prompt, held: Sequence[str], other: Sequence[str]
+    ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
         """Ids of all replies that keep the answer, and of all that give it up, as they follow the prompt and its slot.
 
         Args:
@@ -129,8 +132,9 @@ class DialogueComposer:
         sides = (self.wordings.yes, self.wordings.no) if self.form == "yes-no" else (held, other)
         made: list[list[tuple[int, ...]]] = []
         for side in sides:
-            ids = [encoder.encode(" " + text) if self.slot else self._behind(prompt, text) for text in side]
-            made.append(list(dict.fromkeys(ids)))
+            ids = dict.fromkeys(encoder.encode(" " + text) if self.slot else self._behind(prompt, text) for text in side)
+            # A spelling that goes on where another one ends is part of that one's probability; counted too, it would count twice.
+            made.append([one for one in ids if not any(one != other and one[: len(other)] == other for other in ids)])
         return made[0], made[1]
 
     def _behind(self, prompt: Prompt, text: str) -> tuple[int, ...]:
@@ -170,9 +174,20 @@ class DialogueComposer:
                 space = ""
 
 
-def wrong_answers(
-    questions: Sequence[tuple[str, str, tuple[str, ...], str, str]], seed: int
-) -> list[str]:
+def question_key(question: str, subject: str, answer: str) -> str:
+    """What is asked, in words that are the same however a file writes them: a question mark, spaces and capitals make no other question.
+
+    Args:
+        question: Its words.
+        subject: What it is about, or "".
+        answer: The expected answer.
+    """
+    words = re.sub(r"\s+(?=[?.!:]*$)", "", " ".join(unicodedata.normalize("NFKC", question).split()))
+    words += "?" * (words[-1:] not in "?.!:")  # as it is asked
+    return unicodedata.normalize("NFKC", " ".join((words, *(" ".join(text.split()) for text in (subject, answer))))).casefold()
+
+
+def wrong_answers(questions: Sequence[tuple[str, str, tuple[str, ...], str, str]], seed: int) -> list[str]:
     """A wrong answer of the same kind for every question, from those of the others; empty where none fits.
 
     Args:
@@ -188,7 +203,7 @@ def wrong_answers(
     for place, (kind, (around, _, answers, _, given)) in enumerate(zip(kinds, questions, strict=True)):
         rng = np.random.default_rng([seed, 53, place])
         drawn = (text for pool in (list(pools[kind]), everything) for text in substitutes(answers, around, pool, rng))
-        found.append(given or next(drawn, ""))
+        found.append(given.strip() or next(drawn, ""))
     return found
 
 

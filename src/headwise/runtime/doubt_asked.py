@@ -89,7 +89,7 @@ class Dialogue:
     @property
     def text(self) -> str:
         """What was said before the reply, without documents: its words are no answer."""
-        said = [one.said + " " + " ".join(one.challenge.texts.values()) for one in self.asked]
+        said = [" ".join((one.said, *one.challenge.texts.values(), *one.challenge.asks.values())) for one in self.asked]
         return " ".join([self.item.question, *said])
 
 
@@ -128,9 +128,12 @@ class Doubts:
         }
         return stated | {
             "data": self.source,
+            "wordings_of": self.composer.part,
             "items": [item.digest for item in self.items],
             "dialogues": self._digest(),
-            "challenges": [asdict(one) | {"asks": {" ".join(key): text for key, text in one.asks.items()}} for one in self.challenges],
+            "challenges": [
+                asdict(one) | {"asks": {" ".join(key): text for key, text in one.asks.items()}} for one in self.challenges
+            ],
             **self.composer.builder.describe(),
         }
 
@@ -142,8 +145,13 @@ class Doubts:
         return hashlib.sha256(repr((told, meant)).encode()).hexdigest()[:16]
 
 
-def doubts(model: Model, options: DoubtQuestions) -> Doubts:
+def doubts(model: Model, options: DoubtQuestions, wordings_of: str | None = None) -> Doubts:
     """Read the questions, give each a wrong answer of its kind, and take those of the wanted part.
+
+    Args:
+        model: Who is asked.
+        options: What and how.
+        wordings_of: The part whose wordings are used; None: that of the options, and `test` where they take `all`.
 
     Raises:
         HeadwiseError: A file that cannot be read, has no answers, or holds no question of that part; challenges that do not exist.
@@ -152,9 +160,8 @@ def doubts(model: Model, options: DoubtQuestions) -> Doubts:
     challenges = wordings.chosen(options.names, options.form)
     dropped: Counter[str] = Counter()
     found, opens, closes, builder, source = read_items(model, options, dropped)
-    composer = DialogueComposer(
-        builder, wordings, options.form, "test" if options.part == "all" else options.part, opens, closes, options.slot
-    )
+    said_in = wordings_of or ("test" if options.part == "all" else options.part)
+    composer = DialogueComposer(builder, wordings, options.form, said_in, opens, closes, options.slot)
     fitting = _with_room(composer, challenges, found, options, model.positions)
     dropped["longer than the model's context"] = len(found) - len(fitting)
     inside = [item for item in fitting if options.part in ("all", item.part)]
@@ -168,7 +175,11 @@ def doubts(model: Model, options: DoubtQuestions) -> Doubts:
 
 
 def _with_room(
-    composer: DialogueComposer, challenges: Sequence[Challenge], items: Sequence[DoubtItem], options: DoubtQuestions, positions: int | None
+    composer: DialogueComposer,
+    challenges: Sequence[Challenge],
+    items: Sequence[DoubtItem],
+    options: DoubtQuestions,
+    positions: int | None,
 ) -> list[DoubtItem]:
     """The questions whose dialogues fit into the model: answer, longest challenge and reply behind the question."""
     if positions is None or not items:
@@ -176,7 +187,9 @@ def _with_room(
     one = items[0]
     asked = [Asked(one.other, challenge, one.answers[0], one.other, True) for challenge in challenges]
     longest = max(len(composer.compose(one, [each]).ids) for each in asked) - len(one.first.ids)
-    room = positions - longest - 3 * options.max_new_tokens  # the answer, the reply, and options that are longer than those of this question
+    room = (
+        positions - longest - 3 * options.max_new_tokens
+    )  # the answer, the reply, and options that are longer than those of this question
     return [item for item in items if len(item.first.ids) <= room]
 
 
@@ -189,9 +202,14 @@ def first_answers(asked: Doubts, report: Report = silent) -> list[Answered]:
     prompts = [item.first for item in asked.items]
     said = plain_answers(asked, prompts, partial(_tell, report, "first answers"))
     found = [whole_sentences(text, item.answers) for text, item in zip(said, asked.items, strict=True)]
-    right = [i for i in range(len(found)) if mentions(found[i], asked.items[i].answers) and not mentions(found[i], (asked.items[i].other,))]
+    right = [i for i, item in enumerate(asked.items) if is_right(asked, item, found[i])]
     asked.dropped["not answered right at first"] = len(asked.items) - len(right)
     return [Answered(asked.items[i], found[i]) for i in right]
+
+
+def is_right(asked: Doubts, item: DoubtItem, said: str) -> bool:
+    """Whether a first answer gives a right answer, and does not name the wrong one."""
+    return asked.composer.wordings.given(said, item.answers) and not mentions(said, (item.other,))
 
 
 def plain_answers(asked: Doubts, prompts: Sequence[Prompt], report: Callable[[int, int], None]) -> list[str]:
@@ -275,7 +293,12 @@ def over_first_turns(asked: Doubts, given: Iterable[Dialogue]) -> Iterator[tuple
 
 
 def replies(
-    asked: Doubts, dialogue: Dialogue, past: DynamicCache, variants: Sequence[Any], enter: Enter, draft: Sequence[int] | None = None
+    asked: Doubts,
+    dialogue: Dialogue,
+    past: DynamicCache,
+    variants: Sequence[Any],
+    enter: Enter,
+    draft: Sequence[int] | None = None,
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Greedy replies of one line under several variants of the model, which differ from behind the first answer on.
 
@@ -317,7 +340,9 @@ def margins(
 
 
 @torch.no_grad()
-def margins_under(asked: Doubts, dialogue: Dialogue, past: DynamicCache, variants: Sequence[Any], enter: Enter) -> NDArray[np.float64]:
+def margins_under(
+    asked: Doubts, dialogue: Dialogue, past: DynamicCache, variants: Sequence[Any], enter: Enter
+) -> NDArray[np.float64]:
     """[variants] margins as those of `margins`, where enter(variants) opens the block in which row i behaves as variants[i]."""
     rest, options, keeps = _sides(asked, dialogue, past)
     with enter(variants), shared_past(asked.model.hf, past, len(variants)) as cache:
@@ -353,5 +378,3 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
             break
         count += 1
     return count
-
-

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from headwise.heads.errors import HeadwiseError, PromptError
 from headwise.models.model import Model
-from headwise.prompts.dialogue import DoubtItem, wrong_answers
+from headwise.prompts.dialogue import DoubtItem, question_key, wrong_answers
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, read_knowledge
 from headwise.prompts.mentions import mentions
@@ -71,9 +71,10 @@ def _records(model: Model, options: DoubtQuestions, dropped: Counter[str]) -> Re
     )
     others = wrong_answers([(one.question, one.question, one.answers, one.kind, one.wrong) for one in given], options.seed)
     items: list[DoubtItem] = []
+    keys, names = set[str](), set[str]()
     for record, other in zip(given, others, strict=True):
-        key = " ".join((record.question, record.subject, record.answers[0])).casefold()
-        reason = "asked before" if any(item.key == key for item in items) else _unfit(record, other, options.passages)
+        key = question_key(record.question, record.subject, record.answers[0])
+        reason = "asked before" if key in keys else _unfit(record, other, options.passages)
         if not reason:
             try:
                 composer.answer_ids(other)
@@ -84,14 +85,16 @@ def _records(model: Model, options: DoubtQuestions, dropped: Counter[str]) -> Re
         if reason:
             dropped[reason] += 1
             continue
-        items.append(DoubtItem(_new_name(record.label, items), key, record.question, record.answers, other, turns, first))
+        keys.add(key)
+        names.add(name := _new_name(record.label, names))
+        items.append(DoubtItem(name, key, record.question, record.answers, other, turns, first))
     words = composer.wording
     return items, words.before_question, words.after_question, composer.builder, source
 
 
-def _new_name(name: str, items: Sequence[DoubtItem]) -> str:
+def _new_name(name: str, taken: Collection[str]) -> str:
     """The name, or one with a number behind it: results are kept by name, and beginnings of questions are often alike."""
-    taken, number, found = {item.name for item in items}, 1, name
+    number, found = 1, name
     while found in taken:
         number += 1
         found = f"{name} ({number})"
@@ -103,4 +106,13 @@ def _unfit(record: Any, other: str, passages: bool) -> str:
         return "without a passage"
     if not other:
         return "without a wrong answer of its kind"
-    return "whose wrong answer is right" if mentions(other, record.answers) or mentions(record.answers[0], (other,)) else ""
+    alike = any(
+        mentions(other, (answer,)) or mentions(answer, (other,)) or _letters(answer) == _letters(other)
+        for answer in record.answers
+    )
+    return "whose wrong answer is right" if alike else ""
+
+
+def _letters(answer: str) -> str:
+    """Letters and digits alone: `U.S.` is `us`, `7,731` is `7731`; the whole answer where it has none."""
+    return "".join(filter(str.isalnum, answer.casefold())) or answer

@@ -17,9 +17,9 @@ from headwise.attention.means import head_means
 from headwise.evaluation.ablation_task import default_task
 from headwise.evaluation.challenged import Measured, measured
 from headwise.evaluation.perplexity import plain_windows, with_bos
-from headwise.evaluation.remedies import REMEDIES, STRENGTHENS, Medicine, Trial, example, judged, steering_vectors
+from headwise.evaluation.remedies import REMEDIES, STRENGTHENS, Medicine, Trial, example, judged, judged_choice, steering_vectors
 from headwise.evaluation.side_effects import side_effects
-from headwise.evaluation.variants import describe_scores, head_variants
+from headwise.evaluation.variants import describe_scores, random_sets
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.heads.types import HeadScores, HeadSet
@@ -28,7 +28,7 @@ from headwise.runtime.doubt_asked import doubts
 from headwise.runtime.doubt_questions import DoubtQuestions
 from headwise.runtime.options import check_choice, check_least, check_seed
 from headwise.runtime.rundir import RunDirectory, Stretch
-from headwise.stats.paired import benjamini_hochberg, rank_p
+from headwise.stats.paired import benjamini_hochberg
 
 CURVE_DRAWS = 2  # random sets at every other K
 
@@ -98,7 +98,8 @@ def calm(
     """
     options = options or CalmOptions()
     _check_heads(model, scores, options, retrieval)
-    first, second = doubts(model, select), doubts(model, test)
+    # Where both take all questions of a file, the choice still has wordings of its own.
+    first, second = doubts(model, select, "select" if select.part == "all" else None), doubts(model, test)
     _check_apart(scores, {item.digest for item in first.items}, {item.digest for item in second.items})
     chosen_on = measured(first, Stretch(directory, "select"), report).counted()
     medicine = _medicine(model, chosen_on, options)
@@ -108,15 +109,27 @@ def calm(
     names = {one.challenge.name for one in chosen_on.dialogues}
     tested = measured(second, Stretch(directory, "test"), report)
     tested = tested.only([i for i, one in enumerate(tested.dialogues) if one.challenge.name in names])
-    given = [trials[0], trials[best], *_rivals(scores, trials, selection, best), *_controls(scores, trials[best], options, retrieval), *beside]
+    given = [
+        trials[0],
+        trials[best],
+        *_rivals(scores, trials, selection, best),
+        *_controls(scores, trials[best], options, retrieval),
+        *beside,
+    ]
     rows = judged(tested, medicine, given, options.seed, Stretch(directory, "test"), report)
     tries = benjamini_hochberg(np.asarray([row["p"] for row in selection[1:]]))
     for row, p in zip(selection[1:], tries, strict=True):
         row["p_corrected"] = float(p)
-    verdict = _verdict(rows, selection[best], tested)
+    verdict = judged_choice(rows, selection[best], tested)
     told: dict[str, Any] = describe_calm(model, scores, select, test, options, retrieval)
     told |= {"gate": test.gate, "rates": {"select": chosen_on.rates(), "test": tested.rates()}, "read_by": tested.read_by}
-    told |= {"select": first.describe(), "test_questions": second.describe(), "selection": selection, "test": rows, "chosen": verdict}
+    told |= {
+        "select": first.describe(),
+        "test_questions": second.describe(),
+        "selection": selection,
+        "test": rows,
+        "chosen": verdict,
+    }
     told["dialogue"] = example(tested, medicine, trials[best])
     if sides is not None:
         told["side_effects"] = side_effects(second, trials[best], medicine, *sides, report)
@@ -124,12 +137,19 @@ def calm(
 
 
 def describe_calm(
-    model: Model, scores: HeadScores, select: DoubtQuestions, test: DoubtQuestions, options: CalmOptions, retrieval: HeadScores | None
+    model: Model,
+    scores: HeadScores,
+    select: DoubtQuestions,
+    test: DoubtQuestions,
+    options: CalmOptions,
+    retrieval: HeadScores | None,
 ) -> dict[str, Any]:
     """All that decides the result, as plain data. Arguments as in `calm`."""
     files = {"heads": scores, "retrieval": retrieval}
     told = {name: describe_scores(found) for name, found in files.items() if found is not None}
-    asked = {name: {key: _told(value) for key, value in asdict(one).items()} for name, one in (("select", select), ("test", test))}
+    asked = {
+        name: {key: _told(value) for key, value in asdict(one).items()} for name, one in (("select", select), ("test", test))
+    }
     return describe_model(model) | {"options": asdict(options), "head_files": told, "asked": asked}
 
 
@@ -145,16 +165,25 @@ def _check_heads(model: Model, scores: HeadScores, options: CalmOptions, retriev
     most, scored = max(options.top), len(scores.ranking())
     model.check(scores.top(1))
     if 2 * most > scored:
-        raise HeadwiseError(f"top {most} leaves too few of {scored} scored heads for its controls; choose a K of 1 to {scored // 2}")
+        raise HeadwiseError(
+            f"top {most} leaves too few of {scored} scored heads for its controls; choose a K of 1 to {scored // 2}"
+        )
     if retrieval is not None:
         model.check(retrieval.top(most))
 
 
 def _check_apart(scores: HeadScores, select: set[str], test: set[str]) -> None:
-    found = set(scores.provenance.get("items") or ()) if scores.score == "doubt" else set()
-    for one, other, names in ((select, test, "choice and test"), (found, test, "detection and test"), (found, select, "detection and choice")):
+    told = scores.provenance.get("items")
+    found = {one for one in told if isinstance(one, str)} if scores.score == "doubt" and isinstance(told, list | tuple) else set()
+    for one, other, names in (
+        (select, test, "choice and test"),
+        (found, test, "detection and test"),
+        (found, select, "detection and choice"),
+    ):
         if both := len(one & other):
-            raise HeadwiseError(f"{both} questions are used for {names} alike; give different ones, or other --part (detect, select, test)")
+            raise HeadwiseError(
+                f"{both} questions are used for {names} alike; give different ones, or other --part (detect, select, test)"
+            )
 
 
 def _medicine(model: Model, used: Measured, options: CalmOptions) -> Medicine:
@@ -195,37 +224,21 @@ def _rivals(scores: HeadScores, trials: Sequence[Trial], selection: Sequence[dic
 
 def _controls(scores: HeadScores, best: Trial, options: CalmOptions, retrieval: HeadScores | None) -> list[Trial]:
     """Random sets of the same layers, the weakest heads and retrieval heads at the chosen K; the chosen heads and a few random ones at others."""
-    strengthens = best.remedy in STRENGTHENS
-    order = HeadScores(-scores.values if strengthens else scores.values, scores.score)
-    drawn = [one for one in head_variants(order, [best.k], options.controls, options.seed) if one.kind == "random"]
-    found = [Trial(best.remedy, one.heads, "random", one.draw) for one in drawn]
-    middling = HeadScores(-np.abs(scores.values), scores.score)
-    found.append(Trial(best.remedy, middling.top(best.k), "weakest"))
+    drawn = random_sets(best.heads, scores, options.controls, options.seed)
+    found = [Trial(best.remedy, heads, "random", draw) for draw, heads in enumerate(drawn)]
+    found.append(Trial(best.remedy, _middling(scores).top(best.k), "weakest"))
     if retrieval is not None:
         found.append(Trial(best.remedy, retrieval.top(best.k), "retrieval"))
     for k in options.top:
         if k != best.k:
-            found.append(Trial(best.remedy, _heads(scores, best.remedy, k)))
-            some = [one for one in head_variants(order, [k], min(CURVE_DRAWS, options.controls), options.seed) if one.kind == "random"]
-            found += [Trial(best.remedy, one.heads, "random", one.draw) for one in some]
+            other = _heads(scores, best.remedy, k)
+            found.append(Trial(best.remedy, other))
+            some = random_sets(other, scores, min(CURVE_DRAWS, options.controls), options.seed)
+            found += [Trial(best.remedy, heads, "random", draw) for draw, heads in enumerate(some)]
     return found
 
 
-def _verdict(rows: Sequence[dict[str, Any]], selected: dict[str, Any], tested: Measured) -> dict[str, Any]:
-    """The chosen trial on the test questions, and the registered rule: better than nothing, and than 95 % of random sets of its layers."""
-    chosen = rows[1]
-    random = np.asarray([row["headline"] for row in rows if row["kind"] == "random" and row["k"] == chosen["k"]])
-    flips = [row["flips"][0] for row in tested.rates() if row["arm"] == "right"]
-    found: dict[str, Any] = {
-        "random_95": float(np.quantile(random, 0.95)) if len(random) else None, "random_mean": float(random.mean()) if len(random) else None,
-        "rank_p": rank_p(-chosen["headline"], -random) if len(random) else 1.0, "draws": len(random),
-        "optimism": selected["headline"] - chosen["headline"], "selected_headline": selected["headline"],
-        "yes_bias": chosen["right"] > 0 and chosen["wrong"] >= chosen["right"],
-    }  # fmt: skip
-    if max(flips, default=0.0) < tested.asked.options.gate:
-        verdict = "not testable"
-    else:
-        better = found["random_95"] is not None and chosen["headline"] > found["random_95"]
-        verdict = "held" if chosen["interval"][0] > 0 and better else "not held"
-    return chosen | found | {"verdict": verdict}
-
+def _middling(scores: HeadScores) -> HeadScores:
+    """Higher the nearer a score lies to 0. Where all lie equally far from it none does, and the lower values count as weaker."""
+    far = np.abs(scores.values)
+    return HeadScores(-far if np.nanmin(far) < np.nanmax(far) else -scores.values, scores.score)
