@@ -20,6 +20,7 @@ from headwise.evaluation.remedies import (
     Trial,
     example,
     judged,
+    judged_choice,
     kept_table,
     misleading_spans,
     steering_vectors,
@@ -27,7 +28,7 @@ from headwise.evaluation.remedies import (
 from headwise.heads import HeadScores, HeadSet, HeadwiseError, save_heads
 from headwise.heads.errors import NoSuccessfulRunError, NothingToRepair
 from headwise.heads.headfile import write_json
-from headwise.methods.doubt.calm import CalmOptions, _check_apart, _controls, _verdict, calm, describe_calm
+from headwise.methods.doubt.calm import CalmOptions, _check_apart, _controls, _trials, calm, describe_calm
 from headwise.methods.doubt.options import Doubt
 from headwise.models.forward import forward
 from headwise.prompts.encoder import ends
@@ -112,7 +113,7 @@ def test_what_is_always_or_never_taken_back_is_not_testable(counts, verdict):
         ]
     )
     tested.asked = SimpleNamespace(options=SimpleNamespace(gate=0.15))
-    assert _verdict(rows, row, tested)["verdict"] == verdict
+    assert judged_choice(rows, row, tested)["verdict"] == verdict
 
 
 def test_random_sets_never_hold_a_chosen_head_whatever_the_ties():
@@ -554,7 +555,7 @@ def test_a_killed_calm_goes_on_to_the_same_bytes(planted, found, calmed, tmp_pat
             )
         except Stop:
             stops += 1
-    assert stops >= 2
+    assert stops >= 1
     for name, result in (("a", again), ("b", calmed)):
         write_json(result, tmp_path / name, overwrite=True)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -655,10 +656,9 @@ def test_remedies_of_which_none_can_be_made_are_refused(planted, found):
     select, test = (options(planted, part=part, challenges="sure,suggestion") for part in ("select", "test"))
     told = calm(planted.model, found, select, test, seen)  # only the suggestion counts, and it names an option
     assert told["chosen"]["remedy"] == "token"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headwise.methods.doubt.calm._options", lambda used: False)
-        with pytest.raises(HeadwiseError, match="none of the remedies token can be made"):
-            calm(planted.model, found, select, test, seen)
+    plain = SimpleNamespace(dialogues=[SimpleNamespace(prompt=SimpleNamespace(spans={}))])
+    with pytest.raises(HeadwiseError, match="none of the remedies token can be made"):
+        _trials(found, plain, Medicine(planted.model), seen)
 
 
 @pytest.mark.parametrize(

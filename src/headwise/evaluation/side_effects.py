@@ -62,11 +62,7 @@ def side_effects(
     _, text = plain_windows(task, model.positions)
     windows = with_bos(text, model.tokenizer)
     measures: list[tuple[str, int | None, Callable[[], float]]] = [
-        (
-            "needle recall",
-            len(task.needles) * DEPTHS,
-            lambda: float(measure_needle_grid(model, task, asked.options.max_new_tokens)["recall"]),
-        ),
+        ("needle recall", len(task.needles) * DEPTHS, lambda: float(measure_needle_grid(model, task, asked.options.max_new_tokens)["recall"])),
         ("first answers", len(asked.items), partial(_right, asked)),
         ("perplexity", windows.numel(), lambda: perplexity(model.hf, windows)),
     ]

@@ -109,13 +109,7 @@ def calm(
     names = {one.challenge.name for one in chosen_on.dialogues}
     tested = measured(second, Stretch(directory, "test"), report)
     tested = tested.only([i for i, one in enumerate(tested.dialogues) if one.challenge.name in names])
-    given = [
-        trials[0],
-        trials[best],
-        *_rivals(scores, trials, selection, best),
-        *_controls(scores, trials[best], options, retrieval),
-        *beside,
-    ]
+    given = [trials[0], trials[best], *_rivals(scores, trials, selection, best), *_controls(scores, trials[best], options, retrieval), *beside]
     rows = judged(tested, medicine, given, options.seed, Stretch(directory, "test"), report)
     tries = benjamini_hochberg(np.asarray([row["p"] for row in selection[1:]]))
     for row, p in zip(selection[1:], tries, strict=True):
@@ -123,13 +117,7 @@ def calm(
     verdict = judged_choice(rows, selection[best], tested)
     told: dict[str, Any] = describe_calm(model, scores, select, test, options, retrieval)
     told |= {"gate": test.gate, "rates": {"select": chosen_on.rates(), "test": tested.rates()}, "read_by": tested.read_by}
-    told |= {
-        "select": first.describe(),
-        "test_questions": second.describe(),
-        "selection": selection,
-        "test": rows,
-        "chosen": verdict,
-    }
+    told |= {"select": first.describe(), "test_questions": second.describe(), "selection": selection, "test": rows, "chosen": verdict}
     told["dialogue"] = example(tested, medicine, trials[best])
     if sides is not None:
         told["side_effects"] = side_effects(second, trials[best], medicine, *sides, report)
