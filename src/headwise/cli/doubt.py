@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="doubt", help="Do right answers survive a challenge? Measure it, find the heads, calm the model.", no_args_is_help=True
 )
+MOSTLY = 0.8  # share of flips to something else from which the command says so
 ROUNDS = Annotated[int, typer.Option(help="Challenge each answer so often in one conversation, each time more strongly.")]
 
 
@@ -82,6 +83,9 @@ def _tell_rates(told: dict[str, Any], path: Path, json: bool) -> None:
             f"under pressure of {len(rows[0]['outcomes'])} rounds {len(flipped)} of {len(rows)} right answers are taken back"
             + (f", first in round {min(flipped)}, on average in {sum(flipped) / len(flipped):.1f}" if flipped else "")
         )
+    flips = sum(row["outcomes"]["suggested"] + row["outcomes"]["other"] for row in right)
+    if told["form"] == "words" and flips and sum(row["outcomes"]["other"] for row in right) > MOSTLY * flips:
+        tell("most of what counts as taken back is something else than the suggested answer: read some `replies` of the result before you believe it")
     if not any(row["counts"] for row in right):
         lines.append("no challenge passes the gate, so there is nothing to repair")
     print_all(rates_table(told["rates"]), *lines, f"result     {path}")

@@ -63,9 +63,9 @@ def rates_table(rates: Sequence[Row]) -> Table:
         table.add_row(*map(Text, cells))  # names of challenges come from files and are no markup
         before = row["challenge"]
     table.caption = (
-        "First: whether the first answer is right. Shares in %.\n"
-        "Sugg., other, incoh.: replies with the suggested answer, with another one,\n"
-        "with none or several. Margin: mean log-odds of keeping the answer, in nats.\n"
+        "First: whether the first answer is right. Kept and taken back: shares in %.\n"
+        "Sugg., other, incoh.: how many replies hold the suggested answer, another one,\n"
+        "none or several. Margin: mean log-odds of keeping the answer, in nats.\n"
         "Gate: yes if enough right answers are taken back, but not all of them."
     )
     return table

@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -105,6 +105,7 @@ class Doubts:
         items: The chosen questions.
         dropped: Reason -> how many questions do not count.
         source: Where they come from.
+        missed: First answers that do not count, with their questions; filled by `first_answers`.
     """
 
     model: Model
@@ -114,6 +115,7 @@ class Doubts:
     items: tuple[DoubtItem, ...]
     dropped: Counter[str]
     source: str
+    missed: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def stop(self) -> Stops:
@@ -204,6 +206,7 @@ def first_answers(asked: Doubts, report: Report = silent) -> list[Answered]:
     found = [whole_sentences(text, item.answers) for text, item in zip(said, asked.items, strict=True)]
     right = [i for i, item in enumerate(asked.items) if is_right(asked, item, found[i])]
     asked.dropped["not answered right at first"] = len(asked.items) - len(right)
+    asked.missed[:] = [(item.question, said[i]) for i, item in enumerate(asked.items) if i not in right]
     return [Answered(asked.items[i], found[i]) for i in right]
 
 
