@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from headwise.heads.headfile import write_json
 from headwise.methods.doubt.calm import CalmOptions, calm, describe_calm
 from headwise.models.model import Model
 from headwise.prompts.knowledge import KnowledgeRecord
+from headwise.prompts.needles import Needle, NeedleComposer, bundled_needles
+from headwise.prompts.prompt import Piece
 from headwise.runtime.doubt_asked import doubts, first_answers
 from headwise.runtime.doubt_questions import DoubtQuestions
 from headwise.runtime.rundir import RunDirectory
@@ -154,6 +157,33 @@ def claims(name: str, found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {f"doubt.{name}.{key}": value for key, value in out.items()}
 
 
+class SplicedComposer(NeedleComposer):
+    """Needle prompts in which a start token stands in front of the needle, as splicing of whole tokenised texts leaves it there."""
+
+    def _needle_pieces(self, needle: Needle) -> list[Piece]:
+        start = self.builder.encoder.tokenizer.bos_token_id
+        return [Piece(ids=(start,), names=("context",)), *super()._needle_pieces(needle)]
+
+
+class Spliced(hw.Copy):
+    """The copy score on such prompts."""
+
+    def task(self, model: Model) -> Any:
+        """The same prompts as those of `Copy`, with a start token in front of each needle."""
+        made = super().task(model)
+        return replace(made, composer=SplicedComposer(made.composer.builder.encoder, made.composer.template, made.composer.chat))
+
+
+def start_token(model: Model) -> dict[str, dict[str, Any]]:
+    """How far a spliced start token moves copy scores; and how far the same prompts do when they are run again."""
+    asked: dict[str, Any] = {"lengths": [512], "depths": 3, "needles": bundled_needles("detect")[:8]}
+    clean, again, spliced = (hw.find(model, kind(**asked), report=tell) for kind in (hw.Copy, hw.Copy, Spliced))
+    moved, same = (float(np.nanmax(np.abs(other.values - clean.values))) for other in (spliced, again))
+    recall = clean.provenance["solved"] / clean.provenance["runs"]
+    found = {"largest_change": moved, "again": same, "recall": recall}
+    return {"doubt.needles.bos": {"gate": recall >= 0.5, "holds": moved > 0.1 and same == 0} | found}
+
+
 def enough(found: dict[str, Any]) -> bool:
     """Whether detection had 20 flips and 20 held answers."""
     rows = [row for row in found["rates_detect"] if row["arm"] == "right" and row["counts"]]
@@ -162,7 +192,7 @@ def enough(found: dict[str, Any]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("set", choices=("facts", "needles", "nq", "lab"))
+    parser.add_argument("set", choices=("facts", "needles", "nq", "lab", "bos"))
     parser.add_argument("--data", type=Path, help="folder with relations-lre and nq-open-oracle")
     parser.add_argument("--keep", type=Path, required=True, help="finished parts")
     parser.add_argument("--copy-heads", type=Path, help="head file of headwise detect smollm2")
@@ -174,6 +204,9 @@ def main() -> None:
     given = parser.parse_args()
     given.keep.mkdir(parents=True, exist_ok=True)
     model = hw.load(MODELS.get(given.set, "smollm2"))
+    if given.set == "bos":
+        print(json.dumps(judged(start_token(model))))
+        return
     asked = questions(given.set, model, given.data, given.keep, given.items)
     if given.challenges:
         asked["challenges"] = given.challenges

@@ -63,7 +63,7 @@ DOUBT_CLAIMS = (
           "bundled needles of the test split, 512 tokens", "as many layer-matched random heads", "headwise ablate smollm2 --heads COPY --top 8"),
     Claim("doubt.needles.bos", "unwanted-uncertainty 6.8", "A start token spliced in front of the needle moves copy scores; none does not.",
           "needle recall at least 0.5", "some head's copy score changes by more than 0.1, and by exactly 0 where the same ids are spliced twice",
-          "8 needles in 512 tokens at 3 depths", "", RUN.replace("SET", "needles")),
+          "8 needles in 512 tokens at 3 depths", "", RUN.replace("SET", "bos")),
     Claim("doubt.facts.turn_one", "unwanted-uncertainty 6.9", "A remedy of the second turn leaves the first one as it is.", "",
           "first answers and their logits are bit for bit equal before and after", SETS["facts"], "", "pytest tests/unit/test_doubt.py"),
 )  # fmt: skip
