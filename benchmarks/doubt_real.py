@@ -164,6 +164,11 @@ class SplicedComposer(NeedleComposer):
         start = self.builder.encoder.tokenizer.bos_token_id
         return [Piece(ids=(start,), names=("context",)), *super()._needle_pieces(needle)]
 
+    def context_cost(self, needle: Needle) -> int:
+        """Tokens of the needle and of the start token."""
+        encoder = self.builder.encoder
+        return 1 + sum(len(encoder.encode_checked(piece.text, piece.check)) for piece in super()._needle_pieces(needle))
+
 
 class Spliced(hw.Copy):
     """The copy score on such prompts."""

@@ -243,7 +243,7 @@ def _answered(asked: Doubts, directory: Cells | None, report: Report) -> list[An
         wrong = f" (to {asked.missed[0][0]!r} the model said {asked.missed[0][1][:60]!r})" if asked.missed else ""
         helps = "" if asked.options.chat else ", or --chat for a chat model"
         raise NoSuccessfulRunError(
-            f"{len(cell[1])} of {len(asked.items)} questions are answered right at first{wrong}, and at least {LEAST} are needed; give easier or "
+            f"{len(cell[1])} of {len(asked.items)} questions are answered right at first, and at least {LEAST} are needed{wrong}; give easier or "
             f"more questions, more spellings of their answers, --passages where the file has them{helps}"
         )
     return [Answered(asked.items[row["place"]], row["said"]) for row in cell[1]]
