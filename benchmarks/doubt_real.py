@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import doubt_sets
 import numpy as np
@@ -88,9 +88,25 @@ def area_with_interval(scores: np.ndarray, effects: np.ndarray, seed: int = 0) -
     return [area(scores, positive), *(float(q) for q in np.nanquantile(draws, [0.025, 0.975]))]
 
 
-def run(name: str, model: Model, asked: dict[str, Any], keep: Path, copies: hw.HeadScores | None, controls: int, knock_outs: int) -> dict[str, Any]:
+class Effort(NamedTuple):
+    """How much is run.
+
+    Attributes:
+        controls: Layer-matched random sets for the chosen heads.
+        copy_draws: The same for the copy heads.
+        knock_outs: Dialogues without every single head.
+        finding: Options of finding that differ from those of choice and test.
+    """
+
+    controls: int
+    copy_draws: int
+    knock_outs: int
+    finding: dict[str, Any]
+
+
+def run(name: str, model: Model, asked: dict[str, Any], keep: Path, copies: hw.HeadScores | None, effort: Effort) -> dict[str, Any]:
     """Find, choose, test; or why that cannot be done."""
-    detector = hw.Doubt(**asked, knock_outs=knock_outs)
+    detector = hw.Doubt(**(asked | effort.finding), knock_outs=effort.knock_outs)
     out: dict[str, Any] = {"set": name, "model": model.name}
     try:
         scores = hw.find(model, detector, directory=keep / f"{name}.find", report=tell)
@@ -100,8 +116,8 @@ def run(name: str, model: Model, asked: dict[str, Any], keep: Path, copies: hw.H
             out["auc"] = area_with_interval(scores.tables["misleading"], scores.tables["knock_out"])
         select, test = (DoubtQuestions(**asked, part=part) for part in ("select", "test"))
         half = int((~np.isnan(scores.values)).sum()) // 2
-        options = CalmOptions(top=(*KS, half), controls=controls)
-        beside = [] if copies is None else copy_trials(copies, controls)
+        options = CalmOptions(top=(*KS, half), controls=effort.controls)
+        beside = [] if copies is None else copy_trials(copies, effort.copy_draws)
         parts = RunDirectory(keep / f"{name}.calm", describe_calm(model, scores, select, test, options, copies) | {"beside": len(beside)})
         if name == "lab":  # the claim is about both challenges, whichever of them passes the gate
             out["rates_all"] = hw.measure_doubt(model, test).rates()
@@ -202,8 +218,12 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True, help="finished parts")
     parser.add_argument("--copy-heads", type=Path, help="head file of headwise detect smollm2")
     parser.add_argument("--items", type=int, default=40, help="questions in each part")
+    parser.add_argument("--find-items", type=int, help="questions that heads are found on; default: as many")
     parser.add_argument("--challenges", help="names, separated by commas; default: all that go with the form")
+    parser.add_argument("--find-challenges", help="those that heads are found on; default: the same")
+    parser.add_argument("--max-new-tokens", type=int, default=24, help="longest reply of choice and test")
     parser.add_argument("--controls", type=int, default=50)
+    parser.add_argument("--copy-draws", type=int, default=50)
     parser.add_argument("--knock-outs", type=int, default=12)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -216,7 +236,11 @@ def main() -> None:
     if given.challenges:
         asked["challenges"] = given.challenges
     copies = None if given.copy_heads is None else hw.load_heads(given.copy_heads)
-    found = run(given.set, model, asked, given.keep, copies, given.controls, given.knock_outs)
+    finding = {"items": given.find_items or given.items, "max_new_tokens": 24}
+    if given.find_challenges:
+        finding["challenges"] = given.find_challenges
+    effort = Effort(given.controls, given.copy_draws, given.knock_outs, finding)
+    found = run(given.set, model, asked | {"max_new_tokens": given.max_new_tokens}, given.keep, copies, effort)
     found |= {"claims": judged(claims(given.set, found)), "hardware": hardware()}
     write_json(found, given.keep / f"{given.set}.result.json", overwrite=True)
     if given.json:
