@@ -162,7 +162,7 @@ def test_nothing_to_repair_of_both_commands(headwise, doubting, tmp_path):
 def test_a_model_that_answers_nothing_right(headwise, doubting):
     """Without the passages it knows nothing."""
     done = headwise("doubt", "measure", model_of(doubting), *data_of(doubting), "--max-new-tokens", "4", "-o", "x.json")
-    check_refused(done, "0 of 24 questions are answered right at first, and at least 10 are needed", "--passages")
+    check_refused(done, "questions are answered right at first, and at least 10 are needed", "--passages")
 
 
 @pytest.fixture

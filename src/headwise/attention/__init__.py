@@ -1,6 +1,6 @@
 """Context managers that observe or change heads of one model and leave it bit for bit as it was."""
 
-from headwise.attention.ablate import MODES, ablate
+from headwise.attention.ablate import MODES, SCOPES, ablate
 from headwise.attention.capture import Capture, capture
 from headwise.attention.copying import COPY_WAYS, Force, force_copy
 from headwise.attention.hide import hide
@@ -10,7 +10,6 @@ from headwise.attention.patch import patch
 from headwise.attention.plan import attached
 from headwise.attention.scale import scale
 from headwise.attention.steer import steer
-from headwise.attention.variants import SCOPES
 from headwise.attention.vectors import VECTOR_MODES, HeadVectors, Recording, insert, record
 
 __all__ = [

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.attention.ablate import ByRow, head_masks, scope_rows
 from headwise.attention.again import BLOCK, Pick, additive, attend_again, check_spans, inside_spans, key_positions, part_heads
 from headwise.attention.answer import AnswerRows
 from headwise.attention.call import Call, KeyPart, Pass
 from headwise.attention.plan import attached
-from headwise.attention.variants import ByRow, head_masks, scope_rows
 from headwise.heads.types import Heads, HeadSet
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.attention.ablate import ByRow, head_masks, scope_rows
 from headwise.attention.answer import AnswerRows
 from headwise.attention.call import Call, Pass
 from headwise.attention.plan import attached
-from headwise.attention.variants import ByRow, head_masks, scope_rows
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.text import shorten
 from headwise.heads.types import Heads, HeadSet

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.attention.ablate import Ablation
+from headwise.attention.ablate import Ablation, ByFirstRows, head_masks
 from headwise.attention.branches import first_changed_layer
 from headwise.attention.call import Pass
 from headwise.attention.plan import attached
-from headwise.attention.variants import ByFirstRows, head_masks
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadSet
 

@@ -11,10 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from headwise.attention import ablate
-from headwise.attention.ablate import MODES
+from headwise.attention.ablate import MODES, SCOPES
 from headwise.attention.means import head_means, head_norms, head_samples
 from headwise.attention.plan import attached
-from headwise.attention.variants import SCOPES
 from headwise.caches.shared import full_cache
 from headwise.evaluation.ablation_table import METRICS, AblationResult
 from headwise.evaluation.ablation_task import default_task, given_scores, sweep_tokens

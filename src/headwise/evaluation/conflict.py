@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.attention import ablate
-from headwise.attention.variants import SCOPES
+from headwise.attention.ablate import SCOPES
 from headwise.evaluation.ablation_task import given_scores
 from headwise.evaluation.steered import steered_answers
 from headwise.evaluation.variants import Kind, Variant, describe_scores, distinct_sets, head_variants
