@@ -183,9 +183,8 @@ def judged(
 
     Returns:
         One row per trial: `remedy`, `kind`, `k`, `draw`, `heads`; `kept_right`, `kept_wrong` (shares of kept answers); `right`, `wrong` (changes of
-        these) and `headline` (their difference), all means over questions
-        (a needle at several depths is one), with its 95 % `interval` and `p` (sign flips over questions);
-        `mcnemar` (p over dialogues with right answers).
+        these) and `headline` (their difference), all means over questions (a needle at several depths is one), with its 95 % `interval` and `p` (sign
+        flips over questions); `mcnemar` (p over dialogues with right answers).
     """
     count = len(used.dialogues)
     tables = []

@@ -189,9 +189,8 @@ def _with_room(
     one = items[0]
     asked = [Asked(one.other, challenge, one.answers[0], one.other, True) for challenge in challenges]
     longest = max(len(composer.compose(one, [each]).ids) for each in asked) - len(one.first.ids)
-    room = (
-        positions - longest - 3 * options.max_new_tokens
-    )  # the answer, the reply, and options that are longer than those of this question
+    # Room for the answer, for the reply, and for options that are longer than those of this question.
+    room = positions - longest - 3 * options.max_new_tokens
     return [item for item in items if len(item.first.ids) <= room]
 
 
