@@ -327,12 +327,30 @@ def test_examples_are_read_from_json_lines(tmp_path):
     assert read_ranking_examples(path) == [RankingExample("a?", (Passage("x"), Passage("y", "T")), frozenset({1}), "q7")]
 
 
+def test_the_layouts_of_hotpotqa_and_nq_are_read(tmp_path):
+    told = {"question": "a?", "answer": "b"}
+    rows = [told | {"_id": "1", "context": [["T", ["One.", " Two."]], ["U", [""]], ["V", ["b."]]], "supporting_facts": [["V", 0], ["T", 1]]}]
+    columns = {"title": ["T", "U", "V"], "sentences": [["One.", " Two."], [""], ["b."]]}
+    hub = told | {"id": "1", "context": columns, "supporting_facts": {"title": ["V", "T"], "sent_id": [0, 1]}}
+    wanted = [RankingExample("a?", (Passage("One. Two.", "T"), Passage("b.", "V")), frozenset({0, 1}), "1", ("b",))]
+    for name, text in (("list.json", json.dumps(rows)), ("hub.jsonl", json.dumps(hub))):
+        (tmp_path / name).write_text(text)
+        assert read_ranking_examples(tmp_path / name) == wanted
+    (tmp_path / "nq.jsonl").write_text(json.dumps({"question": "a?", "answers": ["b", "c"], "ctxs": [{"title": "T", "text": "b", "isgold": True}]}))
+    assert read_ranking_examples(tmp_path / "nq.jsonl") == [RankingExample("a?", (Passage("b", "T"),), frozenset({0}), "", ("b", "c"))]
+    (tmp_path / "list.json").write_text(json.dumps([*rows, {"question": "a?"}]))
+    with pytest.raises(PromptError, match="entry 2: not a row like the first one of the file: 'context' is missing"):
+        read_ranking_examples(tmp_path / "list.json")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("", "holds no queries"),
         ("{", "line 1: no valid JSON"),
-        ("[]", "line 1: expected"),
+        ("[]", "holds no queries"),
+        ("[1]", "entry 1: expected"),
+        ('{"query": "a", "passages": ["x"], "gold": [0], "answers": [1]}', "answers must be a list of texts"),
         ('{"query": " ", "passages": ["x"], "gold": []}', "query is empty"),
         ('{"query": "a", "passages": "x", "gold": []}', "must be a list"),
         ('{"query": "a", "passages": [1], "gold": []}', "a passage is a text"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headwise.heads.errors import PromptError
-from headwise.heads.files import read_json_lines
+from headwise.heads.files import read_json_rows
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Span
 
@@ -44,6 +44,7 @@ class RankingExample:
         passages: the candidates.
         gold: indices of those that answer the query, from 0.
         name: how messages and tables call it.
+        answers: right answers, where they are known.
 
     Raises:
         PromptError: a gold passage does not exist.
@@ -53,6 +54,7 @@ class RankingExample:
     passages: tuple[Passage, ...]
     gold: frozenset[int]
     name: str = ""
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         wrong = [i for i in self.gold if not 0 <= i < len(self.passages)]
@@ -202,19 +204,19 @@ class PassageComposer:
 
 
 def read_rows(path: Path, what: str) -> list[tuple[str, Any]]:
-    """Values of the lines of a JSON-lines file.
+    """Values of a file of JSON lines, or of one that holds a JSON list.
 
     Args:
         path: the file, plain or .gz.
         what: what it holds, for messages.
 
     Returns:
-        (place, value) per line that is not blank; place names file and line, for messages.
+        (place, value) per entry; place names the file, and line or number in the list from 1, for messages.
 
     Raises:
-        PromptError: the file cannot be read or holds nothing, or a line is no JSON.
+        PromptError: the file cannot be read or holds nothing, or something in it is no JSON.
     """
-    found = list(read_json_lines(path, what, PromptError))
+    found = list(read_json_rows(path, what, PromptError))
     if not found:
         raise PromptError(f"{path} holds no {what}")
     return found

@@ -1,29 +1,45 @@
-"""Labelled queries with their passages: JSON lines of the user, and needle questions over passages of novels."""
+"""Labelled queries with their passages: files of the user, and needle questions over passages of novels.
+
+Layouts, told by their fields: `own` (our JSON lines), `hotpotqa` (Yang et al. 2018, arXiv:1809.09600; the original list and the Hugging Face rows),
+`nq` (NQ-open with gold passages, Liu et al. 2023, arXiv:2307.03172).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from headwise.heads.errors import PromptError
+from headwise.heads.text import reason
 from headwise.prompts.haystack import bundled_texts
 from headwise.prompts.needles import bundled_needles
 from headwise.prompts.passages import Passage, RankingExample, passage_of, read_rows
 
 PASSAGE_WORDS = 40
-WANTED = '{"query": "...", "passages": ["...", {"title": "...", "text": "..."}], "gold": [0]}'
+WANTED = '{"query": "...", "passages": ["...", {"title": "...", "text": "..."}], "gold": [0], "answers": ["..."]}'
 
 
 def read_ranking_examples(path: str | Path) -> list[RankingExample]:
-    """One query per line: `query`, `passages` (texts, or objects with text and title), `gold` (indices from 0), `id` if wanted.
+    """Queries of a file in one of the layouts above. Our own lines have `query`, `passages` (texts, or objects with text and title), `gold` (indices
+    from 0), and, if wanted, `answers` and `id`.
 
     Raises:
-        PromptError: the file cannot be read, or a line is no example; file and line are named.
+        PromptError: the file cannot be read, or something in it is no example; its place is named.
     """
-    return [_example(row, place) for place, row in read_rows(Path(path), "queries")]
+    rows = read_rows(Path(path), "queries")
+    read = next((reader for mark, reader in LAYOUTS.items() if isinstance(rows[0][1], Mapping) and mark in rows[0][1]), _own)
+    found = []
+    for place, row in rows:
+        try:
+            found.append(read(row, place))
+        except PromptError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise PromptError(f"{place}: not a row like the first one of the file: {reason(error)}") from error
+    return found
 
 
 def needle_examples(count: int, passages: int, seed: int = 0) -> list[RankingExample]:
@@ -58,12 +74,10 @@ def needle_examples(count: int, passages: int, seed: int = 0) -> list[RankingExa
     return made
 
 
-def _example(row: Any, place: str) -> RankingExample:
+def _own(row: Any, place: str) -> RankingExample:
     if not isinstance(row, Mapping) or not {"query", "passages", "gold"} <= set(row):
         raise PromptError(f"{place}: expected {WANTED}")
-    query, passages, gold = row["query"], row["passages"], row["gold"]
-    if not isinstance(query, str) or not query.strip():
-        raise PromptError(f"{place}: the query is empty or no text")
+    passages, gold, answers = row["passages"], row["gold"], row.get("answers", [])
     if not isinstance(passages, Sequence) or isinstance(passages, str) or not passages:
         raise PromptError(f"{place}: passages must be a list that is not empty")
     if not isinstance(gold, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in gold):
@@ -72,4 +86,42 @@ def _example(row: Any, place: str) -> RankingExample:
     wrong = [i for i in gold if not 0 <= i < len(made)]
     if wrong:
         raise PromptError(f"{place}: gold passage {wrong[0]} does not exist; there are {len(made)}")
-    return RankingExample(query, made, frozenset(gold), str(row.get("id", "")))
+    return RankingExample(_query(row["query"], place), made, frozenset(gold), str(row.get("id", "")), _answers(answers, place))
+
+
+def _hotpotqa(row: Any, place: str) -> RankingExample:
+    """Paragraphs without a text are left out, as nothing can be read there."""
+    context, facts = row["context"], row["supporting_facts"]
+    if isinstance(context, Mapping):  # the Hugging Face rows hold columns
+        context = list(zip(context["title"], context["sentences"], strict=True))
+        titles = set(facts["title"])
+    else:
+        titles = {title for title, _ in facts}
+    made = [Passage("".join(sentences).strip(), title) for title, sentences in context if "".join(sentences).strip()]
+    gold = frozenset(i for i, passage in enumerate(made) if passage.title in titles)
+    name = str(row.get("id") or row.get("_id") or "")
+    return RankingExample(_query(row["question"], place), tuple(made), gold, name, _answers(row["answer"], place))
+
+
+def _nq(row: Any, place: str) -> RankingExample:
+    made = tuple(passage_of(ctx, place) for ctx in row["ctxs"])
+    gold = frozenset(i for i, ctx in enumerate(row["ctxs"]) if ctx.get("isgold", ctx.get("hasanswer")))
+    return RankingExample(_query(row["question"], place), made, gold, "", _answers(row["answers"], place))
+
+
+def _query(given: Any, place: str) -> str:
+    if not isinstance(given, str) or not given.strip():
+        raise PromptError(f"{place}: the query is empty or no text")
+    return given
+
+
+def _answers(given: Any, place: str) -> tuple[str, ...]:
+    """Distinct answers that are not empty."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise PromptError(f"{place}: answers must be a list of texts; got {str(given)[:60]}")
+    return tuple(dict.fromkeys(text for each in texts if (text := " ".join(each.split()))))
+
+
+# A field that only this layout has -> how its rows are read.
+LAYOUTS: Mapping[str, Callable[[Any, str], RankingExample]] = {"passages": _own, "supporting_facts": _hotpotqa, "ctxs": _nq}
