@@ -18,6 +18,7 @@ ROOMS["caches"] = {"heads", "maths", "models", "attention"}
 ROOMS["runtime"] = {"heads", "maths", "stats", "models", "attention", "caches", "prompts"}
 ROOMS["evaluation"] = ROOMS["runtime"] | {"runtime"}
 ROOMS["methods"] = ROOMS["evaluation"] | {"evaluation", "corpus"}
+ROOMS["train"] = ROOMS["methods"] | {"methods"}
 ROOMS["testing"] = ROOMS["methods"]
 ROOMS["serve"] = ROOMS["methods"] | {"methods"}
 ROOMS["cli"] = set(ROOMS)

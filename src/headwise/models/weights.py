@@ -16,6 +16,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadId, Heads
 from headwise.models.adapters import adapted_parts
 from headwise.models.model import Model, as_model
+from headwise.models.projections import query_rows
 from headwise.models.quantized import packing_of
 
 WEIGHT_MODES = ("zero", "uniform")
@@ -79,21 +80,16 @@ def _output_columns(model: Model, head: HeadId) -> Iterator[Tensor]:
 
 def _query_rows(model: Model, head: HeadId) -> Iterator[Tensor]:
     module: Any = model.modules[head.layer]
-    dim, index = model.heads.head_dim, head.head
+    name, start, count = query_rows(model, head)
+    projection = getattr(module, name)
     match model.family.query:
-        case "separate":
-            yield from _rows(module.q_proj, index * dim, dim)
-        case "gated":
-            yield from _rows(module.q_proj, index * 2 * dim, dim)
-        case "fused":
-            yield from _rows(module.qkv_proj, index * dim, dim)
-        case "interleaved":
-            yield from _rows(module.query_key_value, index * 3 * dim, dim)
         case "conv":
-            yield module.c_attn.weight[:, index * dim : (index + 1) * dim]
-            yield module.c_attn.bias[index * dim : (index + 1) * dim]
+            yield projection.weight[:, start : start + count]
+            yield projection.bias[start : start + count]
         case "normed":
-            yield module.q_norm.weight[index * dim : (index + 1) * dim]
+            yield module.q_norm.weight[start : start + count]
+        case _:
+            yield from _rows(projection, start, count)
 
 
 def _rows(projection: Any, start: int, count: int) -> Iterator[Tensor]:

@@ -23,8 +23,9 @@ WANTED = '{"query": "...", "passages": ["...", {"title": "...", "text": "..."}],
 
 
 def read_ranking_examples(path: str | Path) -> list[RankingExample]:
-    """Queries of a file in one of the layouts above. Our own lines have `query`, `passages` (texts, or objects with text and title), `gold` (indices
-    from 0), and, if wanted, `answers` and `id`.
+    """Queries of a file in one of the layouts above.
+
+    Our own lines have `query`, `passages` (texts, or objects with text and title), `gold` (indices from 0), and, if wanted, `answers` and `id`.
 
     Raises:
         PromptError: the file cannot be read, or something in it is no example; its place is named.

@@ -1,0 +1,156 @@
+"""Questions over passages as token ids to train on: prompt, answer, end, and where the passages lie."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwise.heads.errors import HeadwiseError, PromptError
+from headwise.models.model import Model, need_tokenizer
+from headwise.prompts.answers import answer_ids, passages_of, prompt_of_documents
+from headwise.prompts.encoder import PieceEncoder
+from headwise.prompts.passages import RankingExample
+from headwise.prompts.prompt import Span
+
+
+@dataclass(frozen=True)
+class TrainExample:
+    """One example.
+
+    Attributes:
+        ids: Prompt, answer and end of text.
+        answer: Where the answer begins; the token in front of it is the last one of the prompt.
+        passages: Their spans, in the order of the prompt; none where the prompt has no passages.
+        gold: For each of them whether it answers the question.
+        name: What messages call it.
+    """
+
+    ids: tuple[int, ...]
+    answer: int
+    passages: tuple[Span, ...] = ()
+    gold: tuple[bool, ...] = ()
+    name: str = ""
+
+
+class Prepared(NamedTuple):
+    """Examples that can be trained on.
+
+    Attributes:
+        examples: In the order of the data.
+        counts: What was left out and why (`no_gold`, `all_gold`, `no_answer`, `gold_too_long`), and of the others how many lost distractors
+            (`shortened`), in examples.
+    """
+
+    examples: tuple[TrainExample, ...]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one pass, padded on the right.
+
+    Attributes:
+        ids: [B, T] int64.
+        mask: [B, T] int64, 0 for padding; None where nothing is padded.
+        examples: B of them.
+    """
+
+    ids: Tensor
+    mask: Tensor | None
+    examples: tuple[TrainExample, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(self.ids.to(device), None if self.mask is None else self.mask.to(device), self.examples)
+
+
+def prepared(model: Model, records: Sequence[RankingExample], length: int, chat: bool = False, seed: int = 0) -> Prepared:
+    """Prompts with the first answer of each record behind them.
+
+    Passages are put into a random order. Where they do not fit, distractors are left out from the last one on, before that; gold passages stay
+    (MuDAF's released code, card 3.4).
+
+    Args:
+        model: With its tokenizer, which has an end-of-text token.
+        records: Questions with passages, gold and answers.
+        length: Longest example in tokens, the answer included.
+        chat: Put the prompt into the model's chat template.
+        seed: Of the order of the passages.
+
+    Returns:
+        What can be used, and counts of the rest.
+
+    Raises:
+        HeadwiseError: No record can be used, or the tokenizer has no end-of-text token.
+    """
+    encoder = PieceEncoder(need_tokenizer(model, "training").tokenizer)
+    end = end_token(model)
+    counts: Counter[str] = Counter()
+    found = []
+    for number, record in enumerate(records):
+        why = _unusable(record)
+        made = None if why else _fitted(encoder, record, length, chat, end, np.random.default_rng([seed, 81, number]))
+        if made is None:
+            counts[why or "gold_too_long"] += 1
+            continue
+        counts["shortened"] += len(made.passages) < len(record.passages)
+        found.append(made)
+    if not found:
+        told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items() if count)
+        raise HeadwiseError(f"none of {len(records)} examples can be trained on ({told}); see the counts' names in the docs of training")
+    return Prepared(tuple(found), dict(counts))
+
+
+def end_token(model: Model) -> int:
+    """The token that ends an answer. Raises `HeadwiseError` where the tokenizer has none."""
+    end = getattr(model.tokenizer, "eos_token_id", None)
+    if not isinstance(end, int):
+        raise HeadwiseError(f"the tokenizer of {model.name} has no end-of-text token, so no answer could end")
+    return end
+
+
+def _unusable(record: RankingExample) -> str:
+    if not record.answers:
+        return "no_answer"
+    if not record.gold:
+        return "no_gold"
+    return "all_gold" if len(record.gold) == len(record.passages) else ""
+
+
+def _fitted(
+    encoder: PieceEncoder, record: RankingExample, length: int, chat: bool, end: int, rng: np.random.Generator
+) -> TrainExample | None:
+    """The example with as many distractors as fit; None where the gold passages and one distractor do not."""
+    keys = rng.random(len(record.passages))  # drawn once, so that leaving one out does not change the order of the others
+    spare = [i for i in range(len(record.passages)) if i not in record.gold]
+    while spare:
+        order = sorted([*record.gold, *spare], key=lambda i: keys[i])
+        made = _example(encoder, replace(record, passages=tuple(record.passages[i] for i in order), gold=frozenset()), chat, end)
+        if len(made.ids) <= length:
+            return replace(made, gold=tuple(i in record.gold for i in order))
+        spare.pop()
+    return None
+
+
+def _example(encoder: PieceEncoder, record: RankingExample, chat: bool, end: int) -> TrainExample:
+    try:
+        prompt = prompt_of_documents(encoder, record.query, record.passages, chat)
+        answer = answer_ids(encoder, prompt, record.answers[0])
+    except PromptError as error:
+        raise PromptError(f"{record.name or record.query!r}: {error}") from error
+    return TrainExample((*prompt.ids, *answer, end), len(prompt.ids), tuple(passages_of(prompt).values()), (), record.name)
+
+
+def collate(examples: Sequence[TrainExample]) -> Batch:
+    """Examples as one batch."""
+    width = max(len(one.ids) for one in examples)
+    ids = torch.tensor([[*one.ids, *[one.ids[-1]] * (width - len(one.ids))] for one in examples])
+    lengths = torch.tensor([len(one.ids) for one in examples])
+    mask = (torch.arange(width) < lengths[:, None]).long()
+    return Batch(ids, None if bool(mask.all()) else mask, tuple(examples))
