@@ -26,7 +26,7 @@ def examples(count=7, seed=0):
     for number in range(count):
         length = 12 + number % 3
         ids = torch.randint(2, 96, (length,), generator=generator).tolist()
-        made.append(TrainExample((*ids, 1), length - 3, (Span(1, 4), Span(4, 8)), (True, False), str(number)))
+        made.append(TrainExample((*ids, 1), length - 3, Span(8, length - 3), (Span(1, 4), Span(4, 8)), (True, False), name=str(number)))
     return made
 
 

@@ -15,7 +15,7 @@ from headwise.heads.errors import HeadwiseError, PromptError
 from headwise.models.model import Model, need_tokenizer
 from headwise.prompts.answers import answer_ids, passages_of, prompt_of_documents
 from headwise.prompts.encoder import PieceEncoder
-from headwise.prompts.passages import RankingExample
+from headwise.prompts.passages import Passage, PassageComposer, RankingExample
 from headwise.prompts.prompt import Span
 
 
@@ -26,15 +26,19 @@ class TrainExample:
     Attributes:
         ids: Prompt, answer and end of text.
         answer: Where the answer begins; the token in front of it is the last one of the prompt.
+        asks: From the question's first word to the end of the prompt.
         passages: Their spans, in the order of the prompt; none where the prompt has no passages.
         gold: For each of them whether it answers the question.
+        alone: The question, and then each passage, as texts of their own; empty unless they were asked for.
         name: What messages call it.
     """
 
     ids: tuple[int, ...]
     answer: int
+    asks: Span = Span(0, 0)
     passages: tuple[Span, ...] = ()
     gold: tuple[bool, ...] = ()
+    alone: tuple[tuple[int, ...], ...] = ()
     name: str = ""
 
 
@@ -70,7 +74,9 @@ class Batch:
         return Batch(self.ids.to(device), None if self.mask is None else self.mask.to(device), self.examples)
 
 
-def prepared(model: Model, records: Sequence[RankingExample], length: int, chat: bool = False, seed: int = 0) -> Prepared:
+def prepared(
+    model: Model, records: Sequence[RankingExample], length: int, chat: bool = False, seed: int = 0, alone: bool = False
+) -> Prepared:
     """Prompts with the first answer of each record behind them.
 
     Passages are put into a random order. Where they do not fit, distractors are left out from the last one on, before that; gold passages stay
@@ -82,6 +88,7 @@ def prepared(model: Model, records: Sequence[RankingExample], length: int, chat:
         length: Longest example in tokens, the answer included.
         chat: Put the prompt into the model's chat template.
         seed: Of the order of the passages.
+        alone: Give question and passages as texts of their own, too.
 
     Returns:
         What can be used, and counts of the rest.
@@ -89,13 +96,12 @@ def prepared(model: Model, records: Sequence[RankingExample], length: int, chat:
     Raises:
         HeadwiseError: No record can be used, or the tokenizer has no end-of-text token.
     """
-    encoder = PieceEncoder(need_tokenizer(model, "training").tokenizer)
-    end = end_token(model)
+    maker = _Maker(PieceEncoder(need_tokenizer(model, "training").tokenizer), end_token(model), length, chat, alone)
     counts: Counter[str] = Counter()
     found = []
     for number, record in enumerate(records):
         why = _unusable(record)
-        made = None if why else _fitted(encoder, record, length, chat, end, np.random.default_rng([seed, 81, number]))
+        made = None if why else maker.fitted(record, np.random.default_rng([seed, 81, number]))
         if made is None:
             counts[why or "gold_too_long"] += 1
             continue
@@ -123,28 +129,44 @@ def _unusable(record: RankingExample) -> str:
     return "all_gold" if len(record.gold) == len(record.passages) else ""
 
 
-def _fitted(
-    encoder: PieceEncoder, record: RankingExample, length: int, chat: bool, end: int, rng: np.random.Generator
-) -> TrainExample | None:
-    """The example with as many distractors as fit; None where the gold passages and one distractor do not."""
-    keys = rng.random(len(record.passages))  # drawn once, so that leaving one out does not change the order of the others
-    spare = [i for i in range(len(record.passages)) if i not in record.gold]
-    while spare:
-        order = sorted([*record.gold, *spare], key=lambda i: keys[i])
-        made = _example(encoder, replace(record, passages=tuple(record.passages[i] for i in order), gold=frozenset()), chat, end)
-        if len(made.ids) <= length:
-            return replace(made, gold=tuple(i in record.gold for i in order))
-        spare.pop()
-    return None
+class _Maker(NamedTuple):
+    """How examples are made of records."""
 
+    encoder: PieceEncoder
+    end: int
+    length: int
+    chat: bool
+    alone: bool
 
-def _example(encoder: PieceEncoder, record: RankingExample, chat: bool, end: int) -> TrainExample:
-    try:
-        prompt = prompt_of_documents(encoder, record.query, record.passages, chat)
-        answer = answer_ids(encoder, prompt, record.answers[0])
-    except PromptError as error:
-        raise PromptError(f"{record.name or record.query!r}: {error}") from error
-    return TrainExample((*prompt.ids, *answer, end), len(prompt.ids), tuple(passages_of(prompt).values()), (), record.name)
+    def fitted(self, record: RankingExample, rng: np.random.Generator) -> TrainExample | None:
+        """The example with as many distractors as fit; None where the gold passages and one distractor do not."""
+        keys = rng.random(len(record.passages))  # drawn once, so that leaving one out does not change the order of the others
+        spare = [i for i in range(len(record.passages)) if i not in record.gold]
+        while spare:
+            order = sorted([*record.gold, *spare], key=lambda i: keys[i])
+            made = self._example(record, [record.passages[i] for i in order])
+            if len(made.ids) <= self.length:
+                alone = self._alone(record, order) if self.alone else ()
+                return replace(made, gold=tuple(i in record.gold for i in order), alone=alone)
+            spare.pop()
+        return None
+
+    def _example(self, record: RankingExample, passages: Sequence[Passage]) -> TrainExample:
+        try:
+            prompt = prompt_of_documents(self.encoder, record.query, passages, self.chat)
+            answer = answer_ids(self.encoder, prompt, record.answers[0])
+        except PromptError as error:
+            raise PromptError(f"{record.name or record.query!r}: {error}") from error
+        count = len(prompt.ids)
+        asks = Span(prompt.span("query").start, count)
+        spans = tuple(passages_of(prompt).values())
+        return TrainExample((*prompt.ids, *answer, self.end), count, asks, spans, name=record.name)
+
+    def _alone(self, record: RankingExample, order: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Texts without a frame of a chat, as MuDAF's released code encodes them."""
+        composer = PassageComposer(self.encoder)
+        texts = [composer.query(record.query).ids, *(composer.passage(record.passages[i], 1) for i in order)]
+        return tuple((*self.encoder.bos, *ids) for ids in texts)
 
 
 def collate(examples: Sequence[TrainExample]) -> Batch:
