@@ -1,7 +1,6 @@
 """Questions over passages as token ids to train on."""
 
 import pytest
-import torch
 
 import headwise as hw
 from headwise.heads.errors import HeadwiseError
@@ -70,9 +69,8 @@ def test_batches_are_padded_on_the_right(model):
     short, long = (prepared(model, [record(passages=count)], 2048).examples[0] for count in (4, 5))
     batch = collate([short, long])
     assert batch.ids.shape == (2, len(long.ids))
-    assert batch.mask.sum(dim=1).tolist() == [len(short.ids), len(long.ids)]
-    assert torch.equal(batch.ids[0, : len(short.ids)], torch.tensor(short.ids))
-    assert collate([short, short]).mask is None
+    assert batch.ids[0, : len(short.ids)].tolist() == list(short.ids)
+    assert batch.ids[1].tolist() == list(long.ids)
 
 
 def test_the_question_and_its_passages_alone(model):

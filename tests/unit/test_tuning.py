@@ -30,6 +30,11 @@ def examples(count=7, seed=0):
     return made
 
 
+class Nan(AnswerLoss):
+    def __call__(self, call, batch):
+        return {"loss": answer_loss(call, batch) * float("nan")}
+
+
 def weights(model):
     return {name: p.detach().clone() for name, p in model.adapter.named_parameters() if p.requires_grad}
 
@@ -154,5 +159,5 @@ def test_what_cannot_be_trained_is_refused():
     with pytest.raises(HeadwiseError, match="no example"):
         tune(model, [], AnswerLoss(), Tuning(**FEW))
     with pytest.raises(HeadwiseError, match="loss of step 1 is nan"):
-        tune(model, examples(), lambda call, batch: {"loss": answer_loss(call, batch) * float("nan")}, Tuning(**FEW))
+        tune(model, examples(), Nan(), Tuning(**FEW))
     assert isinstance(model, Model)

@@ -57,21 +57,21 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one pass, padded on the right.
+    """Examples of one pass.
+
+    They are padded on the right, where causal attention lets no token of an example look, so that no mask is needed.
 
     Attributes:
         ids: [B, T] int64.
-        mask: [B, T] int64, 0 for padding; None where nothing is padded.
         examples: B of them.
     """
 
     ids: Tensor
-    mask: Tensor | None
     examples: tuple[TrainExample, ...]
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(self.ids.to(device), None if self.mask is None else self.mask.to(device), self.examples)
+        return Batch(self.ids.to(device), self.examples)
 
 
 def prepared(
@@ -171,8 +171,10 @@ class _Maker(NamedTuple):
 
 def collate(examples: Sequence[TrainExample]) -> Batch:
     """Examples as one batch."""
-    width = max(len(one.ids) for one in examples)
-    ids = torch.tensor([[*one.ids, *[one.ids[-1]] * (width - len(one.ids))] for one in examples])
-    lengths = torch.tensor([len(one.ids) for one in examples])
-    mask = (torch.arange(width) < lengths[:, None]).long()
-    return Batch(ids, None if bool(mask.all()) else mask, tuple(examples))
+    return Batch(padded([one.ids for one in examples]), tuple(examples))
+
+
+def padded(texts: Sequence[Sequence[int]]) -> Tensor:
+    """Texts [B, T], each filled up with its last token."""
+    width = max(map(len, texts))
+    return torch.tensor([[*text, *[text[-1]] * (width - len(text))] for text in texts])

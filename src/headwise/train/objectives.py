@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,9 @@ Call = Callable[..., Any]
 
 class Objective(Protocol):
     """A loss of one batch."""
+
+    def around(self) -> AbstractContextManager[Any]:
+        """A block that the whole training runs in."""
 
     def __call__(self, call: Call, batch: Batch) -> dict[str, Tensor]:
         """The loss.
@@ -30,6 +34,10 @@ class Objective(Protocol):
 
 class AnswerLoss:
     """Plain fine-tuning: cross-entropy of the answer's tokens and of the end behind it, mean per example, then over examples."""
+
+    def around(self) -> AbstractContextManager[Any]:
+        """Nothing."""
+        return nullcontext()
 
     def __call__(self, call: Call, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`."""
@@ -52,7 +60,7 @@ def answer_loss(call: Call, batch: Batch) -> Tensor:
     places, at = torch.unique(targets - 1, return_inverse=True)
     weights = torch.cat([torch.full((stop - start,), 1 / (stop - start)) for start, stop in spans]) / len(spans)
     device = batch.ids.device
-    out = call(input_ids=batch.ids, attention_mask=batch.mask, logits_to_keep=places.to(device), use_cache=False)
+    out = call(input_ids=batch.ids, logits_to_keep=places.to(device), use_cache=False)
     logits = out.logits[rows.to(device), at.to(device)].float()
     wanted = batch.ids[rows.to(device), targets.to(device)]
     return (torch.nn.functional.cross_entropy(logits, wanted, reduction="none") * weights.to(device)).sum()

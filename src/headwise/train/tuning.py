@@ -62,7 +62,7 @@ def tune(
     with _quiet():
         trainer = _trainer(model, examples, objective, options, states, report)
         found = None if states is None else _latest(states)
-        with _training(model, options.checkpointing):
+        with _training(model, options.checkpointing), objective.around():
             trainer.train(resume_from_checkpoint=None if found is None else str(found))
     rows = [row for row in trainer.state.log_history if "loss" in row]
     return [{name: float(row[name]) for name in ("step", *sorted(set(row) - OTHERS))} for row in rows]

@@ -1,0 +1,89 @@
+"""A whole training: resumable, and written out as an adapter and as a plain checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.headfile import write_json
+from headwise.heads.progress import Report, silent
+from headwise.heads.types import HeadSet
+from headwise.models.adapters import merged
+from headwise.models.export import appearing
+from headwise.models.model import Model, describe_model
+from headwise.runtime.rundir import RunDirectory
+from headwise.train.examples import Prepared
+from headwise.train.lora import with_lora
+from headwise.train.objectives import Objective
+from headwise.train.options import Tuning
+from headwise.train.tuning import describe_tuning, process, tune
+
+STORY = "training.json"
+STATES = "states"  # of the Trainer, inside the run directory
+
+
+def train_to_folder(
+    model: Model,
+    data: Prepared,
+    objective: Callable[[Model], Objective],
+    options: Tuning,
+    folder: Path,
+    story: Mapping[str, Any],
+    heads: HeadSet | None = None,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Train an adapter and write `folder`: `adapter` (peft), `merged` (a plain checkpoint), `training.json` (options, counts, loss of every step).
+
+    The folder appears when all is done. Until then `folder.run` beside it keeps the state; the same call goes on there. With torchrun only the first
+    process writes.
+
+    Args:
+        model: Without an adapter; its layers run with the new one afterwards.
+        data: What is learnt from.
+        objective: Makes the loss for the model with its adapter.
+        options: Of the training.
+        folder: Must not exist, or be empty.
+        story: What else decides the result, as plain data: data, heads, loss.
+        heads: For `options.rows`.
+        report: `report(done, total, remark)` in steps.
+
+    Returns:
+        The content of `training.json`.
+
+    Raises:
+        HeadwiseError: A folder that holds something, one that cannot be written, or as `with_lora` and `tune`.
+        MissingExtraError: peft or accelerate is not installed.
+    """
+    check_folder(folder)
+    told = describe_model(model) | {"fingerprint": model.fingerprint} | describe_tuning(options, data.examples) | dict(story)
+    run = RunDirectory(folder.with_name(folder.name + ".run"), told) if process() == 0 else None
+    if run is not None:
+        run.save("begun", {}, [])  # the Trainer writes inside
+    trained = with_lora(model, options, heads)
+    states = folder.with_name(folder.name + ".run") / STATES
+    curve = tune(trained, data.examples, objective(trained), options, states, report)
+    made = told | {"counts": data.counts, "curve": curve}
+    if run is not None:
+        _write(trained, made, folder)
+        shutil.rmtree(states, ignore_errors=True)
+        run.remove()
+    return made
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `HeadwiseError` unless the folder is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise HeadwiseError(f"{folder} exists and is not an empty folder; give a new one")
+
+
+def _write(trained: Model, made: Mapping[str, Any], folder: Path) -> None:
+    with appearing(folder, 2 * trained.hf.get_memory_footprint()) as temporary:
+        trained.adapter.save_pretrained(temporary / "adapter")
+        plain = merged(trained.adapter)
+        plain.save_pretrained(temporary / "merged")
+        if trained.tokenizer is not None:
+            trained.tokenizer.save_pretrained(temporary / "merged")
+        write_json(dict(made), temporary / STORY)
