@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from headwise.models.model import as_model
+
 
 def measures(masses, gold, tau):
     """Section 3.1 of one head on one question. masses [P], gold [P]; returns by name."""
@@ -76,14 +78,16 @@ def mudaf(heads, group, question, passages, gold, *, temperature=0.05, sim="per_
 
 @torch.no_grad()
 def attention(model, ids):
-    """[layer][H, T, T] float64 weights of a plain eager pass; None for layers without attention."""
+    """Layer -> [H, T, T] float64 weights of a plain eager pass; layers without attention are missing."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
         weights = model(torch.tensor([ids]), output_attentions=True, use_cache=False).attentions
     finally:
         model.set_attn_implementation(before)
-    return [None if one is None else one[0].double() for one in weights]
+    layers = as_model(model).heads.shape[0]
+    places = range(layers) if len(weights) == layers else sorted(as_model(model).modules)
+    return {layer: one[0].double() for layer, one in zip(places, weights, strict=True) if one is not None}
 
 
 def ranking(weights, heads, rows, passages, gold, temperature):
