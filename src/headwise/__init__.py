@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from headwise.methods.duo.press import DuoAttention
     from headwise.methods.headkv.press import HeadKV
     from headwise.methods.influence.options import Proxy
+    from headwise.methods.mudaf.options import Mdqa
     from headwise.methods.pyramidkv.press import PyramidKV
     from headwise.methods.query.options import Query
     from headwise.methods.query.ranker import Ranker
@@ -70,6 +71,7 @@ __all__ = [
     "HeadwiseError",
     "InContext",
     "KnowledgeRecord",
+    "Mdqa",
     "Model",
     "Parametric",
     "Prompt",
@@ -133,6 +135,7 @@ _HOMES = {
     "HeadwiseError": "headwise.heads.errors",
     "InContext": "headwise.methods.atlas.options",
     "KnowledgeRecord": "headwise.prompts.knowledge",
+    "Mdqa": "headwise.methods.mudaf.options",
     "Model": "headwise.models.model",
     "Parametric": "headwise.methods.atlas.options",
     "Prompt": "headwise.prompts.prompt",

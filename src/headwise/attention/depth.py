@@ -34,8 +34,7 @@ class Stop:
             raise LayerReachedError
 
 
-@torch.no_grad()
-def run_to_layer(model: Any, layer: int, input_ids: Tensor, cache: Any = None) -> None:
+def run_to_layer(model: Any, layer: int, input_ids: Tensor, cache: Any = None, *, gradients: bool = False) -> None:
     """Run the model up to the attention of one layer. There is no output.
 
     The layer's keys and values still enter the cache, and looks that were added before still see it. Layers above stay as they were, also in
@@ -46,11 +45,12 @@ def run_to_layer(model: Any, layer: int, input_ids: Tensor, cache: Any = None) -
         layer: The last layer that runs.
         input_ids: [B, T].
         cache: They are appended to it; None for no cache.
+        gradients: Keep what a backward pass needs, for a loss on what looks have seen.
 
     Raises:
         HeadwiseError: The layer has no softmax attention, or the cache is a compressed one, whose layers are filled together.
     """
-    with attached(model) as plan:
+    with attached(model) as plan, torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
         if layer not in plan.model.modules:
             raise HeadwiseError(f"layer {layer} has no attention to stop at; choose one of {sorted(plan.model.modules)}")
         if hasattr(cache, "begin"):

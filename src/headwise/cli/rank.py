@@ -31,7 +31,7 @@ Html = Annotated[
     typer.Option("--html", help="Write a page: the best passages and the words that drew attention.", show_default=False),
 ]
 Span = Annotated[
-    str, typer.Option(help="Which rows count: official (all from the instruction on) or query (only its words).")
+    str, typer.Option(help="Which rows count: official (all from the instruction on), query (only its words), or one token: last, query_last.")
 ]
 HeadFile = Annotated[Path | None, typer.Option(help="Head file; best one from `headwise detect query`.", show_default="all heads")]
 

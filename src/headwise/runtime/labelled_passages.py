@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from headwise.runtime.options import check_choice, check_least, check_seed, option, path_or, set_option
+from headwise.runtime.options import SPANS, check_choice, check_least, check_seed, option, path_or, set_option
 
 if TYPE_CHECKING:
     from headwise.models.model import Model
-    from headwise.prompts.passages import Passage, RankingExample
+    from headwise.prompts.passages import Passage, PassageComposer, RankingExample
     from headwise.runtime.detector import Run
     from headwise.runtime.passage_table import PassageTable
     from headwise.runtime.passages import Scoring
 
 TEXTS, PASSAGES = 64, 6
-SPANS = ("official", "query")
 
 
 class Labelled(NamedTuple):
@@ -41,7 +40,7 @@ class LabelledPassages:
     Attributes:
         data: JSON lines with query, passages and gold; or `RankingExample`s; None: 64 needle questions over passages of novels.
         span: Rows that are averaged: `official` (from the instruction behind the passages to the end of the prompt, as the released code
-            has it) or `query` (its own words).
+            has it), `query` (its own words), or one row alone: `last` (the last token of the prompt) or `query_last` (of the query's words).
         max_passage_words: Cut longer passages to so many words, and count them; None cuts none.
         wording: Words around passages and query: `plain` or `instructed`.
         chat: Wrap the prompt in the model's chat template.
@@ -52,7 +51,10 @@ class LabelledPassages:
     data: str | Path | Sequence[RankingExample] | None = option(
         None, "JSON lines with query, passages and gold.", "64 needle questions over passages of novels"
     )
-    span: str = option("official", "Rows to average: all from the instruction behind the passages on (official), or only the query's words (query).")
+    span: str = option(
+        "official",
+        "Rows to average: all from the instruction behind the passages on (official), the query's words (query), or one token: last, query_last.",
+    )
     max_passage_words: int | None = option(None, "Cut longer passages to this many words.", "none is cut")
     wording: str = option("plain", "Wording around passages: plain or instructed.")
     chat: bool = option(False, "Wrap the prompt in the model's chat template.")
@@ -92,6 +94,14 @@ class LabelledPassages:
         cut = sum(a is not b for old, new in zip(examples, shorter, strict=True) for a, b in zip(old.passages, new, strict=True))
         return Labelled([replace(e, passages=p) for e, p in zip(examples, shorter, strict=True)], cut, source)
 
+    def composer(self, model: Model) -> PassageComposer:
+        """What builds the prompts. Raises `PromptError` for an unknown wording, or a chat template that cannot be used."""
+        from headwise.prompts.encoder import PieceEncoder
+        from headwise.prompts.passages import PassageComposer
+        from headwise.prompts.prompt import chat_arguments
+
+        return PassageComposer(PieceEncoder(model.tokenizer), self.wording, self.chat, chat_arguments(self.chat_template_args))
+
     def table(self, model: Model, run: Run) -> tuple[PassageTable, dict[str, Any]]:
         """What every head pays to every passage of the examples.
 
@@ -107,13 +117,10 @@ class LabelledPassages:
             HeadwiseError: No query has both a gold passage and another one, or no layer of the model sees the whole text.
         """
         from headwise.models.model import describe_model
-        from headwise.prompts.encoder import PieceEncoder
-        from headwise.prompts.passages import PassageComposer
-        from headwise.prompts.prompt import chat_arguments
         from headwise.runtime.passage_table import measure_passages
 
         labelled = self.read()
-        composer = PassageComposer(PieceEncoder(model.tokenizer), self.wording, self.chat, chat_arguments(self.chat_template_args))
+        composer = self.composer(model)
         table = measure_passages(model.hf, model, composer, labelled.examples, self.scoring, self.seed, run.report)
         made = {"data": labelled.source, "wording": self.wording, "chat": self.chat} | composer.builder.describe()
         shortened = {"max_passage_words": self.max_passage_words, "passages_cut": labelled.cut}

@@ -14,6 +14,7 @@ from headwise.heads.errors import HeadwiseError
 
 T = TypeVar("T")
 COPY_RULES = ("set", "multiset")  # how copied tokens are counted, see `headwise.maths.copy.copy_score`
+SPANS = ("official", "query", "last", "query_last")  # rows behind passages whose attention counts, see `headwise.runtime.passages.Scoring`
 
 
 def option(default: T, text: str, shown: str | None = None) -> T:

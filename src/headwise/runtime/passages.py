@@ -22,11 +22,11 @@ from headwise.maths.columns import NORMALIZE
 from headwise.models.forward import set_length, table_of, token_tensor
 from headwise.models.model import Model, as_model, device_of
 from headwise.prompts.passages import NULL_QUERY, PassageComposer
-from headwise.prompts.prompt import Span
+from headwise.prompts.prompt import Prompt, Span
+from headwise.runtime.options import SPANS
 
 CHUNK = 4096  # tokens of passages per pass
 BATCH_TOKENS = 2048  # tokens of queries per pass
-SPANS = ("query", "official")
 
 
 class Suffix(NamedTuple):
@@ -46,7 +46,8 @@ class Scoring:
     """How the attention of a query's rows becomes one value per passage (QRHead, Zhang et al. 2025, arXiv:2506.09944, sec. 3).
 
     Attributes:
-        span: Rows that are averaged: everything behind the passages (`official`, as in the released code), or the `query`'s own words.
+        span: Rows that are averaged: everything behind the passages (`official`, as in the released code), the `query`'s own words; or one row
+            alone: the `last` token of the prompt, or the last token of the query's words (`query_last`).
         trim: See `pool_passages`; it acts on calibrated values only.
         normalize: See `pool_passages`.
         strict: See `pool_passages`.
@@ -80,7 +81,14 @@ class Scoring:
             PromptError: A query that cannot be used, such as an empty one.
         """
         prompts = [composer.query(query) for query in queries]
-        return [Suffix(prompt.ids, prompt.span(self.span)) for prompt in prompts]
+        return [Suffix(prompt.ids, self._rows(prompt)) for prompt in prompts]
+
+    def _rows(self, prompt: Prompt) -> Span:
+        """The rows that count: `official` ends with the prompt, so its last row is the prompt's."""
+        if self.span in ("official", "query"):
+            return prompt.span(self.span)
+        stop = prompt.span("official" if self.span == "last" else "query").stop
+        return Span(stop - 1, stop)
 
 
 # The released procedure: everything behind the passages, tokens at or below mean - 2 standard deviations left out.

@@ -1,4 +1,4 @@
-"""Retrieval measures of a run, with intervals over queries (through ir-measures, an extra), and a BM25 first stage (bm25s, an extra)."""
+"""Retrieval measures of a run, with intervals over queries (ir-measures, an extra), a BM25 first stage (bm25s, an extra), ranks of gold passages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headwise.heads.errors import HeadwiseError, MissingExtraError
 from headwise.stats.paired import bootstrap_mean
@@ -75,6 +76,20 @@ def summary(qrels: Judgements, run: Scores, measures: Sequence[str] = MEASURES, 
         mean, low, high = bootstrap_mean(np.array(list(values.values())), seed=seed)
         rows.append({"measure": name, "value": mean, "low": low, "high": high, "queries": len(values)})
     return rows
+
+
+def gold_by_rank(values: NDArray[np.float64], gold: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether the passage at each rank is a gold one, if passages are ranked by value.
+
+    Args:
+        values: [..., P]. Among equal values those that are not gold come first, so that a head which sees nothing ranks nothing.
+        gold: [P].
+
+    Returns:
+        [..., P], the highest value first.
+    """
+    order = np.lexsort((np.broadcast_to(gold, values.shape), -values), axis=-1)
+    return np.asarray(gold[order])
 
 
 def bm25_candidates(queries: Mapping[str, str], passages: Mapping[str, str], most: int) -> dict[str, dict[str, float]]:

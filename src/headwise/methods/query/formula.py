@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headwise.heads.errors import HeadwiseError
 from headwise.methods.query.options import RULES
+from headwise.stats.ranking import gold_by_rank
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -41,18 +42,12 @@ def query_score(values: Values, gold: Flags, rule: str, temperature: float = 0.1
         return _contrastive(values, gold, temperature)
     if rule not in RULES:
         raise HeadwiseError(f"unknown rule {rule!r}; use {', '.join(RULES)}")
-    found = _ranked(values, gold)
+    found = gold_by_rank(values, gold)
     if rule == "mrr":
         return np.asarray(1.0 / (1 + found.argmax(axis=-1)))
     discount = 1 / np.log2(np.arange(2, found.shape[-1] + 2))
     discount[cut:] = 0
     return np.asarray((found * discount).sum(axis=-1) / discount[: gold.sum()].sum())
-
-
-def _ranked(values: Values, gold: Flags) -> Flags:
-    """Whether the passage at each rank is gold [L, H, P]. Among equal values the others come first: a head that sees nothing ranks nothing."""
-    order = np.lexsort((np.broadcast_to(gold, values.shape), -values), axis=-1)
-    return np.asarray(gold[order])
 
 
 def _contrastive(values: Values, gold: Flags, temperature: float) -> Values:
