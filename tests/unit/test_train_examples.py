@@ -28,7 +28,8 @@ def test_an_example_is_prompt_answer_and_end(model):
     assert text.endswith("Answer:")
     assert model.tokenizer.decode(made.ids[made.answer : -1]).strip() == "Paris"
     assert made.ids[-1] == model.tokenizer.eos_token_id
-    assert decoded(model, made, made.asks).startswith(" Where is it?") and made.asks.stop == made.answer
+    assert decoded(model, made, made.asks).startswith(" Where is it?")
+    assert made.asks.stop == made.answer
     for span, gold in zip(made.passages, made.gold, strict=True):
         words = decoded(model, made, span)
         assert gold == any(f"town {number}" in words for number in (1, 3))
@@ -39,7 +40,7 @@ def test_distractors_go_first_and_gold_passages_stay(model):
     whole = prepared(model, [record()], 512).examples[0]
     each = whole.passages[0].length
     (made,), counts = prepared(model, [record()], len(whole.ids) - 1)
-    assert sum(made.gold) == 2 and len(made.gold) == 3 and counts["shortened"] == 1
+    assert (sum(made.gold), len(made.gold), counts["shortened"]) == (2, 3, 1)
     assert "town 2" not in model.tokenizer.decode(made.ids)  # the last distractor
     order = [decoded(model, whole, span) for span in whole.passages if "town 2" not in decoded(model, whole, span)]
     kept = [decoded(model, made, span) for span in made.passages]
@@ -76,6 +77,9 @@ def test_batches_are_padded_on_the_right(model):
 def test_the_question_and_its_passages_alone(model):
     made = prepared(model, [record()], 512, alone=True).examples[0]
     texts = [model.tokenizer.decode(ids) for ids in made.alone]
-    assert len(texts) == 5 and "Where is it?" in texts[0] and "town" not in texts[0] and texts[0].endswith("Answer:")
+    assert len(texts) == 5
+    assert "Where is it?" in texts[0]
+    assert "town" not in texts[0]
+    assert texts[0].endswith("Answer:")
     for text, gold in zip(texts[1:], made.gold, strict=True):
         assert gold == any(f"town {number}" in text for number in (1, 3))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import typer
 
 from headwise.cli.train_chooser import chooser
+from headwise.cli.train_heads import mudaf, rank
 
-app = typer.Typer(name="train", help="Train small parts that go with a model; the model itself does not change.", no_args_is_help=True)
-app.callback()(lambda: None)  # a group, also with a single command
+app = typer.Typer(name="train", help="Train heads of a model, or small parts that go with it.", no_args_is_help=True)
 app.command("chooser")(chooser)
+app.command("mudaf")(mudaf)
+app.command("rank")(rank)

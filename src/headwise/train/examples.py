@@ -35,7 +35,7 @@ class TrainExample:
 
     ids: tuple[int, ...]
     answer: int
-    asks: Span = Span(0, 0)
+    asks: Span
     passages: tuple[Span, ...] = ()
     gold: tuple[bool, ...] = ()
     alone: tuple[tuple[int, ...], ...] = ()

@@ -47,13 +47,13 @@ class HeadLoss:
 
     def __call__(self, call: Call, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`; parts are `answer` (not with alpha 1) and `heads`."""
-        apart = isinstance(self._loss, MudafLoss) and self._loss.mode == "separate"
+        apart = self._loss if isinstance(self._loss, MudafLoss) and self._loss.mode == "separate" else None
         answers = self._alpha < 1 or distributed.is_initialized()  # every process must send gradients of all weights
         if not answers:
-            found = self._alone(batch) if apart else self._to_deepest(batch)
+            found = self._alone(batch, apart) if apart else self._to_deepest(batch)
             return {"loss": found.loss, "heads": found.loss}
         if apart:
-            found, answer = self._alone(batch), answer_loss(call, batch)
+            found, answer = self._alone(batch, apart), answer_loss(call, batch)
         else:
             with capture(self._model, self._layers) as seen:
                 answer = answer_loss(call, batch)
@@ -66,7 +66,7 @@ class HeadLoss:
             run_to_layer(self._model.hf, self._loss.deepest, batch.ids, gradients=True)
             return self._loss(seen, marks(batch))
 
-    def _alone(self, batch: Batch) -> RowLoss:
+    def _alone(self, batch: Batch, loss: MudafLoss) -> RowLoss:
         """Each question and each passage in a row of its own (MuDAF's released code)."""
         rows: list[tuple[int, ...]] = []
         questions = []
@@ -75,8 +75,8 @@ class HeadLoss:
             rows += one.alone
             questions.append(Apart(first, tuple(range(first + 1, len(rows))), one.gold))
         with capture(self._model, self._layers) as seen:
-            run_to_layer(self._model.hf, self._loss.deepest, padded(rows).to(batch.ids.device), gradients=True)
-            return self._loss(seen, questions, [len(row) for row in rows])  # type: ignore[call-arg]
+            run_to_layer(self._model.hf, loss.deepest, padded(rows).to(batch.ids.device), gradients=True)
+            return loss(seen, questions, [len(row) for row in rows])
 
 
 def marks(batch: Batch) -> list[Marked]:

@@ -32,6 +32,7 @@ def train_to_folder(
     options: Tuning,
     folder: Path,
     story: Mapping[str, Any],
+    base: str = "",
     heads: HeadSet | None = None,
     report: Report = silent,
 ) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def train_to_folder(
         options: Of the training.
         folder: Must not exist, or be empty.
         story: What else decides the result, as plain data: data, heads, loss.
+        base: The name that loads the model, which the adapter will ask for; default: the model's name.
         heads: For `options.rows`.
         report: `report(done, total, remark)` in steps.
 
@@ -67,6 +69,7 @@ def train_to_folder(
     curve = tune(trained, data.examples, objective(trained), options, states, report)
     made = told | {"counts": data.counts, "curve": curve}
     if run is not None:
+        trained.adapter.peft_config[trained.adapter.active_adapter].base_model_name_or_path = base or model.name
         _write(trained, made, folder)
         shutil.rmtree(states, ignore_errors=True)
         run.remove()
@@ -81,7 +84,9 @@ def check_folder(folder: Path) -> None:
 
 def _write(trained: Model, made: Mapping[str, Any], folder: Path) -> None:
     with appearing(folder, 2 * trained.hf.get_memory_footprint()) as temporary:
-        trained.adapter.save_pretrained(temporary / "adapter")
+        # Without the look for new tokens in the base model, which peft would fetch from the hub.
+        trained.adapter.save_pretrained(temporary / "adapter", save_embedding_layers=False)
+        (temporary / "adapter" / "README.md").unlink()  # a form that nobody has filled in
         plain = merged(trained.adapter)
         plain.save_pretrained(temporary / "merged")
         if trained.tokenizer is not None:

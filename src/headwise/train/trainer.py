@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report
@@ -38,6 +38,7 @@ class HeadTrainer(Trainer):  # type: ignore[misc]
         super().__init__(
             model=model, args=args, train_dataset=Order(examples, options), data_collator=lambda rows: {"batch": collate(rows)}
         )
+        self.remove_callback(PrinterCallback)
         self.add_callback(_Watch(lambda done: report(done, options.steps, f"loss {self._last:.3f}")))
         self.model_accepts_loss_kwargs = False  # so that the mean over the passes of a step is taken
         self._objective, self._passes = objective, options.accumulate

@@ -151,6 +151,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="peft")
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
