@@ -96,6 +96,12 @@ def with_adapter(hf: Any, folder: Path, name: str) -> Any:
     return model
 
 
+def grow_embedding(hf: Any, tokenizer: Any) -> None:
+    """Give the embedding a row for every token of the tokenizer; the new rows hold anything until they are filled. It never shrinks."""
+    if len(tokenizer) > hf.get_input_embeddings().weight.shape[0]:
+        hf.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
 def _compared(model: Any, folder: Path) -> Any:
     """What of an adapter's file the loaded model lacks or has no place for; peft says so only where it loads the file itself."""
     from peft import load_peft_weights, set_peft_model_state_dict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from headwise.models.weights import check_unpacked
 from headwise.train.options import Tuning
 
 
-def with_lora(model: Model, options: Tuning, heads: HeadSet | None = None) -> Model:
+def with_lora(model: Model, options: Tuning, heads: HeadSet | None = None, tokens: Sequence[int] = ()) -> Model:
     """The model with a new adapter that can be trained; it changes nothing yet (its second factor is 0).
 
     The layers of `model` itself run with the adapter from now on; `result.adapter.unload()` takes it away.
@@ -25,6 +26,7 @@ def with_lora(model: Model, options: Tuning, heads: HeadSet | None = None) -> Mo
         model: Without an adapter.
         options: Rank, projections, seed.
         heads: With `options.rows`: those whose queries and keys may learn.
+        tokens: Tokens whose embedding learns, too, and is saved with the adapter.
 
     Returns:
         The same model around which the adapter lies. All other weights are frozen.
@@ -49,6 +51,7 @@ def with_lora(model: Model, options: Tuning, heads: HeadSet | None = None) -> Mo
         target_modules=projections(model, options.parts, layers),
         fan_in_fan_out=model.family.query == "conv",
         task_type="CAUSAL_LM",
+        trainable_token_indices={_embedding(model): list(tokens)} if tokens else None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
@@ -57,6 +60,11 @@ def with_lora(model: Model, options: Tuning, heads: HeadSet | None = None) -> Mo
     if options.rows and heads is not None:
         _learn_rows(made, heads, options)
     return made
+
+
+def _embedding(model: Model) -> str:
+    own = model.hf.get_input_embeddings()
+    return str(next(name for name, module in model.hf.named_modules() if module is own))
 
 
 def _learn_rows(model: Model, heads: HeadSet, options: Tuning) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def train_to_folder(
     base: str = "",
     heads: HeadSet | None = None,
     report: Report = silent,
+    tokens: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Train an adapter and write `folder`: `adapter` (peft), `merged` (a plain checkpoint), `training.json` (options, counts, loss of every step).
 
@@ -51,6 +52,7 @@ def train_to_folder(
         base: The name that loads the model, which the adapter will ask for; default: the model's name.
         heads: For `options.rows`.
         report: `report(done, total, remark)` in steps.
+        tokens: See `with_lora`; the tokenizer is saved with the adapter, too.
 
     Returns:
         The content of `training.json`.
@@ -64,13 +66,13 @@ def train_to_folder(
     run = RunDirectory(folder.with_name(folder.name + ".run"), told) if process() == 0 else None
     if run is not None:
         run.save("begun", {}, [])  # the Trainer writes inside
-    trained = with_lora(model, options, heads)
+    trained = with_lora(model, options, heads, tokens)
     states = folder.with_name(folder.name + ".run") / STATES
     curve = tune(trained, data.examples, objective(trained), options, states, report)
     made = told | {"counts": data.counts, "curve": curve}
     if run is not None:
         trained.adapter.peft_config[trained.adapter.active_adapter].base_model_name_or_path = base or model.name
-        _write(trained, made, folder)
+        _write(trained, made, folder, tokens)
         shutil.rmtree(states, ignore_errors=True)
         run.remove()
     return made
@@ -82,7 +84,7 @@ def check_folder(folder: Path) -> None:
         raise HeadwiseError(f"{folder} exists and is not an empty folder; give a new one")
 
 
-def _write(trained: Model, made: Mapping[str, Any], folder: Path) -> None:
+def _write(trained: Model, made: Mapping[str, Any], folder: Path, tokens: Sequence[int]) -> None:
     with appearing(folder, 2 * trained.hf.get_memory_footprint()) as temporary:
         # Without the look for new tokens in the base model, which peft would fetch from the hub.
         trained.adapter.save_pretrained(temporary / "adapter", save_embedding_layers=False)
@@ -91,4 +93,6 @@ def _write(trained: Model, made: Mapping[str, Any], folder: Path) -> None:
         plain.save_pretrained(temporary / "merged")
         if trained.tokenizer is not None:
             trained.tokenizer.save_pretrained(temporary / "merged")
+        if tokens:
+            trained.tokenizer.save_pretrained(temporary / "adapter")
         write_json(dict(made), temporary / STORY)

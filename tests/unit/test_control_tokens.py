@@ -1,0 +1,54 @@
+"""Control tokens are learnt, saved with the adapter and loaded again."""
+
+import pytest
+import torch
+
+import headwise as hw
+from headwise.heads.errors import HeadwiseError
+from headwise.prompts.prompt import Span
+from headwise.train.control import CONTROL, control_ids, with_control_tokens
+from headwise.train.examples import Prepared, TrainExample
+from headwise.train.objectives import AnswerLoss
+from headwise.train.options import Tuning
+from headwise.train.run import train_to_folder
+
+IDS = torch.tensor([[4096, 9, 8, 7], [4097, 9, 8, 7], [5, 9, 8, 7]])
+
+
+def examples():
+    """One prompt, two answers: which one follows the token in front."""
+    return tuple(TrainExample((token, 9, 8, 7, answer, 1), 4, Span(1, 4)) for token, answer in ((4096, 11), (4097, 12)))
+
+
+def test_new_tokens_are_new_rows_and_the_rest_stays():
+    plain, model = hw.load("lab-6m"), with_control_tokens(hw.load("lab-6m"))
+    assert control_ids(model.tokenizer) == (4096, 4097)
+    assert model.tokenizer("[POS] a").input_ids[:2] == [0, 4096]
+    old, new = (one.hf.get_input_embeddings().weight.detach() for one in (plain, model))
+    assert torch.equal(new[:4096], old)
+    assert 0 < float((new[4096] - new[4097]).norm()) < float(old.std(dim=0).norm())
+    with torch.no_grad():
+        assert torch.equal(model.hf(IDS[2:]).logits[..., :4096], plain.hf(IDS[2:]).logits)
+
+
+def test_they_steer_and_are_saved_with_the_adapter(tmp_path):
+    model = with_control_tokens(hw.load("lab-6m"))
+    options = Tuning(steps=14, accumulate=2, rank=8, rate=5e-2, warmup=0.0, save_every=50)
+    tokens = control_ids(model.tokenizer)
+    train_to_folder(model, Prepared(examples(), {}), lambda _: AnswerLoss(), options, tmp_path / "out", {}, "lab-6m", tokens=tokens)
+    adapted, merged = hw.load(str(tmp_path / "out" / "adapter")), hw.load(str(tmp_path / "out" / "merged"))
+    assert control_ids(adapted.tokenizer) == control_ids(merged.tokenizer) == tokens
+    with torch.no_grad():
+        trained, one, two = (each.hf(IDS).logits for each in (model, adapted, merged))
+    torch.testing.assert_close(one, trained, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(two, trained, rtol=1e-4, atol=1e-4)
+    assert one[:2, -1].argmax(dim=-1).tolist() == [11, 12]
+
+
+def test_tokens_that_are_there_already_or_missing_are_refused():
+    model = with_control_tokens(hw.load("lab-6m"))
+    with pytest.raises(HeadwiseError, match=r"has a token \[NEG\] already"):
+        with_control_tokens(model)
+    with pytest.raises(HeadwiseError, match=r"no control token \[POS\]"):
+        control_ids(hw.load("lab-6m").tokenizer)
+    assert CONTROL == ("[POS]", "[NEG]")
