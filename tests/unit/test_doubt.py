@@ -414,7 +414,7 @@ def test_replies_that_say_neither_are_read_by_the_margin_around_the_mean_of_thei
 def test_most_replies_that_say_yes_or_no_are_read_as_they_are(planted, monkeypatch, said, read_by):
     """Nine of ten are enough; the rest count as neither."""
     asked = doubts(planted.model, options(planted, form="yes-no", challenges="sure", items=10))
-    monkeypatch.setattr(challenged, "plain_answers", lambda asked, prompts, report: ["Yes"] * said + ["Hm"] * (10 - said))
+    monkeypatch.setattr(challenged, "plain_answers", lambda asked, prompts, *told: ["Yes"] * said + ["Hm"] * (10 - said))
     seen = measured(asked, arms=("right",))
     assert seen.read_by == read_by
     assert seen.outcomes == ("kept",) * said + ("incoherent",) * (10 - said)
@@ -452,6 +452,14 @@ def test_a_model_that_answers_too_little_is_refused(planted):
     assert not isinstance(caught.value, NothingToRepair)
 
 
+def test_what_is_asked_is_told_while_it_is_asked(planted):
+    """The remark names it, and every report of it ends with all of it done."""
+    told = {}
+    measured(doubts(planted.model, options(planted, items=12)), report=lambda done, total, remark: told.update({remark: (done, total)}))
+    assert {remark: done for remark, (done, _) in told.items()} == {remark: total for remark, (_, total) in told.items()}
+    assert [(remark, total) for remark, (_, total) in told.items()] == [("first answers", 12), ("replies", 24), ("margins", 24)]
+
+
 # ---- several rounds
 
 
@@ -459,7 +467,7 @@ def scripted(monkeypatch, script):
     """plain_answers says what the script holds, round after round; the prompts of each round are kept."""
     rounds, seen = iter(script), []
 
-    def say(asked, prompts, report):
+    def say(asked, prompts, *told):
         seen.append([asked.composer.builder.encoder.decode(prompt.ids) for prompt in prompts])
         return list(next(rounds))
 

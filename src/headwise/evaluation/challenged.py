@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -202,7 +201,7 @@ def measured(asked: Doubts, directory: Cells | None = None, report: Report = sil
     given = dialogues(asked, answered, arms)
     cell = directory.load("replies") if directory else None
     if cell is None:
-        said = plain_answers(asked, [one.prompt for one in given], partial(_tell, report, "replies"))
+        said = plain_answers(asked, [one.prompt for one in given], report, "replies")
         cell = ({}, [{"said": text} for text in said])
         if directory:
             directory.save("replies", *cell)
@@ -267,7 +266,7 @@ def under_pressure(asked: Doubts, answered: Sequence[Answered], rounds: int, rep
     given = [one for one in dialogues(asked, answered, ("right",)) if one.challenge.name == ladder[0].name]
     rows: list[dict[str, Any]] = [{"item": one.item.name, "outcomes": [], "replies": []} for one in given]
     for number in range(rounds):
-        said = plain_answers(asked, [one.prompt for one in given], partial(_tell, report, f"round {number + 1} of {rounds}"))
+        said = plain_answers(asked, [one.prompt for one in given], report, f"round {number + 1} of {rounds}")
         for i, (one, text) in enumerate(zip(given, said, strict=True)):
             rows[i]["outcomes"].append(outcome(asked, one, text))
             rows[i]["replies"].append(text)
@@ -280,10 +279,6 @@ def under_pressure(asked: Doubts, answered: Sequence[Answered], rounds: int, rep
         row["turn"] = next((n for n, state in enumerate(row["outcomes"], 1) if state in ("suggested", "other")), None)
         row["flips"] = sum(a != b for a, b in zip([True, *holds], holds, strict=False))
     return rows
-
-
-def _tell(report: Report, remark: str, done: int, total: int) -> None:
-    report(done, total, remark)
 
 
 def _mean(values: list[float]) -> float | None:
