@@ -31,7 +31,9 @@ from headwise.heads.headfile import write_json
 from headwise.methods.doubt.calm import CalmOptions, _check_apart, _controls, _trials, calm, describe_calm
 from headwise.methods.doubt.options import Doubt
 from headwise.models.forward import forward
+from headwise.prompts.dialogue import DoubtItem
 from headwise.prompts.encoder import ends
+from headwise.prompts.prompt import Prompt
 from headwise.runtime.detector import find
 from headwise.runtime.doubt_asked import (
     Answered,
@@ -137,9 +139,35 @@ def test_scores_that_lie_equally_far_from_nothing_still_have_weakest_heads():
 @pytest.mark.parametrize("items", [5, [[1]], "abc", None])
 def test_a_head_file_whose_list_of_questions_was_changed_is_no_traceback(items):
     scores = HeadScores(np.asarray([[1.0, 0.0]]), "doubt", provenance={"items": items})
-    _check_apart(scores, {"a"}, {"b"})
-    with pytest.raises(HeadwiseError, match="detection and test"):
-        _check_apart(HeadScores(scores.values, "doubt", provenance={"items": ["b"]}), {"a"}, {"b"})
+    one, other = ([DoubtItem("", key, "", (), "", (), Prompt((1,)))] for key in "ab")
+    _check_apart(scores, one, other)
+    with pytest.raises(HeadwiseError, match="1 questions are used for detection and test alike"):
+        _check_apart(HeadScores(scores.values, "doubt", provenance={"items": [other[0].digest]}), one, other)
+
+
+def test_the_order_of_answers_makes_no_other_question(planted):
+    """A question with none of its answers is another one, as one text may say this and another that."""
+    known = list(dict.fromkeys(word for one in planted.records for word in (*one.answers, one.wrong)))
+    free = [[word for word in known if word not in (*one.answers, one.wrong)] for one in planted.records]
+    first = [dataclasses.replace(one, answers=(*one.answers, words[0])) for one, words in zip(planted.records, free, strict=True)]
+    turned = [dataclasses.replace(one, answers=one.answers[::-1]) for one in first]
+    others = [dataclasses.replace(one, answers=tuple(words[1:3])) for one, words in zip(planted.records, free, strict=True)]
+    asked, again, apart = (doubts(planted.model, options(planted, data=data, part="all")).items for data in (first, turned, others))
+    assert not {one.digest for one in asked} & {one.digest for one in again}  # what head files hold tells them apart
+    scores = HeadScores(np.asarray([[1.0, 0.0]]), "doubt", provenance={"items": [one.digest for one in asked]})
+    nothing = HeadScores(scores.values, "doubt")
+    for used, select, test, names in (
+        (nothing, asked, again, "choice and test"),
+        (scores, apart, again, "detection and test"),
+        (scores, again, (), "detection and choice"),
+    ):
+        with pytest.raises(HeadwiseError, match=f"{len(asked)} questions are used for {names} alike"):
+            _check_apart(used, select, test)
+    _check_apart(scores, apart[:9], apart[9:])
+    both = doubts(planted.model, options(planted, data=[*first, *turned], part="all"))
+    assert both.dropped["asked before"] == len(first) == len(both.items)
+
+
 
 
 def test_a_run_that_is_refused_leaves_nothing_behind(planted, tmp_path):

@@ -24,6 +24,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.heads.types import HeadScores, HeadSet
 from headwise.models.model import Model, describe_model
+from headwise.prompts.dialogue import DoubtItem
 from headwise.runtime.doubt_asked import doubts
 from headwise.runtime.doubt_questions import DoubtQuestions
 from headwise.runtime.options import check_choice, check_least, check_seed
@@ -100,7 +101,7 @@ def calm(
     _check_heads(model, scores, options, retrieval)
     # Where both take all questions of a file, the choice still has wordings of its own.
     first, second = doubts(model, select, "select" if select.part == "all" else None), doubts(model, test)
-    _check_apart(scores, {item.digest for item in first.items}, {item.digest for item in second.items})
+    _check_apart(scores, first.items, second.items)
     chosen_on = measured(first, Stretch(directory, "select"), report).counted()
     medicine = _medicine(model, chosen_on, options)
     trials = _trials(scores, chosen_on, medicine, options)
@@ -160,15 +161,16 @@ def _check_heads(model: Model, scores: HeadScores, options: CalmOptions, retriev
         model.check(retrieval.top(most))
 
 
-def _check_apart(scores: HeadScores, select: set[str], test: set[str]) -> None:
+def _check_apart(scores: HeadScores, select: Sequence[DoubtItem], test: Sequence[DoubtItem]) -> None:
     told = scores.provenance.get("items")
     found = {one for one in told if isinstance(one, str)} if scores.score == "doubt" and isinstance(told, list | tuple) else set()
-    for one, other, names in (
-        (select, test, "choice and test"),
+    chosen_on = frozenset[str]().union(*(item.digests for item in select))
+    for used, items, names in (
+        (chosen_on, test, "choice and test"),
         (found, test, "detection and test"),
         (found, select, "detection and choice"),
     ):
-        if both := len(one & other):
+        if both := len({item.digest for item in items if not item.digests.isdisjoint(used)}):
             raise HeadwiseError(
                 f"{both} questions are used for {names} alike; give different ones, or other --part (detect, select, test)"
             )
