@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def calm(
+    context: typer.Context,
     model: o.ModelName = None,
     heads: Annotated[Path, typer.Option(help="Head file of headwise doubt find.")] = ...,  # type: ignore[assignment]
     data: Annotated[Path | None, typer.Option(help="Questions, as for headwise doubt measure.", show_default="the bundled needles")] = None,
@@ -63,8 +64,9 @@ def calm(
     from headwise.runtime.doubt_questions import DoubtQuestions
 
     tried = tuple(dict.fromkeys(name.strip() for name in remedies.split(",") if name.strip()))
+    options = CalmOptions(o.numbers(top, "top", repeats=True), tried, controls, factor, push, seed)
+    _refuse_unused(context, tried, lm_eval)
     check_targets(export, html, path, overwrite, tried)
-    options = CalmOptions(o.numbers(top, "top"), tried, controls, factor, push, seed)
     scores = o.read_scores(heads)
     retrieved = None if retrieval is None else o.read_scores(retrieval)
     shared: dict[str, Any] = {
@@ -77,6 +79,14 @@ def calm(
     sides = _sides(no_side_effects, lm_eval, include_path, limit)
     loaded = o.load(model, device, dtype, revision, heads=scores)
     _run(loaded, scores, select, test, options, retrieved, sides, path, export, html, overwrite, json)
+
+
+def _refuse_unused(context: typer.Context, remedies: tuple[str, ...], lm_eval: str | None) -> None:
+    for remedy, option in (("scale", "factor"), ("steer", "push")):
+        if remedy not in remedies:
+            o.refuse_unused(context, (option,), f"is for the remedy {remedy}; add that to --remedies, or leave it out")
+    if lm_eval is None:
+        o.refuse_unused(context, ("limit", "include_path"), "goes with --lm-eval TASKS; leave it out")
 
 
 def _sides(
