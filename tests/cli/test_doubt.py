@@ -222,7 +222,7 @@ def given(wrong, word):
         ([*CALMING, "--remedies", "zero", "--export", "FULL"], ["exists and is not an empty folder"]),
         ([*CALMING, "--remedies", "zero,steer", "--export", "new"], ["no weights can hold the remedy 'steer'", "--remedies zero,uniform"]),
         ([*CALMING, "--remedies", "zero", "--lm-eval", "arc_easy"], ["leave --no-side-effects out"]),
-        ([*CALMING, "--remedies", "zero", "--factor", "-1"], ["factor must be at least 0"]),
+        ([*CALMING, "--remedies", "scale", "--factor", "-1"], ["factor must be at least 0"]),
         ([*CALMING, "--remedies", "zeroo"], ["unknown remedy 'zeroo'; use zero, uniform, mean, token, steer or scale"]),
         ([*CALMING, "--remedies", "zeroo", "--export", "new"], ["unknown remedy 'zeroo'"]),
         ([*CALMING, "--remedies", "zero", "--top", "1,1"], ["each K once"]),

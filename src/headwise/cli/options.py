@@ -271,22 +271,20 @@ def _hint(kind: type, field: dataclasses.Field[Any]) -> Any:
     return eval(field.type, {"__builtins__": {}}, _Names(vars(sys.modules[home.__module__])))
 
 
-def output_path(output: Path | None, model: str | None, kind: str, overwrite: bool, end: str = ".json") -> Path:
-    """Where to write; an existing file is refused before any work is done."""
+def output_path(
+    output: Path | None, model: str | None, kind: str, overwrite: bool, end: str = ".json", html: Path | None = None
+) -> Path:
+    """Where to write; refused before any work is done as by `check_file`, as is a page that is written beside it."""
     from headwise.models.names import DEFAULT
 
     name = DEFAULT if model is None else Path(model).name or "model"
+    if html is not None:
+        check_file(html, "--html")
     return check_file(output or Path("headwise-out") / f"{name}.{kind}{end}", "--output", overwrite)
 
 
 def check_file(path: Path, option: str, overwrite: bool = True) -> Path:
-    """The path itself; a file that could not be written, or must not be replaced, is refused before any work is done.
-
-    Args:
-        path: Of the file. Folders that are missing can be made.
-        option: That it was given with, for the message.
-        overwrite: Whether a file may be replaced.
-    """
+    """The path itself; a file that could not be written, or must not be replaced, is refused. option: that it was given with, for the message."""
     if os.path.isdir(path):  # unlike methods of Path these take a name that is too long for one that does not exist
         raise HeadwiseError(f"{path} is a folder; give a file name with {option}")
     if os.path.exists(path) and not overwrite:
@@ -295,7 +293,7 @@ def check_file(path: Path, option: str, overwrite: bool = True) -> Path:
 
 
 def check_new_folder(path: Path, option: str) -> Path:
-    """The path itself; what holds something, is a file or could not be made is refused before any work is done. Arguments as for `check_file`."""
+    """The path itself; a folder that holds something or could not be made, or a file in its place, is refused."""
     if os.path.exists(path) and (not os.path.isdir(path) or any(path.iterdir())):
         raise HeadwiseError(f"{path} exists and is not an empty folder; give a new one to {option}")
     return _in_writable_folder(path, option)
