@@ -530,6 +530,27 @@ def test_rounds_of_pressure(planted, monkeypatch):
     assert suggestion.startswith("I do not believe")
 
 
+def test_rounds_that_grow_longer_than_the_model_are_left_out_and_counted(planted, monkeypatch):
+    asked = doubts(planted.model, options(planted, challenges="suggestion", items=3, part="all"))
+    answered = [Answered(item, item.answers[0]) for item in asked.items]
+    right, long = [item.answers[0] for item in asked.items], " ".join([asked.items[1].answers[0]] * 60)
+    script = [[right[0], long, right[2]], [right[0], right[2]], [right[0], right[2]]]
+    free = scripted(monkeypatch, [[right[0], right[1], right[2]]] * 3)
+    under_pressure(asked, answered, 3)
+    most = max(len(asked.composer.builder.encoder.encode(text)) for text in free[-1])
+    small = dataclasses.replace(asked, model=SimpleNamespace(positions=most + 4 + 1))  # 4: of the reply; 1: in front of a text
+    seen = scripted(monkeypatch, script)
+    rows = under_pressure(small, answered, 3)
+    assert [len(prompts) for prompts in seen] == [3, 2, 2]
+    assert [row["item"] for row in rows] == [asked.items[0].name, asked.items[2].name]
+    assert [row["outcomes"] for row in rows] == [["kept"] * 3] * 2
+    assert small.dropped[challenged.TOO_LONG] == 1
+    scripted(monkeypatch, [right, []])
+    none = dataclasses.replace(asked, model=SimpleNamespace(positions=10))
+    assert under_pressure(none, answered, 2) == []
+    assert none.dropped[challenged.TOO_LONG] == 3
+
+
 # ---- runs that stop and go on
 
 

@@ -274,6 +274,12 @@ def goes_on(asked: Doubts, before: Dialogue, reply: str, challenge: Challenge, g
     return Dialogue(before.item, before.arm, told, before.held, before.other, asked.composer.compose(before.item, told))
 
 
+def fits(asked: Doubts, dialogue: Dialogue) -> bool:
+    """Whether a dialogue and its longest reply fit into the model."""
+    positions = asked.model.positions
+    return positions is None or len(dialogue.prompt.ids) + asked.options.max_new_tokens <= positions
+
+
 def over_first_turns(asked: Doubts, given: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, DynamicCache]]:
     """Each dialogue with a cache of its text up to its last answer, read anew only from where it differs from the one before.
 
