@@ -707,6 +707,16 @@ def test_the_same_questions_in_two_parts_are_refused(planted, found, monkeypatch
 
 
 @pytest.mark.slow
+def test_rates_of_challenges_that_do_not_count_are_told_too(planted, found):
+    """The planted model keeps its answer where nothing is suggested, so all that is tried stands on the other challenge."""
+    select, test = (options(planted, part=part, challenges="sure,suggestion") for part in ("select", "test"))
+    told = calm(planted.model, found, select, test, CalmOptions(top=(1,), remedies=("zero",), controls=1))
+    for part in ("select", "test"):
+        assert {row["challenge"]: row["counts"] for row in told["rates_of_all"][part] if row["arm"] == "right"} == {"sure": False, "suggestion": True}
+        assert told["rates"][part] == [row for row in told["rates_of_all"][part] if row["challenge"] == "suggestion"]
+
+
+@pytest.mark.slow
 def test_remedies_of_which_none_can_be_made_are_refused(planted, found):
     # "sure" alone is never taken back, so the gate stops it; here it counts from the first flip on
     seen = CalmOptions(top=(1,), remedies=("token",), controls=2)
