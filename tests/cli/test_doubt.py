@@ -188,6 +188,12 @@ MEASURE, FIND = ["doubt", "measure", "MODEL"], ["doubt", "find", "MODEL"]
 CALMING = ["doubt", "calm", "MODEL", "--heads", "HEADS", "--data", "OWN", *CALM]
 
 
+def given(wrong, word):
+    """An argument, with what its first part stands for."""
+    first, *rest = word.split("/") if not word.startswith("/") else (word,)
+    return "/".join((str(wrong.get(first, first)), *rest))
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -216,11 +222,28 @@ CALMING = ["doubt", "calm", "MODEL", "--heads", "HEADS", "--data", "OWN", *CALM]
         ([*CALMING, "--remedies", "zero", "--export", "FULL"], ["exists and is not an empty folder"]),
         ([*CALMING, "--remedies", "zero,steer", "--export", "new"], ["no weights can hold the remedy 'steer'", "--remedies zero,uniform"]),
         ([*CALMING, "--remedies", "zero", "--lm-eval", "arc_easy"], ["leave --no-side-effects out"]),
-        ([*CALMING, "--remedies", "zero", "--factor", "-1"], ["factor must be at least 0"]),
+        ([*CALMING, "--remedies", "scale", "--factor", "-1"], ["factor must be at least 0"]),
+        ([*CALMING, "--remedies", "zeroo"], ["unknown remedy 'zeroo'; use zero, uniform, mean, token, steer or scale"]),
+        ([*CALMING, "--remedies", "zeroo", "--export", "new"], ["unknown remedy 'zeroo'"]),
+        ([*CALMING, "--remedies", "zero", "--top", "1,1"], ["each K once"]),
+        ([*CALMING, "--remedies", "zero", "--factor", "2"], ["--factor is for the remedy scale"]),
+        ([*CALMING, "--remedies", "zero", "--push", "2"], ["--push is for the remedy steer"]),
+        ([*CALMING, "--remedies", "zero", "--limit", "5"], ["--limit goes with --lm-eval TASKS"]),
+        ([*CALMING, "--remedies", "zero", "--include-path", "x"], ["--include-path goes with --lm-eval TASKS"]),
+        ([*CALMING, "--remedies", "zero", "--export", "OWN"], ["exists and is not an empty folder"]),
+        ([*CALMING, "--remedies", "zero", "--export", "OWN/new"], ["cannot write", "own.jsonl is not a folder", "--export"]),
+        ([*CALMING, "--remedies", "zero", "--html", "OWN"], ["own.jsonl exists; give another --html or --overwrite"]),
+        ([*CALMING, "--remedies", "zero", "--html", "FULL"], ["is a folder", "--html"]),
+        ([*CALMING, "--remedies", "zero", "--html", "OWN/new.html"], ["cannot write", "own.jsonl is not a folder", "--html"]),
+        ([*CALMING, "--remedies", "zero", "-o", "OWN/new.json"], ["cannot write", "own.jsonl is not a folder", "--output"]),
+        ([*CALMING, "--remedies", "zero", "--export", "new", "--html", "new"], ["must be different places"]),
+        ([*CALMING, "--remedies", "zero", "--export", "new", "--html", "new/page.html"], ["must be different places, none inside another"]),
+        ([*FIND, "--data", "OWN", "-o", "OWN/new.json"], ["cannot write", "own.jsonl is not a folder", "--output"]),
+        ([*MEASURE, "--data", "OWN", "-o", "x" * 230 + ".json"], ["its name has more than 200 bytes"]),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line(headwise, wrong, tmp_path, arguments, parts):
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    done = headwise(*(wrong.get(word, word) for word in arguments))
+    done = headwise(*(given(wrong, word) for word in arguments))
     check_refused(done, *parts)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -121,7 +121,7 @@ def test_what_heads_look_at_equals_the_weights_of_the_plain_model(model):
     assert not seen.keep.any()
 
 
-def scripted(asked, prompts, report):
+def scripted(asked, prompts, *told):
     """Right first answers; of replies every other takes the answer back."""
     if len(prompts) == len(asked.items):
         return [item.answers[0] for item in asked.items]

@@ -183,6 +183,13 @@ def test_a_file_of_ones_own(tmp_path):
     assert found.outcome("Entschuldigung!", ("Berlin",), ("Bonn",), "words") == "incoherent"
 
 
+def test_denials_of_a_script_without_spaces(tmp_path):
+    """Answer and denial stand inside a run of letters."""
+    found = read_wordings(written(tmp_path, {"challenges": [{"name": "hm", "text": "Hm."}], "denials": ["不是"]}))
+    assert found.outcome("首都不是里昂而是巴黎", ("巴黎",), ("里昂",), "words") == "kept"
+    assert found.outcome("答案是里昂", ("巴黎",), ("里昂",), "words") == "suggested"
+
+
 def test_what_a_file_leaves_out_is_ours(tmp_path):
     found = read_wordings(written(tmp_path, {"challenges": [{"name": "hm", "text": "Hm."}]}))
     assert (found.yes, found.no, found.denials, found.refusals) == (OURS.yes, OURS.no, OURS.denials, OURS.refusals)

@@ -31,7 +31,9 @@ from headwise.heads.headfile import write_json
 from headwise.methods.doubt.calm import CalmOptions, _check_apart, _controls, _trials, calm, describe_calm
 from headwise.methods.doubt.options import Doubt
 from headwise.models.forward import forward
+from headwise.prompts.dialogue import DoubtItem
 from headwise.prompts.encoder import ends
+from headwise.prompts.prompt import Prompt
 from headwise.runtime.detector import find
 from headwise.runtime.doubt_asked import (
     Answered,
@@ -137,9 +139,35 @@ def test_scores_that_lie_equally_far_from_nothing_still_have_weakest_heads():
 @pytest.mark.parametrize("items", [5, [[1]], "abc", None])
 def test_a_head_file_whose_list_of_questions_was_changed_is_no_traceback(items):
     scores = HeadScores(np.asarray([[1.0, 0.0]]), "doubt", provenance={"items": items})
-    _check_apart(scores, {"a"}, {"b"})
-    with pytest.raises(HeadwiseError, match="detection and test"):
-        _check_apart(HeadScores(scores.values, "doubt", provenance={"items": ["b"]}), {"a"}, {"b"})
+    one, other = ([DoubtItem("", key, "", (), "", (), Prompt((1,)))] for key in "ab")
+    _check_apart(scores, one, other)
+    with pytest.raises(HeadwiseError, match="1 questions are used for detection and test alike"):
+        _check_apart(HeadScores(scores.values, "doubt", provenance={"items": [other[0].digest]}), one, other)
+
+
+def test_the_order_of_answers_makes_no_other_question(planted):
+    """A question with none of its answers is another one, as one text may say this and another that."""
+    known = list(dict.fromkeys(word for one in planted.records for word in (*one.answers, one.wrong)))
+    free = [[word for word in known if word not in (*one.answers, one.wrong)] for one in planted.records]
+    first = [dataclasses.replace(one, answers=(*one.answers, words[0])) for one, words in zip(planted.records, free, strict=True)]
+    turned = [dataclasses.replace(one, answers=one.answers[::-1]) for one in first]
+    others = [dataclasses.replace(one, answers=tuple(words[1:3])) for one, words in zip(planted.records, free, strict=True)]
+    asked, again, apart = (doubts(planted.model, options(planted, data=data, part="all")).items for data in (first, turned, others))
+    assert not {one.digest for one in asked} & {one.digest for one in again}  # what head files hold tells them apart
+    scores = HeadScores(np.asarray([[1.0, 0.0]]), "doubt", provenance={"items": [one.digest for one in asked]})
+    nothing = HeadScores(scores.values, "doubt")
+    for used, select, test, names in (
+        (nothing, asked, again, "choice and test"),
+        (scores, apart, again, "detection and test"),
+        (scores, again, (), "detection and choice"),
+    ):
+        with pytest.raises(HeadwiseError, match=f"{len(asked)} questions are used for {names} alike"):
+            _check_apart(used, select, test)
+    _check_apart(scores, apart[:9], apart[9:])
+    both = doubts(planted.model, options(planted, data=[*first, *turned], part="all"))
+    assert both.dropped["asked before"] == len(first) == len(both.items)
+
+
 
 
 def test_a_run_that_is_refused_leaves_nothing_behind(planted, tmp_path):
@@ -414,7 +442,7 @@ def test_replies_that_say_neither_are_read_by_the_margin_around_the_mean_of_thei
 def test_most_replies_that_say_yes_or_no_are_read_as_they_are(planted, monkeypatch, said, read_by):
     """Nine of ten are enough; the rest count as neither."""
     asked = doubts(planted.model, options(planted, form="yes-no", challenges="sure", items=10))
-    monkeypatch.setattr(challenged, "plain_answers", lambda asked, prompts, report: ["Yes"] * said + ["Hm"] * (10 - said))
+    monkeypatch.setattr(challenged, "plain_answers", lambda asked, prompts, *told: ["Yes"] * said + ["Hm"] * (10 - said))
     seen = measured(asked, arms=("right",))
     assert seen.read_by == read_by
     assert seen.outcomes == ("kept",) * said + ("incoherent",) * (10 - said)
@@ -452,6 +480,14 @@ def test_a_model_that_answers_too_little_is_refused(planted):
     assert not isinstance(caught.value, NothingToRepair)
 
 
+def test_what_is_asked_is_told_while_it_is_asked(planted):
+    """The remark names it, and every report of it ends with all of it done."""
+    told = {}
+    measured(doubts(planted.model, options(planted, items=12)), report=lambda done, total, remark: told.update({remark: (done, total)}))
+    assert {remark: done for remark, (done, _) in told.items()} == {remark: total for remark, (_, total) in told.items()}
+    assert [(remark, total) for remark, (_, total) in told.items()] == [("first answers", 12), ("replies", 24), ("margins", 24)]
+
+
 # ---- several rounds
 
 
@@ -459,7 +495,7 @@ def scripted(monkeypatch, script):
     """plain_answers says what the script holds, round after round; the prompts of each round are kept."""
     rounds, seen = iter(script), []
 
-    def say(asked, prompts, report):
+    def say(asked, prompts, *told):
         seen.append([asked.composer.builder.encoder.decode(prompt.ids) for prompt in prompts])
         return list(next(rounds))
 
@@ -492,6 +528,27 @@ def test_rounds_of_pressure(planted, monkeypatch):
     assert seen[3][0].count("I was told") == 3  # the strongest is repeated
     assert all(later.startswith(before[:-7]) for before, later in zip(seen[0], seen[1], strict=True))
     assert suggestion.startswith("I do not believe")
+
+
+def test_rounds_that_grow_longer_than_the_model_are_left_out_and_counted(planted, monkeypatch):
+    asked = doubts(planted.model, options(planted, challenges="suggestion", items=3, part="all"))
+    answered = [Answered(item, item.answers[0]) for item in asked.items]
+    right, long = [item.answers[0] for item in asked.items], " ".join([asked.items[1].answers[0]] * 60)
+    script = [[right[0], long, right[2]], [right[0], right[2]], [right[0], right[2]]]
+    free = scripted(monkeypatch, [[right[0], right[1], right[2]]] * 3)
+    under_pressure(asked, answered, 3)
+    most = max(len(asked.composer.builder.encoder.encode(text)) for text in free[-1])
+    small = dataclasses.replace(asked, model=SimpleNamespace(positions=most + 4 + 1))  # 4: of the reply; 1: in front of a text
+    seen = scripted(monkeypatch, script)
+    rows = under_pressure(small, answered, 3)
+    assert [len(prompts) for prompts in seen] == [3, 2, 2]
+    assert [row["item"] for row in rows] == [asked.items[0].name, asked.items[2].name]
+    assert [row["outcomes"] for row in rows] == [["kept"] * 3] * 2
+    assert small.dropped[challenged.TOO_LONG] == 1
+    scripted(monkeypatch, [right, []])
+    none = dataclasses.replace(asked, model=SimpleNamespace(positions=10))
+    assert under_pressure(none, answered, 2) == []
+    assert none.dropped[challenged.TOO_LONG] == 3
 
 
 # ---- runs that stop and go on
@@ -647,6 +704,16 @@ def test_the_same_questions_in_two_parts_are_refused(planted, found, monkeypatch
     for scores, message in ((HeadScores(np.arange(9.0).reshape(3, 3), "x"), "3 layers x 3 heads"),):
         with pytest.raises(HeadwiseError, match=message):
             calm(planted.model, scores, options(planted, part="select"), options(planted, part="test"), CalmOptions(top=(1,)))
+
+
+@pytest.mark.slow
+def test_rates_of_challenges_that_do_not_count_are_told_too(planted, found):
+    """The planted model keeps its answer where nothing is suggested, so all that is tried stands on the other challenge."""
+    select, test = (options(planted, part=part, challenges="sure,suggestion") for part in ("select", "test"))
+    told = calm(planted.model, found, select, test, CalmOptions(top=(1,), remedies=("zero",), controls=1))
+    for part in ("select", "test"):
+        assert {row["challenge"]: row["counts"] for row in told["rates_of_all"][part] if row["arm"] == "right"} == {"sure": False, "suggestion": True}
+        assert told["rates"][part] == [row for row in told["rates_of_all"][part] if row["challenge"] == "suggestion"]
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from headwise.report.doubt_tables import (
     points,
     rates_table,
 )
+from headwise.report.page.charts import lines
 from headwise.stats.paired import benjamini_hochberg, bootstrap_mean, mcnemar, rank_p, sign_flip_test, wilson
 
 SHAPE, ITEMS, KS = (6, 8), 60, (1, 2, 3, 5, 12)
@@ -314,6 +315,26 @@ def test_rates_of_all_challenges_and_of_both_parts_are_drawn(page):
     first = rates(CHALLENGES, 0)[0]["flips"]
     assert [charts["rates-all"][name][0] for name in ("share", "low", "high")] == pytest.approx(first, abs=1e-4)
     assert '"values":[{"limit":0.15}]' in page
+
+
+def test_challenges_that_do_not_count_are_drawn_too(result):
+    """A result holds the rates of those that count, for the choice, and of all."""
+    every = {part: rates(CHALLENGES, seed) for seed, part in enumerate(("select", "test"))}
+    charts = charts_of(doubt_page(made_up_doubt(), result | {"rates_of_all": every}))
+    assert list(dict.fromkeys(charts["rates-test"]["challenge"])) == list(CHALLENGES)
+    assert "rates-all" not in charts
+
+
+def test_numbers_of_heads_are_whole_and_long_legends_have_two_columns(page):
+    assert f'"axis":{{"values":{list(KS)},"format":",d"}}'.replace(" ", "") in page.replace(" ", "")
+    wide = ("chosen heads", "random heads", "weakest heads")
+    data = {"of": list(wide), "k": [0.5, 1, 2], "y": [1, 2, 3]}
+    made = [
+        lines(data | {"of": list(names)}, {"of": "Of", "k": "K", "y": "Y"}, x="k", y="y", series="of", label="x", name="x", x_values=[0.5, 1]).spec
+        for names in (wide, "abc")
+    ]
+    assert [re.findall(r"'columns': (\d)", str(spec))[0] for spec in made] == ["2", "3"]
+    assert "'format': ',d'" not in str(made)
 
 
 def test_the_gate_is_that_of_the_file(result):

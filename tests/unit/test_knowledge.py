@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -132,10 +133,56 @@ def test_files_that_are_refused(tmp_path, text, layout, message):
         ("New York City, New York", ["New York", "New York City"], ["New York City", "New York"]),
         ("Help! Helping Help", ["Help!"], ["Help!"]),
         ("anything", ["", " "], []),
+        ("法国的首都是巴黎。", ["巴黎"], ["巴黎"]),
+        ("私は東京に住んでいます", ["東京", "京"], ["東京"]),
+        ("กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย", ["กรุงเทพ", "ไทย"], ["กรุงเทพ", "ไทย"]),
+        ("首都はParisです。7月、17月", ["Paris", "7"], ["Paris", "7"]),
+        ("インドネシアとインド", ["インド"], ["インド"]),  # Indonesia and India
+        ("十三人和三人", ["三"], ["三"]),  # thirteen and three
+        ("๑๗ และ ๗", ["๗"], ["๗"]),  # 17 and 7
+        ("Νέα Αθήνα, Αθήνας", ["Αθήνα"], ["Αθήνα"]),
     ],
 )
 def test_mentions_are_whole_words(text, phrases, found):
     assert [text[start:stop] for start, stop in find_mentions(text, phrases)] == found
+
+
+SPACED = st.text(st.sampled_from("aBßéж7٧1ａ_.,' -\u0301\n"), max_size=12)
+
+
+@given(SPACED, st.lists(SPACED, max_size=3))
+def test_in_scripts_with_spaces_a_mention_has_no_letter_or_digit_on_either_side(text, phrases):
+    """The rule by its word boundaries alone: nothing that is known of other scripts changes it."""
+    wanted = sorted({" ".join(phrase.split()) for phrase in phrases} - {""}, key=len, reverse=True)
+    found, at = [], 0
+    while wanted and at < len(text):
+        fits = [(at, stop) for phrase in wanted if (stop := slow_mention(text, at, phrase)) is not None]
+        found += fits[:1]
+        at = fits[0][1] if fits else at + 1
+    assert [tuple(one) for one in find_mentions(text, phrases)] == found
+
+
+def slow_mention(text, at, phrase):
+    """Where a phrase that begins at a place ends, if it is mentioned there."""
+    words = r"\s+".join(map(re.escape, phrase.split()))
+    match = re.compile(words, 0 if phrase.upper() == phrase else re.IGNORECASE).match(text, at)
+    if match is None:
+        return None
+    before, behind = text[:at], text[match.end() :]
+    if re.match(r"\w", phrase) and (re.search(r"\w\Z", before) or re.search(r"\d[.,]\Z", before)):
+        return None
+    if re.search(r"\w\Z", phrase) and (re.match(r"\w", behind) or re.match(r"[.,]\d", behind)):
+        return None
+    return match.end()
+
+
+UNSPACED = st.text(st.sampled_from("東京都のไทยa "), max_size=8)
+
+
+@given(UNSPACED, UNSPACED, st.text(st.sampled_from("東京ไ"), min_size=1, max_size=3))
+def test_in_scripts_without_spaces_a_mention_is_found_wherever_it_stands(front, back, phrase):
+    text = front + phrase + back
+    assert len(find_mentions(text, [phrase])) == text.count(phrase)
 
 
 @pytest.mark.parametrize(

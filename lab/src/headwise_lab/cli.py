@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,6 @@ import typer
 
 from headwise.cli import options as o
 from headwise.cli.progress import progress
-from headwise.heads.errors import HeadwiseError
 from headwise_lab.cli_properties import properties
 
 if TYPE_CHECKING:
@@ -45,7 +43,7 @@ def evaluate(
     json: o.Json = False,
 ) -> None:
     """Measure models on every task of the micro-world and on book text, beside the goals that the lab models were made for."""
-    path = None if output is None else _writable(o.output_path(output, None, "eval", overwrite))
+    path = None if output is None else o.output_path(output, None, "eval", overwrite)
     from headwise.heads.headfile import write_json
     from headwise.report.console import print_all
     from headwise_lab.evaluation import check_options, evaluate_model
@@ -71,14 +69,6 @@ def _bundled() -> list[str]:
     from headwise.models.names import bundled_names
 
     return bundled_names()
-
-
-def _writable(path: Path) -> Path:
-    """The path itself; refused before any work is done if its folder cannot be written to."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise HeadwiseError(f"cannot write {path}: {folder} is not a folder that can be written to; give another --output")
-    return path
 
 
 def _table(results: Sequence[dict[str, Any]]) -> Table:

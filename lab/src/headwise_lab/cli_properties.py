@@ -92,8 +92,7 @@ def _check_folder(output: Path, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise HeadwiseError(f"{output} is a file; give a folder with --output")
     for name in (RESULT, PAGE):
-        if (output / name).exists() and not overwrite:
-            raise HeadwiseError(f"{output / name} exists; give another --output or --overwrite (results are never merged)")
+        o.check_file(output / name, "--output", overwrite)
 
 
 def _remove(work: Path) -> None:

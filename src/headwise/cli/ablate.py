@@ -61,7 +61,7 @@ def ablate(
     from headwise.evaluation.ablation import AblationOptions
 
     draws = (20 if task == "needle" else 1) if controls is None else controls
-    options = AblationOptions(o.numbers(top, "top"), mode, scope, draws, seed, max_new_tokens)
+    options = AblationOptions(o.numbers(top, "top", repeats=True), mode, scope, draws, seed, max_new_tokens)
     scores = o.read_scores(heads)
     scores.top(max(options.top))
     loaded = o.load(model, device, dtype, revision)

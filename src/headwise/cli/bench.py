@@ -92,7 +92,7 @@ def cache(
     json: o.Json = False,
 ) -> None:
     """Compare cache methods at several budgets: exact answers against bytes held, beside the full cache on the same questions."""
-    path = o.output_path(output, model, "cache", overwrite)
+    path = o.output_path(output, model, "cache", overwrite, html=html)
     asked = Asked(tasks, lengths, items, questions, split, seed, ruler, data, chat, chat_template_args, max_new_tokens)
     asked.check()
     if not 0 <= min_full <= 1:

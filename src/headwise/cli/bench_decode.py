@@ -66,9 +66,7 @@ def decode(
     json: o.Json = False,
 ) -> None:
     """Compare choosers of sparse decoding at several budgets: answers and running text against bytes read, beside full attention."""
-    path = o.output_path(output, model, "decode", overwrite)
-    if html is not None and html.is_dir():
-        raise HeadwiseError(f"{html} is a folder; give --html a file name")
+    path = o.output_path(output, model, "decode", overwrite, html=html)
     sizes, wanted = _budgets(budgets), o.numbers(lengths, "lengths")
     scores = None if heads is None else o.read_scores(heads)
     chosen = None if scores is None else scores.top(top)

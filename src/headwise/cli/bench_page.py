@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headwise.heads.errors import HeadwiseError
-
 if TYPE_CHECKING:
     from headwise.evaluation.compression import Candidate
     from headwise.evaluation.contexts import Context
@@ -20,8 +18,6 @@ def write_cache_page(
     """Write the page. Every method is shown with its first budget, on the first context (with its first question, if that is inside)."""
     from headwise.report.compression_page import write_page
 
-    if path.is_dir():
-        raise HeadwiseError(f"{path} is a folder; give --html a file name")
     write_page(result, _example(loaded, candidates, context, protocol), path)
 
 

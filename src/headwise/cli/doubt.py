@@ -56,9 +56,8 @@ def _measure(
     directory = RunDirectory(path.with_name(path.name + ".run"), asked.describe() | describe_model(loaded) | {"doubt": 1})
     with progress("asking", hidden=json) as report:
         found = measured(asked, directory, report)
-        told = found.to_json()
-        if rounds > 1:
-            told["pressure"] = under_pressure(asked, found.answered, rounds, report)
+        pressure = {"pressure": under_pressure(asked, found.answered, rounds, report)} if rounds > 1 else {}
+        told = found.to_json() | pressure
     write_json(told, path, overwrite)
     directory.remove()
     _tell_rates(told, path, json)
@@ -72,6 +71,7 @@ def _tell_rates(told: dict[str, Any], path: Path, json: bool) -> None:
     if json:
         o.print_json({"result": str(path), "rates": told["rates"], "read_by": told["read_by"], "dropped": told["dropped"]})
         return
+    from headwise.evaluation.challenged import TOO_LONG
     from headwise.report.console import print_all
     from headwise.report.doubt_tables import rates_table
 
@@ -83,6 +83,8 @@ def _tell_rates(told: dict[str, Any], path: Path, json: bool) -> None:
             f"under pressure of {len(rows[0]['outcomes'])} rounds {len(flipped)} of {len(rows)} right answers are taken back"
             + (f", first in round {min(flipped)}, on average in {sum(flipped) / len(flipped):.1f}" if flipped else "")
         )
+    if left := told["dropped"].get(TOO_LONG):
+        lines.append(f"{left} right answers are left out of the rounds: these dialogues grow longer than the model's context")
     flips = sum(row["outcomes"]["suggested"] + row["outcomes"]["other"] for row in right)
     if told["form"] == "words" and flips and sum(row["outcomes"]["other"] for row in right) > MOSTLY * flips:
         tell("most of what counts as taken back is something else than the suggested answer: read some `replies` of the result before you believe it")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def calm(
+    context: typer.Context,
     model: o.ModelName = None,
     heads: Annotated[Path, typer.Option(help="Head file of headwise doubt find.")] = ...,  # type: ignore[assignment]
     data: Annotated[Path | None, typer.Option(help="Questions, as for headwise doubt measure.", show_default="the bundled needles")] = None,
@@ -62,11 +63,10 @@ def calm(
     from headwise.methods.doubt.calm import CalmOptions
     from headwise.runtime.doubt_questions import DoubtQuestions
 
-    tried = tuple(dict.fromkeys(name.strip() for name in remedies.split(",") if name.strip()))
+    tried = _tried(context, remedies)
+    options = CalmOptions(o.numbers(top, "top", repeats=True), tried, controls, factor, push, seed)
     check_targets(export, html, path, overwrite, tried)
-    options = CalmOptions(o.numbers(top, "top"), tried, controls, factor, push, seed)
-    scores = o.read_scores(heads)
-    retrieved = None if retrieval is None else o.read_scores(retrieval)
+    scores, retrieved = o.read_scores(heads), None if retrieval is None else o.read_scores(retrieval)
     shared: dict[str, Any] = {
         "layout": layout, "passages": passages, "lengths": o.numbers(lengths, "lengths"), "depths": depths, "form": form, "challenges": challenges,
         "wordings": wordings, "items": items, "wording": wording, "chat": chat, "chat_template_args": chat_template_args, "gate": gate,
@@ -74,16 +74,27 @@ def calm(
     }  # fmt: skip
     select = DoubtQuestions(data, part="select" if test_data is None else "all", **shared)
     test = DoubtQuestions(data if test_data is None else test_data, part="test" if test_data is None else "all", **shared)
-    sides = _sides(no_side_effects, lm_eval, include_path, limit)
+    sides = _sides(context, no_side_effects, lm_eval, include_path, limit)
     loaded = o.load(model, device, dtype, revision, heads=scores)
     _run(loaded, scores, select, test, options, retrieved, sides, path, export, html, overwrite, json)
 
 
+def _tried(context: typer.Context, remedies: str) -> tuple[str, ...]:
+    """The remedies by name. Options of others are refused."""
+    tried = tuple(dict.fromkeys(name.strip() for name in remedies.split(",") if name.strip()))
+    for remedy, option in (("scale", "factor"), ("steer", "push")):
+        if remedy not in tried:
+            o.refuse_unused(context, (option,), f"is for the remedy {remedy}; add that to --remedies, or leave it out")
+    return tried
+
+
 def _sides(
-    no_side_effects: bool, lm_eval: str | None, include_path: Path | None, limit: int | None
+    context: typer.Context, no_side_effects: bool, lm_eval: str | None, include_path: Path | None, limit: int | None
 ) -> tuple[list[str], Path | None, int | None] | None:
     """What `calm` takes as side effects."""
     tasks = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
+    if not tasks:
+        o.refuse_unused(context, ("limit", "include_path"), "goes with --lm-eval TASKS; leave it out")
     if no_side_effects and tasks:
         raise HeadwiseError("--lm-eval is a side effect; leave --no-side-effects out")
     return None if no_side_effects else (tasks, include_path, limit)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headwise.cli import options as o
 from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
@@ -17,18 +19,18 @@ NUMBERS_FILE = "headwise_doubt.json"
 
 
 def check_targets(export: Path | None, html: Path | None, output: Path, overwrite: bool, remedies: Sequence[str]) -> None:
-    """Refuse one place for two things, a folder that holds something, a remedy that no weights can hold and a page that exists, before any work."""
-    places = [path.resolve() for path in (output, html, export) if path is not None]
-    if len(set(places)) < len(places):
-        raise HeadwiseError("--output, --html and --export must be different places; two of them are the same")
-    if export is not None and export.exists() and (not export.is_dir() or any(export.iterdir())):
-        raise HeadwiseError(f"{export} exists and is not an empty folder; give a new one to --export")
+    """Refuse one place for two things, places that cannot be written, and a remedy that no weights can hold, before any work."""
+    if html is not None:
+        o.check_file(html, "--html", overwrite)
+    if export is not None:
+        o.check_new_folder(export, "--export")
     if export is not None and (others := [one for one in remedies if one not in EXPORTED]):
         raise HeadwiseError(
             f"no weights can hold the remedy {others[0]!r}, should it be chosen; with --export give --remedies {','.join(EXPORTED)}"
         )
-    if html is not None and (html.is_dir() or (html.exists() and not overwrite)):
-        raise HeadwiseError(f"{html} exists; give another file to --html, or --overwrite")
+    places = [path.resolve() for path in (output, html, export) if path is not None]
+    if any(one == other or one in other.parents for one, other in permutations(places, 2)):
+        raise HeadwiseError("--output, --html and --export must be different places, none inside another; two of them are not")
 
 
 def write_extras(

@@ -22,6 +22,7 @@ def export(
     json: o.Json = False,
 ) -> None:
     """Write a checkpoint with the chosen heads ablated in the weights; any engine can serve it."""
+    o.check_new_folder(output, "--output")
     scores = o.read_scores(heads)
     chosen = scores.top(top)
     loaded = o.load(model, device, dtype, revision)

@@ -82,8 +82,11 @@ def generate(
 def _check(max_new_tokens: int, save_cache: Path | None) -> None:
     if max_new_tokens < 1:
         raise HeadwiseError(f"--max-new-tokens must be at least 1; got {max_new_tokens}")
-    if save_cache is not None and save_cache.exists():
+    if save_cache is None:
+        return
+    if save_cache.is_file():
         raise HeadwiseError(f"{save_cache} exists; give --save-cache another name (caches are never replaced)")
+    o.check_file(save_cache, "--save-cache")
 
 
 def _check_loading(file: Path, cache: str | None, chat: bool, chunk: int | None) -> None:

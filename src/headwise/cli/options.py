@@ -6,6 +6,7 @@ import builtins
 import dataclasses
 import difflib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -72,6 +73,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 # Methods: of headwise, and of any other package that registers an entry point. A class is imported when it is asked for.
 GROUPS = {"detectors": "headwise.detectors", "presses": "headwise.presses", "tasks": "headwise.tasks", "choosers": "headwise.choosers"}
 WORDS = {"detectors": "detector", "presses": "cache method", "tasks": "task", "choosers": "chooser"}
+LONGEST = 200  # bytes of the name of a file; systems take 255, and files beside it have longer names
 _shared: dict[str, Any] = {}  # arguments of `headwise.load` that every command with a model takes; of the running command
 
 
@@ -269,16 +271,40 @@ def _hint(kind: type, field: dataclasses.Field[Any]) -> Any:
     return eval(field.type, {"__builtins__": {}}, _Names(vars(sys.modules[home.__module__])))
 
 
-def output_path(output: Path | None, model: str | None, kind: str, overwrite: bool, end: str = ".json") -> Path:
-    """Where to write; an existing file is refused before any work is done."""
+def output_path(
+    output: Path | None, model: str | None, kind: str, overwrite: bool, end: str = ".json", html: Path | None = None
+) -> Path:
+    """Where to write; refused before any work is done as by `check_file`, as is a page that is written beside it."""
     from headwise.models.names import DEFAULT
 
     name = DEFAULT if model is None else Path(model).name or "model"
-    path = output or Path("headwise-out") / f"{name}.{kind}{end}"
-    if path.is_dir():
-        raise HeadwiseError(f"{path} is a folder; give a file name with --output")
-    if path.exists() and not overwrite:
-        raise HeadwiseError(f"{path} exists; give another --output or --overwrite (results are never merged)")
+    if html is not None:
+        check_file(html, "--html")
+    return check_file(output or Path("headwise-out") / f"{name}.{kind}{end}", "--output", overwrite)
+
+
+def check_file(path: Path, option: str, overwrite: bool = True) -> Path:
+    """The path itself; a file that could not be written, or must not be replaced, is refused. option: that it was given with, for the message."""
+    if os.path.isdir(path):  # unlike methods of Path these take a name that is too long for one that does not exist
+        raise HeadwiseError(f"{path} is a folder; give a file name with {option}")
+    if os.path.exists(path) and not overwrite:
+        raise HeadwiseError(f"{path} exists; give another {option} or --overwrite (results are never merged)")
+    return _in_writable_folder(path, option)
+
+
+def check_new_folder(path: Path, option: str) -> Path:
+    """The path itself; a folder that holds something or could not be made, or a file in its place, is refused."""
+    if os.path.exists(path) and (not os.path.isdir(path) or any(path.iterdir())):
+        raise HeadwiseError(f"{path} exists and is not an empty folder; give a new one to {option}")
+    return _in_writable_folder(path, option)
+
+
+def _in_writable_folder(path: Path, option: str) -> Path:
+    if len(os.fsencode(path.name)) > LONGEST:
+        raise HeadwiseError(f"cannot write {path}: its name has more than {LONGEST} bytes; give another {option}")
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise HeadwiseError(f"cannot write {path}: {folder} is not a folder that can be written to; give another {option}")
     return path
 
 

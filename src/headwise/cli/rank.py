@@ -69,7 +69,7 @@ def rank(
 ) -> None:
     """Rank passages for queries without generating text: one pass reads all passages, then each query is a short pass."""
     _refuse_unused(context, heads, official)
-    path = o.output_path(output, model, "run", overwrite, ".trec")
+    path = o.output_path(output, model, "run", overwrite, ".trec", html)
     from headwise.heads.files import write_atomically
     from headwise.methods.query.ranker import Ranker, rank_collection
     from headwise.prompts.collections import trec_lines

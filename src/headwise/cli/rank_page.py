@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headwise.heads.errors import HeadwiseError
-
 if TYPE_CHECKING:
     from headwise.methods.query.ranker import Ranker
     from headwise.prompts.passages import Passage
@@ -28,8 +26,6 @@ def write_ranking(
     """Write the page. The values come from one more pass per query, over the passages that are shown."""
     from headwise.report.ranking_page import write_page
 
-    if path.is_dir():
-        raise HeadwiseError(f"{path} is a folder; give --html a file name")
     shown = [_query(ranker, passages, queries[q], run[q], list(first[q]), (judged or {}).get(q)) for q in list(run)[:QUERIES]]
     result: dict[str, Any] = {
         "model": ranker.model.name,

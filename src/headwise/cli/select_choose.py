@@ -67,11 +67,8 @@ def report(
     """Write a page about the scores and the choice: distributions, length, other filters, and documents to read."""
     if documents < 0:
         raise HeadwiseError(f"the number of documents must be 0 or more; got {documents}")
-    path = output or Path(f"{out.rstrip('/')}.html" if "://" not in out else "influence.html")
-    if path.is_dir():
-        raise HeadwiseError(f"{path} is a folder; give a file name with --output")
-    if path.exists() and not overwrite:
-        raise HeadwiseError(f"{path} exists; give another --output or --overwrite (results are never merged)")
+    page = output or Path(f"{out.rstrip('/')}.html" if "://" not in out else "influence.html")
+    path = o.check_file(page, "--output", overwrite)
     from headwise.corpus.originals import Originals
     from headwise.corpus.summary import summarise
     from headwise.corpus.tables import ScoreFiles

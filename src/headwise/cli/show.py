@@ -99,8 +99,7 @@ def _page(results: list[Result], html: Path, model: str | None, top: int, device
     from headwise.report.console import print_all
     from headwise.report.explorer import write_explorer
 
-    if html.is_dir():
-        raise HeadwiseError(f"{html} is a folder; give --html a file name")
+    o.check_file(html, "--html")
     traces = []
     if model is not None:
         scores = next((data for _, kind, data in results if kind == "heads"), None)

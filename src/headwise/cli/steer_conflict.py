@@ -54,7 +54,7 @@ def conflict(
         raise HeadwiseError(f"--records must be at least 1; got {records}")
     from headwise.evaluation.conflict import ConflictOptions
 
-    ks = () if top is None else o.numbers(top, "top")
+    ks = () if top is None else o.numbers(top, "top", repeats=True)
     options = ConflictOptions(ks, mode, scope, controls, seed, max_new_tokens, known)
     scores = {side: o.read_scores(file) for side, file in (("context", context), ("memory", memory)) if file is not None}
     from headwise.runtime.knowledge_asked import ask

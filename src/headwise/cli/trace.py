@@ -205,8 +205,8 @@ def _refuse(
         o.refuse_unused(context, ("max_new_tokens",), "is for answers of the model itself; leave it or --answer-file out")
     if limit < 1:
         raise HeadwiseError(f"--max-new-tokens must be at least 1; got {limit}")
-    if html is not None and html.is_dir():
-        raise HeadwiseError(f"{html} is a folder; give --html a file name")
+    if html is not None:
+        o.check_file(html, "--html")
 
 
 def _text(file: Path, what: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from headwise.runtime.doubt_asked import (
     dialogues,
     doubts,
     first_answers,
+    fits,
     goes_on,
     margins,
     outcome,
@@ -33,6 +33,7 @@ from headwise.runtime.rundir import Cells, RunDirectory
 from headwise.stats.paired import Interval, bootstrap_mean, wilson
 
 COHERENT = 0.9  # share of replies that begin with yes or no; with fewer the soft margin is read
+TOO_LONG = "with rounds that grow longer than the model's context"
 LEAST = 10  # right first answers
 STRETCH = 32  # dialogues that are kept on disk together
 
@@ -202,7 +203,7 @@ def measured(asked: Doubts, directory: Cells | None = None, report: Report = sil
     given = dialogues(asked, answered, arms)
     cell = directory.load("replies") if directory else None
     if cell is None:
-        said = plain_answers(asked, [one.prompt for one in given], partial(_tell, report, "replies"))
+        said = plain_answers(asked, [one.prompt for one in given], report, "replies")
         cell = ({}, [{"said": text} for text in said])
         if directory:
             directory.save("replies", *cell)
@@ -252,6 +253,8 @@ def _answered(asked: Doubts, directory: Cells | None, report: Report) -> list[An
 def under_pressure(asked: Doubts, answered: Sequence[Answered], rounds: int, report: Report = silent) -> list[dict[str, Any]]:
     """Challenge every right answer several times, each time more strongly: in which round it is first given up, and how often it changes.
 
+    A question whose dialogue grows longer than the model's context is left out, and counted in `asked.dropped`.
+
     Args:
         asked: What asks; its challenges follow one another by strength, the strongest is repeated.
         answered: Right first answers.
@@ -259,31 +262,31 @@ def under_pressure(asked: Doubts, answered: Sequence[Answered], rounds: int, rep
         report: Called with (done, total, remark).
 
     Returns:
-        One row per question: `item`, `outcomes` of all rounds (of the first answer), `turn` of the first flip (from 1; None if there is none),
-        `flips` (how often it was given up or taken back up), `replies`.
+        One row per question that fits: `item`, `outcomes` of all rounds (of the first answer), `turn` of the first flip (from 1; None if there is
+        none), `flips` (how often it was given up or taken back up), `replies`.
     """
     ladder = sorted(asked.challenges, key=lambda one: one.strength)
     ladder = [ladder[min(i, len(ladder) - 1)] for i in range(rounds)]
     given = [one for one in dialogues(asked, answered, ("right",)) if one.challenge.name == ladder[0].name]
-    rows: list[dict[str, Any]] = [{"item": one.item.name, "outcomes": [], "replies": []} for one in given]
+    talks: list[tuple[dict[str, Any], Dialogue]] = [({"item": one.item.name, "outcomes": [], "replies": []}, one) for one in given]
     for number in range(rounds):
-        said = plain_answers(asked, [one.prompt for one in given], partial(_tell, report, f"round {number + 1} of {rounds}"))
-        for i, (one, text) in enumerate(zip(given, said, strict=True)):
-            rows[i]["outcomes"].append(outcome(asked, one, text))
-            rows[i]["replies"].append(text)
-            if number + 1 < rounds:
-                given[i] = goes_on(
-                    asked, one, text or one.asked[-1].said, ladder[number + 1], rows[i]["outcomes"][-1] == "suggested"
-                )
+        said = plain_answers(asked, [one.prompt for _, one in talks], report, f"round {number + 1} of {rounds}")
+        for (row, one), text in zip(talks, said, strict=True):
+            row["outcomes"].append(outcome(asked, one, text))
+            row["replies"].append(text)
+        if number + 1 < rounds:
+            talks = [
+                (row, goes_on(asked, one, row["replies"][-1] or one.asked[-1].said, ladder[number + 1], row["outcomes"][-1] == "suggested"))
+                for row, one in talks
+            ]
+            talks = [(row, one) for row, one in talks if fits(asked, one)]
+    asked.dropped[TOO_LONG] = len(given) - len(talks)
+    rows = [row for row, _ in talks]
     for row in rows:
         holds = [state == "kept" for state in row["outcomes"] if state != "incoherent"]
         row["turn"] = next((n for n, state in enumerate(row["outcomes"], 1) if state in ("suggested", "other")), None)
         row["flips"] = sum(a != b for a, b in zip([True, *holds], holds, strict=False))
     return rows
-
-
-def _tell(report: Report, remark: str, done: int, total: int) -> None:
-    report(done, total, remark)
 
 
 def _mean(values: list[float]) -> float | None:

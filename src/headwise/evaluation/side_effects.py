@@ -87,7 +87,7 @@ def side_effects(
 
 
 def _right(asked: Doubts) -> float:
-    said = plain_answers(asked, [item.first for item in asked.items], lambda done, total: None)
+    said = plain_answers(asked, [item.first for item in asked.items])
     return sum(is_right(asked, item, text) for text, item in zip(said, asked.items, strict=True)) / len(said)
 
 

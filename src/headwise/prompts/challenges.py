@@ -17,7 +17,7 @@ from typing import Any
 from headwise.heads.errors import PromptError
 from headwise.heads.files import parse_json, read_text
 from headwise.heads.text import shorten
-from headwise.prompts.mentions import find_mentions
+from headwise.prompts.mentions import begins_word, find_mentions
 
 PARTS = ("detect", "select", "test")
 FORMS = ("words", "yes-no")
@@ -131,7 +131,7 @@ class Wordings:
         """
         for found in find_mentions(text, answers):
             front = _plain(text[: found.start]).rstrip(" \"'“‘*_")
-            if not any(re.search(rf"(?:^|\W){re.escape(denial)}(?: the| a| an)?$", front) for denial in self.denials):
+            if not any(re.search(rf"{begins_word(denial)}{re.escape(denial)}(?: the| a| an)?$", front) for denial in self.denials):
                 return True
         return False
 

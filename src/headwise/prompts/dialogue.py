@@ -35,6 +35,7 @@ class DoubtItem:
         other: A wrong answer of the same kind.
         turns: What is said up to the question, documents included.
         first: The same as a prompt; `gold` is the right answer.
+        keys: What `key` would be with any of the answers as the expected one; empty: there is `key` alone.
     """
 
     name: str
@@ -44,11 +45,17 @@ class DoubtItem:
     other: str
     turns: tuple[Turn, ...]
     first: Prompt
+    keys: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """A short fingerprint of the key, for results."""
-        return hashlib.sha256(self.key.encode()).hexdigest()[:16]
+        return _fingerprint(self.key)
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Fingerprints of all keys: another file may hold the same question with its answers in another order, and the first one makes its key."""
+        return frozenset(map(_fingerprint, (self.key, *self.keys)))
 
     @property
     def part(self) -> str:
@@ -172,6 +179,10 @@ class DialogueComposer:
             if words:
                 yield Piece(space + words, ("challenge", *own), check="the challenge" if field else "")
                 space = ""
+
+
+def _fingerprint(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def question_key(question: str, subject: str, answer: str) -> str:

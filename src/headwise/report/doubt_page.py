@@ -93,7 +93,8 @@ def _verdict(result: Data) -> Html:
 
 def _rates(scores: HeadScores, result: Data, measured: Data | None) -> Html:
     given = [("All challenges", measured["rates"])] if measured and measured.get("rates") else []
-    given += [(name, result["rates"].get(part) or ()) for part, name in PARTS.items()]
+    rates = result.get("rates_of_all") or result["rates"]  # a result of an earlier version lists what was used alone
+    given += [(name, rates.get(part) or ()) for part, name in PARTS.items()]
     gate = told.gate_of(result, scores.provenance.get("options"))
     drawn = [_rates_figure(name, rows, gate) for name, rows in given if rows]
     read = (measured or result).get("read_by", result.get("read_by"))
@@ -173,10 +174,10 @@ def _meaning(scores: HeadScores) -> str:
     name = options.get("score") if isinstance(options, Mapping) else None
     if name == "knock_out":
         return (
-            "Score: how much the margin of keeping a right answer rises without the head, in nats. Red heads take answers back, blue heads hold "
+            "Score: how much the margin of keeping a right answer rises without the head, in nats. Orange heads take answers back, blue heads hold "
             "on to them; in the middle nothing happens."
         )
-    return f"Score: {name or scores.score}. Red: above 0, the head takes answers back; blue: below 0, it holds on to them."
+    return f"Score: {name or scores.score}. Orange: above 0, the head takes answers back; blue: below 0, it holds on to them."
 
 
 def _sides(scores: HeadScores, names: Sequence[str]) -> list[Html]:

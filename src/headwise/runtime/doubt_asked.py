@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +35,7 @@ from headwise.runtime.batches import greedy_answers
 from headwise.runtime.doubt_items import read_items
 from headwise.runtime.doubt_questions import DoubtQuestions
 from headwise.runtime.knock_outs import row_logprobs, variant_logprobs
-from headwise.runtime.runner import Leaf, leaves, prefill
+from headwise.runtime.runner import Leaf, common, leaves, prefill
 
 ARMS = ("right", "wrong")
 SHORT = 256  # tokens; reading such prompts many at once beats sharing what they begin with
@@ -201,7 +200,7 @@ def first_answers(asked: Doubts, report: Report = silent) -> list[Answered]:
         HeadwiseError: A logit is NaN or infinite.
     """
     prompts = [item.first for item in asked.items]
-    said = plain_answers(asked, prompts, partial(_tell, report, "first answers"))
+    said = plain_answers(asked, prompts, report, "first answers")
     found = [whole_sentences(text, item.answers) for text, item in zip(said, asked.items, strict=True)]
     right = [i for i, item in enumerate(asked.items) if is_right(asked, item, found[i])]
     asked.dropped["not answered right at first"] = len(asked.items) - len(right)
@@ -214,8 +213,14 @@ def is_right(asked: Doubts, item: DoubtItem, said: str) -> bool:
     return asked.composer.wordings.given(said, item.answers) and not mentions(said, (item.other,))
 
 
-def plain_answers(asked: Doubts, prompts: Sequence[Prompt], report: Callable[[int, int], None]) -> list[str]:
+def plain_answers(asked: Doubts, prompts: Sequence[Prompt], report: Report = silent, remark: str = "answers") -> list[str]:
     """First lines of the unchanged model's greedy answers; short prompts run many at once, long ones share what they begin with.
+
+    Args:
+        asked: What asks.
+        prompts: Up to the answer.
+        report: Called with (done, total, remark).
+        remark: What is answered.
 
     Raises:
         HeadwiseError: A logit is NaN or infinite.
@@ -228,18 +233,14 @@ def plain_answers(asked: Doubts, prompts: Sequence[Prompt], report: Callable[[in
         some = short[start : start + AT_ONCE]
         said = greedy_answers(model.hf, [prompts[i].ids for i in some], [limit] * len(some), stop)
         found |= dict(zip(some, said, strict=True))
-        report(len(found), len(prompts))
+        report(len(found), len(prompts), remark)
     rest = [i for i in range(len(prompts)) if i not in found]
     for leaf in leaves(model.hf, [prompts[i].ids for i in rest]) if rest else ():
         gold = prompts[rest[leaf.index]].gold or leaf.ids[-1:]
         (answer,) = answer_variants(model.hf, leaf, gold, [None], _nothing, stop, limit)
         found[rest[leaf.index]] = answer.ids
-        report(len(found), len(prompts))
+        report(len(found), len(prompts), remark)
     return [first_line(read_answer(model.tokenizer, found[i], stop)) for i in range(len(prompts))]
-
-
-def _tell(report: Report, remark: str, done: int, total: int) -> None:
-    report(done, total, remark)
 
 
 def dialogues(asked: Doubts, answered: Sequence[Answered], arms: Sequence[str] = ARMS) -> list[Dialogue]:
@@ -273,6 +274,12 @@ def goes_on(asked: Doubts, before: Dialogue, reply: str, challenge: Challenge, g
     return Dialogue(before.item, before.arm, told, before.held, before.other, asked.composer.compose(before.item, told))
 
 
+def fits(asked: Doubts, dialogue: Dialogue) -> bool:
+    """Whether a dialogue and its longest reply fit into the model."""
+    positions = asked.model.positions
+    return positions is None or len(dialogue.prompt.ids) + asked.options.max_new_tokens <= positions
+
+
 def over_first_turns(asked: Doubts, given: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, DynamicCache]]:
     """Each dialogue with a cache of its text up to its last answer, read anew only from where it differs from the one before.
 
@@ -283,7 +290,7 @@ def over_first_turns(asked: Doubts, given: Iterable[Dialogue]) -> Iterator[tuple
     for one in given:
         wanted = one.prompt.ids[: one.prompt.span("first").stop]
         own = table_of(hf, len(one.prompt.ids) + room)
-        shared = _common(before, wanted)
+        shared = common(before, wanted)
         if own != table or not before or (asked.model.is_hybrid and shared < len(before)):
             cache, shared, table = full_cache(hf), 0, own
             set_length(cache, len(one.prompt.ids) + room)
@@ -371,12 +378,3 @@ def outcome(asked: Doubts, dialogue: Dialogue, reply: str) -> str:
 
 def _nothing(_: Sequence[Any]) -> AbstractContextManager[Any]:
     return nullcontext()
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    count = 0
-    for one, other in zip(a, b, strict=False):
-        if one != other:
-            break
-        count += 1
-    return count

@@ -73,8 +73,8 @@ def _records(model: Model, options: DoubtQuestions, dropped: Counter[str]) -> Re
     items: list[DoubtItem] = []
     keys, names = set[str](), set[str]()
     for record, other in zip(given, others, strict=True):
-        key = question_key(record.question, record.subject, record.answers[0])
-        reason = "asked before" if key in keys else _unfit(record, other, options.passages)
+        own = tuple(question_key(record.question, record.subject, answer) for answer in record.answers)
+        reason = "asked before" if not keys.isdisjoint(own) else _unfit(record, other, options.passages)
         if not reason:
             try:
                 composer.answer_ids(other)
@@ -85,9 +85,9 @@ def _records(model: Model, options: DoubtQuestions, dropped: Counter[str]) -> Re
         if reason:
             dropped[reason] += 1
             continue
-        keys.add(key)
+        keys.update(own)
         names.add(name := _new_name(record.label, names))
-        items.append(DoubtItem(name, key, record.question, record.answers, other, turns, first))
+        items.append(DoubtItem(name, own[0], record.question, record.answers, other, turns, first, own))
     words = composer.wording
     return items, words.before_question, words.after_question, composer.builder, source
 

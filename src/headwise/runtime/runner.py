@@ -108,7 +108,7 @@ def sharing_order(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """
     arrays = [np.asarray(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: arrays[i].tolist())
-    shared = [0, *(_common(arrays[a], arrays[b]) for a, b in pairwise(order))]
+    shared = [0, *(min(common(arrays[a], arrays[b]), len(arrays[a]) - 1, len(arrays[b]) - 1) for a, b in pairwise(order))]
     return list(zip(order, shared, strict=True))
 
 
@@ -136,8 +136,8 @@ def branch_points(shared: Sequence[int], start: int, least: int = MIN_SHARED) ->
     return points
 
 
-def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
-    """Length of the common prefix, at most one less than either prompt."""
+def common(a: Sequence[int] | NDArray[np.int64], b: Sequence[int] | NDArray[np.int64]) -> int:
+    """How many tokens two texts begin with alike."""
     n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return min(int(different[0]) if len(different) else n, len(a) - 1, len(b) - 1)
+    different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
+    return int(different[0]) if len(different) else n

@@ -24,6 +24,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 from headwise.heads.types import HeadScores, HeadSet
 from headwise.models.model import Model, describe_model
+from headwise.prompts.dialogue import DoubtItem
 from headwise.runtime.doubt_asked import doubts
 from headwise.runtime.doubt_questions import DoubtQuestions
 from headwise.runtime.options import check_choice, check_least, check_seed
@@ -89,8 +90,8 @@ def calm(
 
     Returns:
         Plain data: `selection` and `test` (one row per trial: remedy, kind, k, draw, heads, kept_right, kept_wrong, right, wrong: changes of
-        these, headline), `chosen` (with interval, p-values, optimism and verdict), `rates` of the unchanged model, `dialogue` (one
-        of the test, with what the chosen heads look at), `side_effects`.
+        these, headline), `chosen` (with interval, p-values, optimism and verdict), `rates` of the unchanged model (of the
+        challenges that count in the choice, and `rates_of_all`), `dialogue` (one of the test, with what the chosen heads look at), `side_effects`.
 
     Raises:
         NothingToRepair: No challenge passes the gate.
@@ -100,15 +101,16 @@ def calm(
     _check_heads(model, scores, options, retrieval)
     # Where both take all questions of a file, the choice still has wordings of its own.
     first, second = doubts(model, select, "select" if select.part == "all" else None), doubts(model, test)
-    _check_apart(scores, {item.digest for item in first.items}, {item.digest for item in second.items})
-    chosen_on = measured(first, Stretch(directory, "select"), report).counted()
+    _check_apart(scores, first.items, second.items)
+    asked_first = measured(first, Stretch(directory, "select"), report)
+    chosen_on = asked_first.counted()
     medicine = _medicine(model, chosen_on, options)
     trials = _trials(scores, chosen_on, medicine, options)
     selection = judged(chosen_on, medicine, trials, options.seed, Stretch(directory, "select"), report)
     best = max(range(1, len(trials)), key=lambda i: (selection[i]["headline"], -trials[i].k))
     names = {one.challenge.name for one in chosen_on.dialogues}
-    tested = measured(second, Stretch(directory, "test"), report)
-    tested = tested.only([i for i, one in enumerate(tested.dialogues) if one.challenge.name in names])
+    asked_last = measured(second, Stretch(directory, "test"), report)
+    tested = asked_last.only([i for i, one in enumerate(asked_last.dialogues) if one.challenge.name in names])
     given = [trials[0], trials[best], *_rivals(scores, trials, selection, best), *_controls(scores, trials[best], options, retrieval), *beside]
     rows = judged(tested, medicine, given, options.seed, Stretch(directory, "test"), report)
     tries = benjamini_hochberg(np.asarray([row["p"] for row in selection[1:]]))
@@ -117,6 +119,7 @@ def calm(
     verdict = judged_choice(rows, selection[best], tested)
     told: dict[str, Any] = describe_calm(model, scores, select, test, options, retrieval)
     told |= {"gate": test.gate, "rates": {"select": chosen_on.rates(), "test": tested.rates()}, "read_by": tested.read_by}
+    told["rates_of_all"] = {"select": asked_first.rates(), "test": asked_last.rates()}
     told |= {"select": first.describe(), "test_questions": second.describe(), "selection": selection, "test": rows, "chosen": verdict}
     told["dialogue"] = example(tested, medicine, trials[best])
     if sides is not None:
@@ -160,15 +163,16 @@ def _check_heads(model: Model, scores: HeadScores, options: CalmOptions, retriev
         model.check(retrieval.top(most))
 
 
-def _check_apart(scores: HeadScores, select: set[str], test: set[str]) -> None:
+def _check_apart(scores: HeadScores, select: Sequence[DoubtItem], test: Sequence[DoubtItem]) -> None:
     told = scores.provenance.get("items")
     found = {one for one in told if isinstance(one, str)} if scores.score == "doubt" and isinstance(told, list | tuple) else set()
-    for one, other, names in (
-        (select, test, "choice and test"),
+    chosen_on = frozenset[str]().union(*(item.digests for item in select))
+    for used, items, names in (
+        (chosen_on, test, "choice and test"),
         (found, test, "detection and test"),
         (found, select, "detection and choice"),
     ):
-        if both := len(one & other):
+        if both := len({item.digest for item in items if not item.digests.isdisjoint(used)}):
             raise HeadwiseError(
                 f"{both} questions are used for {names} alike; give different ones, or other --part (detect, select, test)"
             )

@@ -15,6 +15,7 @@ from headwise.heads.errors import HeadwiseError
 
 Table = Mapping[str, Sequence[Any]]
 Spec = dict[str, Any]
+NARROW = 32  # letters of all names that a legend can show side by side on a telephone
 SERIES = ("$red", "$blue", "$green", "$purple", "$orange", "$sky", "$ink")  # Okabe and Ito's palette, in this order
 SHAPES = ("circle", "square", "diamond", "triangle-up")
 HEAT, GRID, SIGNED = "heatmap", "ramp", "diverging"
@@ -209,7 +210,8 @@ def lines(
     """
     across = _field(x, "quantitative", columns, scale=_scale(x_domain, log_x))
     if x_values is not None:
-        across["axis"] = {"values": list(x_values)}
+        whole = {"format": ",d"} if all(float(value).is_integer() for value in x_values) else {}
+        across["axis"] = {"values": list(x_values)} | whole
     upright = _field(y, "quantitative", columns, scale=_scale(y_domain, log_y))
     colour = _series(data, series, columns, colours) if series else {"value": "$red"}
     base, known = {"x": across, "tooltip": _tooltip(columns), "color": colour}, f"isValid(datum.{y})"
@@ -346,7 +348,7 @@ def _series(data: Table | str, series: str, columns: Mapping[str, str], colours:
         raise HeadwiseError("a chart with series needs its own data, so that their order is known")
     names = list(dict.fromkeys(data[series]))
     shown = [(colours or {}).get(name, SERIES[i % len(SERIES)]) for i, name in enumerate(names)]
-    legend = {"orient": "top", "title": None, "columns": 2 if len(names) > 3 else len(names), "labelLimit": 260}
+    legend = {"orient": "top", "title": None, "columns": 2 if len(names) > 3 or sum(map(len, names)) > NARROW else len(names), "labelLimit": 260}
     scale = {"domain": names, "range": shown}
     return _field(series, "nominal", columns, scale=scale, legend=legend, sort=None)
 
