@@ -17,7 +17,7 @@ from headwise.models.load import load
 from headwise.runtime.detector import find
 from tests.cli.test_refusals import check_refused
 
-OURS = {"copy", "semantic", "query", "evidence", "gate", "proxy"}
+OURS = {"copy", "semantic", "query", "evidence", "mdqa", "gate", "proxy"}
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ SLOW = {
     "docs/methods/attention-influence.md",
     "docs/methods/compresskv.md",
     "docs/methods/duoattention.md",
+    "docs/methods/mudaf.md",
     "docs/methods/zigzagattention.md",
     "docs/scale.md",
     "docs/select.md",
