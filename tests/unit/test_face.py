@@ -19,6 +19,7 @@ NAMES = {
     "function vectors": ["HeadVectors", "extract_vectors", "function_vectors", "load_vectors", "save_vectors"],
     "caches": ["AdaKV", "CompressKV", "DuoAttention", "HeadKV", "PyramidKV", "SnapKV", "StreamingLLM", "ZigzagAttention"],
     "rankers": ["Ranker"],
+    "contrastive decoding": ["ContrastProcessor", "Without", "contrastive_generate"],
     "detectors": ["Copy", "Doubt", "Gates", "InContext", "Parametric", "Proxy", "Query", "Retrieval", "Semantic", "Task", "find"],
     "evaluation": ["DoubtQuestions", "ablation_curve", "calm", "conflict_curves", "measure_doubt"],
 }
