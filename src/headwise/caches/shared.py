@@ -87,7 +87,9 @@ def side_by_side(caches: Sequence[DynamicCache]) -> DynamicCache:
         HeadwiseError: Their keys were turned with different rotary tables.
     """
     if len({getattr(cache, "headwise_table", None) for cache in caches if cache.get_seq_length()}) > 1:
-        raise HeadwiseError("the rotary table of this model depends on the text's length, and these texts need different ones; make them equally long")
+        raise HeadwiseError(
+            "the rotary table of this model depends on the text's length, and these texts need different ones; make them equally long"
+        )
     longest = max(caches, key=lambda cache: cache.get_seq_length())
     made = copy.copy(longest)
     made.layers = [_rows_of([cache.layers[i] for cache in caches], longest.layers[i]) for i in range(len(longest.layers))]

@@ -123,9 +123,12 @@ def _weaker(model: Model, other: Model) -> Model:
     if model.tokenizer is not None and other.tokenizer is not None:
         same = model.tokenizer.get_vocab() == other.tokenizer.get_vocab()
     else:
-        same = model.hf.config.get_text_config(decoder=True).vocab_size == other.hf.config.get_text_config(decoder=True).vocab_size
+        sizes = {one.hf.config.get_text_config(decoder=True).vocab_size for one in (model, other)}
+        same = len(sizes) == 1
     if not same:
-        raise HeadwiseError(f"{other.name} and {model.name} have different vocabularies, so their tokens cannot be compared; take models of one family")
+        raise HeadwiseError(
+            f"{other.name} and {model.name} have different vocabularies, so their tokens cannot be compared; take models of one family"
+        )
     return other
 
 

@@ -81,13 +81,15 @@ def contrastive_generate(
     """
     known = as_model(model)
     rule = Contrast(combine, alpha, plausibility, cap)
-    limit = _checked(max_new_tokens, temperature, top_p)
-    generator = torch.Generator().manual_seed(checked_seed(seed))
+    check_draw(temperature, top_p, seed)
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise HeadwiseError(f"max_new_tokens must be at least 1; got {shorten(repr(max_new_tokens))}")
+    generator = torch.Generator().manual_seed(int(seed))
     if stream is not None:
         need_tokenizer(known, "streaming text")
     ids = prompt_ids(known, prompt)
     other = negative_of(known, negative, ids)
-    limit = _room(known, ids, other, limit)
+    limit = _room(known, ids, other, max_new_tokens)
     said: list[int] = []
     alphas: list[float] = []
     pieces = _Pieces(known.tokenizer, stream)
@@ -100,14 +102,13 @@ def contrastive_generate(
     return Contrasted(pieces.end(said), tuple(said), tuple(alphas))
 
 
-def _checked(max_new_tokens: Any, temperature: float, top_p: float) -> int:
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise HeadwiseError(f"max_new_tokens must be at least 1; got {shorten(repr(max_new_tokens))}")
+def check_draw(temperature: float, top_p: float, seed: int) -> None:
+    """Raise `HeadwiseError` for options of a draw that are out of their range, see `contrastive_generate`."""
+    checked_seed(seed)
     if checked_number(temperature, "temperature") < 0:
         raise HeadwiseError(f"temperature must be at least 0; got {temperature:g}")
     if not 0 < checked_number(top_p, "top_p") <= 1:
         raise HeadwiseError(f"top_p must be above 0 and at most 1; got {top_p:g}")
-    return max_new_tokens
 
 
 def _room(model: Model, ids: Ids, negative: Negative, limit: int) -> int:
