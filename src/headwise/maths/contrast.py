@@ -71,8 +71,8 @@ class Contrast:
             return torch.full_like(positive[..., 0], alpha)
         if self.combine == "routed":
             return routed_weight(positive, negative, alpha)
-        found = alpha * (entropy(positive) if self.combine == "entropy" else divergence(positive, negative))
-        return found if self.cap is None else found.clamp(max=self.cap)
+        found: Tensor = alpha * (entropy(positive) if self.combine == "entropy" else divergence(positive, negative))
+        return torch.clamp(found, max=math.inf if self.cap is None else self.cap)
 
     def scores(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         """What the next token is chosen by.
@@ -96,7 +96,8 @@ class Contrast:
 
 def entropy(logprobs: Tensor) -> Tensor:
     """Shannon entropy [...] in nats of log-probabilities [..., V]."""
-    return torch.special.entr(logprobs.exp()).sum(dim=-1)
+    found: Tensor = torch.special.entr(logprobs.exp()).sum(dim=-1)
+    return found
 
 
 def divergence(first: Tensor, second: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         [...], 0 for equal distributions to 1 for those that share no token.
     """
-    mixed = torch.special.entr((first.exp() + second.exp()) / 2).sum(dim=-1)
+    mixed: Tensor = torch.special.entr((first.exp() + second.exp()) / 2).sum(dim=-1)
     return ((mixed - (entropy(first) + entropy(second)) / 2) / math.log(2)).clamp(0, 1)
 
 
