@@ -14,6 +14,11 @@ SHORT = [5, 9, 33, 70, 44]  # begins alike
 ANSWER = [60, 3]
 
 
+@pytest.fixture(autouse=True)
+def small_layers_count(monkeypatch):
+    monkeypatch.setattr("headwise.attention.few_rows.LEAST", 1)
+
+
 @pytest.fixture(scope="module", params=TINY_FAMILIES)
 def hf(request):
     made = tiny_model(request.param)

@@ -110,7 +110,7 @@ def answered(model: Model, words: Words, prompt: Any, encode: Callable[[str], An
     elif words.prompt is not None:
         negative = encode(words.prompt)
     else:
-        negative = _weaker(words.source, device, dtype)
+        negative = o.load_second(words.source, device, dtype)
     return contrastive_generate(model, prompt, negative, **words.rule, max_new_tokens=limit)
 
 
@@ -124,14 +124,6 @@ def _without(model: Model, words: Words) -> Any:
     if share > MANY:
         hold(f"{share:.0%} of the heads are taken away; a model without so many writes little that makes sense (RHIO took 9.8% of Llama-2's)")
     return Without(heads, **{name: words.heads[name] for name in ("mode", "scope") if name in words.heads})
-
-
-def _weaker(name: str, device: str, dtype: str) -> Model:
-    """The second model; options that name a part of the first one (its adapter, its GGUF file) do not count for it."""
-    from headwise.models.load import load
-
-    o.bring(name, bool(o.shared("offline").get("offline")))
-    return load(name, device, dtype, **o.shared("trust_remote_code", "offline"))
 
 
 def facts_of(words: Words, made: Contrasted, tokens: int) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def generate(
     contrast: Annotated[
         str | None,
         typer.Option(
-            help="Contrastive decoding in place of a cache: heads:FILE,top=8 or prompt:FILE,alpha=0.2,plausibility=0.1 or model:NAME.",
+            help="Contrastive decoding in place of a cache: heads:FILE,top=8 or prompt:FILE,alpha=0.2,plausibility=0.1 or model:NAME. "
+            "The answer follows its prompt more closely, be that right or wrong.",
             show_default=False,
         ),
     ] = None,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from headwise.attention.ablate import SCOPES, ablate
+from headwise.attention.few_rows import few_rows
 from headwise.attention.plan import attached
 from headwise.attention.tail import last_rows
 from headwise.caches.shared import fork, full_cache, side_by_side
@@ -150,7 +151,7 @@ def opened(model: Model, ids: Ids, negative: Negative) -> Iterator[Advance]:
         with _with_and_without(model, ids, negative) as advance:
             yield advance
     else:
-        with attached(model):
+        with attached(model), few_rows(model):
             yield _two_prompts(model.hf, ids, negative)
 
 
@@ -163,7 +164,7 @@ def _with_and_without(model: Model, ids: Ids, negative: Without) -> Iterator[Adv
         past = full_cache(hf)
         prefill(hf, past, ids[:shared])
         sets = [HeadSet((), shape), model.check(negative.heads)]
-        with variants(model, past, sets, negative.mode) as (cache, given, places):
+        with variants(model, past, sets, negative.mode) as (cache, given, places), few_rows(model):
 
             def advance(token: int | None) -> Tensor:
                 return _logits(hf, cache, ids[shared:] if token is None else (token,), given)[places]
