@@ -6,8 +6,9 @@ branches go on with it. A text that is more faithful to its prompt is not a true
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from headwise.heads.text import shorten
 from headwise.maths.contrast import Contrast, sampled
 from headwise.models.model import Model, as_model, need_tokenizer
 from headwise.runtime.answer import within_positions
-from headwise.runtime.branches import Branch, Ids, Negative, Without, negative_of, opened, prompt_ids
+from headwise.runtime.branches import Advance, Branch, Ids, Negative, Without, negative_of, opened, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -84,21 +85,27 @@ def contrastive_generate(
     check_draw(temperature, top_p, seed)
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise HeadwiseError(f"max_new_tokens must be at least 1; got {shorten(repr(max_new_tokens))}")
-    generator = torch.Generator().manual_seed(int(seed))
+    draw = partial(sampled, temperature=temperature, top_p=top_p, generator=torch.Generator().manual_seed(int(seed)))
     if stream is not None:
         need_tokenizer(known, "streaming text")
     ids = prompt_ids(known, prompt)
     other = negative_of(known, negative, ids)
-    limit = _room(known, ids, other, max_new_tokens)
+    limit, pieces = _room(known, ids, other, max_new_tokens), _Pieces(known.tokenizer, stream)
+    with opened(known, ids, other) as advance:
+        return _answered(advance, rule, draw, known.stop_ids, limit, pieces)
+
+
+def _answered(
+    advance: Advance, rule: Contrast, draw: Callable[[Tensor], int], stop: Collection[int], limit: int, pieces: _Pieces
+) -> Contrasted:
+    """One token after the other, given to both branches, up to a stop token or the limit."""
     said: list[int] = []
     alphas: list[float] = []
-    pieces = _Pieces(known.tokenizer, stream)
-    with opened(known, ids, other) as advance:
-        while len(said) < limit and not (said and said[-1] in known.stop_ids):
-            scores, weight = rule.scores(*advance(said[-1] if said else None))
-            said.append(sampled(scores, temperature, top_p, generator))
-            alphas.append(float(weight))
-            pieces.add(said)
+    while len(said) < limit and not (said and said[-1] in stop):
+        scores, weight = rule.scores(*advance(said[-1] if said else None))
+        said.append(draw(scores))
+        alphas.append(float(weight))
+        pieces.add(said)
     return Contrasted(pieces.end(said), tuple(said), tuple(alphas))
 
 
