@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from headwise.models.model import Model
     from headwise.prompts.knowledge import KnowledgeRecord, read_knowledge
     from headwise.prompts.prompt import Prompt, Span
+    from headwise.runtime.branches import Without
+    from headwise.runtime.contrast import ContrastProcessor, contrastive_generate
     from headwise.runtime.detector import find
     from headwise.runtime.doubt_questions import DoubtQuestions
     from headwise.runtime.head_probe import load_probe
@@ -58,6 +60,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaKV",
     "CompressKV",
+    "ContrastProcessor",
     "Copy",
     "Doubt",
     "DoubtQuestions",
@@ -85,6 +88,7 @@ __all__ = [
     "Span",
     "StreamingLLM",
     "Task",
+    "Without",
     "ZigzagAttention",
     "__version__",
     "ablate",
@@ -93,6 +97,7 @@ __all__ = [
     "calm",
     "compress",
     "conflict_curves",
+    "contrastive_generate",
     "extract_vectors",
     "find",
     "force_copy",
@@ -122,6 +127,7 @@ __all__ = [
 _HOMES = {
     "AdaKV": "headwise.methods.adakv.press",
     "CompressKV": "headwise.methods.compresskv.press",
+    "ContrastProcessor": "headwise.runtime.contrast",
     "Copy": "headwise.methods.copy.options",
     "Doubt": "headwise.methods.doubt.options",
     "DoubtQuestions": "headwise.runtime.doubt_questions",
@@ -149,6 +155,7 @@ _HOMES = {
     "Span": "headwise.prompts.prompt",
     "StreamingLLM": "headwise.methods.streamingllm.press",
     "Task": "headwise.methods.atlas.options",
+    "Without": "headwise.runtime.branches",
     "ZigzagAttention": "headwise.methods.zigzag.press",
     "ablate": "headwise.attention.ablate",
     "ablation_curve": "headwise.evaluation.ablation",
@@ -156,6 +163,7 @@ _HOMES = {
     "calm": "headwise.methods.doubt.calm",
     "compress": "headwise.caches.kept_cache",
     "conflict_curves": "headwise.evaluation.conflict",
+    "contrastive_generate": "headwise.runtime.contrast",
     "extract_vectors": "headwise.methods.vectors.extract",
     "find": "headwise.runtime.detector",
     "force_copy": "headwise.attention.copying",

@@ -20,6 +20,7 @@ NAMES = {
     "caches": ["AdaKV", "CompressKV", "DuoAttention", "HeadKV", "PyramidKV", "SnapKV", "StreamingLLM", "ZigzagAttention"],
     "rankers": ["Ranker"],
     "detectors": ["Copy", "Doubt", "Gates", "InContext", "Mdqa", "Parametric", "Proxy", "Query", "Retrieval", "Semantic", "Task", "find"],
+    "contrastive decoding": ["ContrastProcessor", "Without", "contrastive_generate"],
     "evaluation": ["DoubtQuestions", "ablation_curve", "calm", "conflict_curves", "measure_doubt"],
 }
 PINNED = sorted(name for names in NAMES.values() for name in names)

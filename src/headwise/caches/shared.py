@@ -1,9 +1,9 @@
-"""Caches for shared prefixes: a full cache, forks that cost nothing until they grow, and many rows over one past."""
+"""Caches for shared prefixes: a full cache, forks that cost nothing until they grow, many rows over one past, texts side by side."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, Li
 
 from headwise.attention.call import Call, KeyProvider, Whole
 from headwise.attention.plan import attached
+from headwise.caches.roomy import RoomyLayer
 from headwise.heads.errors import HeadwiseError
 
 
@@ -71,6 +72,50 @@ def _fork_layer(layer: Any, length: int | None) -> Any:
     elif length is not None and layer.is_initialized:
         twin.keys, twin.values = layer.keys[:, :, :length], layer.values[:, :, :length]
     return twin
+
+
+def side_by_side(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """Texts of any lengths, one cache each, as the rows of one batch: shorter ones are filled up with zeros on the left, which a mask must hide.
+
+    Args:
+        caches: Of one model and of `full_cache`, with one row each; they are left as they are.
+
+    Returns:
+        A cache as long as the longest of them, with room to grow. It shares nothing with them.
+
+    Raises:
+        HeadwiseError: Their keys were turned with different rotary tables.
+    """
+    if len({getattr(cache, "headwise_table", None) for cache in caches if cache.get_seq_length()}) > 1:
+        raise HeadwiseError(
+            "the rotary table of this model depends on the text's length, and these texts need different ones; make them equally long"
+        )
+    longest = max(caches, key=lambda cache: cache.get_seq_length())
+    made = copy.copy(longest)
+    made.layers = [_rows_of([cache.layers[i] for cache in caches], longest.layers[i]) for i in range(len(longest.layers))]
+    return made
+
+
+def _rows_of(layers: Sequence[Any], longest: Any) -> Any:
+    if isinstance(longest, LinearAttentionCacheLayerMixin):
+        made = _fork_layer(longest, None)
+        for name in ("conv_states", "recurrent_states"):
+            for i, state in getattr(made, name).items():
+                if state is not None:  # in front of a text the state is zero
+                    rows = [getattr(layer, name).get(i) for layer in layers]
+                    getattr(made, name)[i] = torch.cat([torch.zeros_like(state) if row is None else row for row in rows])
+        return made
+    grown = RoomyLayer()
+    if longest.is_initialized:
+        length = longest.keys.shape[2]
+        grown.update(*(torch.cat([_filled(layer, name, getattr(longest, name), length) for layer in layers]) for name in ("keys", "values")))
+    return grown
+
+
+def _filled(layer: Any, name: str, like: Tensor, length: int) -> Tensor:
+    """[1, G, length, width]: the keys or values of a layer with zeros in front."""
+    own = getattr(layer, name) if layer.is_initialized else like[:, :, :0]
+    return torch.nn.functional.pad(own, (0, 0, length - own.shape[2], 0))
 
 
 class OwnLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed

@@ -29,15 +29,7 @@ def parse_cache(text: str, budget: Budget | None = None) -> Compressor:
     """
     name, _, rest = text.strip().partition(":")
     kind, known = _class_of(name), known_options(name)
-    given: dict[str, str] = {}
-    for part in filter(None, (piece.strip() for piece in rest.split(","))):
-        option, equals, value = (side.strip() for side in part.partition("="))
-        if not equals or option not in known:
-            raise HeadwiseError(f"{name} has no option {option!r}; write option=value with {_listed(known)}")
-        if option in given:
-            raise HeadwiseError(f"{text!r} gives {option} twice")
-        given[option] = value
-    values = {option: known[option](option, value) for option, value in given.items()}
+    values = given_options(name, rest, known)
     if "budget" in known and (chosen := values.pop("budget", budget)) is not None:
         values |= sized(chosen)
     elif "budget" in known:
@@ -48,6 +40,28 @@ def parse_cache(text: str, budget: Budget | None = None) -> Compressor:
             raise HeadwiseError(f"{name} needs {what}: {name}:{option}={'FILE' if option == 'heads' else '...'}")
     made: Compressor = kind(**values)
     return made
+
+
+def given_options(name: str, words: str, known: Mapping[str, Callable[[str, str], Any]]) -> dict[str, Any]:
+    """Option -> value.
+
+    Args:
+        name: Whose options they are, for messages.
+        words: `option=value,option=value`.
+        known: Option -> what turns its text into a value, as `known_options` gives it.
+
+    Raises:
+        HeadwiseError: An option that is not known or stands there twice, or a value that does not fit.
+    """
+    given: dict[str, str] = {}
+    for part in filter(None, (piece.strip() for piece in words.split(","))):
+        option, equals, value = (side.strip() for side in part.partition("="))
+        if not equals or option not in known:
+            raise HeadwiseError(f"{name} has no option {option!r}; write option=value with {_listed(known)}")
+        if option in given:
+            raise HeadwiseError(f"{name}:{words} gives {option} twice")
+        given[option] = value
+    return {option: known[option](option, value) for option, value in given.items()}
 
 
 def with_heads(text: str, model: str | None) -> str:
@@ -112,7 +126,7 @@ def read_budget(option: str, text: str) -> Budget:
     """A whole number of positions, or a share of the prompt between 0 and 1 with a dot."""
     if text.isdecimal() and int(text) > 0:
         return int(text)
-    if "." in text and (share := _float(option, text)) > 0 and share < 1:
+    if "." in text and (share := read_float(option, text)) > 0 and share < 1:
         return share
     raise HeadwiseError(
         f"{option} must be a whole number of positions (256) or a share of the prompt below 1 (0.1); got {text!r}"
@@ -136,14 +150,16 @@ def _listed(known: Mapping[str, Any]) -> str:
     return ", ".join(known) or "none: it has no options"
 
 
-def _int(option: str, text: str) -> int:
+def read_int(option: str, text: str) -> int:
+    """A whole number. Raises `HeadwiseError` for anything else."""
     try:
         return int(text)
     except ValueError as error:
         raise HeadwiseError(f"{option} must be a whole number; got {text!r}") from error
 
 
-def _float(option: str, text: str) -> float:
+def read_float(option: str, text: str) -> float:
+    """A number. Raises `HeadwiseError` for anything else."""
     try:
         return float(text)
     except ValueError as error:
@@ -168,7 +184,8 @@ def _layer_errors(option: str, text: str) -> Any:
     return LayerErrors.load(Path(text)).profile()
 
 
-def _str(option: str, text: str) -> str:
+def read_str(option: str, text: str) -> str:
+    """The text itself."""
     return text
 
 
@@ -179,5 +196,5 @@ def _reader(hint: Any) -> Callable[[str, str], Any] | None:
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
     if HeadScores in kinds:
         return _heads
-    plain: dict[Any, Callable[[str, str], Any]] = {int: _int, float: _float, bool: _bool, str: _str}
+    plain: dict[Any, Callable[[str, str], Any]] = {int: read_int, float: read_float, bool: _bool, str: read_str}
     return plain.get(kinds[0]) if len(kinds) == 1 else None

@@ -1,8 +1,9 @@
-"""`headwise generate`: answer a prompt from a compressed cache."""
+"""`headwise generate`: answer a prompt from a compressed cache, or by contrastive decoding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from headwise.caches.kept_cache import KeptCache
     from headwise.models.model import Model
 
+    Encode = Callable[[Model, str], tuple[int, ...]]
+    Line = Callable[[Mapping[str, Any]], str]
+
 
 def generate(
     model: o.ModelName = None,
@@ -25,6 +29,14 @@ def generate(
     cache: Annotated[
         str | None,
         typer.Option(help="Method, e.g. snapkv:budget=256 or compresskv:heads=FILE,budget=0.1.", show_default="full"),
+    ] = None,
+    contrast: Annotated[
+        str | None,
+        typer.Option(
+            help="Contrastive decoding in place of a cache: heads:FILE,top=8 or prompt:FILE,alpha=0.2,plausibility=0.1 or model:NAME. "
+            "The answer follows its prompt more closely, be that right or wrong.",
+            show_default=False,
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 64,
     prefill_chunk: Annotated[
@@ -43,23 +55,50 @@ def generate(
     revision: o.Revision = None,
     json: o.Json = False,
 ) -> None:
-    """Answer a prompt greedily from a compressed cache, and report how much of the full cache was held."""
-    from headwise.cli.cache_methods import parse_cache, with_heads
-
+    """Answer a prompt greedily from a compressed cache, and report how much of the full cache was held; or by contrastive decoding."""
     text = prompt_text(prompt, prompt_file)
     _check(max_new_tokens, save_cache)
-    if load_cache is not None:
-        _check_loading(load_cache, cache, chat, prefill_chunk)
-    cache = with_heads(cache or "full", model)
-    compressor = parse_cache(cache)
-    loaded = o.load(model, device, dtype, revision, heads=getattr(compressor, "heads", None))
+    encode = partial(prompt_ids, chat=chat, chat_template_args=chat_template_args)
+    if contrast is not None:
+        _check_alone(cache, prefill_chunk, save_cache, load_cache)
+        facts, line = _contrasted(contrast, text, encode, partial(o.load, model, device, dtype, revision), device, dtype, max_new_tokens)
+    else:
+        if load_cache is not None:
+            _check_loading(load_cache, cache, chat, prefill_chunk)
+        from headwise.cli.cache_methods import parse_cache, with_heads
+
+        cache = with_heads(cache or "full", model)
+        compressor = parse_cache(cache)
+        loaded = o.load(model, device, dtype, revision, heads=getattr(compressor, "heads", None))
+        facts, line = _compressed(loaded, compressor, cache, text, encode, prefill_chunk, save_cache, load_cache, max_new_tokens)
+    if json:
+        o.print_json(facts)
+        return
+    from headwise.report.console import print_all
+
+    print_all(facts["text"], line(facts))
+
+
+def _compressed(
+    loaded: Model,
+    compressor: Any,
+    cache: str,
+    text: str,
+    encode: Encode,
+    chunk: int | None,
+    save_cache: Path | None,
+    load_cache: Path | None,
+    most: int,
+) -> tuple[dict[str, Any], Line]:
+    """What a compressed cache leads to, and what makes a line of it."""
     from headwise.attention.plan import attached
     from headwise.caches.kept_file import save_cache as save
     from headwise.evaluation.reading import continuation, size_of
+    from headwise.report.compression import held_line
 
     with attached(loaded):
         if load_cache is None:
-            kept, logits = _read(loaded, compressor, cache, prompt_ids(loaded, text, chat, chat_template_args), prefill_chunk)
+            kept, logits = _read(loaded, compressor, cache, encode(loaded, text), chunk)
         else:
             kept, logits = _behind(loaded, load_cache, text)
         read = kept.get_seq_length()
@@ -67,16 +106,29 @@ def generate(
         facts = {"cache": method, "tokens": read, **size_of(kept)._asdict(), "skipped_layers": kept.skipped}
         if save_cache is not None:
             save(kept, save_cache)
-        limit = min(max_new_tokens, (loaded.positions or 2**62) - read + 1)
+        limit = min(most, (loaded.positions or 2**62) - read + 1)
         said = continuation(loaded.hf, kept, logits, loaded.stop_ids, limit)
     words = str(loaded.tokenizer.decode(said, skip_special_tokens=True))
-    if json:
-        o.print_json({"text": words, "new_tokens": len(said), **facts})
-        return
-    from headwise.report.compression import held_line
-    from headwise.report.console import print_all
+    return {"text": words, "new_tokens": len(said), **facts}, held_line
 
-    print_all(words, held_line(facts))
+
+def _contrasted(
+    contrast: str, text: str, encode: Encode, load: Callable[..., Model], device: str, dtype: str, most: int
+) -> tuple[dict[str, Any], Line]:
+    """What contrastive decoding leads to, and what makes a line of it."""
+    from headwise.cli.contrasts import answered, fact_line, facts_of, parse_contrast
+
+    words = parse_contrast(contrast)
+    loaded = load(heads=words.scores)
+    ids = encode(loaded, text)
+    made = answered(loaded, words, ids, partial(encode, loaded), device, dtype, most)
+    return facts_of(words, made, len(ids)), fact_line
+
+
+def _check_alone(cache: str | None, chunk: int | None, save_cache: Path | None, load_cache: Path | None) -> None:
+    given = {"--cache": cache, "--prefill-chunk": chunk, "--save-cache": save_cache, "--load-cache": load_cache}
+    if found := [name for name, value in given.items() if value is not None]:
+        raise HeadwiseError(f"--contrast reads its prompts into full caches of its own; leave {found[0]} out")
 
 
 def _check(max_new_tokens: int, save_cache: Path | None) -> None:
@@ -131,15 +183,15 @@ def _behind(loaded: Model, file: Path, text: str) -> tuple[KeptCache, Tensor]:
         return kept, forward(loaded.hf, token_tensor(loaded.hf, ids), kept, logits_to_keep=1).logits[:, -1]
 
 
-def prompt_text(prompt: str | None, file: Path | None) -> str:
-    """The prompt, given as it is or in a file. Raises `HeadwiseError` for both, neither, or an empty one."""
+def prompt_text(prompt: str | None, file: Path | None, name: str = "the prompt") -> str:
+    """The prompt, given as it is or in a file. Raises `HeadwiseError` for both, neither, or an empty one. name: What messages call it."""
     if (prompt is None) == (file is None):
         raise HeadwiseError("give either --prompt or --prompt-file")
     from headwise.heads.files import read_text
 
-    text = read_text(file, "the prompt") if file is not None else prompt or ""
+    text = read_text(file, name) if file is not None else prompt or ""
     if not text.strip():
-        raise HeadwiseError("the prompt is empty")
+        raise HeadwiseError(f"{name} is empty")
     return text
 
 

@@ -170,22 +170,32 @@ def load(
 
     name: What results call it. heads: What it will run with; said if they were found in another model, see `tell_other_model`.
     """
-    from transformers.utils import logging
+    from headwise.models.names import DEFAULT
 
-    from headwise.models.load import load as load_model
-    from headwise.models.names import DEFAULT, bundled_models
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    given = DEFAULT if model is None else model
-    if given not in bundled_models():
-        bring(given, bool(_shared.get("offline")))
-    loaded = load_model(given, device, dtype, revision, **_shared)
+    loaded = _loaded(DEFAULT if model is None else model, device, dtype, revision, **_shared)
     if name is None and Path(loaded.name).is_absolute():
         name = Path(loaded.name).name  # where a folder lies on this machine is nobody's business
     loaded = loaded if name is None else dataclasses.replace(loaded, name=name)
     tell_other_model(heads, loaded)
     return loaded
+
+
+def load_second(model: str, device: str, dtype: str) -> Model:
+    """Another model beside that of the command, quietly. Options that name a part of the first one (adapter, GGUF file) do not count for it."""
+    return _loaded(model, device, dtype, None, **shared("trust_remote_code", "offline"))
+
+
+def _loaded(name: str, device: str, dtype: str, revision: str | None, **options: Any) -> Model:
+    from transformers.utils import logging
+
+    from headwise.models.load import load as load_model
+    from headwise.models.names import bundled_models
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if name not in bundled_models():
+        bring(name, bool(options.get("offline")))
+    return load_model(name, device, dtype, revision, **options)
 
 
 def bring(name: str, offline: bool = False) -> Path | None:

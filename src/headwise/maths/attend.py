@@ -80,14 +80,10 @@ def attend_held(
     Returns:
         [B, T, H, width of values].
     """
-    each = query.shape[1] // key.shape[1]
     if query.shape[2] == 1 and softcap is None and sinks is None:
-        # One new token: the query heads of a group are rows of one call, so keys are read once.
-        folded = query.reshape(query.shape[0], key.shape[1], each, -1)
-        out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, mask, scale=scaling)
-        return out.flatten(1, 2)[:, None]
+        return _one_row(query, key, value, scaling, mask).transpose(1, 2)
     if mask is not None and mask.shape[1] > 1:
-        mask = mask.repeat_interleave(each, dim=1)
+        mask = mask.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     return attend(query, key, value, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks)
 
 
@@ -96,6 +92,8 @@ def _joined(past: tuple[Tensor, Tensor] | None, own: Tensor, which: int) -> Keys
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+    if mask is not None and query.shape[2] == 1 and mask.shape[1] == 1:
+        return _one_row(query, key, value, scaling, mask)
     causal = mask is None and query.shape[2] > 1
     # A mask rules the flash kernel out on CUDA, and the other kernels want one KV head per query head.
     if mask is not None and query.shape[1] != key.shape[1]:
@@ -104,6 +102,13 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tenso
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
+
+
+def _one_row(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+    """[B, H, 1, d] of one new token, mask [B or 1, 1 or G, 1, S]: the query heads of a group are rows of one call, so keys are read once."""
+    folded = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])
+    out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, mask, scale=scaling)
+    return out.flatten(1, 2)[:, :, None]
 
 
 def _merged(

@@ -1,1 +1,1 @@
-"""Running methods: detectors, needle questions, shared prefixes, greedy answers from drafts, passages read once, run directories."""
+"""Running methods: detectors, needle questions, shared prefixes, greedy answers from drafts, contrastive decoding, passages read once, run directories."""

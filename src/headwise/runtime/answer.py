@@ -255,7 +255,7 @@ def decode_rows(
         Per row its tokens; each ends with its first stop token, after `limit` tokens, or where the model's positions end.
     """
     answers: list[list[int]] = [[] for _ in range(rows)]
-    limit = _within_positions(model, cache.get_seq_length() + len(rest), limit)
+    limit = within_positions(model, cache.get_seq_length() + len(rest), limit)
     ids = token_tensor(model, rest, rows)
     while True:
         logits = forward(model, ids, cache, logits_to_keep=1).logits
@@ -284,7 +284,7 @@ def decode_one(
     Returns:
         The tokens, `said` included, ended as in `decode_rows`.
     """
-    answer, limit = list(said), _within_positions(model, len(ids), limit)
+    answer, limit = list(said), within_positions(model, len(ids), limit)
     most = 0 if as_model(model).is_hybrid else DRAFT  # a recurrent state cannot be taken back
     while True:
         text = [*ids, *answer]
@@ -320,6 +320,7 @@ def guess(text: Sequence[int], width: int) -> list[int]:
     return []
 
 
-def _within_positions(model: Any, start: int, limit: int) -> int:
+def within_positions(model: Any, start: int, limit: int) -> int:
+    """The longest answer in tokens, at most `limit`, behind `start` tokens: its last token needs no position of its own."""
     positions = as_model(model).positions
     return limit if positions is None else min(limit, positions - start + 1)

@@ -63,7 +63,7 @@ def next_token_logits(model: Any, prompts: Sequence[Ids], tokens: Ids) -> Tensor
     out = torch.empty(len(prompts), len(tokens))
     for batch in _batches(prompts):
         ids, mask = _padded(model, [prompts[i] for i in batch])
-        out[batch] = _forward(model, ids, mask, DynamicCache(config=model.config))[:, list(tokens)].cpu()
+        out[batch] = padded_logits(model, ids, mask, DynamicCache(config=model.config))[:, list(tokens)].cpu()
     return out
 
 
@@ -86,7 +86,7 @@ def _answer_batch(model: Any, prompts: Sequence[Ids], limits: Sequence[int], sto
     cache = DynamicCache(config=model.config)
     ids, mask = _padded(model, prompts)
     while True:
-        ids = _forward(model, ids, mask, cache).argmax(dim=-1, keepdim=True)
+        ids = padded_logits(model, ids, mask, cache).argmax(dim=-1, keepdim=True)
         for row, token in enumerate(ids[:, 0].tolist()):
             if is_open[row]:
                 answers[row].append(token)
@@ -107,8 +107,21 @@ def _padded(model: Any, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
     return ids.to(place), mask.to(place)
 
 
-def _forward(model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-    """Append ids [B, t] to the cache; logits [B, V] float32 after the last. mask [B, T] covers the cache and the new ids."""
+def padded_logits(model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    """What the model says behind the rows of a batch, which may have padding on the left.
+
+    Args:
+        model: A transformers model.
+        ids: [B, t], appended to the cache.
+        mask: [B, T] int64 for the cache and the new ids, 0 for padding.
+        cache: It grows.
+
+    Returns:
+        Logits [B, V] float32 after the last id.
+
+    Raises:
+        HeadwiseError: A logit is NaN or infinite.
+    """
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     visible = None if bool(mask.all()) else mask
     logits: Tensor = forward(model, ids, cache, attention_mask=visible, position_ids=positions, logits_to_keep=1).logits[:, -1]

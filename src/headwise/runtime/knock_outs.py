@@ -65,17 +65,28 @@ def variant_logprobs(
     found = torch.empty(len(sets), len(options))
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
-        with _variants(model, past, [sets[i] for i in batch], mode, means) as (cache, given, places):
+        with variants(model, past, [sets[i] for i in batch], mode, means) as (cache, given, places):
             scores = row_logprobs(model, cache, rest, options, given)
             found[batch] = scores[places]
     return found
 
 
 @contextmanager
-def _variants(
-    model: Model, past: DynamicCache, sets: Sequence[HeadSet], mode: str, means: Tensor | None
+def variants(
+    model: Model, past: DynamicCache, sets: Sequence[HeadSet], mode: str, means: Tensor | None = None
 ) -> Iterator[tuple[DynamicCache, int, list[int]]]:
-    """A cache over the past, the rows that passes are given, and which of the rows that come out belongs to each set."""
+    """Inside the block passes over one past give a row for each set of heads, which are ablated in all rows of these passes.
+
+    Args:
+        model: The model.
+        past: One row; it is left as it is.
+        sets: See `variant_logprobs`.
+        mode: `zero`, `uniform` or `mean`.
+        means: For mode `mean` only.
+
+    Yields:
+        A cache over the past, the rows that passes are given, and which of the rows that come out belongs to each set.
+    """
     if model.is_hybrid:  # a recurrent state has as many rows from its first pass on
         with ablate(model, sets, mode, means=means), shared_past(model, past, len(sets)) as cache:
             yield cache, len(sets), list(range(len(sets)))
