@@ -153,6 +153,30 @@ def read_json_lines(path: str | Path, what: str, error: type[HeadwiseError] = He
             yield place, parse_json(line, place, error)
 
 
+def read_json_rows(path: str | Path, what: str, error: type[HeadwiseError] = HeadwiseError) -> Iterator[tuple[str, Any]]:
+    """Values of a file that holds either one JSON list or JSON lines, one by one.
+
+    Args:
+        path: the file, plain or .gz.
+        what: what it holds, for messages.
+        error: class of the error to raise.
+
+    Yields:
+        (place, value); place is `FILE, entry N` or `FILE, line N`, for messages.
+
+    Raises:
+        HeadwiseError: as `read_text` and `parse_json`.
+    """
+    text = read_text(path, what, error)
+    if text.lstrip().startswith("["):
+        yield from ((f"{path}, entry {number}", row) for number, row in enumerate(parse_json(text, str(path), error), 1))
+        return
+    for number, line in enumerate(split_lines(text), 1):
+        if line.strip():
+            place = f"{path}, line {number}"
+            yield place, parse_json(line, place, error)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside `path`, flush to disk, then rename: readers see the old file or the whole new one.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.heads.errors import PromptError
-from headwise.heads.files import parse_json, read_text, split_lines
+from headwise.heads.files import parse_json, read_json_rows
 from headwise.heads.text import reason
 from headwise.prompts.knowledge_record import KnowledgeRecord
 from headwise.prompts.mentions import mentions
@@ -65,13 +65,7 @@ def read_knowledge(path: Path | str, layout: str = "auto") -> list[KnowledgeReco
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:
-    text = read_text(path, "questions", PromptError)
-    if text.lstrip().startswith("["):
-        given = ((f"{path}, entry {i}", row) for i, row in enumerate(parse_json(text, str(path), PromptError), 1))
-    else:
-        lines = ((f"{path}, line {i}", line) for i, line in enumerate(split_lines(text), 1) if line.strip())
-        given = ((place, parse_json(line, place, PromptError)) for place, line in lines)
-    for place, row in given:
+    for place, row in read_json_rows(path, "questions", PromptError):
         if not isinstance(row, Mapping):
             raise PromptError(f"{place}: a question is an object like {OWN}; got {str(row)[:60]!r}")
         yield place, row
