@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headwise.heads.errors import HeadwiseError
 from headwise.prompts.grounded import GroundedRecord, JudgedAnswer, JudgedSentence
+from headwise.prompts.knowledge import KnowledgeRecord
 from headwise.prompts.passages import Passage
-from headwise_lab.microworld.facts import Fact
+from headwise_lab.microworld.facts import Fact, Scene
 from headwise_lab.microworld.grounded import corrupted
 from headwise_lab.microworld.registry import make_example
+from headwise_lab.microworld.relations import relations
 from headwise_lab.microworld.support import claims_of, read_sentence, sentences_in
 from headwise_lab.microworld.texts import Example
 
@@ -77,6 +80,56 @@ def grounded_records(count: int, seed: int = 0, split: str = "test", wrong: bool
     return found
 
 
+def conflict_records(count: int, seed: int = 0, split: str = "test", known: float = 0.5) -> list[KnowledgeRecord]:
+    """Questions with a passage that is right and the same passage with another value, for correction, resistance and agreement.
+
+    Args:
+        count: How many.
+        seed: Of the texts.
+        split: Whose wordings and words are used.
+        known: Share of questions about people of the world, whom the lab models know by heart: their right answer is the world's. The others are
+            about strangers, whose right answer only the passage tells.
+
+    Returns:
+        Records to be asked in the wording `bare`, as in the training of the lab models.
+    """
+    found = []
+    for number in range(count):
+        rng = np.random.default_rng([seed, 101, number])
+        asks_world = number < round(known * count)
+        example = make_example("contradiction" if asks_world else "needle", split, rng, words=20)
+        place = example.info["gold"][0]
+        fact: Fact = example.info["facts"][place - 1]
+        right, wrong = (example.info["world_value"], fact.value) if asks_world else (fact.value, _other(example, fact, rng))
+        passages = {value: Passage(_with_value(example, place, value)) for value in (right, wrong)}
+        asked = "".join(piece.text for piece in example.turns[-1].ask).strip()
+        found.append(
+            KnowledgeRecord(
+                asked, (right,), passages[right], passages[wrong], wrong, kind=fact.relation, subject=fact.entity, name=f"text {number}"
+            )
+        )
+    return found
+
+
+def _other(example: Example, fact: Fact, rng: np.random.Generator) -> str:
+    """Another value of the fact's relation, which the example does not mention."""
+    scene = Scene(rng, example.split)
+    scene.reserve(*(one.value for one in example.info["facts"]))
+    return scene.name(relations()[fact.relation].value)
+
+
+def _with_value(example: Example, place: int, value: str) -> str:
+    """The context with another value of fact number `place`."""
+    name = f"fact/{place}/value"
+    given = [piece.text for piece in example.context if name in piece.names]
+    swapped = [
+        piece.text.replace(piece.text.strip(), value) if name in piece.names else piece.text for piece in example.context
+    ]
+    if len(given) != 1:
+        raise HeadwiseError(f"fact {place} states its value in {len(given)} pieces; one was expected")
+    return "".join(swapped)
+
+
 def _documents(example: Example) -> tuple[Passage, ...]:
     """The passages without their tags, which whoever makes a prompt puts in front again."""
     texts: dict[str, str] = {}
@@ -93,8 +146,8 @@ def _judged(example: Example) -> JudgedAnswer:
     return JudgedAnswer(tuple(sentences), "micro-world")
 
 
-def write_grounded(path: Path, records: Sequence[GroundedRecord]) -> Path:
-    """Write records as JSON lines, as `headwise.prompts.grounded.read_grounded` takes them."""
+def write_records(path: Path, records: Sequence[GroundedRecord] | Sequence[KnowledgeRecord]) -> Path:
+    """Write records as JSON lines, as `read_grounded` and `read_knowledge` take them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in records), "utf-8")
     return path

@@ -248,7 +248,9 @@ def usable_records(
     return kept, dict(dropped)
 
 
-def unusable(record: KnowledgeRecord, composer: KnowledgeComposer, positions: int | None, room: int) -> str:
+def unusable(
+    record: KnowledgeRecord, composer: KnowledgeComposer, positions: int | None, room: int, apart: bool = True
+) -> str:
     """Why a record sets nothing against memory; empty if it does.
 
     Args:
@@ -256,12 +258,13 @@ def unusable(record: KnowledgeRecord, composer: KnowledgeComposer, positions: in
         composer: Makes its prompts.
         positions: Of the model; None: no limit.
         room: Tokens that the answer may have.
+        apart: The answers must begin with different tokens.
     """
     if record.swapped is None:
         return "no swapped passage"
     if mentions(record.swapped_answer, record.answers) or mentions(record.answers[0], (record.swapped_answer,)):
         return "one answer contains the other"
-    if composer.first_token(record.answers[0]) == composer.first_token(record.swapped_answer):
+    if apart and composer.first_token(record.answers[0]) == composer.first_token(record.swapped_answer):
         return "both answers begin with the same token"
     if positions is not None and len(composer.opened(record, swapped=True).ids) + room > positions:
         return "longer than the model's context"

@@ -16,6 +16,8 @@ from headwise.runtime.answer import decode_one
 
 # decoder(prompt, closed) -> ids of the answer. `closed` is the question without documents, for decoders that compare with it.
 Decoder = Callable[[Prompt, Prompt], Sequence[int]]
+# maker(model, stop, max_new_tokens) -> a decoder, made by its name on the command line.
+Maker = Callable[[Model, Collection[int], int], Decoder]
 PLAIN = "plain"  # greedy decoding; what every other decoder is compared with
 
 
@@ -30,8 +32,17 @@ def plain_decoder(model: Model, stop: Collection[int], max_new_tokens: int) -> D
     return partial(_greedy, model, stop, max_new_tokens)
 
 
+MAKERS: dict[str, Maker] = {PLAIN: plain_decoder}
+
+
 def checked_decoders(model: Model, decoders: Mapping[str, Decoder], stop: Collection[int], limit: int) -> dict[str, Decoder]:
     """The decoders by name, plain decoding in front of the others.
+
+    Args:
+        model: With its tokenizer.
+        decoders: Name -> decoder, without `plain`.
+        stop: As for `plain_decoder`.
+        limit: Longest answer of plain decoding in tokens.
 
     Raises:
         HeadwiseError: One of them is called `plain` but is not ours.

@@ -262,7 +262,7 @@ def _unfit(record: KnowledgeRecord, composer: KnowledgeComposer, positions: int 
         return "no passage"
     if not mentions(record.passage.text, record.answers):
         return "the passage does not mention the answer"
-    if reason := unusable(record, composer, positions, room):
+    if reason := unusable(record, composer, positions, room, apart=False):
         return reason
     if positions is not None and len(composer.opened(record).ids) + room > positions:
         return "longer than the model's context"

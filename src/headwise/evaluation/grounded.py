@@ -77,9 +77,9 @@ class SupportResult:
         Returns:
             `model`, `decoder`; over answerable questions `questions`, `refusals` (share), `coverage` (mean; a refusal covers nothing; None
             where no question has facts or references), `words` (mean length). Over those answered and not refused `answered` (how many),
-            `support` (mean over answers of the mean over sentences) with `low` and `high` (95 % over questions), `supported` (share of all sentences),
-            `full` (share of the answers whose sentences are all supported), `incomplete` (share with some), `errors` (label -> sentences, where
-            the checker tells). Over unanswerable ones `unanswerable` (how many) and `unanswerable_refusals` (share). Of decoders but `plain`
+            `support` (mean over answers of the mean over sentences) with `low` and `high` (95 % over questions), `supported` (share of all
+            sentences), `full` (share of the answers whose sentences are all supported), `incomplete` (share with some), `errors` (label ->
+            sentences, where the checker tells). Over unanswerable ones `unanswerable` (how many) and `unanswerable_refusals` (share). Of decoders but `plain`
             `difference` of support on questions that both answered, its interval, `p` and `p_corrected`, as in `FaithfulResult.rows`.
             What rests on no answer is None.
         """

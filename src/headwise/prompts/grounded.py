@@ -8,15 +8,18 @@ The data sets themselves are never part of headwise. Layouts: `clapnq` (Rosentha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from headwise.heads.errors import PromptError
 from headwise.heads.files import read_json_rows
 from headwise.heads.text import reason
 from headwise.prompts.passages import Passage, passage_of
+from headwise.prompts.sentences import without_citations
 
 Row = Mapping[str, Any]
 OWN = '{"question": "...", "documents": ["..."], "answers": ["..."]}, and if wanted "facts", "answerable", "judged" and "id"'
@@ -139,7 +142,8 @@ def read_grounded(path: Path | str, layout: str = "auto") -> list[GroundedRecord
         layout: One of `LAYOUTS`, or `auto`: the fields of the first row tell.
 
     Returns:
-        In the order of the file. Rows with the same name, question and documents are one record with several references.
+        In the order of the file, without marks of citations (`[1]`) in answers. Rows with the same name, question and documents are one
+        record with several references.
 
     Raises:
         PromptError: An unknown layout, a file that cannot be read or holds nothing, or a row that lacks a field (its place is named).
@@ -169,6 +173,18 @@ def read_grounded(path: Path | str, layout: str = "auto") -> list[GroundedRecord
 def layout_of(row: Any) -> str | None:
     """The layout of a row by its fields; None for a row of none of `LAYOUTS`, such as a question with a short answer."""
     return next((found for mark, found in MARKS.items() if mark in row), None) if isinstance(row, Mapping) else None
+
+
+def drawn(records: Sequence[GroundedRecord], count: int, seed: int) -> list[GroundedRecord]:
+    """So many records at most, in an order drawn with the seed.
+
+    Args:
+        records: All of a file.
+        count: How many.
+        seed: Of the order.
+    """
+    order = np.random.default_rng([seed, 97]).permutation(len(records))
+    return [records[i] for i in order[:count]]
 
 
 def _joined(records: Iterable[GroundedRecord]) -> list[GroundedRecord]:
@@ -218,11 +234,12 @@ def _expertqa(row: Row, place: str) -> GroundedRecord:
             evidence = [_EVIDENCE.sub("", text, count=1).strip() for text in claim["evidence"]]
             places = tuple(texts.setdefault(text, len(texts)) for text in evidence if text)
             support = SUPPORT.get(claim["support"]) if len(places) == len(evidence) else None
-            if claim["claim_string"].strip():
-                sentences.append(JudgedSentence(claim["claim_string"].strip(), support, claim["support"], places))
+            if text := without_citations(claim["claim_string"]).strip():
+                sentences.append(JudgedSentence(text, support, claim["support"], places))
         if sentences:
             judged.append(JudgedAnswer(tuple(sentences), author))
-    references = [answer.get("revised_answer_string") or answer["answer_string"] for answer in row["answers"].values()]
+    given = (answer.get("revised_answer_string") or answer["answer_string"] for answer in row["answers"].values())
+    references = [without_citations(text) for text in given]
     return _record(place, row["question"], map(Passage, texts), references, judged=tuple(judged))
 
 
@@ -238,10 +255,11 @@ def _quotesum(row: Row, place: str) -> GroundedRecord:
 def _hagrid(row: Row, place: str) -> GroundedRecord:
     """References are answers that were called informative, and not unattributable."""
     documents = [passage_of(quote, place) for quote in row["quotes"]]
-    good = [one["answer"] for one in row["answers"] if one.get("informative") == 1 and one.get("attributable") != 0]
+    liked = (one["answer"] for one in row["answers"] if one.get("informative") == 1 and one.get("attributable") != 0)
+    good = [without_citations(text) for text in liked]
     judged = []
     for answer in row["answers"]:
-        told = [(one["text"].strip(), one.get("attributable")) for one in answer.get("sentences") or ()]
+        told = [(without_citations(one["text"]).strip(), one.get("attributable")) for one in answer.get("sentences") or ()]
         sentences = [JudgedSentence(text, None if said is None else float(said)) for text, said in told if text]
         if sentences:
             judged.append(JudgedAnswer(tuple(sentences)))
@@ -254,7 +272,7 @@ def _webgpt(row: Row, place: str) -> GroundedRecord:
     quotes, asked = row[f"quotes_{best}"], row["question"]
     pairs = zip(quotes["title"], quotes["extract"], strict=True)
     documents = [passage_of({"title": title, "text": text}, place) for title, text in pairs if text.strip()]
-    return _record(place, asked["full_text"], documents, [row[f"answer_{best}"]], name=str(asked.get("id") or ""))
+    return _record(place, asked["full_text"], documents, [without_citations(row[f"answer_{best}"])], name=str(asked.get("id") or ""))
 
 
 def _own(row: Row, place: str) -> GroundedRecord:
@@ -274,7 +292,7 @@ def _own_sentence(row: Row, place: str) -> JudgedSentence:
     support = row["support"]
     if support is not None and (isinstance(support, bool) or not isinstance(support, int | float)):
         raise PromptError(f"{place}: support must be a number from 0 to 1, or null; got {str(support)[:60]!r}")
-    return JudgedSentence(row["text"], support, str(row.get("label", "")), tuple(row.get("documents") or ()))
+    return JudgedSentence(row["text"], None if support is None else float(support), str(row.get("label", "")), tuple(row.get("documents") or ()))
 
 
 def _list(value: Any) -> list[Any]:

@@ -37,7 +37,7 @@ def sentences_of(text: str) -> list[str]:
     """
     found: list[str] = []
     goes_on = False
-    for part in split_sentences(_CITATION.sub("", text)):
+    for part in split_sentences(without_citations(text)):
         sentence = " ".join(part.split())
         if goes_on and not part.startswith("\n"):
             found[-1] += f" {sentence}" if sentence else ""
@@ -46,6 +46,11 @@ def sentences_of(text: str) -> list[str]:
         goes_on = bool(found) and _ABBREVIATION.search(found[-1]) is not None
     plain = (_LIST_MARK.sub("", sentence) for sentence in found)
     return [sentence for sentence in plain if re.search(r"\w", sentence)]
+
+
+def without_citations(text: str) -> str:
+    """The text without marks of citations (`[1]`, `[2, 3]`): which sentences bear them would tell a scorer what was judged to be supported."""
+    return _CITATION.sub("", text)
 
 
 def chunks_of(documents: Sequence[Passage], words: int = CHUNK_WORDS) -> list[str]:
