@@ -75,13 +75,17 @@ class SupportResult:
         """One row per decoder; questions that the documents answer and those that they do not are kept apart.
 
         Returns:
-            `model`, `decoder`; over answerable questions `questions`, `refusals` (share), `coverage` (mean; a refusal covers nothing; None
-            where no question has facts or references), `words` (mean length). Over those answered and not refused `answered` (how many),
-            `support` (mean over answers of the mean over sentences) with `low` and `high` (95 % over questions), `supported` (share of all
-            sentences), `full` (share of the answers whose sentences are all supported), `incomplete` (share with some), `errors` (label ->
-            sentences, where the checker tells). Over unanswerable ones `unanswerable` (how many) and `unanswerable_refusals` (share). Of decoders but `plain`
+            `model`, `decoder`, and three groups of numbers; what rests on no answer is None.
+
+            Over answerable questions: `questions`, `refusals` (share), `coverage` (mean; a refusal covers nothing; None where no question has
+            facts or references), `words` (mean length).
+
+            Over those of them that were answered and not refused: `answered` (how many), `support` (mean over answers of the mean over sentences)
+            with `low` and `high` (95 % over questions), `supported` (share of all sentences), `full` (share of the answers whose sentences are
+            all supported), `incomplete` (share with some), `errors` (label -> sentences, where the checker tells). Of decoders but `plain` also
             `difference` of support on questions that both answered, its interval, `p` and `p_corrected`, as in `FaithfulResult.rows`.
-            What rests on no answer is None.
+
+            Over unanswerable ones: `unanswerable` (how many) and `unanswerable_refusals` (share).
         """
         rows = [self._row(decoder) for decoder in self.decoders]
         tested = [row for row in rows if row.get("p") is not None]

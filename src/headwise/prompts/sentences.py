@@ -69,11 +69,11 @@ def chunks_of(documents: Sequence[Passage], words: int = CHUNK_WORDS) -> list[st
         title = f"{document.title.strip().rstrip('.')}. " if document.title.strip() else ""
         chunk: list[str] = []
         for sentence in filter(str.strip, split_sentences(document.text.strip())):
-            if chunk and len(" ".join((*chunk, sentence)).split()) > words:
-                found.append(title + " ".join(map(str.strip, chunk)))
-                chunk = chunk[-1:] if len(f"{chunk[-1]} {sentence}".split()) <= words else []
+            if chunk and len("".join((*chunk, sentence)).split()) > words:
+                found.append(title + "".join(chunk).strip())
+                chunk = chunk[-1:] if len((chunk[-1] + sentence).split()) <= words else []
             chunk.append(sentence)
-        found.append((title + " ".join(map(str.strip, chunk))).strip())
+        found.append((title + "".join(chunk).strip()).strip())
     return found
 
 
