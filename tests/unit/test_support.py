@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from headwise.evaluation.decoders import PLAIN
 from headwise.evaluation.entailment import EntailmentChecker
 from headwise.evaluation.grounded import SupportOptions, describe_support, judged_answer, measure_support
-from headwise.evaluation.support import AnswerSupport, LexicalOverlap, check_answer, coverage
+from headwise.evaluation.support import LexicalOverlap, check_answer, coverage
 from headwise.heads import HeadwiseError
 from headwise.heads.errors import NoSuccessfulRunError
 from headwise.models.model import Model
@@ -290,6 +290,3 @@ def test_nothing_to_ask_is_said(model):
         SupportOptions(max_new_tokens=0)
 
 
-def test_support_holds_what_it_says():
-    found = AnswerSupport(("a", "b"), np.asarray([0.5, 0.49]), ("", ""))
-    assert (found.supported, found.error) == (0.5, "incomplete")
