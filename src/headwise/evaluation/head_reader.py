@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,11 @@ from headwise.runtime.rundir import Cells
 from headwise.stats.controls import layer_matched_random
 from headwise.stats.paired import rank_p
 from headwise.stats.probes import bootstrap_auc
+from headwise.stats.ranks import auc
 
 POOLS = ("mean", "max")
 ALL, ON_EVIDENCE = "all", "on evidence"
+DRAWS = 1_000  # bootstrap draws per interval
 Values = NDArray[np.float64]
 
 
@@ -136,18 +138,20 @@ class ReaderResult:
         counts = {"judged": judged, "supported": int(labels.sum()), "unsupported": int((~labels).sum())}
         both = labels.any() and not labels.all()
 
-        def area(of: Callable[[ReadSentence], float], draws: int = 1000) -> tuple[float, float, float]:
-            return bootstrap_auc(np.asarray([of(one) for one in some], dtype=np.float64), labels, groups, draws, self.options.seed)
-
-        scores = {"heads": lambda one: one.heads, "lexical overlap": lambda one: one.lexical, "length": lambda one: -one.words}
+        scores: dict[str, list[float]] = {
+            "heads": [one.heads for one in some],
+            "lexical overlap": [one.lexical for one in some],
+            "length": [-float(one.words) for one in some],
+        }
         if not both:
             yield from ({**counts, "score": name, "auc": None, "low": None, "high": None} for name in scores)
             return
-        random = np.asarray([area(lambda one, draw=draw: one.random[draw], 1)[0] for draw in range(self.options.controls)])  # type: ignore[misc]
-        for name, of in scores.items():
-            auc, low, high = area(of)
-            row: dict[str, Any] = {**counts, "score": name, "auc": auc, "low": low, "high": high}
-            yield row | ({"p_rank": rank_p(-auc, -random)} if name == "heads" else {})
+        drawn = np.asarray([one.random for one in some])
+        random = np.asarray([auc(column[labels], column[~labels]) for column in drawn.T])
+        for name, values in scores.items():
+            area, low, high = bootstrap_auc(np.asarray(values), labels, groups, DRAWS, self.options.seed)
+            row: dict[str, Any] = {**counts, "score": name, "auc": area, "low": low, "high": high}
+            yield row | ({"p_rank": rank_p(-area, -random)} if name == "heads" else {})
             if name == "heads":
                 yield {**counts, "score": "random heads", "auc": float(random.mean()), "low": float(random.min()), "high": float(random.max())}
 
@@ -240,7 +244,7 @@ def describe_reader(
     return {
         "kind": "reader",
         "options": asdict(options),
-        "heads": [str(head) for head in heads],
+        "chosen_heads": [str(head) for head in heads],
         "records": {"given": len(records), "digest": hashlib.sha256(told).hexdigest()[:16]},
         "composer": composer.describe(),
         "fingerprint": model.fingerprint,
