@@ -145,7 +145,7 @@ def test_a_reader_is_measured_beside_its_controls(headwise, given, tmp_path):
     path = tmp_path / "r.json"
     words = ("reader", given.model, "--data", given.long, "--heads", given.heads, "--top", 1, "--controls", 2)
     done = answered(headwise, *words, "-o", path)
-    for name in ("heads", "random heads", "lexical overlap", "length"):
+    for name in ("attention", "copying", "chosen", "random", "lexical overlap", "length"):
         assert name in done.out
     assert max(len(line) for line in done.out.splitlines() if not line.startswith("result")) <= 80
     told = json.loads(path.read_text())

@@ -49,18 +49,20 @@ def test_scores_are_those_of_whole_attention_matrices(family, pool):
     shape = (hf.config.num_hidden_layers, hf.config.num_attention_heads)
     heads = HeadSet.of([(0, 1), (3, 2), (3, 0)], shape)
     rng = np.random.default_rng(0)
-    ids = tuple(int(i) for i in rng.integers(4, 90, 30))
-    sentences = [tuple(int(i) for i in rng.integers(4, 90, size)) for size in (3, 1, 5)]
+    ids = tuple(int(i) for i in rng.integers(4, 7, 30))  # few different tokens: some are copied by chance
+    sentences = [tuple(int(i) for i in rng.integers(4, 7, size)) for size in (3, 1, 5)]
     prompt = Prompt(ids, {"passage/1": Span(2, 9), "passage/2": Span(12, 20), "query": Span(21, 25)})
     before = state(hf)
     found = sentence_scores(Model(hf), prompt, sentences, [heads, HeadSet.of([(1, 1)], shape)], pool)
     assert all(torch.equal(value, before[name]) for name, value in hf.state_dict().items())
     eager = AutoModelForCausalLM.from_config(hf.config, attn_implementation="eager").eval()
     eager.load_state_dict(hf.state_dict())
-    for row, chosen in zip(found, (heads, [(1, 1)]), strict=True):
-        wanted = reference.sentence_scores(eager, ids, [(2, 9), (12, 20)], sentences, list(chosen), pool)
-        assert row == pytest.approx(wanted, abs=1e-5)
-    assert found.shape == (2, 3)
+    for i, chosen in enumerate((heads, [(1, 1)])):
+        attention, copying = reference.sentence_scores(eager, ids, [(2, 9), (12, 20)], sentences, list(chosen), pool)
+        assert found[0, i] == pytest.approx(attention, abs=1e-5)
+        assert found[1, i] == pytest.approx(copying)
+    assert found.shape == (2, 2, 3)
+    assert found[1].any(), "nothing is copied, so copying is not tested"
     assert ((found >= 0) & (found <= 1)).all()
 
 
@@ -102,27 +104,31 @@ def result(planted):
 
 
 def rows_of(result):
-    return {row["score"]: row for row in result.rows()}
+    return {(row["score"], row["heads"]): row for row in result.rows()}
 
 
 def test_a_planted_head_tells_which_sentences_are_in_the_document(result):
     rows = rows_of(result)
-    assert (rows["heads"]["supported"], rows["heads"]["unsupported"]) == (16, 16)
-    assert rows["heads"]["auc"] == 1
-    assert rows["heads"]["p_rank"] == 1 / 4  # before each of three draws
-    assert rows["random heads"]["auc"] < 0.9
-    assert rows["length"]["auc"] == 0.5  # all sentences are as long
-    assert rows["lexical overlap"]["auc"] == 1
-    assert set(rows) == {"heads", "random heads", "lexical overlap", "length"}
-    drawn = np.asarray([one.random for one in result.sentences])
-    labels = np.asarray([one.supported for one in result.sentences])
-    areas = [auc(drawn[labels, i], drawn[~labels, i]) for i in range(3)]
-    row = rows["random heads"]
-    assert (row["auc"], row["low"], row["high"]) == pytest.approx((np.mean(areas), min(areas), max(areas)))
+    for score in ("attention", "copying"):
+        row = rows[score, "chosen"]
+        assert (row["supported"], row["unsupported"]) == (16, 16)
+        assert row["auc"] == 1
+        assert row["p_rank"] == 1 / 4  # before each of three draws
+        assert rows[score, "random"]["auc"] < 0.9
+        drawn = np.asarray([getattr(one, score)[1:] for one in result.sentences])
+        labels = np.asarray([one.supported for one in result.sentences])
+        areas = [auc(drawn[labels, i], drawn[~labels, i]) for i in range(3)]
+        row = rows[score, "random"]
+        assert (row["auc"], row["low"], row["high"]) == pytest.approx((np.mean(areas), min(areas), max(areas)))
+    assert rows["length", ""]["auc"] == 0.5  # all sentences are as long
+    assert rows["lexical overlap", ""]["auc"] == 1
+    copied = [one.copying[0] for one in result.sentences if one.supported]
+    assert min(copied) > 0.4  # all tokens but the first ones of a sentence
+    assert len(rows) == 6
 
 
 def made(heads, supported, **more):
-    return ReadSentence(more.pop("record", 0), "s", supported, more.pop("on_evidence", True), heads, (0.5,), more.pop("words", 3), 0.5)
+    return ReadSentence(more.pop("record", 0), "s", supported, more.pop("on_evidence", True), (heads, 0.5), (0.0, 0.0), more.pop("words", 3), 0.5)
 
 
 def test_sentences_without_evidence_are_told_apart():
@@ -130,18 +136,18 @@ def test_sentences_without_evidence_are_told_apart():
     some = [made(0.9, True, record=0), made(0.9, False, record=1), made(0.8, True, record=2), made(0.8, False, record=3)]
     bare = [made(0.1, False, record=i, on_evidence=False, words=9) for i in range(4, 8)]
     result = ReaderResult("m", (*some, *bare), {}, ReaderOptions(controls=1))
-    rows = {(row["judged"], row["score"]): row for row in result.rows()}
-    assert rows["all", "heads"]["auc"] > 0.8
+    rows = {(row["judged"], row["score"]): row for row in result.rows() if row["heads"] != "random"}
+    assert rows["all", "attention"]["auc"] > 0.8
     assert rows["all", "length"]["auc"] > 0.8
-    assert rows["on evidence", "heads"]["auc"] == 0.5
-    assert rows["on evidence", "heads"]["unsupported"] == 2
+    assert rows["on evidence", "attention"]["auc"] == 0.5
+    assert rows["on evidence", "attention"]["unsupported"] == 2
     assert {row["judged"] for row in replace(result, sentences=tuple(some)).rows()} == {"all"}  # nothing to tell apart
 
 
 def test_one_kind_of_sentence_has_no_curve():
     result = ReaderResult("m", (made(0.9, True), made(0.2, True)), {}, ReaderOptions(controls=1))
-    assert [row["auc"] for row in result.rows()] == [None, None, None]
-    assert reader_table(result.to_json()).row_count == 3
+    assert [row["auc"] for row in result.rows()] == [None] * 4
+    assert reader_table(result.to_json()).row_count == 4
 
 
 def test_partly_supported_counts_as_not_supported_and_unjudged_as_nothing():

@@ -1,8 +1,10 @@
 """A reader of answers by heads: which sentences of anybody's answer a small model finds in the documents, told from where its heads look.
 
 Documents, question and answer are read in one pass (teacher forcing). The rows that predict the tokens of a sentence are those that would fetch
-it: its score is their attention mass on the documents, over the chosen heads. How well such scores tell supported sentences from others is the
-area under the ROC curve against judgements, beside scores that need no model: the sentence's length and the words it shares with the documents.
+it. Two scores are taken from them, over the chosen heads: *attention*, their mass on the documents, and *copying*, how often the strongest key is
+a document's token that is the very token to come (what makes a retrieval head, Wu et al. 2024, arXiv:2404.15574). How well scores tell supported
+sentences from others is the area under the ROC curve against judgements, beside scores that need no model: the sentence's length and the words
+it shares with the documents.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from headwise.models.model import Model, describe_model, need_tokenizer
 from headwise.prompts.answers import passages_of
 from headwise.prompts.grounded import GroundedRecord, JudgedAnswer
 from headwise.prompts.grounded_prompts import GroundedComposer
-from headwise.prompts.prompt import Prompt, Span
+from headwise.prompts.prompt import Prompt
 from headwise.runtime.options import check_choice, check_least, check_seed
 from headwise.runtime.rundir import Cells
 from headwise.stats.controls import layer_matched_random
@@ -41,6 +44,7 @@ from headwise.stats.probes import bootstrap_auc
 from headwise.stats.ranks import auc
 
 POOLS = ("mean", "max")
+SCORES = ("attention", "copying")
 ALL, ON_EVIDENCE = "all", "on evidence"
 DRAWS = 1_000  # bootstrap draws per interval
 Values = NDArray[np.float64]
@@ -75,8 +79,8 @@ class ReadSentence:
         text: The sentence.
         supported: Whether the documents say it: a judgement of 1; one below it counts as not supported.
         on_evidence: Whether the judgement names the documents it rests on. A sentence without evidence is often one that nobody looked for.
-        heads: Score of the chosen heads, in [0, 1].
-        random: [draw] scores of random heads.
+        attention: [1 + draws] in [0, 1]: score of the chosen heads, then of random ones.
+        copying: [1 + draws] in [0, 1], likewise.
         words: Its length in words.
         lexical: Share of its content words in its best chunk.
     """
@@ -85,8 +89,8 @@ class ReadSentence:
     text: str
     supported: bool
     on_evidence: bool
-    heads: float
-    random: tuple[float, ...]
+    attention: tuple[float, ...]
+    copying: tuple[float, ...]
     words: int
     lexical: float
 
@@ -113,10 +117,10 @@ class ReaderResult:
         """Areas under the ROC curve: one row per score, for all sentences and for those judged on evidence (where that differs).
 
         Returns:
-            `judged` (`all`, or `on evidence`), `score` (`heads`, `random heads`, `lexical overlap`, `length`), `supported` and `unsupported`
-            (sentences); with both kinds `auc` with its 95 % interval over records (`low`, `high`), for random heads the mean of the draws with the
-            smallest and the largest, and for the chosen heads `p_rank`, their rank among the draws. `length` takes shorter sentences for
-            supported. Without both kinds of sentences `auc` is None.
+            `judged` (`all`, or `on evidence`), `score` (`attention`, `copying`, `lexical overlap`, `length`), `heads` (`chosen`, `random`, or empty),
+            `supported` and `unsupported` (sentences); with both kinds `auc` with its 95 % interval over records (`low`, `high`), for random heads
+            the mean of the draws with the smallest and the largest, and for the chosen heads `p_rank`, their rank among the draws. `length`
+            takes shorter sentences for supported. Without both kinds of sentences `auc` is None.
         """
         parts = {ALL: list(self.sentences), ON_EVIDENCE: [one for one in self.sentences if one.on_evidence]}
         if len(parts[ON_EVIDENCE]) in (0, len(self.sentences)):
@@ -138,26 +142,26 @@ class ReaderResult:
         counts = {"judged": judged, "supported": int(labels.sum()), "unsupported": int((~labels).sum())}
         both = labels.any() and not labels.all()
 
-        scores: dict[str, list[float]] = {
-            "heads": [one.heads for one in some],
-            "lexical overlap": [one.lexical for one in some],
-            "length": [-float(one.words) for one in some],
-        }
-        if not both:
-            yield from ({**counts, "score": name, "auc": None, "low": None, "high": None} for name in scores)
-            return
-        drawn = np.asarray([one.random for one in some])
-        random = np.asarray([auc(column[labels], column[~labels]) for column in drawn.T])
-        for name, values in scores.items():
-            area, low, high = bootstrap_auc(np.asarray(values), labels, groups, DRAWS, self.options.seed)
-            row: dict[str, Any] = {**counts, "score": name, "auc": area, "low": low, "high": high}
-            yield row | ({"p_rank": rank_p(-area, -random)} if name == "heads" else {})
-            if name == "heads":
-                yield {**counts, "score": "random heads", "auc": float(random.mean()), "low": float(random.min()), "high": float(random.max())}
+        def row(score: str, values: Values, heads: str = "") -> dict[str, Any]:
+            area = bootstrap_auc(values, labels, groups, DRAWS, self.options.seed) if both else (None, None, None)
+            return {**counts, "score": score, "heads": heads} | dict(zip(("auc", "low", "high"), area, strict=True))
+
+        for name in SCORES:
+            table = np.asarray([getattr(one, name) for one in some], dtype=np.float64).reshape(len(some), -1)
+            chosen = row(name, table[:, 0], "chosen")
+            if not both:
+                yield chosen
+                continue
+            random = np.asarray([auc(column[labels], column[~labels]) for column in table.T[1:]])
+            yield chosen | {"p_rank": rank_p(-chosen["auc"], -random)}
+            spread = {"auc": float(random.mean()), "low": float(random.min()), "high": float(random.max())}
+            yield {**counts, "score": name, "heads": "random"} | spread
+        yield row("lexical overlap", np.asarray([one.lexical for one in some]))
+        yield row("length", np.asarray([-float(one.words) for one in some]))
 
 
 def sentence_scores(model: Model, prompt: Prompt, sentences: Sequence[tuple[int, ...]], heads: Sequence[Heads], pool: str = "mean") -> Values:
-    """Attention mass on the documents per sentence of an answer, in one pass.
+    """Attention to the documents, and copying from them, per sentence of an answer, in one pass.
 
     Args:
         model: The model that reads.
@@ -167,7 +171,7 @@ def sentence_scores(model: Model, prompt: Prompt, sentences: Sequence[tuple[int,
         pool: See `ReaderOptions`.
 
     Returns:
-        [N, S] in [0, 1].
+        [2, N, S] in [0, 1]: attention, copying.
 
     Raises:
         HeadwiseError: No documents, an empty sentence, heads of another model, or more tokens than the model has positions.
@@ -184,11 +188,15 @@ def sentence_scores(model: Model, prompt: Prompt, sentences: Sequence[tuple[int,
     with observe(model, rows=len(answer), spans=spans) as seen, torch.no_grad(), last_rows(model, len(answer)):
         model.hf(input_ids=token_tensor(model.hf, ids), use_cache=False, logits_to_keep=1)
     mass = seen.mass[:, 0].sum(dim=-1).double().cpu().numpy()  # [L, H, T]
-    places = [Span(sum(map(len, sentences[:i])), sum(map(len, sentences[: i + 1]))) for i in range(len(sentences))]
+    strongest = seen.argmax[:, 0].cpu().numpy()  # [L, H, T], -1 where a layer has no heads
+    inside = np.zeros(len(ids) + 1, dtype=bool)  # the last one stands for no position
+    for start, stop in spans:
+        inside[start:stop] = True
+    copied = inside[strongest] & (np.asarray((*ids, -1))[strongest] == np.asarray(answer))
+    bounds = np.cumsum([0, *map(len, sentences)])
     join = np.mean if pool == "mean" else np.max
-    return np.asarray(
-        [[float(join(mass[one.mask()][:, place.start : place.stop], axis=0).mean()) for place in places] for one in chosen]
-    )
+    per_token = [[join(table[one.mask()], axis=0) for one in chosen] for table in (mass, copied.astype(np.float64))]
+    return np.asarray([[[row[a:b].mean() for a, b in pairwise(bounds)] for row in rows] for rows in per_token])
 
 
 def read_answers(
@@ -285,13 +293,13 @@ def sentence_ids(composer: GroundedComposer, prompt: Prompt, sentences: Sequence
 
 
 def _read(place: int, record: GroundedRecord, answer: JudgedAnswer, scores: Values) -> Iterator[ReadSentence]:
-    """The judged sentences of an answer. scores: [1 + draws, S]."""
+    """The judged sentences of an answer. scores: [2, 1 + draws, S]."""
     lexical = check_sentences(LexicalOverlap(), [one.text for one in answer.sentences], record.documents).scores
     evidence = any(one.documents for one in answer.sentences)
     for i, one in enumerate(answer.sentences):
         if one.support is not None:
             own = bool(one.documents) or not evidence
-            drawn = tuple(float(value) for value in scores[1:, i])
+            attention, copying = (tuple(map(float, table[:, i])) for table in scores)
             yield ReadSentence(
-                place, one.text, one.support == 1, own, float(scores[0, i]), drawn, len(one.text.split()), float(lexical[i])
+                place, one.text, one.support == 1, own, attention, copying, len(one.text.split()), float(lexical[i])
             )

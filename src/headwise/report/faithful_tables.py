@@ -93,6 +93,7 @@ def reader_table(result: Mapping[str, Any]) -> Table:
     table = _started("Which sentences do the documents support? Area under the ROC curve", result["rows"], str(result["model"]))
     table.add_column("Judged")
     table.add_column("Score")
+    table.add_column("Heads")
     for name in ("AUC", "95 % CI", "p rank", "Supported", "Not"):
         table.add_column(name, justify="right")
     before = None
@@ -100,14 +101,14 @@ def reader_table(result: Mapping[str, Any]) -> Table:
         area = UNKNOWN if row["auc"] is None else f"{row['auc']:.3f}"
         bounds = UNKNOWN if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
         p = f"{row['p_rank']:.3f}" if "p_rank" in row else ""
-        table.add_row(
-            row["judged"] if row["judged"] != before else "", row["score"], area, bounds, p, str(row["supported"]), str(row["unsupported"])
-        )  # fmt: skip
+        judged, counts = row["judged"] if row["judged"] != before else "", (str(row["supported"]), str(row["unsupported"]))
+        table.add_row(judged, row["score"], row["heads"], area, bounds, p, *(counts if judged else ("", "")))
         before = row["judged"]
     table.caption = (
-        "Random heads: mean, smallest and largest of the draws. p rank: the chosen\n"
-        "heads among the draws. On evidence: without sentences that no document was\n"
-        "named for. Length: shorter sentences count as supported."
+        "Attention: mass on the documents. Copying: the strongest key is the token to\n"
+        "come, in a document. Random heads: mean, smallest and largest of the draws.\n"
+        "p rank: the chosen heads among the draws. On evidence: without sentences that\n"
+        "no document was named for. Length: shorter sentences count as supported."
     )
     return table
 
