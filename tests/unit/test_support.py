@@ -290,3 +290,23 @@ def test_nothing_to_ask_is_said(model):
         SupportOptions(max_new_tokens=0)
 
 
+
+
+def test_a_line_break_ends_an_answer_only_without_a_chat_template(model, monkeypatch):
+    """Base models go on with further questions; chat models answer in paragraphs."""
+    from headwise.evaluation import grounded
+
+    tokenizer, seen = character_tokenizer(), []
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}\nA:"
+    talking, (line,) = Model(model.hf, tokenizer), tokenizer.encode("\n", add_special_tokens=False)
+    whole = grounded.checked_decoders
+
+    def noted(model, decoders, stop, limit):
+        seen.append(line in stop)
+        return whole(model, decoders, stop, limit)
+
+    monkeypatch.setattr(grounded, "checked_decoders", noted)
+    for chat in (True, False):
+        composer = GroundedComposer(PieceEncoder(tokenizer), chat=chat)
+        measure_support(talking, RECORDS[:1], composer, LexicalOverlap(), options=SupportOptions(max_new_tokens=2))
+    assert seen == [False, True]
