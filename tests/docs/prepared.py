@@ -45,6 +45,8 @@ SMALLER = {
     "headwise bench cache --ruler": "--items 1 --budgets 0.3 --overwrite",
     "headwise bench cache --data": "--budgets 0.3 --overwrite",
     "headwise bench cache": "--items 1 --tasks needle --lengths 300 --budgets 0.3 --overwrite",
+    "headwise bench faithful": "--items 2 --max-new-tokens 4 --overwrite",
+    "headwise bench reader": "--items 4 --controls 2 --overwrite",
     "headwise rank": "--overwrite",
     "headwise select score": "--max-len 128 --batch-tokens 512",
     "headwise generate": "--max-new-tokens 4",

@@ -1,4 +1,4 @@
-"""`headwise bench`: what compressed caches still answer against the bytes they hold (`cache`), and what sparse decoding keeps (`decode`)."""
+"""`headwise bench`: caches by what they still answer, sparse decoding, answers that keep to their documents, and heads that tell which do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typer
 
 from headwise.cli import options as o
 from headwise.cli.bench_decode import decode
+from headwise.cli.bench_faithful import faithful
 from headwise.cli.bench_questions import Asked
+from headwise.cli.bench_reader import reader
 from headwise.cli.progress import progress
 from headwise.heads.errors import HeadwiseError
 
@@ -29,6 +31,8 @@ def bench() -> None:
 
 
 app.command("decode")(decode)
+app.command("faithful")(faithful)
+app.command("reader")(reader)
 
 Methods = Annotated[str, typer.Option(help="Methods with their options, e.g. snapkv,compresskv:heads=FILE,oracle.")]
 Budgets = Annotated[str, typer.Option(help="Budgets: shares of the prompt (0.1) or positions per KV head (256).")]

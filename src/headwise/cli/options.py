@@ -72,14 +72,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 # Methods: of headwise, and of any other package that registers an entry point. A class is imported when it is asked for.
 GROUPS = {"detectors": "headwise.detectors", "presses": "headwise.presses", "tasks": "headwise.tasks", "choosers": "headwise.choosers"}
-WORDS = {"detectors": "detector", "presses": "cache method", "tasks": "task", "choosers": "chooser"}
+GROUPS["checkers"] = "headwise.checkers"
+WORDS = {"detectors": "detector", "presses": "cache method", "tasks": "task", "choosers": "chooser", "checkers": "checker"}
 LONGEST = 200  # bytes of the name of a file; systems take 255, and files beside it have longer names
 _shared: dict[str, Any] = {}  # arguments of `headwise.load` that every command with a model takes; of the running command
 
 
 @cache
 def installed(kind: str) -> dict[str, EntryPoint]:
-    """Name -> entry point of every installed method of a kind (`detectors`, `presses`, `tasks` or `choosers`), our own first."""
+    """Name -> entry point of every installed method of a kind (a key of `GROUPS`), our own first."""
     found = sorted(entry_points(group=GROUPS[kind]), key=lambda entry: (not entry.value.startswith("headwise."), entry.name))
     return {entry.name: entry for entry in reversed(found)}  # a name of ours is never taken over by another package
 

@@ -229,7 +229,7 @@ def usable_records(
     dropped: Counter[str] = Counter()
     kept = []
     for record in records:
-        reason = _unusable(record, composer, model.positions, options.max_new_tokens)
+        reason = unusable(record, composer, model.positions, options.max_new_tokens)
         if reason:
             dropped[reason] += 1
         else:
@@ -248,13 +248,23 @@ def usable_records(
     return kept, dict(dropped)
 
 
-def _unusable(record: KnowledgeRecord, composer: KnowledgeComposer, positions: int | None, room: int) -> str:
-    """Why a record sets nothing against memory; empty if it does."""
+def unusable(
+    record: KnowledgeRecord, composer: KnowledgeComposer, positions: int | None, room: int, apart: bool = True
+) -> str:
+    """Why a record sets nothing against memory; empty if it does.
+
+    Args:
+        record: A question.
+        composer: Makes its prompts.
+        positions: Of the model; None: no limit.
+        room: Tokens that the answer may have.
+        apart: The answers must begin with different tokens.
+    """
     if record.swapped is None:
         return "no swapped passage"
     if mentions(record.swapped_answer, record.answers) or mentions(record.answers[0], (record.swapped_answer,)):
         return "one answer contains the other"
-    if composer.first_token(record.answers[0]) == composer.first_token(record.swapped_answer):
+    if apart and composer.first_token(record.answers[0]) == composer.first_token(record.swapped_answer):
         return "both answers begin with the same token"
     if positions is not None and len(composer.opened(record, swapped=True).ids) + room > positions:
         return "longer than the model's context"

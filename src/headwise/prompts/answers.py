@@ -59,7 +59,11 @@ def prompt_of_documents(
     Raises:
         PromptError: No document, an empty one, or an empty question.
     """
-    composer = PassageComposer(encoder, "plain", chat, chat_args)
+    return question_behind(PassageComposer(encoder, "plain", chat, chat_args), question, passages)
+
+
+def question_behind(composer: PassageComposer, question: str, passages: Sequence[Passage]) -> Prompt:
+    """A question behind documents in a composer's wording; spans `passage/1`, ... and `query`. Raises as `prompt_of_documents`."""
     shared, asked = composer.passages(passages), composer.query(question)
     moved = {name: type(span)(span.start + len(shared.ids), span.stop + len(shared.ids)) for name, span in asked.spans.items()}
     return Prompt((*shared.ids, *asked.ids), {**shared.spans, "query": moved["query"]})

@@ -207,18 +207,19 @@ class Stops(frozenset[int]):
     opened: bool
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, ends: Iterable[int], opened: bool = False) -> Stops:
+    def of(cls, tokenizer: Tokenizer, ends: Iterable[int], opened: bool = False, lines: bool = True) -> Stops:
         """Line breaks of the tokenizer and `ends` (its end-of-text tokens).
 
         Args:
             tokenizer: it says what breaks a line, and which tokens open and close thoughts.
             ends: further ids that end an answer, thoughts or not.
             opened: see `PromptBuilder.opens_thought`.
+            lines: whether a line break ends an answer; without it answers may have several lines.
 
         Returns:
             The ids, which know what thoughts are.
         """
-        breaks, known = newline_ids(tokenizer), tokenizer.get_vocab()
+        breaks, known = newline_ids(tokenizer) if lines else frozenset(), tokenizer.get_vocab()
         made = cls(breaks | frozenset(ends))
         made.breaks, made.opened = breaks - frozenset(ends), opened
         made.marks = {known[start]: known[end] for start, end in THOUGHTS if start in known and end in known}

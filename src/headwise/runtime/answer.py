@@ -35,17 +35,18 @@ LONGEST_MATCH = 3
 Variant = TypeVar("Variant")
 
 
-def stop_ids(model: Model, opened: bool = False) -> Stops:
+def stop_ids(model: Model, opened: bool = False, lines: bool = True) -> Stops:
     """Tokens that end an answer of one line: everything with a line break outside of thoughts, and those that end a text (`model.stop_ids`).
 
     Args:
         model: With its tokenizer.
         opened: Whether the prompt opens thoughts, see `PromptBuilder.opens_thought`.
+        lines: Whether a line break ends the answer, too.
 
     Returns:
         What every function here takes as `stop`. A plain set of ids is taken too; it knows of no thoughts.
     """
-    return Stops.of(model.tokenizer, model.stop_ids, opened)
+    return Stops.of(model.tokenizer, model.stop_ids, opened, lines)
 
 
 def judged_answer(model: Model, ids: Sequence[int], stop: Collection[int], gold: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from functools import cache
 from typing import NamedTuple
 
@@ -48,10 +49,23 @@ def check_support(answer: str, example: Example) -> list[Claim]:
     """
     if "facts" not in example.info:
         raise HeadwiseError(f"an example of the task {example.task!r} has no facts to check an answer against")
-    told = set(example.info["facts"])
+    return claims_of(answer, set(example.info["facts"]))
+
+
+def claims_of(answer: str, told: Set[Fact]) -> list[Claim]:
+    """The claims of an answer, judged by facts; labels as in `check_support`.
+
+    Args:
+        answer: What was said.
+        told: What the documents say.
+    """
     values = {fact.value for fact in told}
-    sentences = [part.strip() for part in re.split(r"[.\n]", answer) if part.strip()]
-    return [_claim(sentence + ".", told, values) for sentence in sentences]
+    return [_claim(sentence, told, values) for sentence in sentences_in(answer)]
+
+
+def sentences_in(text: str) -> list[str]:
+    """The sentences of a text of the micro-world, whose values hold no full stop; each ends with one."""
+    return [f"{part.strip()}." for part in re.split(r"[.\n]", text) if part.strip()]
 
 
 def read_sentence(sentence: str) -> list[Fact]:
@@ -65,7 +79,7 @@ def read_sentence(sentence: str) -> list[Fact]:
     return [fact for length, fact in found if length == best]
 
 
-def _claim(sentence: str, told: set[Fact], values: set[str]) -> Claim:
+def _claim(sentence: str, told: Set[Fact], values: Set[str]) -> Claim:
     facts = read_sentence(sentence)
     if not facts:
         return Claim(sentence, "unreadable", None)
