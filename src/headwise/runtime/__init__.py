@@ -1,1 +1,1 @@
-"""Running methods: detectors, needle questions, shared prefixes, greedy answers from drafts, contrast of two branches, passages, run directories."""
+"""Running methods: detectors, needle questions, shared prefixes, drafts, contrastive decoding, passages read once, run directories."""
