@@ -219,7 +219,7 @@ def _records(given: Given) -> Any:
 
 
 def _prepared(loaded: Model, records: Any, given: Given, tuning: Tuning, alone: bool) -> Prepared:
-    from headwise.cli.notes import tell
+    from headwise.cli.notes import hold
     from headwise.train.examples import prepared
 
     if loaded.positions is not None and tuning.length > loaded.positions:
@@ -228,7 +228,7 @@ def _prepared(loaded: Model, records: Any, given: Given, tuning: Tuning, alone: 
     left = {name: count for name, count in data.counts.items() if count}
     if left:
         told = ", ".join(f"{count} {WHY[name]}" for name, count in left.items())
-        tell(f"{len(data.examples)} of {len(records)} examples are trained on: {told}")
+        hold(f"{len(data.examples)} of {len(records)} examples are trained on: {told}")
     return data
 
 
