@@ -360,14 +360,6 @@ def tell_other_model(scores: Any, model: Model) -> None:
         hold(f"these heads were found in {made}, and {model.name} runs; heads of another model rarely have the same work")
 
 
-def tell_shared_places(found: Mapping[str, Any]) -> None:
-    """Say where several depths of a needle grid were one place. found: a result, or the provenance of scores; it may know nothing of places."""
-    rows = found.get("shared_places") or []
-    told = [f"{row['depths']} depths share {row['places']} places in {row['length']} tokens" for row in rows]
-    if told:
-        tell(f"{', '.join(told)}: needles stand between sentences only; longer contexts have more places")
-
-
 def print_json(data: Any) -> None:
     """One JSON object on standard output."""
     import json
