@@ -27,10 +27,11 @@ from registered.rank import CAFE_CLAIMS, RANK_CLAIMS
 from registered.specontext import DISTILLED_CLAIMS, SPECONTEXT_CLAIMS
 from registered.steer import STEER_CLAIMS
 from registered.trace import TRACE_CLAIMS
+from registered.train import TRAIN_CLAIMS
 
 CLAIMS: tuple[Claim, ...] = (
     *HEADS_CLAIMS, *RANK_CLAIMS, *CAFE_CLAIMS, *CACHE_CLAIMS, *INFLUENCE_CLAIMS, *ATLAS_CLAIMS, *STEER_CLAIMS, *PATCH_CLAIMS,
-    *TRACE_CLAIMS, *SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS, *DOUBT_CLAIMS,
+    *TRACE_CLAIMS, *SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS, *DOUBT_CLAIMS, *TRAIN_CLAIMS,
 )  # fmt: skip
 
 __all__ = ["CLAIMS", "LEVEL", "Claim", "judged", "verdict"]
