@@ -34,6 +34,9 @@ NOT_RUN = {
 SMALLER = {
     "headwise bench decode": "--lengths 300 --budgets 64 --contexts 1 --steps 4 --tasks needle --overwrite",
     "headwise train chooser": "--steps 2 --length 96 --batch 1 --overwrite",
+    "headwise train mudaf": "--steps 2 --length 256 --rank 2",
+    "headwise train rank": "--steps 2 --length 256 --rank 2",
+    "headwise train scales": "--steps 2 --accumulate 1 --length 256",
     "headwise plan": "--length 1k",
     "headwise detect query": "--overwrite",
     "headwise detect proxy": "--samples 4 --pairs 4 --length 512 --min-accuracy 0 --overwrite",
@@ -113,6 +116,8 @@ def prepare(folder: Path, page: str) -> None:
     asked = {"context": " ".join(PASSAGES), "question": QUERY, "answer": "Ada", "id": "key"}
     write_lines(folder / "questions.jsonl", [asked, asked | {"id": "boat", "question": "What came back?", "answer": "A boat"}])
     write_lines(folder / "labelled.jsonl", [{"query": QUERY, "passages": PASSAGES, "gold": [1]}] * 4)
+    write_lines(folder / "train.jsonl", [{"query": QUERY, "passages": PASSAGES, "gold": [1], "answers": ["Ada"]}] * 4)
+    save_heads(made_up_scores("mdqa"), folder / "mdqa.json")
     write_lines(folder / "q.jsonl", [{"id": "q1", "text": QUERY}])
     write_lines(folder / "p.jsonl", [{"id": f"p{i}", "text": text} for i, text in enumerate(PASSAGES)])
     (folder / "examples").symlink_to(ROOT / "examples")  # pages name its files as they lie in a clone
