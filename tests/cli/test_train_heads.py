@@ -1,9 +1,14 @@
 """`headwise train mudaf` and `headwise train rank` on a small lab model."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import headwise as hw
 from tests.cli.test_refusals import check_refused
@@ -93,3 +98,38 @@ def test_heads_are_needed_and_folders_are_not_replaced(headwise, files, tmp_path
     (tmp_path / "out" / "mine").touch()
     check_refused(headwise(*data, "--alpha", "0"), "not an empty folder")
     check_refused(headwise("train", "rank", *data[2:], "--alpha", "0", "--heads", str(files / "heads.json")), "--alpha must lie in")
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(headwise, files, tmp_path):
+    """torchrun: each process reads half of every step's examples."""
+    told = command("mudaf", files, "--top", "2", "--json", "--device", "cpu")
+    done = headwise(*told, "-o", str(tmp_path / "one"), "--accumulate", "2")
+    assert done.code == 0, done.err
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "headwise"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = subprocess.run([*start, *told, "-o", str(tmp_path / "two")], capture_output=True, text=True, env=environment)
+    assert both.returncode == 0, both.stderr[-2000:]
+    one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_once_ends_with_the_same_bytes(headwise, files, tmp_path):
+    told = [*command("mudaf", files, "--top", "2", "--json"), "--steps", "6"]
+    done = headwise(*told, "-o", str(tmp_path / "whole"))
+    assert done.code == 0, done.err
+    again = [*told, "-o", str(tmp_path / "killed")]
+    with subprocess.Popen([sys.executable, "-m", "headwise", *again], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        mark = tmp_path / "killed.run" / "states" / "checkpoint-2" / "complete"
+        while not mark.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert not (tmp_path / "killed").exists()
+    check_refused(headwise(*again, "--seed", "1"), "belongs to a run with other options")
+    done = headwise(*again)
+    assert done.code == 0, done.err
+    for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors", "training.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headwise.cli import options as o
+from headwise.cli.notes import tell_shared_places
 from headwise.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _sweep(
     picture = o.draw(partial(ablation_curves, result.to_json()), path.with_suffix(".png"))
     result.save(path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     directory.remove()
-    o.tell_shared_places(result.provenance)
+    tell_shared_places(result.provenance)
     _tell(result.to_json(), path, picture, json)
 
 

@@ -110,7 +110,8 @@ def answered(model: Model, words: Words, prompt: Any, encode: Callable[[str], An
     elif words.prompt is not None:
         negative = encode(words.prompt)
     else:
-        negative = o.load_second(words.source, device, dtype)
+        # An adapter, or a file of a GGUF folder, belongs to the first model alone.
+        negative = o.loaded_quietly(words.source, device, dtype, None, **o.shared("trust_remote_code", "offline"))
     return contrastive_generate(model, prompt, negative, **words.rule, max_new_tokens=limit)
 
 

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from headwise.cli import options as o
+from headwise.cli.notes import tell_shared_places
 from headwise.cli.options import installed, method_named
 from headwise.cli.progress import progress
 from headwise.heads.errors import HeadwiseError, MissingExtraError, NoSuccessfulRunError
@@ -163,7 +164,7 @@ def _tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:
 
     picture = o.draw(partial(heat_map, scores), path.with_suffix(".heatmap.png"))
     save_heads(scores, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
-    o.tell_shared_places(scores.provenance)
+    tell_shared_places(scores.provenance)
     if json:
         from headwise.report.show import facts_of
 

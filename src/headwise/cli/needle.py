@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headwise.cli import options as o
+from headwise.cli.notes import tell_shared_places
 from headwise.cli.progress import progress
 
 
@@ -55,7 +56,7 @@ def needle(
     picture = o.draw(partial(needle_grid, result["cells"]), path.with_suffix(".png"))
     write_json(result, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     directory.remove()
-    o.tell_shared_places(result)
+    tell_shared_places(result)
     if json:
         o.print_json({"result": str(path), "picture": picture, **{k: result[k] for k in ("recall", "exact", "runs")}})
         return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 held: list[str] = []  # until work has begun: what a command was given may still be refused; an error empties it
 
@@ -23,3 +25,11 @@ def tell_held() -> None:
     """Tell what was held: the first piece of work is done, or the command has ended well."""
     while held:
         tell(held.pop(0))
+
+
+def tell_shared_places(found: Mapping[str, Any]) -> None:
+    """Say where several depths of a needle grid were one place. found: a result, or the provenance of scores; it may know nothing of places."""
+    rows = found.get("shared_places") or []
+    told = [f"{row['depths']} depths share {row['places']} places in {row['length']} tokens" for row in rows]
+    if told:
+        tell(f"{', '.join(told)}: needles stand between sentences only; longer contexts have more places")

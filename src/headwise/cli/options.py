@@ -173,7 +173,7 @@ def load(
     """
     from headwise.models.names import DEFAULT
 
-    loaded = _loaded(DEFAULT if model is None else model, device, dtype, revision, **_shared)
+    loaded = loaded_quietly(DEFAULT if model is None else model, device, dtype, revision, **_shared)
     if name is None and Path(loaded.name).is_absolute():
         name = Path(loaded.name).name  # where a folder lies on this machine is nobody's business
     loaded = loaded if name is None else dataclasses.replace(loaded, name=name)
@@ -181,12 +181,8 @@ def load(
     return loaded
 
 
-def load_second(model: str, device: str, dtype: str) -> Model:
-    """Another model beside that of the command, quietly. Options that name a part of the first one (adapter, GGUF file) do not count for it."""
-    return _loaded(model, device, dtype, None, **shared("trust_remote_code", "offline"))
-
-
-def _loaded(name: str, device: str, dtype: str, revision: str | None, **options: Any) -> Model:
+def loaded_quietly(name: str, device: str, dtype: str, revision: str | None, **options: Any) -> Model:
+    """A model without a word of transformers. options: go to `headwise.load`; those of the command are in `shared`."""
     from transformers.utils import logging
 
     from headwise.models.load import load as load_model
@@ -358,14 +354,6 @@ def tell_other_model(scores: Any, model: Model) -> None:
     made = getattr(scores, "provenance", {}).get("model")
     if isinstance(made, str) and Path(made).name and Path(made).name.lower() != Path(model.name).name.lower():
         hold(f"these heads were found in {made}, and {model.name} runs; heads of another model rarely have the same work")
-
-
-def tell_shared_places(found: Mapping[str, Any]) -> None:
-    """Say where several depths of a needle grid were one place. found: a result, or the provenance of scores; it may know nothing of places."""
-    rows = found.get("shared_places") or []
-    told = [f"{row['depths']} depths share {row['places']} places in {row['length']} tokens" for row in rows]
-    if told:
-        tell(f"{', '.join(told)}: needles stand between sentences only; longer contexts have more places")
 
 
 def print_json(data: Any) -> None:

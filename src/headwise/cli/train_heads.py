@@ -224,7 +224,7 @@ def records_of(given: Given) -> Any:
 
 def prepared_data(loaded: Model, records: Any, given: Given, options: Steps, alone: bool = False) -> Prepared:
     """Examples to train on; a line on standard error says what was left out."""
-    from headwise.cli.notes import tell
+    from headwise.cli.notes import hold
     from headwise.train.examples import prepared
 
     if loaded.positions is not None and options.length > loaded.positions:
@@ -233,7 +233,7 @@ def prepared_data(loaded: Model, records: Any, given: Given, options: Steps, alo
     left = {name: count for name, count in data.counts.items() if count}
     if left:
         told = ", ".join(f"{count} {WHY[name]}" for name, count in left.items())
-        tell(f"{len(data.examples)} of {len(records)} examples are trained on: {told}")
+        hold(f"{len(data.examples)} of {len(records)} examples are trained on: {told}")
     return data
 
 

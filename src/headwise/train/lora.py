@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ def with_lora(model: Model, options: Tuning, heads: HeadSet | None = None, token
         task_type="CAUSAL_LM",
         trainable_token_indices={_embedding(model): list(tokens)} if tokens else None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of what peft asks transformers 5.24
         torch.manual_seed(options.seed)
         wrapped: Any = get_peft_model(model.hf, config).train(model.hf.training)
     made = Model(wrapped, model.tokenizer, model.name)
