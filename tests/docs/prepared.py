@@ -36,6 +36,7 @@ SMALLER = {
     "headwise train chooser": "--steps 2 --length 96 --batch 1 --overwrite",
     "headwise train mudaf": "--steps 2 --length 256 --rank 2",
     "headwise train rank": "--steps 2 --length 256 --rank 2",
+    "headwise train scales": "--steps 2 --accumulate 1 --length 256",
     "headwise plan": "--length 1k",
     "headwise detect query": "--overwrite",
     "headwise detect proxy": "--samples 4 --pairs 4 --length 512 --min-accuracy 0 --overwrite",

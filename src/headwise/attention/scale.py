@@ -1,4 +1,4 @@
-"""Scaling: the outputs of chosen heads times a factor, from gone (0) over unchanged (1) to louder."""
+"""Scaling: the outputs of chosen heads times a factor, from gone (0) over unchanged (1) to louder; a factor that learns may be negative, too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headwise.attention.call import Call, Pass
 from headwise.attention.plan import attached
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.text import shorten
-from headwise.heads.types import Heads, HeadSet
+from headwise.heads.types import HeadId, Heads, HeadSet
 
 
 class Scaling:
@@ -57,6 +57,31 @@ class Scaling:
             factors = torch.where(rows[:, :, None, None], factors, 1.0)
         scaled = (output * factors).to(output.dtype)  # in float32 at least: a factor has more digits than half precision
         return scaled.masked_fill(factors == 0, 0)  # as mode `zero`, whatever the head gave
+
+
+class LearntScaling:
+    """Step: multiplies what heads give by factors that carry gradients (SEAL, arXiv:2501.15225).
+
+    Args:
+        heads: Which ones; all others stay as they are.
+        factors: [N] float32, one per head; what they hold when a pass runs is what counts.
+    """
+
+    def __init__(self, heads: Sequence[HeadId], factors: Tensor) -> None:
+        self._factors = factors
+        self._places: dict[int, list[int]] = {}  # layer -> places of its heads in the factors
+        for place, head in enumerate(heads):
+            self._places.setdefault(head.layer, []).append(place)
+        self._heads = {layer: [heads[place].head for place in places] for layer, places in self._places.items()}
+
+    def edit_output(self, call: Call, output: Tensor) -> Tensor:
+        """See `Scaling.edit_output`; the result has a gradient towards the factors."""
+        if call.layer not in self._places:
+            return output
+        own = self._factors[self._places[call.layer]].to(output.device)
+        table = torch.ones(output.shape[2], device=output.device)
+        table[self._heads[call.layer]] = own
+        return (output * table[:, None]).to(output.dtype)  # in float32 at least, as in `Scaling`
 
 
 @contextmanager

@@ -25,6 +25,7 @@ FEATURES: Mapping[str, str] = {
     "gguf": "models in GGUF files",
     "adapters": "models with an adapter of peft (LoRA)",
     "devices": "models on several devices, quantized checkpoints",
+    "train": "train mudaf, rank and scales",
 }
 PACKAGE = "headwise"
 

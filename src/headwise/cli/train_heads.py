@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from headwise.models.model import Model
     from headwise.train.examples import Prepared
     from headwise.train.objectives import Objective
-    from headwise.train.options import Tuning
+    from headwise.train.options import Steps, Tuning
 
 Data = Annotated[
     Path,
@@ -29,7 +29,7 @@ Pick = Annotated[str, typer.Option(help="Which: top, bottom, or random (of the l
 Passages = Annotated[
     int | None, typer.Option(help="Fill examples up to this many passages with those of others, best by BM25.", show_default="as they are")
 ]
-Steps = Annotated[int, typer.Option(help="Training steps.")]
+StepCount = Annotated[int, typer.Option(help="Training steps.")]
 Batch = Annotated[int, typer.Option(help="Examples per pass.")]
 Accumulate = Annotated[int, typer.Option(help="Passes per step.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
@@ -44,7 +44,7 @@ NEEDED: Any = ...
 
 
 class Given(NamedTuple):
-    """What both commands are given.
+    """What all of these commands are given.
 
     Attributes:
         model, device, dtype, revision: Of the model.
@@ -81,7 +81,7 @@ def mudaf(
     pool: Annotated[str, typer.Option(help="mean (of a passage's keys) or lse (attention mass).")] = "mean",
     temperature: Annotated[float | None, typer.Option(help="Of the cosine.", show_default="0.05")] = None,
     passages: Passages = None,
-    steps: Steps = 200,
+    steps: StepCount = 200,
     batch: Batch = 1,
     accumulate: Accumulate = 4,
     rate: Rate = 2e-4,
@@ -128,7 +128,7 @@ def rank(
     temperature: Annotated[float, typer.Option(help="Of the softmax over passages, whose scores lie in [0, 1].")] = 0.1,
     alpha: Annotated[float, typer.Option(help="Weight of the loss on the heads; 1: no answer is learnt, and fewer layers run.")] = 1.0,
     passages: Passages = None,
-    steps: Steps = 200,
+    steps: StepCount = 200,
     batch: Batch = 1,
     accumulate: Accumulate = 4,
     rate: Rate = 2e-4,
@@ -174,13 +174,13 @@ def _train(given: Given, tuning: Tuning, choice: dict[str, Any], alpha: float, l
 
     check_folder(given.output)
     scores = None if given.heads is None else o.read_scores(given.heads)
-    chosen = None if scores is None else _picked(scores, given, tuning)
+    chosen = None if scores is None else picked(scores, given, tuning.seed)
     on_heads = None if chosen is None or not alpha else loss(chosen)
-    records = _records(given)
+    records = records_of(given)
     loaded = o.load(given.model, given.device, given.dtype, given.revision, heads=scores)
     if chosen is not None:
         loaded.check(chosen)
-    data = _prepared(loaded, records, given, tuning, alone=choice.get("mode") == "separate")
+    data = prepared_data(loaded, records, given, tuning, alone=choice.get("mode") == "separate")
 
     def objective(trained: Model) -> Objective:
         from headwise.train.head_loss import HeadLoss
@@ -191,23 +191,27 @@ def _train(given: Given, tuning: Tuning, choice: dict[str, Any], alpha: float, l
     story = {**choice, "trained_heads": told, "data": given.data.name, "passages": given.passages, "chat": given.chat}
     with progress("training", hidden=given.json) as report:
         made = train_to_folder(loaded, data, objective, tuning, given.output, story, given.model or loaded.name, chosen, report)
-    _tell(made, given)
+    merged = given.output / "merged"
+    use = f"use it     headwise detect mdqa {merged} --data FILE"
+    tell_training(made, given, f"adapter    {given.output / 'adapter'}", f"checkpoint {merged}", use)
 
 
-def _picked(scores: HeadScores, given: Given, tuning: Tuning) -> HeadSet:
+def picked(scores: HeadScores, given: Given, seed: int) -> HeadSet:
+    """The heads of a head file that --top and --pick name."""
     if given.pick not in ("top", "bottom", "random"):
         raise HeadwiseError(f"--pick takes top, bottom or random; got {given.pick!r}")
     if given.pick == "bottom":
-        return scores.bottom(given.top, tuning.seed)
+        return scores.bottom(given.top, seed)
     best = scores.top(given.top)
     if given.pick == "top":
         return best
     from headwise.stats.controls import layer_matched_random
 
-    return layer_matched_random(best, scores, tuning.seed)
+    return layer_matched_random(best, scores, seed)
 
 
-def _records(given: Given) -> Any:
+def records_of(given: Given) -> Any:
+    """The records of --data, filled up to --passages."""
     from headwise.prompts.ranking_data import read_ranking_examples
 
     records = read_ranking_examples(given.data)
@@ -218,13 +222,14 @@ def _records(given: Given) -> Any:
     return fill_up(records, given.passages)
 
 
-def _prepared(loaded: Model, records: Any, given: Given, tuning: Tuning, alone: bool) -> Prepared:
+def prepared_data(loaded: Model, records: Any, given: Given, options: Steps, alone: bool = False) -> Prepared:
+    """Examples to train on; a line on standard error says what was left out."""
     from headwise.cli.notes import hold
     from headwise.train.examples import prepared
 
-    if loaded.positions is not None and tuning.length > loaded.positions:
-        raise HeadwiseError(f"--length {tuning.length} is more than the {loaded.positions} positions of {loaded.name}")
-    data = prepared(loaded, records, tuning.length, given.chat, tuning.seed, alone)
+    if loaded.positions is not None and options.length > loaded.positions:
+        raise HeadwiseError(f"--length {options.length} is more than the {loaded.positions} positions of {loaded.name}")
+    data = prepared(loaded, records, options.length, given.chat, options.seed, alone)
     left = {name: count for name, count in data.counts.items() if count}
     if left:
         told = ", ".join(f"{count} {WHY[name]}" for name, count in left.items())
@@ -241,7 +246,8 @@ WHY = {
 }
 
 
-def _tell(made: dict[str, Any], given: Given) -> None:
+def tell_training(made: dict[str, Any], given: Given, *lines: str) -> None:
+    """Print the losses of a training, and lines about its files."""
     curve: list[dict[str, float]] = made["curve"]
     if given.json:
         o.print_json({"result": str(given.output), "counts": made["counts"], "curve": curve})
@@ -257,5 +263,4 @@ def _tell(made: dict[str, Any], given: Given) -> None:
         part = curve[start : start + size]
         means = (sum(row[name] for row in part) / len(part) for name in names)
         table.add_row(f"{start + 1}-{start + len(part)}", *(f"{mean:.3f}" for mean in means))
-    merged = given.output / "merged"
-    print_all(table, f"adapter    {given.output / 'adapter'}", f"checkpoint {merged}", f"use it     headwise detect mdqa {merged} --data FILE")
+    print_all(table, *lines)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
-from headwise.heads import HeadSet, HeadwiseError
+from headwise.heads import HeadwiseError
 from headwise.heads.headfile import write_json
 from headwise.heads.types import Heads
 from headwise.models.adapters import adapted_parts, merged
@@ -62,7 +62,8 @@ def export_ablated(model: Model, heads: Heads, mode: str, folder: Path | str) ->
         "source": source,
     }
     with appearing(folder, model.hf.get_memory_footprint()) as temporary:
-        with _silenced(model, chosen, mode):
+        with restored(model, {head.layer for head in chosen}):
+            silence_in_weights(model.hf, chosen, mode)
             model.hf.save_pretrained(temporary)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(temporary)
@@ -97,12 +98,11 @@ def appearing(folder: Path, size: int) -> Iterator[Path]:
 
 
 @contextmanager
-def _silenced(model: Model, heads: HeadSet, mode: str) -> Iterator[None]:
-    """The model with silenced weights inside the block."""
-    modules = [model.modules[layer] for layer in sorted({head.layer for head in heads} & set(model.modules))]
+def restored(model: Model, layers: Collection[int]) -> Iterator[None]:
+    """What the block does to the weights of attention in these layers is undone at its end, bit for bit."""
+    modules = [model.modules[layer] for layer in sorted(set(layers) & set(model.modules))]
     kept = [(parameter, parameter.detach().clone()) for module in modules for parameter in module.parameters()]
     try:
-        silence_in_weights(model.hf, heads, mode)
         yield
     finally:
         with torch.no_grad():

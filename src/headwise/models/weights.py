@@ -1,12 +1,13 @@
-"""Silencing heads in the weights themselves: the two ablations that need no code at run time.
+"""Silencing and scaling heads in the weights themselves: what needs no code at run time.
 
 `zero`: the columns of the output projection that read the head. `uniform`: the rows that make the head's query (with their
-bias), so that all its logits are 0. Both are exact, so an ablated model can be saved as a plain checkpoint.
+bias), so that all its logits are 0. Scaling: the columns of `zero`, times a factor. All are exact, so the model can be saved as a plain
+checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -38,10 +39,29 @@ def silence_in_weights(hf: nn.Module, heads: Heads, mode: Literal["zero", "unifo
         raise HeadwiseError(f"only {' and '.join(WEIGHT_MODES)} can be written into weights; got {mode!r}")
     model = as_model(hf)
     chosen = model.check(heads)
-    _check_editable(model)
+    check_editable(model)
     for head in chosen:
         for part in _output_columns(model, head) if mode == "zero" else _query_rows(model, head):
             part.zero_()
+
+
+@torch.no_grad()
+def scale_in_weights(hf: nn.Module, factors: Mapping[HeadId, float]) -> None:
+    """Multiply the columns of the output projection that read each head, so that the plain model behaves as one with scaled heads.
+
+    Args:
+        hf: A transformers model; changed in place.
+        factors: Of each head; those that are not named stay as they are. A gate behind attention does not matter: it multiplies, too.
+
+    Raises:
+        HeadwiseError: Heads of another model, or weights that cannot be edited: packed, offloaded, under an adapter.
+    """
+    model = as_model(hf)
+    chosen = model.check(list(factors))
+    check_editable(model)
+    for head in chosen:
+        for part in _output_columns(model, head):
+            part.mul_(factors[head])
 
 
 def check_unpacked(model: Model) -> None:
@@ -53,7 +73,8 @@ def check_unpacked(model: Model) -> None:
         )
 
 
-def _check_editable(model: Model) -> None:
+def check_editable(model: Model) -> None:
+    """Raise if the weights of attention cannot be edited: packed, offloaded, or under an adapter."""
     check_unpacked(model)
     adapted = adapted_parts(model.hf)
     if adapted:

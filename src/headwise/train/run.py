@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from headwise.runtime.rundir import RunDirectory
 from headwise.train.examples import Prepared
 from headwise.train.lora import with_lora
 from headwise.train.objectives import Objective
-from headwise.train.options import Tuning
+from headwise.train.options import Steps, Tuning
 from headwise.train.tuning import describe_tuning, process, tune
 
 STORY = "training.json"
@@ -61,21 +62,45 @@ def train_to_folder(
         HeadwiseError: A folder that holds something, one that cannot be written, or as `with_lora` and `tune`.
         MissingExtraError: peft or accelerate is not installed.
     """
+    told = describe_training(model, data, options, story)
+    with resumable(folder, told) as states:
+        trained = with_lora(model, options, heads, tokens)
+        curve = tune(trained, data.examples, objective(trained), options, states, report)
+        made = told | {"counts": data.counts, "curve": curve}
+        if process() == 0:
+            trained.adapter.peft_config[trained.adapter.active_adapter].base_model_name_or_path = base or model.name
+            _write(trained, made, folder, tokens)
+    return made
+
+
+def describe_training(model: Model, data: Prepared, options: Steps, story: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides the result of a training, as plain data: the model, the options, the examples, and `story`."""
+    return describe_model(model) | {"fingerprint": model.fingerprint} | describe_tuning(options, data.examples) | dict(story)
+
+
+@contextmanager
+def resumable(folder: Path, told: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder in which the Trainer keeps its state while the block trains and writes `folder`; gone when the block has ended well.
+
+    Args:
+        folder: Of the result; must not exist, or be empty.
+        told: All that decides the result; a state that was kept for another training is refused.
+
+    Yields:
+        The folder of the states, in `folder.run`.
+
+    Raises:
+        HeadwiseError: `folder` holds something, or `folder.run` belongs to another training or cannot be made.
+    """
     check_folder(folder)
-    told = describe_model(model) | {"fingerprint": model.fingerprint} | describe_tuning(options, data.examples) | dict(story)
-    run = RunDirectory(folder.with_name(folder.name + ".run"), told) if process() == 0 else None
+    beside = folder.with_name(folder.name + ".run")
+    run = RunDirectory(beside, told) if process() == 0 else None
     if run is not None:
         run.save("begun", {}, [])  # the Trainer writes inside
-    trained = with_lora(model, options, heads, tokens)
-    states = folder.with_name(folder.name + ".run") / STATES
-    curve = tune(trained, data.examples, objective(trained), options, states, report)
-    made = told | {"counts": data.counts, "curve": curve}
+    yield beside / STATES
     if run is not None:
-        trained.adapter.peft_config[trained.adapter.active_adapter].base_model_name_or_path = base or model.name
-        _write(trained, made, folder, tokens)
-        shutil.rmtree(states, ignore_errors=True)
+        shutil.rmtree(beside / STATES, ignore_errors=True)
         run.remove()
-    return made
 
 
 def check_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report
 from headwise.train.examples import TrainExample, collate
 from headwise.train.objectives import Objective
-from headwise.train.options import Tuning
+from headwise.train.options import Steps
 
 COMPLETE = "complete"  # in a checkpoint's folder, written last: without it the process was killed while it wrote
 PROCESSES = 64  # the order of examples suffices for so many
@@ -24,7 +24,7 @@ class HeadTrainer(Trainer):  # type: ignore[misc]
     """A Trainer of one objective.
 
     Args:
-        model: A `PeftModel`.
+        model: A `PeftModel`, or whatever else learns and takes what a transformers model takes.
         args: `TrainingArguments`.
         examples: What is learnt from.
         objective: The loss.
@@ -33,7 +33,7 @@ class HeadTrainer(Trainer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, model: Any, args: Any, examples: Sequence[TrainExample], objective: Objective, options: Tuning, report: Report
+        self, model: Any, args: Any, examples: Sequence[TrainExample], objective: Objective, options: Steps, report: Report
     ) -> None:
         super().__init__(
             model=model, args=args, train_dataset=Order(examples, options), data_collator=lambda rows: {"batch": collate(rows)}
@@ -72,7 +72,7 @@ class HeadTrainer(Trainer):  # type: ignore[misc]
 class Order(torch.utils.data.Dataset[TrainExample]):
     """The examples in the order of training: one seeded permutation after the other, so that a resume sees what a whole run would."""
 
-    def __init__(self, examples: Sequence[TrainExample], options: Tuning) -> None:
+    def __init__(self, examples: Sequence[TrainExample], options: Steps) -> None:
         self._examples, self._seed = examples, options.seed
         self._length = PROCESSES * options.steps * options.batch * options.accumulate
         self._orders: dict[int, Sequence[int]] = {}

@@ -1,4 +1,4 @@
-"""Training of an adapter by the Trainer of transformers, with an exact resume."""
+"""Training by the Trainer of transformers, with an exact resume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from headwise.models.fingerprint import tensors_digest
 from headwise.models.model import Model, device_of
 from headwise.train.examples import TrainExample
 from headwise.train.objectives import Objective
-from headwise.train.options import Tuning
+from headwise.train.options import Steps
 from headwise.train.trainer import COMPLETE, HeadTrainer
 
 OTHERS = {"step", "epoch", "learning_rate"}  # what the Trainer logs beside the loss
@@ -30,23 +30,25 @@ def tune(
     model: Model,
     examples: Sequence[TrainExample],
     objective: Objective,
-    options: Tuning,
+    options: Steps,
     states: Path | None = None,
     report: Report = silent,
+    learner: torch.nn.Module | None = None,
 ) -> list[dict[str, float]]:
-    """Train the adapter of a model in place.
+    """Train the adapter of a model, or another module around it, in place.
 
     The same call with the same folder of states continues where a killed one stopped, and ends with the same weights. Started by torchrun, every
     process reads its share of each step's examples (`batch` x `accumulate` per process).
 
     Args:
-        model: With an adapter, see `with_lora`; its attention must have no dropout.
+        model: With an adapter, see `with_lora`, unless there is a learner; its attention must have no dropout.
         examples: At least one.
         objective: The loss.
         options: Steps, rate and so on.
         states: Folder in which the state is kept every `options.save_every` steps; None: nothing is kept. It belongs to this training alone; the
             caller sees to that, and deletes it.
         report: `report(done, total, remark)` in steps.
+        learner: What learns instead of the adapter: a module that takes what the transformers model takes, and runs it.
 
     Returns:
         One row per step: `step`, `loss`, its parts, and `grad_norm`.
@@ -55,27 +57,34 @@ def tune(
         HeadwiseError: No adapter, no example, or a loss that is not finite.
         MissingExtraError: accelerate is not installed.
     """
-    if model.adapter is None:
+    learner = model.adapter if learner is None else learner
+    if learner is None:
         raise HeadwiseError(f"{model.name} has no adapter to train; make one with with_lora")
     if not examples:
         raise HeadwiseError("there is no example to train on")
     with _quiet():
-        trainer = _trainer(model, examples, objective, options, states, report)
+        trainer = _trainer(model, learner, examples, objective, options, states, report)
         found = None if states is None else _latest(states)
-        with _training(model, options.checkpointing), objective.around():
+        with _training(model, learner, options.checkpointing), objective.around():
             trainer.train(resume_from_checkpoint=None if found is None else str(found))
     rows = [row for row in trainer.state.log_history if "loss" in row]
     return [{name: float(row[name]) for name in ("step", *sorted(set(row) - OTHERS))} for row in rows]
 
 
-def describe_tuning(options: Tuning, examples: Sequence[TrainExample]) -> dict[str, Any]:
+def describe_tuning(options: Steps, examples: Sequence[TrainExample]) -> dict[str, Any]:
     """All that decides a training beside model and objective, as plain data."""
     flat = torch.tensor([token for one in examples for token in (len(one.ids), one.answer, *one.ids)])
     return {"tuning": asdict(options), "examples": len(examples), "digest": tensors_digest([("examples", flat)])}
 
 
 def _trainer(
-    model: Model, examples: Sequence[TrainExample], objective: Objective, options: Tuning, states: Path | None, report: Report
+    model: Model,
+    learner: torch.nn.Module,
+    examples: Sequence[TrainExample],
+    objective: Objective,
+    options: Steps,
+    states: Path | None,
+    report: Report,
 ) -> HeadTrainer:
     try:
         import accelerate  # noqa: F401
@@ -83,10 +92,10 @@ def _trainer(
         raise MissingExtraError("accelerate", "train") from error
     from transformers import TrainingArguments
 
-    return HeadTrainer(model.adapter, TrainingArguments(**_arguments(model, options, states)), examples, objective, options, report)
+    return HeadTrainer(learner, TrainingArguments(**_arguments(model, options, states)), examples, objective, options, report)
 
 
-def _arguments(model: Model, options: Tuning, states: Path | None) -> dict[str, Any]:
+def _arguments(model: Model, options: Steps, states: Path | None) -> dict[str, Any]:
     return {
         "output_dir": str(states or "unused"),
         "max_steps": options.steps,
@@ -127,9 +136,9 @@ def process() -> int:
 
 
 @contextmanager
-def _training(model: Model, checkpointing: bool) -> Iterator[None]:
+def _training(model: Model, learner: torch.nn.Module, checkpointing: bool) -> Iterator[None]:
     """Training mode inside the block; afterwards every module is in the mode it was in."""
-    before = [(module, module.training) for module in model.adapter.modules()]
+    before = [(module, module.training) for module in learner.modules()]
     if checkpointing:  # captured queries and keys have a gradient only in the non-reentrant form
         model.hf.gradient_checkpointing_enable({"use_reentrant": False})
     try:
