@@ -5,8 +5,9 @@ import torch
 
 import headwise as hw
 from headwise.heads.errors import HeadwiseError
+from headwise.prompts.control import CONTROL, control_ids
 from headwise.prompts.prompt import Span
-from headwise.train.control import CONTROL, control_ids, with_control_tokens
+from headwise.train.control import with_control_tokens
 from headwise.train.examples import Prepared, TrainExample
 from headwise.train.objectives import AnswerLoss
 from headwise.train.options import Tuning
