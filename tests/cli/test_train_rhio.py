@@ -1,4 +1,4 @@
-"""`headwise train unfaithful`, `headwise train rhio`, and decoding with both control tokens, on a small lab model."""
+"""`headwise train unfaithful`, `headwise train rhio`, and decoding with both control tokens, on small models."""
 
 import json
 
@@ -16,11 +16,13 @@ from headwise.prompts.grounded import read_grounded
 from headwise.prompts.grounded_prompts import GroundedComposer
 from headwise.runtime.answer import stop_ids
 from headwise.runtime.control import control_prompts
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
 from headwise.train.control import with_control_tokens
 from headwise_lab.faithful import conflict_records
 from tests.cli.test_refusals import check_refused
 
-STEPS = ["--steps", "3", "--accumulate", "1", "--save-every", "1", "--length", "300", "--rank", "2"]
+STEPS = ["--steps", "3", "--accumulate", "1", "--length", "200", "--rank", "2"]
 FEW = ["--max-new-tokens", "12"]
 
 
@@ -33,7 +35,8 @@ def files(tmp_path_factory):
     grounded = [{"question": q, "documents": [p], "answers": [a]} for q, p, a in texts]
     ranking = [{"query": q, "passages": [p], "gold": [0], "answers": [a]} for q, p, a in texts]
     pairs = [{"question": q, "documents": ["The mill is blue."], "faithful": "It is blue.", "unfaithful": "It is red."} for q in ("What?", "How?")]
-    for name, rows in (("grounded", grounded), ("ranking", ranking), ("pairs", pairs)):
+    short = [{"question": q, "documents": ["The mill is blue."], "answers": ["Blue."]} for q in ("What?", "How?")]
+    for name, rows in (("grounded", grounded), ("ranking", ranking), ("pairs", pairs), ("short", short)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "none.jsonl").write_text(json.dumps({"question": "q", "documents": ["d"]}))
     values = np.zeros((8, 8))
@@ -41,6 +44,7 @@ def files(tmp_path_factory):
         values[head] = 9 - place
     save_heads(hw.HeadScores(values, "copy", provenance={"model": "lab-6m"}), folder / "heads.json")
     save_heads(hw.HeadScores(np.ones((2, 4)), "copy"), folder / "other.json")
+    save_heads(hw.HeadScores(np.arange(32.0).reshape(4, 8), "copy"), folder / "tiny.json")
     return folder
 
 
@@ -77,18 +81,21 @@ def test_answers_without_heads_become_pairs(headwise, files, tmp_path, monkeypat
     assert (tmp_path / "k.jsonl").read_bytes() == (tmp_path / "n.jsonl").read_bytes()
 
 
-def test_controls_and_too_many_heads(headwise, files, tmp_path):
-    told = []
-    for number, more in enumerate((["--source", "swap"], ["--pick", "random", "--top", "0.25"])):
-        heads = [] if "swap" in more else ["--heads", files / "heads.json", "--least-gap", "0"]
-        done = headwise(*command(files, "ranking", *heads, *more, "--match", "none", "--most-support", 1, "-o", f"{number}.jsonl", "--json"))
-        assert done.code in (0, 2), done.err  # random heads may change nothing
-        told.append(done)
-    assert json.loads(told[0].out)["table"]["after"]["support"] == 0
+def test_the_answers_of_other_questions_as_a_control(headwise, files, tmp_path):
+    done = headwise(*command(files, "ranking", "--source", "swap", "--match", "none", "-o", "s.jsonl", "--json"))
+    assert json.loads(done.out)["table"]["after"]["support"] == 0
     answers = {row["answers"][0] for row in map(json.loads, (files / "ranking.jsonl").read_text().splitlines())}
-    assert {json.loads(line)["unfaithful"] for line in (tmp_path / "0.jsonl").read_text().splitlines()} <= answers
-    about = headwise(*command(files, "ranking", "--heads", files / "heads.json", "--top", "0.25", "--match", "none", "-o", "m.jsonl"))
-    assert "headwise: 25% of the heads are taken away" in about.err
+    assert {json.loads(line)["unfaithful"] for line in (tmp_path / "s.jsonl").read_text().splitlines()} <= answers
+
+
+def test_random_heads_as_a_control_and_a_warning_of_too_many(headwise, files, tmp_path):
+    more = ["--heads", files / "heads.json", "--top", "0.25", "--pick", "random", "--match", "none", "--most-support", 1, "--least-gap", 0]
+    done = headwise(*command(files, "ranking", *more, "-o", "r.jsonl"))
+    assert done.code == 0, done.err
+    assert "headwise: 25% of the heads are taken away" in done.err
+    about = json.loads((tmp_path / "r.json").read_text())
+    assert len(about["heads_away"]) == 16
+    assert not {"L5H6", "L5H5", "L3H0", "L6H6"} & set(about["heads_away"])
 
 
 @pytest.mark.parametrize(
@@ -130,17 +137,26 @@ def test_unfaithful_answers_that_are_about_as_faithful_are_refused(headwise, fil
 
 
 @pytest.fixture(scope="module")
-def trained(files, tmp_path_factory):
-    """A model with control tokens that has learnt nothing."""
-    model = with_control_tokens(hw.load("lab-6m"))
+def base(tmp_path_factory):
+    """A tiny model without control tokens."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    tiny_model("llama").save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    """One with control tokens that has learnt nothing."""
+    model = with_control_tokens(hw.load(base))
     folder = tmp_path_factory.mktemp("tokens") / "model"
     model.hf.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return str(folder)
 
 
-def test_tuning_and_its_control(headwise, files, tmp_path):
-    words = ["train", "rhio", "lab-6m", "--data", files / "pairs.jsonl", *STEPS]
+def test_tuning_and_its_control(headwise, files, base, tmp_path):
+    words = ["train", "rhio", base, "--data", files / "pairs.jsonl", *STEPS]
     done = headwise(*words, "-o", "out", "--json")
     assert done.code == 0, done.err
     story = json.loads((tmp_path / "out" / "training.json").read_text())
@@ -173,14 +189,14 @@ def test_tuning_and_its_control(headwise, files, tmp_path):
         (["--model", "TOKENS"], ["has a token [NEG] already"]),
     ],
 )
-def test_wrong_input_of_rhio(headwise, files, trained, tmp_path, more, parts):
-    name = trained if "--model" in more else "lab-6m"
+def test_wrong_input_of_rhio(headwise, files, base, trained, tmp_path, more, parts):
+    name = trained if "--model" in more else base
     given = [] if "--model" in more else [str(files / word) if word.endswith(".jsonl") else word for word in more]
     check_refused(headwise("train", "rhio", name, "--data", files / "pairs.jsonl", *STEPS, "-o", "out", *given), *parts)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_generating_with_control_tokens(headwise, trained):
+def test_generating_with_control_tokens(headwise, base, trained):
     text = "The door of the mill is blue. The door is"
     words = ("--prompt", text, "--max-new-tokens", 6, "--contrast", "control:alpha=0.8,plausibility=0.1")
     done = headwise("generate", trained, *words, "--json")
@@ -195,30 +211,30 @@ def test_generating_with_control_tokens(headwise, trained):
     assert told["contrast"] == {"negative": "control", "combine": "fixed", "alpha": 0.8, "plausibility": 0.1, "cap": None}
     assert "contrast with control, alpha 0.8" in headwise("generate", trained, *words).out
     assert json.loads(headwise("generate", trained, *words[:4], "--contrast", "control", "--json").out)["contrast"]["alpha"] == 0.2
-    check_refused(headwise("generate", "lab-6m", *words), "no control token [POS]")
+    check_refused(headwise("generate", base, *words), "no control token [POS]")
     check_refused(headwise("generate", trained, *words[:4], "--contrast", "control:top=3"), "control has no option 'top'")
     check_refused(headwise("generate", trained, *words[:4], "--contrast", "closed:alpha=1"), "unknown contrast 'closed'")
 
 
-def test_decoders_by_name_say_what_direct_calls_say(headwise, files, trained, tmp_path):
-    heads = f"heads:{files / 'heads.json'},top=3,combine=entropy"
+def test_decoders_by_name_say_what_direct_calls_say(headwise, files, base, trained, tmp_path):
+    heads = f"heads:{files / 'tiny.json'},top=3,combine=entropy"
     names = ["control:alpha=0.8", heads, "closed:alpha=0.5", "closed:combine=adaptive"]
-    words = ("bench", "faithful", trained, "--data", files / "grounded.jsonl", "--items", 2, "--max-new-tokens", 6)
+    words = ("bench", "faithful", trained, "--data", files / "short.jsonl", "--items", 2, "--max-new-tokens", 6)
     done = headwise(*words, "--decoders", ",".join(names), "-o", "b.json")
     assert done.code == 0, done.err
     told = json.loads((tmp_path / "b.json").read_text())
     shown = [name.replace(f"{files}/", "") for name in names]
     assert told["decoders"] == ["plain", *shown]
-    assert told["decoder_heads"] == {shown[1]: ["L5H6", "L5H5", "L3H0"]}
+    assert told["decoder_heads"] == {shown[1]: ["L3H7", "L3H6", "L3H5"]}
     model = hw.load(trained)
     composer, stop = GroundedComposer(PieceEncoder(model.tokenizer)), stop_ids(model)
-    records = {record.label: record for record in read_grounded(files / "grounded.jsonl")}
+    records = {record.label: record for record in read_grounded(files / "short.jsonl")}
     for item in told["items"]:
         record = records[item["name"]]
         prompt, closed = composer.opened(record), composer.closed(record)
         branches = {
             shown[0]: (*control_prompts(model, prompt), {"alpha": 0.8}),
-            shown[1]: (prompt, hw.Without([(5, 6), (5, 5), (3, 0)]), {"combine": "entropy"}),
+            shown[1]: (prompt, hw.Without([(3, 7), (3, 6), (3, 5)]), {"combine": "entropy"}),
             shown[2]: (prompt, closed, {"alpha": 0.5}),
             shown[3]: (prompt, closed, {"combine": "adaptive"}),
         }
@@ -231,10 +247,10 @@ def test_decoders_by_name_say_what_direct_calls_say(headwise, files, trained, tm
         ("heads:top=3", "heads needs a file right behind the colon"),
         ("closed:combine=best", "unknown rule 'best'"),
         ("closed:alpha=-2", "alpha must be at least -1"),
-        (f"heads:{files / 'heads.json'}", "heads needs a number of heads"),
+        (f"heads:{files / 'tiny.json'}", "heads needs a number of heads"),
     ):
         check_refused(headwise(*words, "--decoders", spec, "-o", "w.json"), message)
-    check_refused(headwise("bench", "faithful", "lab-6m", *words[3:], "--decoders", "control", "-o", "w.json"), "no control token [POS]")
+    check_refused(headwise("bench", "faithful", base, *words[3:], "--decoders", "control", "-o", "w.json"), "no control token [POS]")
     assert parse_contrast("closed", DECODERS).kind == CLOSED
     assert not (tmp_path / "w.json").exists()
 
