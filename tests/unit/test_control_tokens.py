@@ -36,7 +36,7 @@ def test_new_tokens_are_new_rows_and_the_rest_stays():
 
 def test_they_steer_and_are_saved_with_the_adapter(tmp_path):
     model = with_control_tokens(hw.load("lab-6m"))
-    options = Tuning(steps=30, accumulate=2, rank=8, rate=1e-2, warmup=0.1, save_every=50)
+    options = Tuning(steps=14, accumulate=2, rank=8, rate=1e-2, warmup=0.1, save_every=50)
     tokens = control_ids(model.tokenizer)
     train_to_folder(model, Prepared(examples(), {}), lambda _: AnswerLoss(), options, tmp_path / "out", {}, "lab-6m", tokens=tokens)
     adapted, merged = hw.load(str(tmp_path / "out" / "adapter")), hw.load(str(tmp_path / "out" / "merged"))
