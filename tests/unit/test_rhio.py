@@ -303,6 +303,19 @@ def test_a_token_stands_in_front_and_spans_move_with_their_words():
     assert with_control(prompt, 99, (7, 1)).ids == (7, 99, 8, 9, 10)  # a space that went into the next word
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.lists(st.integers(0, 3), max_size=4), st.data())
+def test_a_token_changes_nothing_but_its_place(ids, head, data):
+    start = data.draw(st.integers(0, len(ids) - 1))
+    span = Span(start, data.draw(st.integers(start + 1, len(ids))))
+    made = with_control(Prompt(tuple(ids), {"words": span}), 99, head)
+    place = made.ids.index(99)
+    assert list(made.ids[:place] + made.ids[place + 1 :]) == ids
+    assert ids[:place] == head[:place]
+    moved = made.spans["words"]
+    assert [i for i in made.ids[moved.start : moved.stop] if i != 99] == ids[span.start : span.stop]
+    assert (99 in made.ids[moved.start : moved.stop]) == (span.start < place < span.stop)
+
+
 TEMPLATE = "<s>user: {% for m in messages %}{{ m.content CHANGE }}{% endfor %} bot:"
 
 
