@@ -160,7 +160,7 @@ def test_a_reader_is_measured_beside_its_controls(headwise, given, tmp_path):
     [
         (["faithful", "MODEL", "--data", "none.jsonl"], ["cannot read questions from none.jsonl"]),
         (["faithful", "MODEL", "--data", "SHORT", "--layout", "wiki"], ["unknown layout 'wiki'", "clapnq"]),
-        (["faithful", "MODEL", "--data", "SHORT", "--decoders", "plain,cad"], ["unknown decoder 'cad'; use plain"]),
+        (["faithful", "MODEL", "--data", "SHORT", "--decoders", "plain,cad"], ["unknown decoder 'cad'; write plain or heads:FILE,top=8"]),
         (["faithful", "MODEL", "--data", "SHORT", "--checker", "lexical"], ["--checker is for answers in sentences", "short.jsonl"]),
         (["faithful", "MODEL", "--data", "LONG", "--shots", "2"], ["--shots is for short answers", "long.jsonl"]),
         (["faithful", "MODEL", "--data", "LONG", "--min-questions", "2"], ["--min-questions is for short answers"]),

@@ -78,7 +78,7 @@ def test_people_read_one_line_below_the_text_and_are_warned_about_many_heads(pla
 @pytest.mark.parametrize(
     ("contrast", "parts"),
     [
-        ("magic:h.json", ["unknown contrast 'magic'", "heads:FILE,top=8 or prompt:FILE or model:NAME"]),
+        ("magic:h.json", ["unknown contrast 'magic'", "write heads:FILE,top=8 or model:NAME or control:alpha=0.5 or prompt:FILE"]),
         ("", ["unknown contrast ''"]),
         ("heads", ["heads needs a file right behind the colon: heads:FILE"]),
         ("model:alpha=2", ["model needs a name right behind the colon"]),

@@ -5,8 +5,11 @@ import torch
 
 import headwise as hw
 from headwise.heads.errors import HeadwiseError
+from headwise.prompts.control import CONTROL, control_ids
 from headwise.prompts.prompt import Span
-from headwise.train.control import CONTROL, control_ids, with_control_tokens
+from headwise.testing.tiny import tiny_model
+from headwise.testing.tokenizers import character_tokenizer
+from headwise.train.control import with_control_tokens
 from headwise.train.examples import Prepared, TrainExample
 from headwise.train.objectives import AnswerLoss
 from headwise.train.options import Tuning
@@ -33,7 +36,7 @@ def test_new_tokens_are_new_rows_and_the_rest_stays():
 
 def test_they_steer_and_are_saved_with_the_adapter(tmp_path):
     model = with_control_tokens(hw.load("lab-6m"))
-    options = Tuning(steps=14, accumulate=2, rank=8, rate=5e-2, warmup=0.0, save_every=50)
+    options = Tuning(steps=14, accumulate=2, rank=8, rate=1e-2, warmup=0.1, save_every=50)
     tokens = control_ids(model.tokenizer)
     train_to_folder(model, Prepared(examples(), {}), lambda _: AnswerLoss(), options, tmp_path / "out", {}, "lab-6m", tokens=tokens)
     adapted, merged = hw.load(str(tmp_path / "out" / "adapter")), hw.load(str(tmp_path / "out" / "merged"))
@@ -52,3 +55,12 @@ def test_tokens_that_are_there_already_or_missing_are_refused():
     with pytest.raises(HeadwiseError, match=r"no control token \[POS\]"):
         control_ids(hw.load("lab-6m").tokenizer)
     assert CONTROL == ("[POS]", "[NEG]")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
+def test_an_output_with_rows_of_its_own_says_the_same_whenever_the_model_is_loaded(model_type):
+    made = [with_control_tokens(hw.Model(tiny_model(model_type), character_tokenizer()), seed=seed) for seed in (0, 0)]
+    rows = [one.hf.get_output_embeddings().weight.detach() for one in made]
+    assert torch.equal(rows[0], rows[1])
+    torch.testing.assert_close(rows[0][96:], rows[0][:96].mean(dim=0).expand(2, -1))
+    assert torch.equal(rows[0][:96], tiny_model(model_type).get_output_embeddings().weight)

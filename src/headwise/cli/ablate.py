@@ -107,7 +107,8 @@ def _sweep(
     picture = o.draw(partial(ablation_curves, result.to_json()), path.with_suffix(".png"))
     result.save(path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     directory.remove()
-    tell_shared_places(result.provenance)
+    if result.provenance.get("shared_places"):
+        tell_shared_places(result.provenance)
     _tell(result.to_json(), path, picture, json)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +15,17 @@ from headwise.cli.progress import progress
 from headwise.heads.errors import HeadwiseError
 
 if TYPE_CHECKING:
+    from headwise.cli.contrasts import Words
     from headwise.evaluation.decoders import Decoder
     from headwise.models.model import Model
     from headwise.prompts.encoder import Stops
+    from headwise.prompts.prompt import PromptBuilder
     from headwise.runtime.rundir import RunDirectory
 
 ITEMS, SHORT, LONG, CHECKER = 100, 20, 200, "lexical"
 # A measurement: (folder of finished questions, report of progress) -> result with `to_json` and `save`.
 Run = Callable[["RunDirectory", Any], Any]
+Where = tuple[str, str, str | None]  # device, dtype, revision
 
 Data = Annotated[
     Path,
@@ -32,7 +36,14 @@ Data = Annotated[
 ]
 Layout = Annotated[str, typer.Option(help="Layout of the file, where it cannot be told from its fields.")]
 Checker = Annotated[str | None, typer.Option(help=f"For answers in whole sentences. {HELP}", show_default=CHECKER)]
-Decoders = Annotated[str, typer.Option(help="Decoders beside plain greedy decoding, separated by commas.")]
+Decoders = Annotated[
+    str,
+    typer.Option(
+        help="Decoders beside plain greedy decoding, separated by commas: closed:alpha=0.5 (against the question without its documents; "
+        "combine=adaptive or routed), heads:FILE,top=8,combine=entropy (against the model without heads), model:NAME, control:alpha=0.2 (for models "
+        "of headwise train rhio)."
+    ),
+]
 Items = Annotated[int, typer.Option(min=1, help="At most so many questions, in an order drawn with the seed.")]
 MinQuestions = Annotated[
     int | None, typer.Option(help="For short answers: fewest questions that a measure rests on.", show_default="20")
@@ -122,7 +133,7 @@ def _measure(
 
 
 def _follow(
-    name: str | None, data: Path, layout: str, shots: int, limit: int, least: int, where: tuple[str, str, str | None], given: Mapping[str, Any]
+    name: str | None, data: Path, layout: str, shots: int, limit: int, least: int, where: Where, given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Run]:  # fmt: skip
     """Short answers: what the measurement is described by, and the measurement."""
     from headwise.evaluation.faithful import FaithfulOptions, describe_faithful, measure_faithful
@@ -138,13 +149,18 @@ def _follow(
     loaded = o.load(name, *where)
     asked = ask(loaded, questions)
     records, composer = asked.records[: given["items"]], asked.composer
-    decoders = _made(given["names"], loaded, stop_ids(loaded, given["chat"] and composer.builder.opens_thought), limit)
-    described = describe_faithful(loaded, records, composer, ["plain", *decoders], options)
-    return described, lambda kept, report: measure_faithful(loaded, records, composer, decoders, options, kept, report)
+    stop = stop_ids(loaded, given["chat"] and composer.builder.opens_thought)
+    decoders = _made(given["names"], loaded, composer.builder, stop, limit, where)
+    described = _with_heads(describe_faithful(loaded, records, composer, ["plain", *decoders], options), given["names"])
+
+    def run(kept: RunDirectory, report: Any) -> Any:
+        return replace(measure_faithful(loaded, records, composer, decoders, options, kept, report), provenance=described)
+
+    return described, run
 
 
 def _support(
-    name: str | None, data: Path, layout: str, checker: str, limit: int, where: tuple[str, str, str | None], given: Mapping[str, Any]
+    name: str | None, data: Path, layout: str, checker: str, limit: int, where: Where, given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Run]:  # fmt: skip
     """Answers in sentences: what the measurement is described by, and the measurement."""
     from headwise.evaluation.grounded import SupportOptions, describe_support, measure_support
@@ -159,26 +175,47 @@ def _support(
     judge = checker_of(checker, where[0])
     loaded = o.load(name, *where)
     composer = GroundedComposer(PieceEncoder(loaded.tokenizer), given["wording"], given["chat"], arguments)
-    decoders = _made(given["names"], loaded, stop_ids(loaded, composer.opens_thought, lines=not given["chat"]), limit)
-    described = describe_support(loaded, records, composer, judge, ["plain", *decoders], options)
-    return described, lambda kept, report: measure_support(loaded, records, composer, judge, decoders, options, kept, report)
+    stop = stop_ids(loaded, composer.opens_thought, lines=not given["chat"])
+    decoders = _made(given["names"], loaded, composer.builder, stop, limit, where)
+    described = _with_heads(describe_support(loaded, records, composer, judge, ["plain", *decoders], options), given["names"])
+
+    def run(kept: RunDirectory, report: Any) -> Any:
+        return replace(measure_support(loaded, records, composer, judge, decoders, options, kept, report), provenance=described)
+
+    return described, run
 
 
-def _names(text: str) -> list[str]:
-    """Names of decoders besides plain decoding."""
-    from headwise.evaluation.decoders import MAKERS, PLAIN
+def _names(text: str) -> dict[str, Words]:
+    """Name in tables -> what it says, of decoders besides plain decoding. Files are called without their folders, unless two would look alike."""
+    from headwise.cli.cache_methods import split_specs
+    from headwise.cli.contrasts import DECODERS, parse_contrast
+    from headwise.evaluation.decoders import PLAIN
 
-    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    for name in names:
-        if name not in MAKERS:
-            raise HeadwiseError(f"unknown decoder {name!r}; use {', '.join(MAKERS)}")
-    return [name for name in names if name != PLAIN]
+    specs = list(dict.fromkeys(spec for spec in split_specs(text) if spec != PLAIN))
+    words = [parse_contrast(spec, DECODERS) for spec in specs]
+    short = [one.text.replace(one.source, Path(one.source).name, 1) if one.kind == "heads" else one.text for one in words]
+    return {name if short.count(name) == 1 else one.text: one for name, one in zip(short, words, strict=True)}
 
 
-def _made(names: Sequence[str], loaded: Model, stop: Stops, limit: int) -> dict[str, Decoder]:
-    from headwise.evaluation.decoders import MAKERS
+def _made(names: Mapping[str, Words], loaded: Model, builder: PromptBuilder, stop: Stops, limit: int, where: Where) -> dict[str, Decoder]:
+    from headwise.cli.contrasts import branch_of
+    from headwise.evaluation.decoders import CLOSED, CONTROL, contrastive_decoder
+    from headwise.prompts.control import check_control
 
-    return {name: MAKERS[name](loaded, stop, limit) for name in names}
+    found = {}
+    for name, words in names.items():
+        if words.kind == CONTROL:
+            check_control(builder)
+        o.tell_other_model(words.scores, loaded)
+        negative = words.kind if words.kind in (CLOSED, CONTROL) else branch_of(loaded, words, *where[:2])
+        found[name] = contrastive_decoder(loaded, stop, limit, negative, builder.head, **words.rule)
+    return found
+
+
+def _with_heads(told: Mapping[str, Any], names: Mapping[str, Words]) -> dict[str, Any]:
+    """What a measurement is described by, and the heads of its decoders, because a file of heads may change."""
+    heads = {name: [str(head) for head in words.scores.top(words.heads["top"])] for name, words in names.items() if words.scores is not None}
+    return {**told, "decoder_heads": heads} if heads else dict(told)
 
 
 def _in_sentences(data: Path, layout: str) -> bool:

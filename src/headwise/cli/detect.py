@@ -164,7 +164,8 @@ def _tell(scores: HeadScores, path: Path, overwrite: bool, json: bool) -> None:
 
     picture = o.draw(partial(heat_map, scores), path.with_suffix(".heatmap.png"))
     save_heads(scores, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
-    tell_shared_places(scores.provenance)
+    if scores.provenance.get("shared_places"):
+        tell_shared_places(scores.provenance)
     if json:
         from headwise.report.show import facts_of
 

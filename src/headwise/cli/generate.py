@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headwise.models.model import Model
 
     Encode = Callable[[Model, str], tuple[int, ...]]
+    Head = Callable[[Model], tuple[int, ...]]
     Line = Callable[[Mapping[str, Any]], str]
 
 
@@ -33,8 +34,8 @@ def generate(
     contrast: Annotated[
         str | None,
         typer.Option(
-            help="Contrastive decoding in place of a cache: heads:FILE,top=8 or prompt:FILE,alpha=0.2,plausibility=0.1 or model:NAME. "
-            "The answer follows its prompt more closely, be that right or wrong.",
+            help="Contrastive decoding in place of a cache: heads:FILE,top=8 or prompt:FILE,alpha=0.2,plausibility=0.1 or model:NAME, or "
+            "control:alpha=0.2 for a model of headwise train rhio. The answer follows its prompt more closely, be that right or wrong.",
             show_default=False,
         ),
     ] = None,
@@ -61,7 +62,8 @@ def generate(
     encode = partial(prompt_ids, chat=chat, chat_template_args=chat_template_args)
     if contrast is not None:
         _check_alone(cache, prefill_chunk, save_cache, load_cache)
-        facts, line = _contrasted(contrast, text, encode, partial(o.load, model, device, dtype, revision), device, dtype, max_new_tokens)
+        head = partial(_head, chat=chat, chat_template_args=chat_template_args)
+        facts, line = _contrasted(contrast, text, encode, head, partial(o.load, model, device, dtype, revision), device, dtype, max_new_tokens)
     else:
         if load_cache is not None:
             _check_loading(load_cache, cache, chat, prefill_chunk)
@@ -113,7 +115,7 @@ def _compressed(
 
 
 def _contrasted(
-    contrast: str, text: str, encode: Encode, load: Callable[..., Model], device: str, dtype: str, most: int
+    contrast: str, text: str, encode: Encode, head: Head, load: Callable[..., Model], device: str, dtype: str, most: int
 ) -> tuple[dict[str, Any], Line]:
     """What contrastive decoding leads to, and what makes a line of it."""
     from headwise.cli.contrasts import answered, fact_line, facts_of, parse_contrast
@@ -121,7 +123,7 @@ def _contrasted(
     words = parse_contrast(contrast)
     loaded = load(heads=words.scores)
     ids = encode(loaded, text)
-    made = answered(loaded, words, ids, partial(encode, loaded), device, dtype, most)
+    made = answered(loaded, words, ids, partial(encode, loaded), partial(head, loaded), device, dtype, most)
     return facts_of(words, made, len(ids)), fact_line
 
 
@@ -211,3 +213,14 @@ def prompt_ids(loaded: Model, text: str, chat: bool, chat_template_args: str | N
     if most is not None and len(ids) > most:
         raise HeadwiseError(f"the prompt has {len(ids)} tokens, but {loaded.name} has {most} positions; shorten it")
     return ids
+
+
+def _head(loaded: Model, chat: bool, chat_template_args: str | None) -> tuple[int, ...]:
+    """Ids in front of what the user says, where a control token stands; a chat template that strips such tokens is refused."""
+    from headwise.prompts.control import check_control
+    from headwise.prompts.encoder import PieceEncoder
+    from headwise.prompts.prompt import PromptBuilder, chat_arguments
+
+    builder = PromptBuilder(PieceEncoder(loaded.tokenizer), chat, chat_arguments(chat_template_args) if chat else None)
+    check_control(builder)
+    return builder.head

@@ -56,7 +56,8 @@ def needle(
     picture = o.draw(partial(needle_grid, result["cells"]), path.with_suffix(".png"))
     write_json(result, path, overwrite)  # last: while it is missing, the same command goes on and draws the picture again
     directory.remove()
-    tell_shared_places(result)
+    if result.get("shared_places"):
+        tell_shared_places(result)
     if json:
         o.print_json({"result": str(path), "picture": picture, **{k: result[k] for k in ("recall", "exact", "runs")}})
         return

@@ -28,8 +28,6 @@ def tell_held() -> None:
 
 
 def tell_shared_places(found: Mapping[str, Any]) -> None:
-    """Say where several depths of a needle grid were one place. found: a result, or the provenance of scores; it may know nothing of places."""
-    rows = found.get("shared_places") or []
-    told = [f"{row['depths']} depths share {row['places']} places in {row['length']} tokens" for row in rows]
-    if told:
-        tell(f"{', '.join(told)}: needles stand between sentences only; longer contexts have more places")
+    """Say where several depths of a needle grid were one place. found: a result, or the provenance of scores, with `shared_places`."""
+    told = [f"{row['depths']} depths share {row['places']} places in {row['length']} tokens" for row in found["shared_places"]]
+    tell(f"{', '.join(told)}: needles stand between sentences only; longer contexts have more places")

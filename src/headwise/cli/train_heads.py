@@ -104,7 +104,7 @@ def mudaf(
     if alpha and heads is None:
         raise HeadwiseError("--heads is needed: a head file, best of headwise detect mdqa; or --alpha 0 for plain fine-tuning")
     given = Given(model, device, dtype, revision, data, passages, chat, heads if alpha or rows else None, top, pick, output, json)
-    tuning = _tuning(
+    tuning = tuning_of(
         parts, steps=steps, batch=batch, accumulate=accumulate, rate=rate, rank=rank, rows=rows, length=length, save_every=save_every,
         checkpointing=checkpointing, seed=seed,
     )  # fmt: skip
@@ -149,7 +149,7 @@ def rank(
     if not 0 < alpha <= 1:
         raise HeadwiseError(f"--alpha must lie in (0, 1]; got {alpha:g}")
     given = Given(model, device, dtype, revision, data, passages, chat, heads, top, pick, output, json)
-    tuning = _tuning(
+    tuning = tuning_of(
         parts, steps=steps, batch=batch, accumulate=accumulate, rate=rate, rank=rank, rows=rows, length=length, save_every=save_every,
         checkpointing=checkpointing, seed=seed,
     )  # fmt: skip
@@ -162,7 +162,8 @@ def rank(
     _train(given, tuning, {"loss": "rank", "alpha": alpha, "temperature": temperature}, alpha, loss)
 
 
-def _tuning(parts: str, **given: Any) -> Tuning:
+def tuning_of(parts: str, **given: Any) -> Tuning:
+    """Options of a training as the command line gives them; parts: names with commas between them."""
     from headwise.train.options import Tuning
 
     return Tuning(parts=tuple(part.strip() for part in parts.split(",") if part.strip()), **given)
@@ -174,7 +175,7 @@ def _train(given: Given, tuning: Tuning, choice: dict[str, Any], alpha: float, l
 
     check_folder(given.output)
     scores = None if given.heads is None else o.read_scores(given.heads)
-    chosen = None if scores is None else picked(scores, given, tuning.seed)
+    chosen = None if scores is None else picked(scores, given.top, given.pick, tuning.seed)
     on_heads = None if chosen is None or not alpha else loss(chosen)
     records = records_of(given)
     loaded = o.load(given.model, given.device, given.dtype, given.revision, heads=scores)
@@ -191,19 +192,27 @@ def _train(given: Given, tuning: Tuning, choice: dict[str, Any], alpha: float, l
     story = {**choice, "trained_heads": told, "data": given.data.name, "passages": given.passages, "chat": given.chat}
     with progress("training", hidden=given.json) as report:
         made = train_to_folder(loaded, data, objective, tuning, given.output, story, given.model or loaded.name, chosen, report)
-    merged = given.output / "merged"
-    use = f"use it     headwise detect mdqa {merged} --data FILE"
-    tell_training(made, given, f"adapter    {given.output / 'adapter'}", f"checkpoint {merged}", use)
+    tell_trained(made, given.output, given.json, *lines_of(given.output, "headwise detect mdqa {} --data FILE"))
 
 
-def picked(scores: HeadScores, given: Given, seed: int) -> HeadSet:
-    """The heads of a head file that --top and --pick name."""
-    if given.pick not in ("top", "bottom", "random"):
-        raise HeadwiseError(f"--pick takes top, bottom or random; got {given.pick!r}")
-    if given.pick == "bottom":
-        return scores.bottom(given.top, seed)
-    best = scores.top(given.top)
-    if given.pick == "top":
+def picked(scores: HeadScores, top: int, pick: str, seed: int) -> HeadSet:
+    """Heads of a file.
+
+    Args:
+        scores: Of the file.
+        top: How many.
+        pick: `top`, `bottom`, or `random`: as many of the same layers.
+        seed: Of the random ones.
+
+    Raises:
+        HeadwiseError: Another word, or more heads than there are.
+    """
+    if pick not in ("top", "bottom", "random"):
+        raise HeadwiseError(f"--pick takes top, bottom or random; got {pick!r}")
+    if pick == "bottom":
+        return scores.bottom(top, seed)
+    best = scores.top(top)
+    if pick == "top":
         return best
     from headwise.stats.controls import layer_matched_random
 
@@ -227,14 +236,19 @@ def prepared_data(loaded: Model, records: Any, given: Given, options: Steps, alo
     from headwise.cli.notes import hold
     from headwise.train.examples import prepared
 
-    if loaded.positions is not None and options.length > loaded.positions:
-        raise HeadwiseError(f"--length {options.length} is more than the {loaded.positions} positions of {loaded.name}")
+    check_length(loaded, options)
     data = prepared(loaded, records, options.length, given.chat, options.seed, alone)
     left = {name: count for name, count in data.counts.items() if count}
     if left:
         told = ", ".join(f"{count} {WHY[name]}" for name, count in left.items())
         hold(f"{len(data.examples)} of {len(records)} examples are trained on: {told}")
     return data
+
+
+def check_length(loaded: Model, options: Steps) -> None:
+    """Raise `HeadwiseError` for examples that may be longer than the model's context."""
+    if loaded.positions is not None and options.length > loaded.positions:
+        raise HeadwiseError(f"--length {options.length} is more than the {loaded.positions} positions of {loaded.name}")
 
 
 WHY = {
@@ -246,11 +260,18 @@ WHY = {
 }
 
 
-def tell_training(made: dict[str, Any], given: Given, *lines: str) -> None:
-    """Print the losses of a training, and lines about its files."""
+def tell_trained(made: dict[str, Any], output: Path, json: bool, *lines: str) -> None:
+    """Print the losses of a training (or JSON), and lines about its files.
+
+    Args:
+        made: The content of `training.json`.
+        output: Folder of the result.
+        json: Print JSON.
+        lines: About what lies there.
+    """
     curve: list[dict[str, float]] = made["curve"]
-    if given.json:
-        o.print_json({"result": str(given.output), "counts": made["counts"], "curve": curve})
+    if json:
+        o.print_json({"result": str(output), "counts": made["counts"], "curve": curve})
         return
     from rich.table import Table
 
@@ -264,3 +285,9 @@ def tell_training(made: dict[str, Any], given: Given, *lines: str) -> None:
         means = (sum(row[name] for row in part) / len(part) for name in names)
         table.add_row(f"{start + 1}-{start + len(part)}", *(f"{mean:.3f}" for mean in means))
     print_all(table, *lines)
+
+
+def lines_of(output: Path, use: str) -> tuple[str, ...]:
+    """Where adapter and checkpoint lie, and a command that uses the checkpoint, in whose place {} stands."""
+    merged = output / "merged"
+    return f"adapter    {output / 'adapter'}", f"checkpoint {merged}", f"use it     {use.format(merged)}"

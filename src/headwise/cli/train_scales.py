@@ -51,7 +51,7 @@ def scales(
     )
     check_folder(output)
     scores = None if heads is None else o.read_scores(heads)
-    chosen = None if scores is None else t.picked(scores, given, seed)
+    chosen = None if scores is None else t.picked(scores, top, pick, seed)
     records = t.records_of(given)
     loaded = o.load(model, device, dtype, revision, heads=scores)
     if chosen is not None:
@@ -60,4 +60,4 @@ def scales(
     story: dict[str, Any] = {"loss": "answers", "data": data.name, "passages": passages, "chat": chat}
     with progress("training", hidden=json) as report:
         made = scales_to_folder(loaded, prepared, options, output, story, chosen, report)
-    t.tell_training(made, given, f"checkpoint {output / 'merged'}", f"look       headwise show {output / 'scales.json'}")
+    t.tell_trained(made, output, json, f"checkpoint {output / 'merged'}", f"look       headwise show {output / 'scales.json'}")

@@ -164,7 +164,7 @@ def measure_support(
     options = options or SupportOptions()
     stop = stop_ids(model, composer.opens_thought, lines=not composer.chat)
     every = checked_decoders(model, decoders or {}, stop, options.max_new_tokens)
-    used, dropped = _usable(model, records, composer, options.max_new_tokens)
+    used, dropped = askable(model, records, composer, options.max_new_tokens)
     checked = []
     for number, record in enumerate(used):
         kept = directory.load(f"question-{number}") if directory else None
@@ -225,9 +225,20 @@ def describe_support(
     } | describe_model(model)
 
 
-def _usable(
+def askable(
     model: Model, records: Sequence[GroundedRecord], composer: GroundedComposer, room: int
 ) -> tuple[list[GroundedRecord], dict[str, int]]:
+    """Questions that can be asked, and how many were dropped for which reason.
+
+    Args:
+        model: As for `measure_support`.
+        records: Likewise.
+        composer: Likewise.
+        room: Longest answer in tokens.
+
+    Raises:
+        NoSuccessfulRunError: None is left.
+    """
     dropped: Counter[str] = Counter()
     kept = []
     for record in records:

@@ -97,9 +97,20 @@ def with_adapter(hf: Any, folder: Path, name: str) -> Any:
 
 
 def grow_embedding(hf: Any, tokenizer: Any) -> None:
-    """Give the embedding a row for every token of the tokenizer; the new rows hold anything until they are filled. It never shrinks."""
-    if len(tokenizer) > hf.get_input_embeddings().weight.shape[0]:
-        hf.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    """Give the embedding a row for every token of the tokenizer; the new rows hold anything until they are filled. It never shrinks.
+
+    Where the output has rows of its own, the new ones are the mean of the others: no adapter need bring them, the model is the same whenever it is
+    loaded, and it hardly ever says such a token.
+    """
+    before = hf.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= before:
+        return
+    hf.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    output = hf.get_output_embeddings()
+    if output is not None and output.weight is not hf.get_input_embeddings().weight:
+        for own in (output.weight, getattr(output, "bias", None)):
+            if own is not None:
+                own.data[before:] = own.data[:before].float().mean(dim=0).to(own.dtype)
 
 
 def _compared(model: Any, folder: Path) -> Any:

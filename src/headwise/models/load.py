@@ -160,8 +160,10 @@ def _adapted(base: Model, adapter: str, wanted: Wanted) -> Model:
         raise HeadwiseError(
             f"the adapter {adapter!r} needs the whole model in memory, and parts of it are offloaded; load it without device_map"
         )
-    tokenizer = _tokenizer(folder, {}, adapter, folder) if _has_tokenizer(folder) else base.tokenizer
-    adapters.grow_embedding(base.hf, tokenizer)  # for tokens of the adapter's own, whose rows it brings
+    tokenizer = base.tokenizer
+    if _has_tokenizer(folder):
+        tokenizer = _tokenizer(folder, {}, adapter, folder)
+        adapters.grow_embedding(base.hf, tokenizer)  # for tokens of the adapter's own, whose rows it brings
     called = _name_of(adapter, None)
     wrapped = adapters.with_adapter(base.hf, folder, called)
     if wanted.name != adapter:

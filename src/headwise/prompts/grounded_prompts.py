@@ -10,7 +10,7 @@ from headwise.prompts.answers import question_behind
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grounded import GroundedRecord
 from headwise.prompts.passages import LAYOUTS, PassageComposer, PassageLayout
-from headwise.prompts.prompt import Piece, Prompt, Turn
+from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Turn
 
 # `plain` is how the lab models have seen passages; `instructed` says what to do, for models that follow instructions.
 WORDINGS = {
@@ -51,9 +51,14 @@ class GroundedComposer:
         self._passages = PassageComposer(encoder, self._words, chat, chat_args)
 
     @property
+    def builder(self) -> PromptBuilder:
+        """What makes the prompts."""
+        return self._passages.builder
+
+    @property
     def opens_thought(self) -> bool:
         """See `PromptBuilder.opens_thought`."""
-        return self.chat and self._passages.builder.opens_thought
+        return self.chat and self.builder.opens_thought
 
     def opened(self, record: GroundedRecord) -> Prompt:
         """The question behind its documents.
@@ -71,7 +76,7 @@ class GroundedComposer:
         pieces = [Piece(words.before_query, wording=True), Piece(" " + " ".join(record.question.split()), ("query",))]
         if words.after_query:
             pieces += [Piece("\n"), Piece(words.after_query, wording=True)]
-        return self._passages.builder.build([Turn("user", tuple(pieces))])
+        return self.builder.build([Turn("user", tuple(pieces))])
 
     def describe(self) -> dict[str, Any]:
         """All that decides the wording, as plain data."""

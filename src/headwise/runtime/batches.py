@@ -1,8 +1,8 @@
-"""Greedy answers to many prompts at once, for any causal language model: padded on the left, sorted by length."""
+"""Answers to many prompts at once, greedy or drawn, for any causal language model: padded on the left, sorted by length."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from headwise.prompts.encoder import ends
 BATCH_TOKENS = 8192  # padded tokens of a batch
 ALONE = 1024  # tokens; a longer prompt runs alone, because without padding attention needs no mask and is twice as fast
 Ids = Sequence[int]
+Draws = Sequence[Callable[[Tensor], int]]
 
 
 @torch.no_grad()
@@ -37,9 +38,39 @@ def greedy_answers(model: Any, prompts: Sequence[Ids], limits: Sequence[int], st
     Raises:
         HeadwiseError: A logit is NaN or infinite.
     """
+    return _answers(model, prompts, limits, stop, None)
+
+
+@torch.no_grad()
+def drawn_answers(
+    model: Any, prompts: Sequence[Ids], limits: Sequence[int], stop: Collection[int], draws: Sequence[Callable[[Tensor], int]]
+) -> list[tuple[int, ...]]:
+    """Answers whose tokens are drawn, for many prompts.
+
+    Args:
+        model: See `greedy_answers`.
+        prompts: Likewise.
+        limits: Likewise.
+        stop: Likewise.
+        draws: One for each prompt: logits [V] float32 -> the next token. Each with a random generator of its own, so that what is drawn for a prompt
+            does not depend on the others.
+
+    Returns:
+        See `greedy_answers`.
+
+    Raises:
+        HeadwiseError: A logit is NaN or infinite.
+    """
+    return _answers(model, prompts, limits, stop, draws)
+
+
+def _answers(
+    model: Any, prompts: Sequence[Ids], limits: Sequence[int], stop: Collection[int], draws: Draws | None
+) -> list[tuple[int, ...]]:
     answers: list[tuple[int, ...]] = [()] * len(prompts)
     for batch in _batches(prompts):
-        found = _answer_batch(model, [prompts[i] for i in batch], [limits[i] for i in batch], stop)
+        own = None if draws is None else [draws[i] for i in batch]
+        found = _answer_batch(model, [prompts[i] for i in batch], [limits[i] for i in batch], stop, own)
         for i, ids in zip(batch, found, strict=True):
             answers[i] = ids
     return answers
@@ -80,13 +111,15 @@ def _batches(prompts: Sequence[Ids]) -> list[list[int]]:
     return batches
 
 
-def _answer_batch(model: Any, prompts: Sequence[Ids], limits: Sequence[int], stop: Collection[int]) -> list[tuple[int, ...]]:
+def _answer_batch(
+    model: Any, prompts: Sequence[Ids], limits: Sequence[int], stop: Collection[int], draws: Draws | None
+) -> list[tuple[int, ...]]:
     answers: list[list[int]] = [[] for _ in prompts]
     is_open = [True] * len(prompts)
     cache = DynamicCache(config=model.config)
     ids, mask = _padded(model, prompts)
     while True:
-        ids = padded_logits(model, ids, mask, cache).argmax(dim=-1, keepdim=True)
+        ids = _next(padded_logits(model, ids, mask, cache), is_open, draws)
         for row, token in enumerate(ids[:, 0].tolist()):
             if is_open[row]:
                 answers[row].append(token)
@@ -94,6 +127,15 @@ def _answer_batch(model: Any, prompts: Sequence[Ids], limits: Sequence[int], sto
         if not any(is_open):
             return [tuple(answer) for answer in answers]
         mask = torch.cat([mask, mask.new_ones(len(answers), 1)], dim=1)
+
+
+def _next(logits: Tensor, is_open: Sequence[bool], draws: Draws | None) -> Tensor:
+    """The next token [B, 1] of each row; a row that has ended draws no more."""
+    best = logits.argmax(dim=-1, keepdim=True)
+    if draws is not None:
+        for row in (row for row, goes_on in enumerate(is_open) if goes_on):
+            best[row, 0] = draws[row](logits[row])
+    return best
 
 
 def _padded(model: Any, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:

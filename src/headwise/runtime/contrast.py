@@ -20,6 +20,7 @@ from headwise.heads.plain import checked_number, checked_seed
 from headwise.heads.text import shorten
 from headwise.maths.contrast import Contrast, sampled
 from headwise.models.model import Model, as_model, need_tokenizer
+from headwise.prompts.encoder import ends
 from headwise.runtime.answer import within_positions
 from headwise.runtime.branches import Advance, Branch, Ids, Negative, Without, negative_of, opened, prompt_ids
 
@@ -54,6 +55,7 @@ def contrastive_generate(
     top_p: float = 1.0,
     seed: int = 0,
     stream: Callable[[str], object] | None = None,
+    stop: Collection[int] | None = None,
 ) -> Contrasted:
     """Continue a prompt by what the model says with it and a negative branch does not.
 
@@ -73,6 +75,7 @@ def contrastive_generate(
         top_p: Draw from the best tokens that together reach this probability; in (0, 1], counts for a temperature above 0.
         seed: Of the draws.
         stream: Called with each piece of text as soon as it stands; the pieces together are the text.
+        stop: Ids that end the answer; None: the end-of-text tokens of the model.
 
     Returns:
         The answer.
@@ -92,7 +95,7 @@ def contrastive_generate(
     other = negative_of(known, negative, ids)
     limit, pieces = _room(known, ids, other, max_new_tokens), _Pieces(known.tokenizer, stream)
     with opened(known, ids, other) as advance:
-        return _answered(advance, rule, draw, known.stop_ids, limit, pieces)
+        return _answered(advance, rule, draw, known.stop_ids if stop is None else stop, limit, pieces)
 
 
 def _answered(
@@ -101,7 +104,7 @@ def _answered(
     """One token after the other, given to both branches, up to a stop token or the limit."""
     said: list[int] = []
     alphas: list[float] = []
-    while len(said) < limit and not (said and said[-1] in stop):
+    while len(said) < limit and not (said and ends(stop, said)):
         scores, weight = rule.scores(*advance(said[-1] if said else None))
         said.append(draw(scores))
         alphas.append(float(weight))

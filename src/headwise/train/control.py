@@ -10,9 +10,8 @@ import torch
 from headwise.heads.errors import HeadwiseError
 from headwise.models.adapters import grow_embedding
 from headwise.models.model import Model, need_tokenizer
+from headwise.prompts.control import CONTROL, control_ids
 
-FAITHFUL, UNFAITHFUL = "[POS]", "[NEG]"
-CONTROL = (FAITHFUL, UNFAITHFUL)
 NOISE = 0.1  # of the new rows, in standard deviations of the embedding; equal rows would part slowly
 
 
@@ -46,15 +45,3 @@ def with_control_tokens(model: Model, seed: int = 0) -> Model:
         noise = torch.randn(len(ids), weight.shape[1], generator=generator).to(old)
         weight[list(ids)] = (old.mean(dim=0) + NOISE * old.std(dim=0) * noise).to(weight)
     return Model(model.hf, tokenizer, model.name)
-
-
-def control_ids(tokenizer: Any) -> tuple[int, int]:
-    """Ids of the tokens for faithful and unfaithful answers.
-
-    Raises:
-        HeadwiseError: The tokenizer lacks them.
-    """
-    vocabulary = tokenizer.get_vocab()
-    if missing := [token for token in CONTROL if token not in vocabulary]:
-        raise HeadwiseError(f"the tokenizer has no control token {missing[0]}; use a model that headwise train rhio has made, with its tokenizer")
-    return vocabulary[FAITHFUL], vocabulary[UNFAITHFUL]
