@@ -117,6 +117,7 @@ def prepare(folder: Path, page: str) -> None:
     write_lines(folder / "questions.jsonl", [asked, asked | {"id": "boat", "question": "What came back?", "answer": "A boat"}])
     write_lines(folder / "labelled.jsonl", [{"query": QUERY, "passages": PASSAGES, "gold": [1]}] * 4)
     write_lines(folder / "train.jsonl", [{"query": QUERY, "passages": PASSAGES, "gold": [1], "answers": ["Ada"]}] * 4)
+    write_lines(folder / "answers.jsonl", [{"question": QUERY, "documents": PASSAGES, "answers": ["Ada has the key."]}] * 2)
     save_heads(made_up_scores("mdqa"), folder / "mdqa.json")
     write_lines(folder / "q.jsonl", [{"id": "q1", "text": QUERY}])
     write_lines(folder / "p.jsonl", [{"id": f"p{i}", "text": text} for i, text in enumerate(PASSAGES)])

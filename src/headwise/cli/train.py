@@ -6,8 +6,8 @@ import typer
 
 from headwise.cli.train_chooser import chooser
 from headwise.cli.train_heads import mudaf, rank
-from headwise.cli.train_scales import scales
 from headwise.cli.train_rhio import rhio
+from headwise.cli.train_scales import scales
 from headwise.cli.train_unfaithful import unfaithful
 
 app = typer.Typer(name="train", help="Train heads of a model, or small parts that go with it.", no_args_is_help=True)
