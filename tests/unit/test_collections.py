@@ -228,3 +228,10 @@ def test_bm25_puts_the_passage_with_the_words_first():
     assert all(len(scores) == 2 for scores in found.values())
     with pytest.raises(HeadwiseError, match="at least 1"):
         bm25_candidates({"q": "x"}, passages, 0)
+
+
+def test_a_query_of_stop_words_alone_gets_the_first_passages():
+    passages = {"a": "a red whale", "b": "bread", "c": "whale whale song"}
+    found = bm25_candidates({"q": "the", "r": "whale"}, passages, 2)
+    assert found["q"] == {"a": 0.0, "b": 0.0}
+    assert set(found["r"]) == {"a", "c"}

@@ -101,7 +101,7 @@ def bm25_candidates(queries: Mapping[str, str], passages: Mapping[str, str], mos
         most: how many passages per query.
 
     Returns:
-        Query -> passage -> score, best first.
+        Query -> passage -> score, best first. For a query of stop words alone the first passages, with score 0.
 
     Raises:
         HeadwiseError: `most` is below 1.
@@ -116,12 +116,16 @@ def bm25_candidates(queries: Mapping[str, str], passages: Mapping[str, str], mos
     ids = list(passages)
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     index.index(bm25s.tokenize(list(passages.values()), stopwords="en", show_progress=False), show_progress=False)
-    asked = bm25s.tokenize(list(queries.values()), stopwords="en", show_progress=False)
-    places, scores = index.retrieve(asked, k=min(most, len(ids)), show_progress=False)
-    return {
-        query: {ids[int(place)]: float(score) for place, score in zip(places[row], scores[row], strict=True)}
-        for row, query in enumerate(queries)
-    }
+    count = min(most, len(ids))
+    words = bm25s.tokenize(list(queries.values()), stopwords="en", show_progress=False, return_ids=False)
+    asked = [query for query, own in zip(queries, words, strict=True) if own]
+    found = {query: dict.fromkeys(ids[:count], 0.0) for query in queries}  # of a query of stop words alone
+    if asked:
+        # Older versions of bm25s fail at a query without words, so only the others are looked up.
+        places, scores = index.retrieve([own for own in words if own], k=count, show_progress=False)
+        for row, query in enumerate(asked):
+            found[query] = {ids[int(place)]: float(score) for place, score in zip(places[row], scores[row], strict=True)}
+    return found
 
 
 def _untied(scores: Mapping[str, float]) -> dict[str, float]:
