@@ -12,7 +12,6 @@ from headwise.prompts.passages import Passage, RankingExample
 from headwise.prompts.ranking_data import read_ranking_examples
 from headwise.runtime.distractors import fill_up
 
-
 WORDS = 215  # of eleven passages, so that they and the answer fit the 512 positions of the lab models
 
 

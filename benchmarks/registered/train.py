@@ -12,7 +12,7 @@ from registered.claim import Claim
 RUN = "python benchmarks/mudaf_real.py SET --data FOLDER --keep FOLDER --json"
 PARTS = "heads are found, examples are trained on, and judged, on three parts without a common question"
 SETS = {
-    "lab": "micro-world, two facts in two of 4 to 6 passages in training, of 11 (at most 215 words) when judged; 100 questions; means over three models",
+    "lab": "micro-world, two facts in two of 4 to 6 passages in training, of 11 (215 words at most) when judged; 100 questions; mean of three models",
     "smollm2": "training: 300 NQ questions with six passages (BM25), 100 of hotpotqa_train; judged: 60 of NQ with ten passages, 40 of hotpotqa_dev",
 }
 CONTROLS = "plain fine-tuning with equal steps on the same examples in the same order; random heads of the same layers, trained the same way"
