@@ -35,7 +35,7 @@ from headwise.prompts.mentions import mentions
 from headwise.runtime.answer import stop_ids
 from headwise.runtime.options import check_least, check_seed
 from headwise.runtime.rundir import Cells
-from headwise.stats.paired import benjamini_hochberg, bootstrap_mean, sign_flip_test
+from headwise.stats.paired import bootstrap_mean, correct, sign_flip_test
 
 MEASURES = ("correction", "resistance", "agreement")
 LEAST = 20  # questions in a cell, below which it is not tested
@@ -122,10 +122,7 @@ class FaithfulResult:
             and `p_corrected` (Benjamini-Hochberg over all rows of the result).
         """
         rows = [self._row(decoder, measure) for decoder in self.decoders for measure in MEASURES]
-        tested = [row for row in rows if "p" in row]
-        if tested:
-            for row, p in zip(tested, benjamini_hochberg(np.asarray([row["p"] for row in tested])), strict=True):
-                row["p_corrected"] = float(p)
+        correct(rows)
         return rows
 
     def to_json(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from headwise.prompts.sentences import is_refusal
 from headwise.runtime.answer import stop_ids
 from headwise.runtime.options import check_least, check_seed
 from headwise.runtime.rundir import Cells
-from headwise.stats.paired import benjamini_hochberg, bootstrap_mean, sign_flip_test
+from headwise.stats.paired import bootstrap_mean, correct, sign_flip_test
 
 DRAWS = 2_000  # bootstrap draws per interval
 Checked = Mapping[str, Any]
@@ -88,10 +88,7 @@ class SupportResult:
             Over unanswerable ones: `unanswerable` (how many) and `unanswerable_refusals` (share).
         """
         rows = [self._row(decoder) for decoder in self.decoders]
-        tested = [row for row in rows if row.get("p") is not None]
-        if tested:
-            for row, p in zip(tested, benjamini_hochberg(np.asarray([row["p"] for row in tested])), strict=True):
-                row["p_corrected"] = float(p)
+        correct(rows)
         return rows
 
     def to_json(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,6 +170,14 @@ def benjamini_hochberg(p_values: Values) -> NDArray[np.float64]:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return corrected
+
+
+def correct(rows: Iterable[dict[str, Any]]) -> None:
+    """Give each row that has a `p` a `p_corrected` (Benjamini-Hochberg over all of them)."""
+    tested = [row for row in rows if row.get("p") is not None]
+    if tested:
+        for row, p in zip(tested, benjamini_hochberg(np.asarray([row["p"] for row in tested])), strict=True):
+            row["p_corrected"] = float(p)
 
 
 def _checked(values: Values) -> NDArray[np.float64]:
