@@ -43,7 +43,7 @@ from headwise.train.run import train_to_folder
 TOP, LIMIT, LONG = 8, 16, 2048
 LAB = ("world-6m", "world-6m-seed1", "world-6m-qwen3")
 TUNING = {
-    "lab": Tuning(steps=150, batch=8, accumulate=1, rate=1e-3, length=1024, save_every=50),
+    "lab": Tuning(steps=100, batch=8, accumulate=1, rate=1e-3, length=1024, save_every=50),
     "smollm2": Tuning(steps=100, batch=1, accumulate=4, rate=2e-4, length=1400, save_every=25),
 }
 ARTICLES = {"the", "a", "an"}

@@ -25,18 +25,18 @@ class Parts(NamedTuple):
 
 def real(folder: Path, words: int = 110) -> Parts:
     """NQ with the gold passage among the best of BM25, and HotpotQA; passages are cut to so many words, never behind the answer."""
-    rows = [_cut(one, words) for one in read_ranking_examples(folder / "nq-open-oracle" / "nq-open-oracle.jsonl.gz")]
+    rows = [cut(one, words) for one in read_ranking_examples(folder / "nq-open-oracle" / "nq-open-oracle.jsonl.gz")]
     rows = [one for one in rows if len(one.answers[0].split()) <= 5 and one.answers[0].casefold() in one.passages[0].text.casefold()]
     order = np.random.default_rng(91).permutation(len(rows))
     chosen = [rows[i] for i in order]
     few, many = fill_up(chosen, 6), fill_up(chosen, 10)
     hotpot = folder / "hotpotqa-distractor"
-    learnt = [_cut(one, words) for one in read_ranking_examples(hotpot / "hotpotqa_train_100.json.gz")]
-    unseen = [_cut(one, words) for one in read_ranking_examples(hotpot / "hotpotqa_dev_100.jsonl.gz")]
+    learnt = [cut(one, words) for one in read_ranking_examples(hotpot / "hotpotqa_train_100.json.gz")]
+    unseen = [cut(one, words) for one in read_ranking_examples(hotpot / "hotpotqa_dev_100.jsonl.gz")]
     return Parts(few[:64], [*few[64:364], *learnt], [*many[364:424], *unseen[:40]])
 
 
-def _cut(example: RankingExample, words: int) -> RankingExample:
+def cut(example: RankingExample, words: int) -> RankingExample:
     """Passages of at most so many words; where an answer would be lost, the words around it."""
     return replace(example, passages=tuple(_short(passage, example.answers, words) for passage in example.passages))
 
@@ -54,14 +54,14 @@ def _short(passage: Passage, answers: tuple[str, ...], words: int) -> Passage:
 
 
 def lab() -> Parts:
-    """Two facts in two passages of the micro-world."""
+    """A fact in one of several passages of the micro-world."""
     from headwise_lab.microworld.registry import make_example
     from headwise_lab.ranking import from_microworld
 
     def made(count: int, split: str, seed: int, sizes: tuple[int, ...]) -> list[RankingExample]:
         out = []
         for number in range(count):
-            example = make_example("passages", split, np.random.default_rng([seed, 93, number]), n=sizes[number % len(sizes)], hops=2)
+            example = make_example("passages", split, np.random.default_rng([seed, 93, number]), n=sizes[number % len(sizes)], hops=1)
             out.append(replace(from_microworld(example), answers=(str(example.info["answer"]),)))
         return out
 

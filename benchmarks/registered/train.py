@@ -1,5 +1,8 @@
 """Claims about training with heads, family `mudaf`: written down on 2026-11-29 before their numbers.
 
+A first run in the lab asked for two facts and was stopped after 10 of 33 trainings, before any claim was judged: models answered 2 to 11 % right,
+before and after, and wrote tokens that no text holds where an answer should end (mended in `train.examples.answer_end`).
+
 The card's claims 1 to 6 and 9 on three lab models (`world-6m`, `world-6m-seed1`, `world-6m-qwen3`: two seeds of one architecture and another one),
 and 1 to 4 and 6 on `smollm2`. Claim 7 is an exact test (`tests/unit/test_mudaf_loss.py`); claim 8 (the question in front) is not tested: the
 prompt builder puts questions behind passages.
@@ -12,7 +15,7 @@ from registered.claim import Claim
 RUN = "python benchmarks/mudaf_real.py SET --data FOLDER --keep FOLDER --json"
 PARTS = "heads are found, examples are trained on, and judged, on three parts without a common question"
 SETS = {
-    "lab": "micro-world, two facts in two of 4 to 6 passages in training, of 11 (215 words at most) when judged; 100 questions; mean of three models",
+    "lab": "micro-world, a fact in one of 4 to 6 passages in training, of 11 (215 words at most) when judged; 100 questions; mean of three models",
     "smollm2": "training: 300 NQ questions with six passages (BM25), 100 of hotpotqa_train; judged: 60 of NQ with ten passages, 40 of hotpotqa_dev",
 }
 CONTROLS = "plain fine-tuning with equal steps on the same examples in the same order; random heads of the same layers, trained the same way"

@@ -340,12 +340,12 @@ def test_examples_are_both_answers_behind_their_tokens():
     assert made.counts == {"too_long": 1, "cannot_follow": 0}
     texts = [model.tokenizer.decode(one.ids) for one in made.examples]
     words = "Passage 1: Ada\nQuestion: who\nAnswer:"
-    assert texts == [f"<s>[POS]{words} Ada</s>", f"<s>[NEG]{words} Bo</s>"]
+    assert texts == [f"<s>[POS]{words} Ada\n</s>", f"<s>[NEG]{words} Bo\n</s>"]
     for one in made.examples:
         assert model.tokenizer.decode(one.ids[one.asks.start : one.asks.stop]).strip() == "who\nAnswer:"
-        assert model.tokenizer.decode(one.ids[one.answer : -1]) in (" Ada", " Bo")
+        assert model.tokenizer.decode(one.ids[one.answer :]) in (" Ada\n</s>", " Bo\n</s>")
     plain = control_examples(model, rows, composer, 80, plain=True)
-    assert [model.tokenizer.decode(one.ids) for one in plain.examples] == [f"<s>{words} Ada</s>"]
+    assert [model.tokenizer.decode(one.ids) for one in plain.examples] == [f"<s>{words} Ada\n</s>"]
     exact = len(made.examples[0].ids)
     for kind in (False, True):  # both runs learn from the same pairs
         assert len(control_examples(model, rows[:1], composer, exact, kind).examples) == 2 - kind

@@ -96,7 +96,8 @@ def prepared(
     Raises:
         HeadwiseError: No record can be used, or the tokenizer has no end-of-text token.
     """
-    maker = _Maker(PieceEncoder(need_tokenizer(model, "training").tokenizer), end_token(model), length, chat, alone)
+    encoder = PieceEncoder(need_tokenizer(model, "training").tokenizer)
+    maker = _Maker(encoder, answer_end(encoder, chat), length, chat, alone)
     counts: Counter[str] = Counter()
     found = []
     for number, record in enumerate(records):
@@ -113,12 +114,19 @@ def prepared(
     return Prepared(tuple(found), dict(counts))
 
 
-def end_token(model: Model) -> int:
-    """The token that ends an answer. Raises `HeadwiseError` where the tokenizer has none."""
-    end = getattr(model.tokenizer, "eos_token_id", None)
+def answer_end(encoder: PieceEncoder, chat: bool) -> tuple[int, ...]:
+    """What follows an answer: the end-of-text token, behind a line break where there is no chat template.
+
+    Answers without a chat template are read up to the line break (`stop_ids`), and base models know it as the end of an answer. Some have never seen
+    their end-of-text token, and an adapter of attention can hardly tell it from other tokens that no text holds.
+
+    Raises:
+        HeadwiseError: The tokenizer has no end-of-text token.
+    """
+    end = getattr(encoder.tokenizer, "eos_token_id", None)
     if not isinstance(end, int):
-        raise HeadwiseError(f"the tokenizer of {model.name} has no end-of-text token, so no answer could end")
-    return end
+        raise HeadwiseError("the tokenizer has no end-of-text token, so no answer could end")
+    return (end,) if chat else (*encoder.encode("\n"), end)
 
 
 def _unusable(record: RankingExample) -> str:
@@ -133,7 +141,7 @@ class _Maker(NamedTuple):
     """How examples are made of records."""
 
     encoder: PieceEncoder
-    end: int
+    end: tuple[int, ...]
     length: int
     chat: bool
     alone: bool
@@ -160,7 +168,7 @@ class _Maker(NamedTuple):
         count = len(prompt.ids)
         asks = Span(prompt.span("query").start, count)
         spans = tuple(passages_of(prompt).values())
-        return TrainExample((*prompt.ids, *answer, self.end), count, asks, spans, name=record.name)
+        return TrainExample((*prompt.ids, *answer, *self.end), count, asks, spans, name=record.name)
 
     def _alone(self, record: RankingExample, order: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Texts without a frame of a chat, as MuDAF's released code encodes them."""

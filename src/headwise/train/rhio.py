@@ -18,7 +18,7 @@ from headwise.prompts.control import check_control, control_ids, with_control
 from headwise.prompts.grounded import GroundedRecord
 from headwise.prompts.grounded_prompts import GroundedComposer
 from headwise.prompts.prompt import Prompt, Span
-from headwise.train.examples import Prepared, TrainExample, end_token
+from headwise.train.examples import Prepared, TrainExample, answer_end
 
 
 def control_examples(model: Model, rows: Sequence[PairRow], composer: GroundedComposer, length: int, plain: bool = False) -> Prepared:
@@ -39,7 +39,7 @@ def control_examples(model: Model, rows: Sequence[PairRow], composer: GroundedCo
     Raises:
         HeadwiseError: No pair can be used, the tokenizer has no end-of-text token or no control tokens, or the chat template strips these.
     """
-    end, tokens = end_token(model), () if plain else control_ids(model.tokenizer)
+    end, tokens = answer_end(composer.encoder, composer.chat), () if plain else control_ids(model.tokenizer)
     if not plain:
         check_control(composer.builder)
     counts = Counter({"too_long": 0, "cannot_follow": 0})
@@ -51,11 +51,11 @@ def control_examples(model: Model, rows: Sequence[PairRow], composer: GroundedCo
         except PromptError:
             counts["cannot_follow"] += 1
             continue
-        if len(prompt.ids) + 2 + max(map(len, answers)) > length:  # the control token counts without it, too, so that both runs have the same pairs
+        if len(prompt.ids) + 1 + max(map(len, answers)) + len(end) > length:  # the control token counts without it, too, so that both runs have the same pairs
             counts["too_long"] += 1
             continue
         prompts = [prompt] if plain else [with_control(prompt, token, composer.builder.head) for token in tokens]
-        found += [_example(asked, (*answer, end), row.name) for asked, answer in zip(prompts, answers, strict=False)]
+        found += [_example(asked, (*answer, *end), row.name) for asked, answer in zip(prompts, answers, strict=False)]
     if not found:
         raise HeadwiseError(f"none of {len(rows)} pairs can be trained on (too long: {counts['too_long']}); allow longer examples")
     return Prepared(tuple(found), dict(counts))
