@@ -232,8 +232,16 @@ def claims(name: str, models: Sequence[dict[str, Any]]) -> dict[str, dict[str, A
     return {f"mudaf.{name}.{key}": value for key, value in out.items()}
 
 
+def still_best(found: dict[str, Any], condition: str) -> int:
+    """How many of the best heads, found before, are among as many best heads after a training."""
+    scores = np.asarray(found["measured"][condition]["f1"]).mean(axis=0)
+    after = np.argsort(-scores, axis=None, kind="stable")[:TOP].tolist()
+    return sum(layer * scores.shape[1] + head in after for layer, head in found["heads"]["best"])
+
+
 def rows(models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per condition: exact match, with the best heads ablated, mean F1 of the trained heads and of the best ones, perplexity."""
+    """One row per condition: exact match, with the best heads ablated, mean F1 of the trained heads and of the best ones, the best ones that heads
+    found again after training share, perplexity."""
     out = []
     for condition in models[0]["measured"]:
         own = [m["heads"].get(condition) or m["heads"]["best"] for m in models]
@@ -243,6 +251,7 @@ def rows(models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "ablated": float(np.mean([right(m, condition, "ablated").mean() for m in models])),
             "f1_trained": float(np.mean([f1_of(m, condition, heads).mean() for m, heads in zip(models, own, strict=True)])),
             "f1_best": float(np.mean([f1_of(m, condition, m["heads"]["best"]).mean() for m in models])),
+            "still_best": float(np.mean([still_best(m, condition) for m in models])),
             "perplexity": float(np.mean([m["measured"][condition]["perplexity"] for m in models])),
         })  # fmt: skip
     return out

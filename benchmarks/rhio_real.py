@@ -54,7 +54,7 @@ from headwise.train.run import train_to_folder
 
 LAB = ("world-6m", "world-6m-seed1", "world-6m-qwen3")
 SHARE, FEW, FEWER, DRAWS, DOSED, ROWS, EARLY = 0.1, 100, 40, 3, 60, 16, 30  # FEWER pairs are enough for a control
-LIMIT = {"lab": 80, "smollm2": 24}  # tokens of an answer
+LIMIT = {"lab": 48, "smollm2": 24}  # tokens of an answer
 # Of both kinds of answers; trainings on faithful ones alone take half as many steps.
 TUNING = {
     "lab": Tuning(steps=150, batch=8, accumulate=1, rate=1e-3, length=400, save_every=50),
@@ -184,7 +184,7 @@ def one_model(run: Run) -> dict[str, Any]:
     start = run.train("start", run.name, refs, START[run.which], plain=True)
     heads_file = run.file("copy.json")
     if not heads_file.exists():
-        hw.find(hw.load(start), hw.Copy(lengths=[256 if lab else 512], depths=3), report=tell).save(heads_file)
+        copies(start, lab).save(heads_file)
     scores = hw.load_heads(heads_file)
     top = scores.top(round(SHARE * scores.values.size))
     sets = {"heads": top, "random": layer_matched_random(top, scores, 0), "swap": None}
@@ -205,8 +205,22 @@ def one_model(run: Run) -> dict[str, Any]:
             rows = run.pairs[source][:count]
             if source == "heads" or len(rows) >= FEWER:
                 said |= control_answers(run, source, run.train(f"rhio-{source}", start, rows, steps, plain=False), asked)
+    again = [found_again(run, name, top) for name in ("plain", "rhio-heads") if run.file(name).is_dir()]
     return {"name": run.name, "asked": asked, "said": said, "tables": run.tables, "pairs": {k: len(v) for k, v in run.pairs.items()},
-            "heads": [str(head) for head in top], "seconds": seconds(run)}  # fmt: skip
+            "heads": [str(head) for head in top], "found_again": again, "seconds": seconds(run)}  # fmt: skip
+
+
+def copies(base: str, lab: bool) -> hw.HeadScores:
+    """Retrieval heads of a model."""
+    return hw.find(hw.load(base), hw.Copy(lengths=[256 if lab else 512], depths=3), report=tell)
+
+
+def found_again(run: Run, training: str, top: hw.HeadSet) -> dict[str, Any]:
+    """How many of the heads that were taken away are the best ones after a training, too."""
+    file = run.file(f"{training}.copy.json")
+    if not file.exists():
+        copies(str(run.file(training) / "merged"), run.which == "lab").save(file)
+    return {"training": training, "shared": len(set(top) & set(hw.load_heads(file).top(len(top))))}
 
 
 def closed(run: Run, base: str) -> list[str]:
@@ -455,7 +469,7 @@ def main() -> None:
         return
     make = lab_claims if given.set == "lab" else real_claims
     claims = {f"rhio.{given.set}.{key}": value for key, value in make(models, questions.checker).items()}
-    about = [{key: found[key] for key in ("name", "pairs", "heads", "seconds")} | {"sources": sources(found)} for found in models]
+    about = [{key: found[key] for key in ("name", "pairs", "heads", "found_again", "seconds")} | {"sources": sources(found)} for found in models]
     found = {"set": given.set, "rows": rows(models, questions.checker), "claims": judged(claims), "models": about, "hardware": hardware()}
     write_json(found, given.keep / f"{given.set}.result.json", overwrite=True)
     if given.json:

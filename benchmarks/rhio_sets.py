@@ -51,8 +51,8 @@ def lab() -> Questions:
     """Answers in sentences of the micro-world."""
     from headwise_lab.faithful import ExactChecker, grounded_records
 
-    asked = [Asked(record, "support") for record in grounded_records(120, 42, "test")]
-    return Questions(grounded_records(800, 41, "train"), lambda _: asked, [], ExactChecker())
+    asked = [Asked(record, "support") for record in grounded_records(120, 42, "test", asked=1)]
+    return Questions(grounded_records(800, 41, "train", asked=1), lambda _: asked, [], ExactChecker())
 
 
 def real(folder: Path, words: int = 110) -> Questions:

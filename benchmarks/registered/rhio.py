@@ -11,7 +11,7 @@ from registered.claim import Claim
 
 RUN = "python benchmarks/rhio_real.py SET --data FOLDER --keep FOLDER --json"
 DATA = {
-    "lab": "micro-world, answers of 2 or 4 sentences from 3 documents that partly contradict what the model knows; 800 questions to train on, 120 "
+    "lab": "micro-world, answers of 2 sentences from 3 documents that partly contradict what the model knows; 800 questions to train on, 120 "
     "to judge, other wordings and words; mean of three models",
     "smollm2": "NQ-open oracle, passages of 110 words: 300 questions to train on; of 400 others at most 40 that `start` answers from memory "
     "(resistance, agreement) and 80 that it does not (correction)",

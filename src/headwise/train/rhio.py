@@ -51,7 +51,8 @@ def control_examples(model: Model, rows: Sequence[PairRow], composer: GroundedCo
         except PromptError:
             counts["cannot_follow"] += 1
             continue
-        if len(prompt.ids) + 1 + max(map(len, answers)) + len(end) > length:  # the control token counts without it, too, so that both runs have the same pairs
+        # The control token counts in plain training, too, so that both runs have the same pairs.
+        if len(prompt.ids) + 1 + max(map(len, answers)) + len(end) > length:
             counts["too_long"] += 1
             continue
         prompts = [prompt] if plain else [with_control(prompt, token, composer.builder.head) for token in tokens]
