@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+import headwise as hw
 from headwise import Without, contrastive_generate
 from headwise.heads import HeadScores, load_heads, save_heads
 from headwise.models.load import load
@@ -56,11 +58,18 @@ def test_a_prompt_without_documents(planted, headwise, files):
     assert len(found["alphas"]) == found["new_tokens"]
 
 
-def test_a_weaker_model(planted, headwise):
-    found, _ = run(headwise, planted, f"model:{planted.model},combine=routed")
-    assert found["alphas"] == [0.0] * found["new_tokens"]  # the same weights: both say the same
+def test_a_weaker_model(planted, headwise, tmp_path):
+    weaker = hw.load(str(planted.model))
+    with torch.no_grad():
+        weaker.hf.lm_head.weight.mul_(1.001)  # hardly weaker: it says the same
+    weaker.hf.save_pretrained(tmp_path)
+    weaker.tokenizer.save_pretrained(tmp_path)
+    found, _ = run(headwise, planted, f"model:{tmp_path},combine=routed")
+    assert found["alphas"] == [0.0] * found["new_tokens"]
     plain = headwise("generate", planted.model, "--prompt", PROMPT, "--max-new-tokens", 5, "--json")
     assert found["text"] == json.loads(plain.out)["text"]
+    itself = headwise("generate", planted.model, "--prompt", PROMPT, "--contrast", f"model:{planted.model}")
+    check_refused(itself, "the weaker model is the model itself")
 
 
 def test_people_read_one_line_below_the_text_and_are_warned_about_many_heads(planted, headwise, files):
@@ -96,7 +105,7 @@ def test_people_read_one_line_below_the_text_and_are_warned_about_many_heads(pla
         ("prompt:given/negative.txt,top=3", ["prompt has no option 'top'"]),
         ("prompt:given/negative.txt,alpha=1,alpha=2", ["gives alpha twice"]),
         ("prompt:given/negative.txt,alpha=nan", ["alpha must be a finite number"]),
-        ("prompt:given/negative.txt,alpha=-3", ["alpha must be at least -1 for combine=fixed"]),
+        ("prompt:given/negative.txt,alpha=-3", ["alpha must lie in [-1, 1e+06] for combine=fixed"]),
         ("prompt:given/negative.txt,plausibility=2", ["plausibility must be above 0 and at most 1"]),
         ("prompt:given/negative.txt,cap=2", ["a cap belongs to combine=entropy"]),
         ("prompt:given/negative.txt,combine=best", ["unknown rule 'best'"]),

@@ -32,7 +32,8 @@ def files(tmp_path_factory):
 
 
 def command(kind, files, *more):
-    return ["train", kind, "lab-6m", "--data", str(files / "data.jsonl"), "--heads", str(files / "heads.json"), *STEPS, *more]
+    heads = [] if "0" in more and more[more.index("0") - 1] == "--alpha" else ["--heads", str(files / "heads.json")]
+    return ["train", kind, "lab-6m", "--data", str(files / "data.jsonl"), *heads, *STEPS, *more]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_an_adapter_and_a_checkpoint_are_written(headwise, files, tmp_path, kind
         (["--top", "65"], "64"),
         (["--rate", "2"], "rate must lie"),
         (["--length", "4096"], "positions of lab-6m"),
-        (["--length", "16"], "gold too long"),
+        (["--length", "16"], "are too long"),
         (["--passages", "1"], "at least 2 passages"),
         (["--data", "nothing.jsonl"], "cannot read queries"),
         (["--heads", "nothing.json"], "no such head file"),
@@ -89,6 +90,25 @@ def test_an_adapter_and_a_checkpoint_are_written(headwise, files, tmp_path, kind
 def test_bad_input_is_refused_in_one_line(headwise, files, tmp_path, more, message):
     check_refused(headwise(*command("mudaf", files, "-o", str(tmp_path / "out"), *more)), message)
     assert not any(tmp_path.iterdir())
+
+
+def test_what_has_no_weight_is_refused(headwise, files, tmp_path):
+    plain = command("mudaf", files, "-o", str(tmp_path / "out"), "--alpha", "0")
+    for more in (["--heads", str(files / "heads.json")], ["--top", "9"], ["--sim", "concat"]):
+        check_refused(headwise(*plain, *more), f"{more[0]} is about the loss on the heads, which has no weight with --alpha 0")
+
+
+def test_ranking_needs_no_answers_and_long_examples_no_option(headwise, files, tmp_path):
+    rows = [json.loads(line) for line in (files / "data.jsonl").read_text().splitlines()]
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({key: value for key, value in row.items() if key != "answers"}) for row in rows))
+    told = command("rank", files, "--top", "2", "-o", str(tmp_path / "out"), "--data", str(data), "--json")
+    place = told.index("--length")
+    done = headwise(*told[:place], *told[place + 2 :])
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["tuning"]["length"] == 1280  # the context of lab-6m
+    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
 
 
 def test_heads_are_needed_and_folders_are_not_replaced(headwise, files, tmp_path):
@@ -130,6 +150,6 @@ def test_a_training_killed_at_once_ends_with_the_same_bytes(headwise, files, tmp
     check_refused(headwise(*again, "--seed", "1"), "belongs to a run with other options")
     done = headwise(*again)
     assert done.code == 0, done.err
-    for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors", "training.json"):
+    for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors", "training.json", "adapter/adapter_config.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]

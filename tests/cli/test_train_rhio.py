@@ -88,6 +88,15 @@ def test_the_answers_of_other_questions_as_a_control(headwise, files, tmp_path):
     assert {json.loads(line)["unfaithful"] for line in (tmp_path / "s.jsonl").read_text().splitlines()} <= answers
 
 
+def test_answers_are_kept_for_other_filters(headwise, files, tmp_path, monkeypatch):
+    told = command(files, "ranking", "--heads", files / "heads.json", "--top", "4", "-o", "f.jsonl")
+    refused = headwise(*told, "--least-gap", 1)
+    check_refused(refused, "a gap under 100 points")
+    monkeypatch.setattr("headwise.methods.rhio.run.greedy_answers", None)  # all answers are there already
+    assert headwise(*told, "--match", "none", "--least-gap", 0).code == 0
+    assert json.loads((tmp_path / "f.json").read_text())["options"]["match"] == "none"
+
+
 def test_random_heads_as_a_control_and_a_warning_of_too_many(headwise, files, tmp_path):
     more = ["--heads", files / "heads.json", "--top", "0.25", "--pick", "random", "--match", "none", "--most-support", 1, "--least-gap", 0]
     done = headwise(*command(files, "ranking", *more, "-o", "r.jsonl"))
@@ -246,7 +255,7 @@ def test_decoders_by_name_say_what_direct_calls_say(headwise, files, base, train
         ("closed:heads=3", "closed has no option 'heads'"),
         ("heads:top=3", "heads needs a file right behind the colon"),
         ("closed:combine=best", "unknown rule 'best'"),
-        ("closed:alpha=-2", "alpha must be at least -1"),
+        ("closed:alpha=-2", "alpha must lie in [-1, 1e+06]"),
         (f"heads:{files / 'tiny.json'}", "heads needs a number of heads"),
     ):
         check_refused(headwise(*words, "--decoders", spec, "-o", "w.json"), message)

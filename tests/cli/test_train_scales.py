@@ -53,7 +53,7 @@ def test_only_heads_of_the_head_file_learn(headwise, command, files, tmp_path): 
         (["--rate", "2"], "rate must lie"),
         (["--steps", "0"], "steps must be"),
         (["--length", "4096"], "positions of lab-6m"),
-        (["--length", "16"], "gold too long"),
+        (["--length", "16"], "are too long"),
         (["--data", "nothing.jsonl"], "cannot read queries"),
         (["--heads", "nothing.json"], "no such head file"),
     ],

@@ -122,8 +122,18 @@ def test_too_small_a_gap_is_refused_with_both_numbers():
         kept_pairs(pairs, UnfaithfulOptions())
     assert len(kept_pairs(pairs, UnfaithfulOptions(least_gap=0.05)).pairs) == 1
     check_gap(pairs, 0.2, "them")
-    with pytest.raises(HeadwiseError, match=r"none of 2 unfaithful answers is left \(empty: 2\)"):
+    with pytest.raises(HeadwiseError, match=r"none of 2 unfaithful answers is left \(empty: 2\); take away fewer heads"):
         kept_pairs(pairs_of(*[GOOD._replace(text="")] * 2), RULES)
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [(GOOD._replace(ended=False), "allow more new tokens"), (GOOD._replace(support=1.0), "take away more heads"),
+     (GOOD._replace(tokens=99), "match less closely")],
+)  # fmt: skip
+def test_where_nothing_is_left_the_most_frequent_reason_gives_the_advice(said, advice):
+    with pytest.raises(HeadwiseError, match=advice):
+        kept_pairs(pairs_of(said, said, GOOD._replace(text="")), UnfaithfulOptions(least_gap=0.0))
 
 
 @pytest.mark.parametrize("wrong", [{"match": "all"}, {"central": 0.0}, {"least_gap": 2.0}, {"temperature": -1.0}, {"max_new_tokens": 0}])
@@ -400,3 +410,9 @@ def test_decoders_say_what_direct_calls_say(rule):
 def test_control_prompts_of_a_model_without_tokens_are_refused():
     with pytest.raises(HeadwiseError, match=r"no control token \[POS\]"):
         control_prompts(hw.Model(tiny_model("llama"), character_tokenizer()), "who")
+
+
+def test_a_prompt_with_a_control_token_is_refused():
+    model = with_control_tokens(hw.Model(tiny_model("llama"), character_tokenizer()))
+    with pytest.raises(HeadwiseError, match=r"holds the control token \[NEG\] already"):
+        control_prompts(model, "[NEG]who")

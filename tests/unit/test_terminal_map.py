@@ -27,6 +27,10 @@ def test_every_head_is_at_its_place():
     ]
 
 
+def test_learnt_scales_begin_at_one():
+    assert printed([[1.0, 0.98, 1.02]], width=80, score="scale")[1] == "L0    ····██"
+
+
 def test_one_character_where_two_do_not_fit_and_nothing_where_one_does_not():
     row = [[1.0, *[0.0] * 15]]
     assert printed(row, width=38)[:2] == ["      0               8", "L0    ██" + "··" * 15]

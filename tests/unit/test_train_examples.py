@@ -1,11 +1,16 @@
 """Questions over passages as token ids to train on."""
 
+from dataclasses import replace
+
 import pytest
 
 import headwise as hw
 from headwise.heads.errors import HeadwiseError
 from headwise.prompts.passages import Passage, RankingExample
+from headwise.prompts.prompt import Span
 from headwise.train.examples import collate, prepared
+from headwise.train.options import Steps
+from headwise.train.tuning import describe_tuning
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def test_distractors_go_first_and_gold_passages_stay(model):
     order = [decoded(model, whole, span) for span in whole.passages if "town 2" not in decoded(model, whole, span)]
     kept = [decoded(model, made, span) for span in made.passages]
     assert [text.split(":")[1] for text in order] == [text.split(":")[1] for text in kept]
-    with pytest.raises(HeadwiseError, match="none of 1 examples can be trained on \\(gold too long 1\\)"):
+    with pytest.raises(HeadwiseError, match="none of 1 examples can be trained on: 1 are too long"):
         prepared(model, [record()], len(whole.ids) - 2 * each - 2)
 
 
@@ -54,8 +59,31 @@ def test_what_cannot_be_learnt_from_is_counted(model):
     made = prepared(model, rows, 512)
     assert made.counts == {"no_gold": 1, "all_gold": 1, "no_answer": 1, "shortened": 0}
     assert len(made.examples) == 1
-    with pytest.raises(HeadwiseError, match="no gold 1, all gold 1, no answer 1"):
+    with pytest.raises(HeadwiseError, match="1 have no gold passage, 1 have gold passages only, 1 have no answer"):
         prepared(model, rows[1:], 512)
+
+
+def test_a_long_distractor_does_not_cost_the_example(model):
+    given = record()
+    long = given.passages[0]._replace(text="a long way " * 200)
+    spare = next(i for i in range(4) if i not in given.gold)  # the first distractor
+    made, counts = prepared(model, [replace(given, passages=tuple(long if i == spare else p for i, p in enumerate(given.passages)))], 300)
+    assert (len(made[0].gold), counts) == (3, {"shortened": 1})
+    assert "long way" not in model.tokenizer.decode(made[0].ids)
+
+
+def test_losses_on_heads_alone_need_no_answer(model):
+    (made,), _ = prepared(model, [record(answers=())], 512, answers=False)
+    assert made.answer == len(made.ids) == made.asks.stop
+    assert made.ids == (whole := prepared(model, [record()], 512).examples[0]).ids[: whole.answer]
+
+
+def test_all_that_a_training_depends_on_is_in_its_description(model):
+    one = prepared(model, [record()], 512, alone=True).examples[0]
+    moved = Span(one.asks.start + 1, one.asks.stop)
+    changes = [{"gold": one.gold[::-1]}, {"asks": moved}, {"passages": one.passages[::-1]}, {"alone": one.alone[::-1]}, {"answer": one.answer - 1}]
+    told = [describe_tuning(Steps(), [replace(one, **change)])["digest"] for change in ({}, *changes)]
+    assert len(set(told)) == len(told)
 
 
 def test_the_order_of_passages_depends_on_the_seed_alone(model):

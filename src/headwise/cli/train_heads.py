@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from headwise.train.objectives import Objective
     from headwise.train.options import Steps, Tuning
 
+AnySteps = TypeVar("AnySteps", bound="Steps")
 Data = Annotated[
     Path,
     typer.Option(help="Questions with passages, gold and answers: JSON lines of our own, HotpotQA, or NQ with gold passages (.gz too)."),
@@ -36,11 +38,14 @@ Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
 Rank = Annotated[int, typer.Option(help="Rank of the adapter (LoRA).")]
 Parts = Annotated[str, typer.Option(help="Projections of attention that are adapted: query, key, value, output.")]
 RowsOnly = Annotated[bool, typer.Option("--rows", help="Only rows of the chosen heads learn; needs --parts query,key.")]
-Length = Annotated[int, typer.Option(help="Longest example in tokens; distractors that do not fit are left out.")]
+Length = Annotated[
+    int | None, typer.Option(help="Longest example in tokens; distractors that do not fit are left out.", show_default="2048, or the model's context")
+]
 SaveEvery = Annotated[int, typer.Option(help="Keep the state every so many steps.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Save memory: compute hidden states twice.")]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="New folder for adapter, merged checkpoint and training.json.")]
 NEEDED: Any = ...
+LONGEST = 2048  # tokens of an example
 
 
 class Given(NamedTuple):
@@ -51,6 +56,7 @@ class Given(NamedTuple):
         data, passages, chat: Of the data.
         heads, top, pick: Of the heads.
         output: Folder of the result.
+        length: Longest example; None: `LONGEST`, or the model's context.
         json: Print JSON.
     """
 
@@ -65,10 +71,12 @@ class Given(NamedTuple):
     top: int
     pick: str
     output: Path
+    length: int | None
     json: bool
 
 
 def mudaf(
+    context: typer.Context,
     model: o.ModelName = None,
     data: Data = NEEDED,
     heads: HeadFile = None,
@@ -88,7 +96,7 @@ def mudaf(
     rank: Rank = 16,
     parts: Parts = "query,key,value,output",
     rows: RowsOnly = False,
-    length: Length = 2048,
+    length: Length = None,
     save_every: SaveEvery = 50,
     checkpointing: Checkpointing = False,
     chat: o.Chat = False,
@@ -101,9 +109,12 @@ def mudaf(
     """Fine-tune on answers while chosen heads learn to look at gold passages (MuDAF, Liu et al. 2025), or plainly with --alpha 0."""
     if not 0 <= alpha <= 1:
         raise HeadwiseError(f"--alpha must lie in [0, 1]; got {alpha:g}")
+    if not alpha:
+        names = ("heads", "top", "pick", "mode", "sim", "pool", "temperature") if not rows else ("mode", "sim", "pool", "temperature")
+        o.refuse_unused(context, names, "is about the loss on the heads, which has no weight with --alpha 0; leave it out")
     if alpha and heads is None:
         raise HeadwiseError("--heads is needed: a head file, best of headwise detect mdqa; or --alpha 0 for plain fine-tuning")
-    given = Given(model, device, dtype, revision, data, passages, chat, heads if alpha or rows else None, top, pick, output, json)
+    given = Given(model, device, dtype, revision, data, passages, chat, heads, top, pick, output, length, json)
     tuning = tuning_of(
         parts, steps=steps, batch=batch, accumulate=accumulate, rate=rate, rank=rank, rows=rows, length=length, save_every=save_every,
         checkpointing=checkpointing, seed=seed,
@@ -135,7 +146,7 @@ def rank(
     rank: Rank = 16,
     parts: Parts = "query,key,value,output",
     rows: RowsOnly = False,
-    length: Length = 2048,
+    length: Length = None,
     save_every: SaveEvery = 50,
     checkpointing: Checkpointing = False,
     chat: o.Chat = False,
@@ -148,7 +159,7 @@ def rank(
     """Fine-tune the heads that headwise rank ranks with, so that their attention tells relevance (QRRanker, arXiv:2602.12192)."""
     if not 0 < alpha <= 1:
         raise HeadwiseError(f"--alpha must lie in (0, 1]; got {alpha:g}")
-    given = Given(model, device, dtype, revision, data, passages, chat, heads, top, pick, output, json)
+    given = Given(model, device, dtype, revision, data, passages, chat, heads, top, pick, output, length, json)
     tuning = tuning_of(
         parts, steps=steps, batch=batch, accumulate=accumulate, rate=rate, rank=rank, rows=rows, length=length, save_every=save_every,
         checkpointing=checkpointing, seed=seed,
@@ -162,18 +173,19 @@ def rank(
     _train(given, tuning, {"loss": "rank", "alpha": alpha, "temperature": temperature}, alpha, loss)
 
 
-def tuning_of(parts: str, **given: Any) -> Tuning:
+def tuning_of(parts: str, length: int | None, **given: Any) -> Tuning:
     """Options of a training as the command line gives them; parts: names with commas between them."""
     from headwise.train.options import Tuning
 
-    return Tuning(parts=tuple(part.strip() for part in parts.split(",") if part.strip()), **given)
+    names = tuple(part.strip() for part in parts.split(",") if part.strip())
+    return Tuning(parts=names, length=LONGEST if length is None else length, **given)
 
 
 def _train(given: Given, tuning: Tuning, choice: dict[str, Any], alpha: float, loss: Callable[[HeadSet], Any]) -> None:
     from headwise.train.objectives import AnswerLoss
-    from headwise.train.run import check_folder, train_to_folder
+    from headwise.train.run import train_to_folder
 
-    check_folder(given.output)
+    o.check_new_folder(given.output, "--output")
     scores = None if given.heads is None else o.read_scores(given.heads)
     chosen = None if scores is None else picked(scores, given.top, given.pick, tuning.seed)
     on_heads = None if chosen is None or not alpha else loss(chosen)
@@ -181,7 +193,8 @@ def _train(given: Given, tuning: Tuning, choice: dict[str, Any], alpha: float, l
     loaded = o.load(given.model, given.device, given.dtype, given.revision, heads=scores)
     if chosen is not None:
         loaded.check(chosen)
-    data = prepared_data(loaded, records, given, tuning, alone=choice.get("mode") == "separate")
+    tuning = fitted(loaded, tuning, given.length)
+    data = prepared_data(loaded, records, given, tuning, alone=choice.get("mode") == "separate", answers=alpha < 1)
 
     def objective(trained: Model) -> Objective:
         from headwise.train.head_loss import HeadLoss
@@ -231,13 +244,12 @@ def records_of(given: Given) -> Any:
     return fill_up(records, given.passages)
 
 
-def prepared_data(loaded: Model, records: Any, given: Given, options: Steps, alone: bool = False) -> Prepared:
+def prepared_data(loaded: Model, records: Any, given: Given, options: Steps, alone: bool = False, answers: bool = True) -> Prepared:
     """Examples to train on; a line on standard error says what was left out."""
     from headwise.cli.notes import hold
-    from headwise.train.examples import prepared
+    from headwise.train.examples import WHY, prepared
 
-    check_length(loaded, options)
-    data = prepared(loaded, records, options.length, given.chat, options.seed, alone)
+    data = prepared(loaded, records, options.length, given.chat, options.seed, alone, answers)
     left = {name: count for name, count in data.counts.items() if count}
     if left:
         told = ", ".join(f"{count} {WHY[name]}" for name, count in left.items())
@@ -245,19 +257,22 @@ def prepared_data(loaded: Model, records: Any, given: Given, options: Steps, alo
     return data
 
 
-def check_length(loaded: Model, options: Steps) -> None:
-    """Raise `HeadwiseError` for examples that may be longer than the model's context."""
-    if loaded.positions is not None and options.length > loaded.positions:
-        raise HeadwiseError(f"--length {options.length} is more than the {loaded.positions} positions of {loaded.name}")
+def fitted(loaded: Model, options: AnySteps, length: int | None) -> AnySteps:
+    """The options with the longest example that the model takes.
 
+    Args:
+        loaded: The model.
+        options: Of the training.
+        length: What --length said.
 
-WHY = {
-    "no_answer": "have no answer",
-    "no_gold": "have no gold passage",
-    "all_gold": "have gold passages only",
-    "gold_too_long": "do not fit with their gold passages and one more",
-    "shortened": "lost distractors that did not fit",
-}
+    Raises:
+        HeadwiseError: --length is more than the model's context.
+    """
+    if loaded.positions is None or options.length <= loaded.positions:
+        return options
+    if length is not None:
+        raise HeadwiseError(f"--length {length} is more than the {loaded.positions} positions of {loaded.name}")
+    return replace(options, length=loaded.positions)
 
 
 def tell_trained(made: dict[str, Any], output: Path, json: bool, *lines: str) -> None:

@@ -20,7 +20,7 @@ from headwise.cli.train_heads import (
     Rate,
     SaveEvery,
     StepCount,
-    check_length,
+    fitted,
     lines_of,
     tell_trained,
     tuning_of,
@@ -38,7 +38,9 @@ Plain = Annotated[
     ),
 ]
 Wording = Annotated[str, typer.Option(help="Wording of the prompts: plain or instructed.")]
-Length = Annotated[int, typer.Option(help="Longest example in tokens; a pair with a longer one is left out.")]
+Length = Annotated[
+    int | None, typer.Option(help="Longest example in tokens; a pair with a longer one is left out.", show_default="2048, or the model's context")
+]
 
 
 def rhio(
@@ -53,7 +55,7 @@ def rhio(
     rate: Rate = 2e-4,
     rank: Rank = 16,
     parts: Parts = "query,key,value,output",
-    length: Length = 2048,
+    length: Length = None,
     save_every: SaveEvery = 50,
     checkpointing: Checkpointing = False,
     chat: o.Chat = False,
@@ -72,18 +74,18 @@ def rhio(
     from headwise.methods.rhio.file import read_pairs
     from headwise.prompts.prompt import chat_arguments
     from headwise.train.objectives import AnswerLoss
-    from headwise.train.run import check_folder, train_to_folder
+    from headwise.train.run import train_to_folder
 
-    check_folder(output)
+    o.check_new_folder(output, "--output")
     tuning = tuning_of(
         parts, steps=-(-steps // 2) if plain else steps, batch=batch, accumulate=accumulate, rate=rate, rank=rank, length=length,
         save_every=save_every, checkpointing=checkpointing, seed=seed,
     )  # fmt: skip
     rows, arguments = read_pairs(data), chat_arguments(chat_template_args)
     loaded = o.load(model, device, dtype, revision)
-    check_length(loaded, tuning)
+    tuning = fitted(loaded, tuning, length)
     trained, tokens = _with_tokens(loaded, plain, seed)
-    examples = _examples(trained, rows, wording, (chat, arguments), length, plain)
+    examples = _examples(trained, rows, wording, (chat, arguments), tuning.length, plain)
     story = {"loss": "answers" if plain else "rhio", "data": data.name, "pairs": len(rows), "wording": wording, "chat": chat, "chat_args": arguments}
     with progress("training", hidden=json) as report:
         made = train_to_folder(

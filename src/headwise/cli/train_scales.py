@@ -28,7 +28,7 @@ def scales(
     batch: t.Batch = 1,
     accumulate: t.Accumulate = 4,
     rate: t.Rate = 1e-2,
-    length: t.Length = 2048,
+    length: t.Length = None,
     save_every: t.SaveEvery = 50,
     checkpointing: t.Checkpointing = False,
     chat: o.Chat = False,
@@ -42,20 +42,21 @@ def scales(
     if heads is None:
         o.refuse_unused(context, ("top", "pick"), "is about the heads of --heads; give both, or leave it out")
     from headwise.train.options import Steps
-    from headwise.train.run import check_folder
     from headwise.train.scales import scales_to_folder
 
-    given = t.Given(model, device, dtype, revision, data, passages, chat, heads, top, pick, output, json)
+    given = t.Given(model, device, dtype, revision, data, passages, chat, heads, top, pick, output, length, json)
     options = Steps(
-        steps=steps, batch=batch, accumulate=accumulate, rate=rate, length=length, save_every=save_every, checkpointing=checkpointing, seed=seed
-    )
-    check_folder(output)
+        steps=steps, batch=batch, accumulate=accumulate, rate=rate, length=t.LONGEST if length is None else length, save_every=save_every,
+        checkpointing=checkpointing, seed=seed,
+    )  # fmt: skip
+    o.check_new_folder(output, "--output")
     scores = None if heads is None else o.read_scores(heads)
     chosen = None if scores is None else t.picked(scores, top, pick, seed)
     records = t.records_of(given)
     loaded = o.load(model, device, dtype, revision, heads=scores)
     if chosen is not None:
         loaded.check(chosen)
+    options = t.fitted(loaded, options, length)
     prepared = t.prepared_data(loaded, records, given, options)
     story: dict[str, Any] = {"loss": "answers", "data": data.name, "passages": passages, "chat": chat}
     with progress("training", hidden=json) as report:

@@ -189,6 +189,7 @@ def _made(
 ) -> tuple[Kept, dict[str, Any]]:
     """Pairs to learn from, and what they are described by."""
     from headwise.methods.rhio.filters import kept_pairs
+    from headwise.methods.rhio.options import ANSWERING
     from headwise.methods.rhio.run import describe_unfaithful, unfaithful_pairs
     from headwise.models.model import need_tokenizer
     from headwise.prompts.encoder import PieceEncoder
@@ -200,7 +201,8 @@ def _made(
     encoder = PieceEncoder(need_tokenizer(loaded, "making answers").tokenizer)
     composer = GroundedComposer(encoder, wording, chat, chat_arguments(arguments))
     told = describe_unfaithful(loaded, records, composer, judge, without, options)
-    directory = RunDirectory(_run_folder(output), told)
+    answering = {name: told["options"][name] for name in ANSWERING}  # answers are kept for other filters
+    directory = RunDirectory(_run_folder(output), told | {"options": answering})
     with progress("answering", hidden=json) as report:
         pairs, dropped = unfaithful_pairs(loaded, records, composer, judge, without, options, directory, report)
     return kept_pairs(pairs, options), told | {"records_dropped": dropped}

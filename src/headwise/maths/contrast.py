@@ -16,6 +16,7 @@ from torch import Tensor
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.plain import checked_number
 
+LARGEST = 1e6  # alpha, and a cap: beyond it float32 cannot hold the scores
 COMBINE = {"fixed": 0.2, "entropy": 1.0, "adaptive": 1.0, "routed": 0.5}  # -> the default of alpha
 
 
@@ -28,7 +29,7 @@ class Contrast:
             branch in nats. `adaptive` (AdaCAD, 2409.07394): alpha times the Jensen-Shannon divergence of the branches, which lies in [0, 1].
             `routed`: see `routed_weight`.
         alpha: None: 0.2 (RHIO) for `fixed`, 1 for `entropy` and `adaptive`, 0.5 for `routed`. At least 0; for `fixed` at least -1 (below 0
-            the choice lies between the branches).
+            the choice lies between the branches), at most 1e6.
         plausibility: Only tokens with p+ >= plausibility * max p+ may be chosen; in (0, 1]. None: all may.
         cap: Largest a, at least 0; for `entropy` only, whose a can exceed 5.
 
@@ -46,8 +47,8 @@ class Contrast:
             raise HeadwiseError(f"unknown rule {self.combine!r} to combine branches; use {', '.join(COMBINE)}")
         alpha = checked_number(COMBINE[self.combine] if self.alpha is None else self.alpha, "alpha")
         lowest = -1 if self.combine == "fixed" else 0
-        if alpha < lowest:
-            raise HeadwiseError(f"alpha must be at least {lowest} for combine={self.combine}; got {alpha:g}")
+        if not lowest <= alpha <= LARGEST:
+            raise HeadwiseError(f"alpha must lie in [{lowest}, {LARGEST:g}] for combine={self.combine}; got {alpha:g}")
         object.__setattr__(self, "alpha", alpha)
         if self.plausibility is not None and not 0 < checked_number(self.plausibility, "plausibility") <= 1:
             raise HeadwiseError(f"plausibility must be above 0 and at most 1 (leave it out to allow all tokens); got {self.plausibility:g}")

@@ -11,7 +11,7 @@ import numpy as np
 from headwise.heads.errors import HeadwiseError
 from headwise.report.explorer_data import Entry, group_size, head_columns, run_axes
 from headwise.report.needle_grid import tabulate
-from headwise.report.numbers import capital, count, noun, scored, shares, thresholds
+from headwise.report.numbers import capital, count, neutral, noun, scored, shares, thresholds
 from headwise.report.page.charts import GRID, Chart, heat_map, lines, scatter
 from headwise.report.page.parts import details, figure, figures, section, table
 from headwise.report.page.shell import Html, tag
@@ -36,7 +36,8 @@ def map_chart(entry: Entry, small: bool = False) -> Chart:
     scores = entry.scores
     layers, heads = scores.shape
     known = scores.values[np.isfinite(scores.values)]
-    low, high = (min(0.0, float(known.min())), max(0.0, float(known.max()))) if known.size else (0.0, 1.0)
+    rest = neutral(scores)
+    low, high = (min(rest, float(known.min())), max(rest, float(known.max()))) if known.size else (0.0, 1.0)
     label = f"{capital(scores.score)} scores of {layers} layers by {heads} {noun(scores)}s, {entry.label}"
     height = 132 if small else map_height(layers)
     look: dict[str, Any] = {"legend": False, "axes": False} if small else {"cursor": True, "groups": group_size(scores)}

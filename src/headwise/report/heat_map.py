@@ -22,7 +22,7 @@ from headwise.report.canvas import (
     thinned,
     write_figure,
 )
-from headwise.report.numbers import capital, count, noun, scored, thresholds
+from headwise.report.numbers import capital, count, neutral, noun, scored, thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def draw_heat_map(scores: HeadScores) -> Figure:
     axes = figure.subplots()
     style(axes, capital(noun(scores)), "Layer")
     axes.spines[:].set_visible(False)
-    low, high = min(0.0, float(known.min())), max(0.0, float(known.max()))
+    low, high = min(neutral(scores), float(known.min())), max(neutral(scores), float(known.max()))
     high = high if high > low else low + 1
     image = axes.imshow(np.ma.masked_invalid(scores.values), cmap=_colours(), vmin=low, vmax=high, aspect="auto", zorder=1)
     axes.set_xticks(thinned(heads, (width - 1.9) / heads))

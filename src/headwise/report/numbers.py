@@ -36,6 +36,11 @@ def thresholds(scores: HeadScores) -> tuple[float, ...]:
     return (RETRIEVAL, STRONG) if scores.score == "copy" else ()
 
 
+def neutral(scores: HeadScores) -> float:
+    """The score of a head that does nothing of note, where colours begin: 1 for a learnt scale, else 0."""
+    return 1.0 if scores.score == "scale" else 0.0
+
+
 def scored(scores: HeadScores) -> NDArray[np.float64]:
     """The scores of all scored heads.
 

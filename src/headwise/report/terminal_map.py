@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from headwise.heads.types import HeadScores
-from headwise.report.numbers import count, noun, scored
+from headwise.report.numbers import count, neutral, noun, scored
 
 STEPS = "·░▒▓█"
 STYLES = ("dim", "yellow", "dark_orange", "red", "bold magenta")  # where the terminal has colours
@@ -59,7 +59,7 @@ def stepped(scores: HeadScores) -> tuple[NDArray[np.int64], NDArray[np.float64]]
     """
     known = scored(scores)
     high = float(known.max())
-    start = 0.0 if high > 0 else float(known.min())
+    start = neutral(scores) if high > neutral(scores) else float(known.min())
     edges = np.linspace(start, high, len(STEPS))
     steps = np.clip(np.searchsorted(edges, np.nan_to_num(scores.values), side="left"), 0, len(STEPS) - 1)
     return np.where(np.isnan(scores.values), -1, steps), edges

@@ -119,7 +119,7 @@ def negative_of(model: Model, negative: Any, ids: Ids | None = None) -> Negative
 
 
 def _weaker(model: Model, other: Model) -> Model:
-    if other.hf is model.hf:
+    if other.hf is model.hf or (other.hf.num_parameters() == model.hf.num_parameters() and other.fingerprint == model.fingerprint):
         raise HeadwiseError("the weaker model is the model itself; give another one, or headwise.Without(heads)")
     if model.tokenizer is not None and other.tokenizer is not None:
         same = model.tokenizer.get_vocab() == other.tokenizer.get_vocab()

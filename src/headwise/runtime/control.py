@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from headwise.heads.errors import HeadwiseError
 from headwise.models.model import as_model, need_tokenizer
 from headwise.prompts.control import control_ids, with_control
 from headwise.prompts.encoder import PieceEncoder
@@ -24,10 +25,12 @@ def control_prompts(model: Any, prompt: Any, head: Sequence[int] | None = None) 
         Ids of the faithful and of the unfaithful branch, which differ in one token.
 
     Raises:
-        HeadwiseError: The tokenizer lacks the control tokens, or the prompt is none or too long.
+        HeadwiseError: The tokenizer lacks the control tokens, or the prompt is none, too long, or holds one of them.
     """
     known = need_tokenizer(as_model(model), "control tokens")
     tokens, ids = control_ids(known.tokenizer), prompt_ids(known, prompt)
+    if held := set(tokens) & set(ids):
+        raise HeadwiseError(f"the prompt holds the control token {known.tokenizer.decode([min(held)])} already; leave it out")
     front = PieceEncoder(known.tokenizer).bos if head is None else head
     faithful, unfaithful = (prompt_ids(known, with_control(Prompt(ids), token, front)) for token in tokens)
     return faithful, unfaithful

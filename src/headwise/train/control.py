@@ -33,7 +33,7 @@ def with_control_tokens(model: Model, seed: int = 0) -> Model:
     """
     tokenizer: Any = copy.deepcopy(need_tokenizer(model, "control tokens").tokenizer)
     if known := sorted(set(CONTROL) & set(tokenizer.get_vocab())):
-        raise HeadwiseError(f"the tokenizer of {model.name} has a token {known[0]} already")
+        raise HeadwiseError(f"the tokenizer of {model.name} has a token {known[0]} already; train the model that headwise train rhio started from")
     before = model.hf.get_input_embeddings().weight.shape[0]
     tokenizer.add_tokens(list(CONTROL), special_tokens=True)
     grow_embedding(model.hf, tokenizer)

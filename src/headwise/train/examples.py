@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headwise.heads.errors import HeadwiseError, PromptError
@@ -18,13 +19,21 @@ from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import Passage, PassageComposer, RankingExample
 from headwise.prompts.prompt import Span
 
+WHY = {  # what the counts of `Prepared` say
+    "no_answer": "have no answer",
+    "no_gold": "have no gold passage",
+    "all_gold": "have gold passages only",
+    "too_long": "are too long even with their gold passages and a single distractor",
+    "shortened": "lost distractors that did not fit",
+}
+
 
 @dataclass(frozen=True)
 class TrainExample:
     """One example.
 
     Attributes:
-        ids: Prompt, answer and end of text.
+        ids: Prompt, answer and end of text; the prompt alone where no answer is learnt.
         answer: Where the answer begins; the token in front of it is the last one of the prompt.
         asks: From the question's first word to the end of the prompt.
         passages: Their spans, in the order of the prompt; none where the prompt has no passages.
@@ -47,7 +56,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         examples: In the order of the data.
-        counts: What was left out and why (`no_gold`, `all_gold`, `no_answer`, `gold_too_long`), and of the others how many lost distractors
+        counts: What was left out and why (`no_gold`, `all_gold`, `no_answer`, `too_long`), and of the others how many lost distractors
             (`shortened`), in examples.
     """
 
@@ -75,12 +84,18 @@ class Batch:
 
 
 def prepared(
-    model: Model, records: Sequence[RankingExample], length: int, chat: bool = False, seed: int = 0, alone: bool = False
+    model: Model,
+    records: Sequence[RankingExample],
+    length: int,
+    chat: bool = False,
+    seed: int = 0,
+    alone: bool = False,
+    answers: bool = True,
 ) -> Prepared:
     """Prompts with the first answer of each record behind them.
 
-    Passages are put into a random order. Where they do not fit, distractors are left out from the last one on, before that; gold passages stay
-    (MuDAF's released code, card 3.4).
+    Passages are put into a random order. Where they do not fit, distractors that do not fit behind those before them are left out, before that; gold
+    passages stay (as in MuDAF's released code, card 3.4, which leaves out all behind the first that does not fit).
 
     Args:
         model: With its tokenizer, which has an end-of-text token.
@@ -89,6 +104,7 @@ def prepared(
         chat: Put the prompt into the model's chat template.
         seed: Of the order of the passages.
         alone: Give question and passages as texts of their own, too.
+        answers: Put answers behind the prompts; without them records need none, for losses on heads alone.
 
     Returns:
         What can be used, and counts of the rest.
@@ -97,20 +113,20 @@ def prepared(
         HeadwiseError: No record can be used, or the tokenizer has no end-of-text token.
     """
     encoder = PieceEncoder(need_tokenizer(model, "training").tokenizer)
-    maker = _Maker(encoder, answer_end(encoder, chat), length, chat, alone)
+    maker = _Maker(encoder, answer_end(encoder, chat) if answers else None, length, chat, alone)
     counts: Counter[str] = Counter()
     found = []
     for number, record in enumerate(records):
-        why = _unusable(record)
+        why = _unusable(record, answers)
         made = None if why else maker.fitted(record, np.random.default_rng([seed, 81, number]))
         if made is None:
-            counts[why or "gold_too_long"] += 1
+            counts[why or "too_long"] += 1
             continue
         counts["shortened"] += len(made.passages) < len(record.passages)
         found.append(made)
     if not found:
-        told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items() if count)
-        raise HeadwiseError(f"none of {len(records)} examples can be trained on ({told}); see the counts' names in the docs of training")
+        told = ", ".join(f"{count} {WHY[name]}" for name, count in counts.items() if count)
+        raise HeadwiseError(f"none of {len(records)} examples can be trained on: {told}")
     return Prepared(tuple(found), dict(counts))
 
 
@@ -129,8 +145,8 @@ def answer_end(encoder: PieceEncoder, chat: bool) -> tuple[int, ...]:
     return (end,) if chat else (*encoder.encode("\n"), end)
 
 
-def _unusable(record: RankingExample) -> str:
-    if not record.answers:
+def _unusable(record: RankingExample, answers: bool) -> str:
+    if answers and not record.answers:
         return "no_answer"
     if not record.gold:
         return "no_gold"
@@ -141,34 +157,42 @@ class _Maker(NamedTuple):
     """How examples are made of records."""
 
     encoder: PieceEncoder
-    end: tuple[int, ...]
+    end: tuple[int, ...] | None  # None: no answers
     length: int
     chat: bool
     alone: bool
 
     def fitted(self, record: RankingExample, rng: np.random.Generator) -> TrainExample | None:
-        """The example with as many distractors as fit; None where the gold passages and one distractor do not."""
+        """The example with the distractors that fit; None where not even one does beside the gold passages."""
         keys = rng.random(len(record.passages))  # drawn once, so that leaving one out does not change the order of the others
-        spare = [i for i in range(len(record.passages)) if i not in record.gold]
-        while spare:
-            order = sorted([*record.gold, *spare], key=lambda i: keys[i])
-            made = self._example(record, [record.passages[i] for i in order])
-            if len(made.ids) <= self.length:
-                alone = self._alone(record, order) if self.alone else ()
-                return replace(made, gold=tuple(i in record.gold for i in order), alone=alone)
-            spare.pop()
-        return None
+        every = range(len(record.passages))
+        if (whole := self._ordered(record, every, keys)) is not None:
+            return whole
+        kept, found = sorted(record.gold), None
+        for spare in (i for i in every if i not in record.gold):
+            if (more := self._ordered(record, [*kept, spare], keys)) is not None:
+                kept, found = [*kept, spare], more
+        return found
+
+    def _ordered(self, record: RankingExample, chosen: Sequence[int], keys: NDArray[np.float64]) -> TrainExample | None:
+        """The example of some passages in the order of their keys; None where it is too long."""
+        order = sorted(chosen, key=lambda i: keys[i])
+        made = self._example(record, [record.passages[i] for i in order])
+        if len(made.ids) > self.length:
+            return None
+        alone = self._alone(record, order) if self.alone else ()
+        return replace(made, gold=tuple(i in record.gold for i in order), alone=alone)
 
     def _example(self, record: RankingExample, passages: Sequence[Passage]) -> TrainExample:
         try:
             prompt = prompt_of_documents(self.encoder, record.query, passages, self.chat)
-            answer = answer_ids(self.encoder, prompt, record.answers[0])
+            answer = () if self.end is None else (*answer_ids(self.encoder, prompt, record.answers[0]), *self.end)
         except PromptError as error:
             raise PromptError(f"{record.name or record.query!r}: {error}") from error
         count = len(prompt.ids)
         asks = Span(prompt.span("query").start, count)
         spans = tuple(passages_of(prompt).values())
-        return TrainExample((*prompt.ids, *answer, *self.end), count, asks, spans, name=record.name)
+        return TrainExample((*prompt.ids, *answer), count, asks, spans, name=record.name)
 
     def _alone(self, record: RankingExample, order: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Texts without a frame of a chat, as MuDAF's released code encodes them."""

@@ -48,18 +48,24 @@ class HeadLoss:
     def __call__(self, call: Call, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`; parts are `answer` (not with alpha 1) and `heads`."""
         apart = self._loss if isinstance(self._loss, MudafLoss) and self._loss.mode == "separate" else None
-        answers = self._alpha < 1 or distributed.is_initialized()  # every process must send gradients of all weights
-        if not answers:
+        if self._alpha == 1 and not distributed.is_initialized():
             found = self._alone(batch, apart) if apart else self._to_deepest(batch)
             return {"loss": found.loss, "heads": found.loss}
         if apart:
-            found, answer = self._alone(batch, apart), answer_loss(call, batch)
+            found, answer = self._alone(batch, apart), self._answer(call, batch)
         else:
             with capture(self._model, self._layers) as seen:
-                answer = answer_loss(call, batch)
+                answer = self._answer(call, batch)
                 found = self._loss(seen, marks(batch))
         loss = (1 - self._alpha) * answer + self._alpha * found.loss
-        return {"loss": loss, "answer": answer, "heads": found.loss}
+        return {"loss": loss, "heads": found.loss} | ({"answer": answer} if self._alpha < 1 else {})
+
+    def _answer(self, call: Call, batch: Batch) -> Tensor:
+        """The loss of the answers; with alpha 1 a pass all the same, because every process must send gradients of all weights."""
+        if self._alpha < 1:
+            return answer_loss(call, batch)
+        logits: Tensor = call(input_ids=batch.ids, logits_to_keep=1, use_cache=False).logits
+        return logits.float().mean()  # times 1 - alpha, which is 0
 
     def _to_deepest(self, batch: Batch) -> RowLoss:
         with capture(self._model, self._layers) as seen:

@@ -40,7 +40,9 @@ def with_lora(model: Model, options: Tuning, heads: HeadSet | None = None, token
     from peft import LoraConfig, get_peft_model
 
     if model.adapter is not None or adapted_parts(model.hf):
-        raise HeadwiseError(f"{model.name} has an adapter already; merge it into the weights first (merge_and_unload)")
+        raise HeadwiseError(
+            f"{model.name} has an adapter already; train its merged checkpoint (headwise train writes it beside the adapter; peft: merge_and_unload)"
+        )
     if options.rows and not heads:
         raise HeadwiseError("rows needs the heads whose queries and keys may learn")
     check_unpacked(model)

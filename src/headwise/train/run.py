@@ -68,7 +68,9 @@ def train_to_folder(
         curve = tune(trained, data.examples, objective(trained), options, states, report)
         made = told | {"counts": data.counts, "curve": curve}
         if process() == 0:
-            trained.adapter.peft_config[trained.adapter.active_adapter].base_model_name_or_path = base or model.name
+            config = trained.adapter.peft_config[trained.adapter.active_adapter]
+            config.base_model_name_or_path = base or model.name
+            config.target_modules = sorted(config.target_modules)  # peft holds a set, whose order differs from process to process
             _write(trained, made, folder, tokens)
     return made
 

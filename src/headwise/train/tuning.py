@@ -73,8 +73,16 @@ def tune(
 
 def describe_tuning(options: Steps, examples: Sequence[TrainExample]) -> dict[str, Any]:
     """All that decides a training beside model and objective, as plain data."""
-    flat = torch.tensor([token for one in examples for token in (len(one.ids), one.answer, *one.ids)])
+    flat = torch.tensor([number for one in examples for number in _numbers(one)])
     return {"tuning": asdict(options), "examples": len(examples), "digest": tensors_digest([("examples", flat)])}
+
+
+def _numbers(one: TrainExample) -> Iterator[int]:
+    """All of an example that training depends on; lengths stand in front of lists."""
+    yield from (len(one.ids), one.answer, *one.asks, *one.ids)
+    yield from (len(one.passages), *(edge for span in one.passages for edge in span), *one.gold)
+    for text in one.alone:
+        yield from (len(text), *text)
 
 
 def _trainer(

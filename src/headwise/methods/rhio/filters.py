@@ -19,6 +19,13 @@ from headwise.stats.metrics import units
 
 EMPTY, TRUNCATED, REPETITIVE, FAITHFUL = "empty", "truncated", "repetitive", "faithful all the same"
 UNREADABLE = "no text that can follow the prompt"
+ADVICE = {
+    EMPTY: "take away fewer heads",
+    TRUNCATED: "allow more new tokens",
+    REPETITIVE: "take away fewer heads",
+    FAITHFUL: "take away more heads",
+    UNREADABLE: "take away fewer heads",
+}
 UNLIKE = {"tokens": "another length than the references", "loss": "another loss than the references"}
 
 
@@ -126,7 +133,8 @@ def kept_pairs(pairs: Sequence[Pair], options: UnfaithfulOptions) -> Kept:
     told = {reason: count for reason, count in counts.items() if reason and count}
     if not kept:
         why_none = ", ".join(f"{reason}: {count}" for reason, count in told.items())
-        raise HeadwiseError(f"none of {len(pairs)} unfaithful answers is left ({why_none}); take away more heads, or match less closely")
+        advice = ADVICE.get(max(told, key=lambda reason: told[reason]), "match less closely")
+        raise HeadwiseError(f"none of {len(pairs)} unfaithful answers is left ({why_none}); {advice}")
     check_gap(kept, options.least_gap, "the unfaithful answers that are kept")
     sides = {
         "references": [pair.faithful for pair in pairs],

@@ -9,6 +9,7 @@ from headwise.heads.plain import checked_number
 from headwise.runtime.contrast import check_draw
 from headwise.runtime.options import check_least
 
+ANSWERING = ("max_new_tokens", "temperature", "top_p", "seed")  # options that decide the answers; the others choose among them
 MATCHED = {"both": ("tokens", "loss"), "length": ("tokens",), "loss": ("loss",), "none": ()}
 
 
