@@ -76,3 +76,17 @@ RHIO_CLAIMS = (
            f"resistance of plain fine-tuning minus that of RHIO at alpha 0.2 {TEST}",
            "at least 20 known questions, 0.2 of them resisted after plain fine-tuning"),
 )  # fmt: skip
+
+_READER = "headwise bench reader smollm2 --data rand_test.jsonl --heads FILE --top 8 --items 219 --controls 20, FILE from headwise detect smollm2"
+_EXPERTQA = "ExpertQA, test part of the random split: claims that were judged on evidence; heads from needles"
+READER_CLAIMS = tuple(
+    Claim(f"reader.smollm2.{key}", "rhio, evidence (2605.07209)", sentence, "at least 100 sentences of either kind", rule, _EXPERTQA,
+          "20 draws of layer-matched random heads, shared words, length", _READER)
+    for key, sentence, rule in (
+        ("above_random", "Copying by retrieval heads of a small reader tells supported sentences better than random heads do.",
+         "AUC of copying above that of all 20 draws (p of the rank 0.048)"),
+        ("above_words", "And better than shared words.", "AUC of copying above that of shared words, whose value lies below its 95 % interval"),
+        ("attention", "Attention to the documents tells them better than random heads do.",
+         "AUC of attention above that of all 20 draws (p of the rank 0.048)"),
+    )
+)  # fmt: skip
