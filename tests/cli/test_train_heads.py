@@ -120,19 +120,27 @@ def test_heads_are_needed_and_folders_are_not_replaced(headwise, files, tmp_path
     check_refused(headwise("train", "rank", *data[2:], "--alpha", "0", "--heads", str(files / "heads.json")), "--alpha must lie in")
 
 
+def in_two_processes(*words):
+    """headwise by torchrun."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "headwise"]
+    both = subprocess.run([*start, *map(str, words)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert both.returncode == 0, both.stderr[-2000:]
+
+
+def check_same_weights(first, second):
+    one, two = load_file(first), load_file(second)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(headwise, files, tmp_path):
     """torchrun: each process reads half of every step's examples."""
     told = command("mudaf", files, "--top", "2", "--json", "--device", "cpu")
     done = headwise(*told, "-o", str(tmp_path / "one"), "--accumulate", "2")
     assert done.code == 0, done.err
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "headwise"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    both = subprocess.run([*start, *told, "-o", str(tmp_path / "two")], capture_output=True, text=True, env=environment)
-    assert both.returncode == 0, both.stderr[-2000:]
-    one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+    in_two_processes(*told, "-o", str(tmp_path / "two"))
+    check_same_weights(*(tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("one", "two")))
 
 
 @pytest.mark.slow

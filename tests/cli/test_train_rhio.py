@@ -21,6 +21,7 @@ from headwise.testing.tokenizers import character_tokenizer
 from headwise.train.control import with_control_tokens
 from headwise_lab.faithful import conflict_records
 from tests.cli.test_refusals import check_refused
+from tests.cli.test_train_heads import check_same_weights, in_two_processes
 
 STEPS = ["--steps", "3", "--accumulate", "1", "--length", "200", "--rank", "2"]
 FEW = ["--max-new-tokens", "12"]
@@ -269,3 +270,12 @@ def test_help_says_that_faithful_is_not_true(headwise):
         told = " ".join(headwise(*words, "--help").out.replace("│", " ").split())
         assert "faithful is not true" in told.lower()
         assert "wrong" in told
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(headwise, files, base, tmp_path):
+    told = ["train", "rhio", base, "--data", files / "pairs.jsonl", *STEPS, "--device", "cpu"]
+    done = headwise(*told, "-o", tmp_path / "one", "--accumulate", 2)
+    assert done.code == 0, done.err
+    in_two_processes(*told, "-o", tmp_path / "two")
+    check_same_weights(*(tmp_path / name / "merged" / "model.safetensors" for name in ("one", "two")))

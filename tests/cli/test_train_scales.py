@@ -8,7 +8,7 @@ import torch
 
 import headwise as hw
 from tests.cli.test_refusals import check_refused
-from tests.cli.test_train_heads import files  # noqa: F401  (a fixture)
+from tests.cli.test_train_heads import check_same_weights, files, in_two_processes  # noqa: F401  (files is a fixture)
 
 STEPS = ["--steps", "2", "--accumulate", "1", "--save-every", "1", "--length", "256"]
 
@@ -67,3 +67,12 @@ def test_folders_are_not_replaced(headwise, command, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     check_refused(headwise(*command), "not an empty folder")
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(headwise, command, tmp_path):
+    told = [*command[:-2], "--device", "cpu"]
+    done = headwise(*told, "-o", tmp_path / "one", "--accumulate", 2)
+    assert done.code == 0, done.err
+    in_two_processes(*told, "-o", tmp_path / "two")
+    check_same_weights(*(tmp_path / name / "merged" / "model.safetensors" for name in ("one", "two")))
