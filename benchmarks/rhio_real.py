@@ -57,8 +57,8 @@ SHARE, FEW, FEWER, DRAWS, DOSED, ROWS, EARLY = 0.1, 100, 40, 3, 60, 16, 30  # FE
 LIMIT = {"lab": 48, "smollm2": 24}  # tokens of an answer
 # Of both kinds of answers; trainings on faithful ones alone take half as many steps.
 TUNING = {
-    "lab": Tuning(steps=150, batch=8, accumulate=1, rate=1e-3, length=400, save_every=50),
-    "smollm2": Tuning(steps=100, batch=1, accumulate=4, rate=2e-4, length=400, save_every=25),
+    "lab": Tuning(steps=300, batch=8, accumulate=1, rate=1e-3, length=400, save_every=50),
+    "smollm2": Tuning(steps=200, batch=1, accumulate=4, rate=2e-4, length=400, save_every=25),
 }
 START = {"lab": 150, "smollm2": 75}  # steps on references
 ALPHAS = {"lab": (0.1, 0.2, 0.5, 1.0, 2.0), "smollm2": (0.2, 1.0)}

@@ -3,6 +3,11 @@
 The card's claims 1 to 9 on three lab models (`world-6m`, `world-6m-seed1`, `world-6m-qwen3`), and those that short answers can test on `smollm2`.
 Every model is first tuned on references (`start`), because a base model writes off-task text; its retrieval heads (copy score, the best 10 %) are
 taken away to make unfaithful answers, and all trainings go on from there.
+
+Second try. In the first one on `smollm2` (100 steps of 4 answers; new tokens that began 0.1 standard deviations apart and learnt at the adapter's
+rate) the model did not tell the tokens apart: correction 0.30 behind [POS], 0.28 behind [NEG], 0.56 after plain fine-tuning. The tokens now begin
+apart and have a rate of their own, and steps were doubled in both sets. Chosen on 48 micro-world questions that no claim uses; there, too, 300
+steps hardly parted the tokens.
 """
 
 from __future__ import annotations

@@ -12,13 +12,13 @@ from headwise.models.adapters import grow_embedding
 from headwise.models.model import Model, need_tokenizer
 from headwise.prompts.control import CONTROL, control_ids
 
-NOISE = 0.1  # of the new rows, in standard deviations of the embedding; equal rows would part slowly
+NOISE = 1.0  # of the new rows, in standard deviations of the embedding, so that they differ as much as other tokens do; alike rows part slowly
 
 
 def with_control_tokens(model: Model, seed: int = 0) -> Model:
     """The model with two new tokens. Its embedding grows in place; the tokenizer is a copy.
 
-    Both begin as the mean embedding with a little noise, different for each. They learn where `with_lora` is told so, and are saved with the
+    Both begin as the mean embedding with noise as wide as the embedding itself, different for each. They learn where `with_lora` is told so, and are saved with the
     adapter, with the tokenizer beside it.
 
     Args:
