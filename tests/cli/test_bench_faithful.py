@@ -67,6 +67,8 @@ def test_short_answers_make_a_table_of_three_measures(headwise, given, tmp_path)
     row = next(line for line in lines if line.startswith("plain"))
     assert "100 (100–100)" in row
     assert row.count("not testable") == 2
+    assert "Not testable: fewer questions than --min-questions." in done.out
+    assert "Second lines" not in done.out  # there is one decoder
     assert "22 questions" in done.out
     assert max(map(len, (line for line in lines if not line.startswith("result")))) <= 80
     told = json.loads(path.read_text())
@@ -75,6 +77,9 @@ def test_short_answers_make_a_table_of_three_measures(headwise, given, tmp_path)
     again = answered(headwise, *words, "--items", 22, "-o", tmp_path / "s.json", "--against", path, "--min-questions", 23, "--json")
     rows = json.loads(again.out)["rows"]
     assert [(row["measure"], row["testable"]) for row in rows if row["measure"] == "correction"] == [("correction", False), ("correction", True)]
+    assert [row["model"] for row in rows if row["measure"] == "correction"] == ["model", "model (r.json)"]  # both are called the same
+    named = answered(headwise, *words, "--items", 22, "-o", tmp_path / "n.json", "--against", path, "--name", "mine", "--json")
+    assert {row["model"] for row in json.loads(named.out)["rows"]} == {"mine", "model"}
     other = headwise("bench", *words, "--items", 21, "-o", tmp_path / "t.json", "--against", path)
     check_refused(other, "r.json asked other questions")
     assert not (tmp_path / "t.json").exists()

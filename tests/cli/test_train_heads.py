@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import headwise as hw
+from headwise.models.names import label, names_of
 from tests.cli.test_refusals import check_refused
 
 STEPS = ["--steps", "2", "--accumulate", "1", "--save-every", "1", "--length", "256", "--rank", "2"]
@@ -60,6 +61,8 @@ def test_an_adapter_and_a_checkpoint_are_written(headwise, files, tmp_path, kind
     assert story["curve"] == told["curve"]
     assert story["model"] == "lab-6m"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # the run is gone
+    assert {label(str(out / part)) for part in ("adapter", "merged")} == {"out"}
+    assert names_of(hw.load(str(out / "merged"))) == {"out", "lab-6m"}  # so that heads of the model it was made from are its own
     ids = torch.tensor([[3, 4, 5, 6, 7]])
     adapted, merged, base = (hw.load(name) for name in (str(out / "adapter"), str(out / "merged"), "lab-6m"))
     with torch.no_grad():

@@ -185,6 +185,14 @@ def test_tuning_and_its_control(headwise, files, base, tmp_path):
     assert "--contrast" not in plain.out
 
 
+def test_plain_tuning_takes_questions_with_references(headwise, files, base, tmp_path):
+    done = headwise("train", "rhio", base, "--data", files / "short.jsonl", *STEPS, "--plain", "-o", "start", "--json")
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "start" / "training.json").read_text())["examples"] == 2
+    check_refused(headwise("train", "rhio", base, "--data", files / "none.jsonl", *STEPS, "--plain", "-o", "no"), "no question with documents")
+    check_refused(headwise("train", "rhio", base, "--data", files / "short.jsonl", *STEPS, "-o", "no"), '"unfaithful": "..."')
+
+
 @pytest.mark.parametrize(
     ("more", "parts"),
     [

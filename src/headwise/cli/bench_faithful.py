@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ITEMS, SHORT, LONG, CHECKER = 100, 20, 200, "lexical"
 # A measurement: (folder of finished questions, report of progress) -> result with `to_json` and `save`.
 Run = Callable[["RunDirectory", Any], Any]
-Where = tuple[str, str, str | None]  # device, dtype, revision
+Where = tuple[str, str, str | None, str | None]  # device, dtype, revision, name in results
 
 Data = Annotated[
     Path,
@@ -78,6 +78,7 @@ def faithful(
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
+    name: o.Name = None,
     output: o.Output = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
@@ -88,7 +89,7 @@ def faithful(
     whole sentences: support of each sentence by the documents, beside coverage, length and refusals. Faithful is not true: a model that trusts
     documents trusts wrong ones, too.
     """
-    path = o.output_path(output, model, "faithful", overwrite)
+    path = o.output_path(output, name or model, "faithful", overwrite)
     names = _names(decoders)
     others = [_read_result(file) for file in against or ()]
     long = _in_sentences(data, layout)
@@ -99,11 +100,11 @@ def faithful(
     given = {"names": names, "items": items, "wording": wording, "chat": chat, "chat_args": chat_template_args, "seed": seed}
     if long:
         limit = LONG if max_new_tokens is None else max_new_tokens
-        described, run = _support(model, data, layout, checker or CHECKER, limit, (device, dtype, revision), given)
+        described, run = _support(model, data, layout, checker or CHECKER, limit, (device, dtype, revision, name), given)
     else:
         limit = SHORT if max_new_tokens is None else max_new_tokens
         least = 20 if min_questions is None else min_questions
-        described, run = _follow(model, data, layout, shots or 0, limit, least, (device, dtype, revision), given)
+        described, run = _follow(model, data, layout, shots or 0, limit, least, (device, dtype, revision, name), given)
     _measure(path, described, run, others, overwrite, json)
 
 
@@ -121,7 +122,7 @@ def _measure(
     told = result.to_json()
     result.save(path, overwrite)  # last: while it is missing, the same command goes on
     directory.remove()
-    rows = [*told["rows"], *(row for _, other in others for row in other["rows"])]
+    rows = [*told["rows"], *_rows_of(others, {row["model"] for row in told["rows"]})]
     if json:
         o.print_json({"result": str(path), "kind": told["kind"], "dropped": told["dropped"], "rows": rows})
         return
@@ -231,6 +232,17 @@ def _in_sentences(data: Path, layout: str) -> bool:
         return layout in grounded.LAYOUTS
     first = next(read_json_rows(data, "questions", PromptError), ("", None))[1]
     return grounded.layout_of(first) is not None
+
+
+def _rows_of(others: Sequence[tuple[str, dict[str, Any]]], taken: set[str]) -> list[dict[str, Any]]:
+    """Rows of other results; a model whose name is taken already is told by the name of its file, too."""
+    found = []
+    for file, other in others:
+        names = {str(row["model"]) for row in other["rows"]}
+        clash = names & taken
+        found += [row | {"model": f"{row['model']} ({Path(file).name})"} if row["model"] in clash else row for row in other["rows"]]
+        taken |= names
+    return found
 
 
 def _read_result(file: Path) -> tuple[str, dict[str, Any]]:

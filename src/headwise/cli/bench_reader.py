@@ -31,6 +31,7 @@ def reader(
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
+    name: o.Name = None,
     output: o.Output = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
@@ -39,7 +40,7 @@ def reader(
 
     Beside it stand scores that need no heads: layer-matched random heads, shared words, and the length of the sentence.
     """
-    path = o.output_path(output, model, "reader", overwrite)
+    path = o.output_path(output, name or model, "reader", overwrite)
     from headwise.evaluation.head_reader import ReaderOptions, describe_reader, read_answers
     from headwise.prompts.encoder import PieceEncoder
     from headwise.prompts.grounded import drawn, read_grounded
@@ -50,7 +51,7 @@ def reader(
     options, arguments = ReaderOptions(pool, controls, seed), chat_arguments(chat_template_args)
     scores = o.read_scores(heads)
     records = drawn(read_grounded(data, layout), items, seed)
-    loaded = o.load(model, device, dtype, revision, heads=scores)
+    loaded = o.load(model, device, dtype, revision, name, heads=scores)
     chosen = loaded.check(scores.top(top))
     composer = GroundedComposer(PieceEncoder(loaded.tokenizer), wording, chat, arguments)
     directory = RunDirectory(path.with_name(path.name + ".run"), describe_reader(loaded, chosen, records, composer, options))

@@ -63,7 +63,7 @@ ChatArgs = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of haystack windows and controls.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all that is drawn: windows, orders, controls.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Where to write the result.", show_default="headwise-out/...")
 ]
@@ -282,9 +282,9 @@ def output_path(
     output: Path | None, model: str | None, kind: str, overwrite: bool, end: str = ".json", html: Path | None = None
 ) -> Path:
     """Where to write; refused before any work is done as by `check_file`, as is a page that is written beside it."""
-    from headwise.models.names import DEFAULT
+    from headwise.models.names import DEFAULT, label
 
-    name = DEFAULT if model is None else Path(model).name or "model"
+    name = DEFAULT if model is None else Path(label(model)).name or "model"
     if html is not None:
         check_file(html, "--html")
     return check_file(output or Path("headwise-out") / f"{name}.{kind}{end}", "--output", overwrite)
@@ -351,8 +351,10 @@ def tell_other_model(scores: Any, model: Model) -> None:
         scores: `HeadScores`; anything else (no heads, or a choice of them) tells nothing.
         model: The one that runs.
     """
+    from headwise.models.names import names_of
+
     made = getattr(scores, "provenance", {}).get("model")
-    if isinstance(made, str) and Path(made).name and Path(made).name.lower() != Path(model.name).name.lower():
+    if isinstance(made, str) and Path(made).name and Path(made).name.lower() not in names_of(model):
         hold(f"these heads were found in {made}, and {model.name} runs; heads of another model rarely have the same work")
 
 

@@ -34,7 +34,9 @@ Pairs = Annotated[Path, typer.Option(help="Pairs of answers: JSON lines of headw
 Plain = Annotated[
     bool,
     typer.Option(
-        "--plain", help="The control: plain fine-tuning on the faithful answers alone, in half as many steps, so that it sees them as often."
+        "--plain",
+        help="Plain fine-tuning on the faithful answers alone, in half as many steps, so that it sees them as often: the control, and the first "
+        "step for base models, for which --data may hold questions with documents and answers.",
     ),
 ]
 Wording = Annotated[str, typer.Option(help="Wording of the prompts: plain or instructed.")]
@@ -71,7 +73,7 @@ def rhio(
     The method trains the model to trust its documents, wrong ones included: faithful is not true. Afterwards headwise generate DIR/merged --contrast
     control:alpha=0.2 contrasts both ways to answer. The control token stands in front of what the user says.
     """
-    from headwise.methods.rhio.file import read_pairs
+    from headwise.methods.rhio.file import read_pairs, read_references
     from headwise.prompts.prompt import chat_arguments
     from headwise.train.objectives import AnswerLoss
     from headwise.train.run import train_to_folder
@@ -81,7 +83,7 @@ def rhio(
         parts, steps=-(-steps // 2) if plain else steps, batch=batch, accumulate=accumulate, rate=rate, rank=rank, length=length,
         save_every=save_every, checkpointing=checkpointing, seed=seed,
     )  # fmt: skip
-    rows, arguments = read_pairs(data), chat_arguments(chat_template_args)
+    rows, arguments = read_references(data) if plain else read_pairs(data), chat_arguments(chat_template_args)
     loaded = o.load(model, device, dtype, revision)
     tuning = fitted(loaded, tuning, length)
     trained, tokens = _with_tokens(loaded, plain, seed)

@@ -139,17 +139,12 @@ def _records(data: Path, layout: str, items: int | None, seed: int) -> list[Grou
     """Records of a file with documents, or of one with passages and answers."""
     from headwise.heads.errors import PromptError
     from headwise.heads.files import read_json_rows
-    from headwise.prompts.grounded import GroundedRecord, drawn, layout_of, read_grounded
-    from headwise.prompts.ranking_data import LAYOUTS, read_ranking_examples
+    from headwise.prompts.grounded import drawn, layout_of, read_grounded
 
     first = next(read_json_rows(data, "questions", PromptError), ("", None))[1]
-    if layout == "auto" and layout_of(first) is None and isinstance(first, Mapping) and set(LAYOUTS) & set(first):
-        found = [
-            GroundedRecord(one.query, tuple(p for p in one.passages if not p.is_empty), one.answers, one.answers, name=one.name)
-            for one in read_ranking_examples(data)
-        ]
-    else:
-        found = read_grounded(data, layout)
+    if layout == "auto" and layout_of(first) is None and isinstance(first, Mapping) and "ctxs" in first:
+        layout = "nq"  # elsewhere such a file is one of short answers
+    found = read_grounded(data, layout)
     return found if items is None else drawn(found, items, seed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -12,6 +13,8 @@ from typing import Any
 from headwise.heads.errors import HeadwiseError
 from headwise.models.checkpoint import some_of
 from headwise.models.registry import LAB_COMMAND, LAB_MODELS, entry_named, registered_names
+
+STORY = "training.json"  # beside the checkpoints that `headwise train` writes
 
 DEFAULT = "lab-6m"
 PATIENCE = 5.0  # seconds the hub may take to say whether it has a model
@@ -204,10 +207,27 @@ def within(seconds: float, ask: Callable[[], Any]) -> Any:
 
 
 def label(source: str) -> str:
-    """What a result calls a model that was loaded from a hub id or a folder: never the folder's whole path."""
+    """What a result calls a model that was loaded from a hub id or a folder: never the folder's whole path.
+
+    The parts of a folder of `headwise train` (`merged`, `adapter`) are called by that folder's name, so that results of several trainings differ.
+    """
     path = Path(source)
     for part, below in zip(path.parts, path.parts[1:], strict=False):
         if part.startswith("models--") and below == "snapshots":  # a folder of the hub cache, named by a commit
             return part.removeprefix("models--").replace("--", "/")
     is_folder = path.is_absolute() or source.startswith(".") or len(path.parts) > 2 or path.is_dir()
-    return Path(os.path.realpath(path)).name if source and is_folder else source  # unlike resolve(), it bears links in a circle
+    real = Path(os.path.realpath(path))  # unlike resolve(), it bears links in a circle
+    if not (source and is_folder):
+        return source
+    return real.parent.name if (real.parent / STORY).is_file() else real.name
+
+
+def names_of(model: Any) -> set[str]:
+    """What a `Model` is called, and the model that `headwise train` made it from, in small letters without folders."""
+    story = Path(str(getattr(model.hf.config, "_name_or_path", "") or "")).parent / STORY
+    try:
+        told = json.loads(story.read_text("utf-8")) if story.is_file() else {}
+    except (OSError, ValueError):
+        told = {}
+    names = (model.name, told.get("model") if isinstance(told, dict) else None)
+    return {Path(name).name.lower() for name in names if isinstance(name, str)}

@@ -3,6 +3,7 @@
 The data sets themselves are never part of headwise. Layouts: `clapnq` (Rosenthal et al. 2024, arXiv:2404.02103), `expertqa` (Malaviya et al.
 2024, arXiv:2309.07852), `quotesum` (Schuster et al. 2024, arXiv:2311.04886), `hagrid` (Kamalloo et al. 2023, arXiv:2307.16883), `webgpt`
 (comparisons of WebGPT, Nakano et al. 2021, arXiv:2112.09332, most of whose questions are ELI5's), `own` (our JSON lines).
+Labelled queries with passages and short answers (`prompts.ranking_data`) are read, too: `hotpotqa`, `nq`, and `query` (our lines).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from headwise.heads.errors import PromptError
 from headwise.heads.files import read_json_rows
 from headwise.heads.text import reason
+from headwise.prompts import ranking_data
 from headwise.prompts.passages import Passage, passage_of
 from headwise.prompts.sentences import without_citations
 
@@ -31,6 +33,8 @@ MARKS = {
     "source1": "quotesum",
     "input": "clapnq",
     "documents": "own",
+    "supporting_facts": "hotpotqa",
+    "query": "query",
 }
 SUPPORT = {"Complete": 1.0, "Partial": 0.5, "Incomplete": 0.0, "Missing": 0.0}  # ExpertQA's judgements; N/A says nothing
 SOURCES = 8  # numbered sources that a row of QuoteSum has room for
@@ -299,6 +303,17 @@ def _list(value: Any) -> list[Any]:
     return [value] if isinstance(value, str) else list(value)
 
 
+def _labelled(mark: str) -> Callable[[Row, str], GroundedRecord]:
+    """A reader of labelled queries: all passages are documents, and the first answer is what a good one mentions."""
+
+    def read(row: Row, place: str) -> GroundedRecord:
+        one = ranking_data.LAYOUTS[mark](row, place)
+        passages = tuple(passage for passage in one.passages if not passage.is_empty)
+        return GroundedRecord(one.query, passages, one.answers, one.answers[:1], name=one.name)
+
+    return read
+
+
 LAYOUTS: dict[str, Callable[[Row, str], GroundedRecord]] = {
     "clapnq": _clapnq,
     "expertqa": _expertqa,
@@ -306,4 +321,7 @@ LAYOUTS: dict[str, Callable[[Row, str], GroundedRecord]] = {
     "hagrid": _hagrid,
     "webgpt": _webgpt,
     "own": _own,
+    "hotpotqa": _labelled("supporting_facts"),
+    "nq": _labelled("ctxs"),
+    "query": _labelled("passages"),
 }

@@ -39,9 +39,14 @@ def faithful_table(rows: Sequence[Row]) -> Table:
         "Correction: the passage is right and memory wrong; answers by the passage.\n"
         "Resistance: the passage is wrong and memory right; answers by memory.\n"
         "Agreement: both are right; right answers. Brackets: 95 % interval over\n"
-        "questions. Second lines: difference to plain decoding in points, and p of\n"
-        "it, corrected for the number of rows."
+        "questions."
     )
+    if not all(row["testable"] for row in rows):
+        table.caption += "\nNot testable: fewer questions than --min-questions."
+    if any("difference" in row for row in rows):
+        table.caption += (
+            "\nSecond lines: difference to plain decoding in points, and p of it, corrected\nfor the number of rows."
+        )
     return table
 
 
@@ -107,9 +112,11 @@ def reader_table(result: Mapping[str, Any]) -> Table:
     table.caption = (
         "Attention: mass on the documents. Copying: the strongest key is the token to\n"
         "come, in a document. Random heads: mean, smallest and largest of the draws.\n"
-        "p rank: the chosen heads among the draws. On evidence: without sentences that\n"
-        "no document was named for. Length: shorter sentences count as supported."
+        "p rank: the chosen heads among the draws. Length: shorter sentences count as\n"
+        "supported."
     )
+    if any(row["judged"] != "all" for row in result["rows"]):
+        table.caption += "\nOn evidence: without sentences that no document was named for."
     return table
 
 

@@ -18,8 +18,8 @@ NOISE = 1.0  # of the new rows, in standard deviations of the embedding, so that
 def with_control_tokens(model: Model, seed: int = 0) -> Model:
     """The model with two new tokens. Its embedding grows in place; the tokenizer is a copy.
 
-    Both begin as the mean embedding with noise as wide as the embedding itself, different for each. They learn where `with_lora` is told so, and are saved with the
-    adapter, with the tokenizer beside it.
+    Both begin as the mean embedding with noise as wide as the embedding itself, different for each. They learn where `with_lora` is told so, and
+    are saved with the adapter, with the tokenizer beside it.
 
     Args:
         model: With its tokenizer, without an adapter.

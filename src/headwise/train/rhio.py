@@ -28,7 +28,7 @@ def control_examples(model: Model, rows: Sequence[PairRow], composer: GroundedCo
 
     Args:
         model: Of `with_control_tokens`; for `plain` any model.
-        rows: Pairs of answers.
+        rows: Pairs of answers; for `plain` the unfaithful one may be empty.
         composer: Of the prompts, with the tokenizer of `model`.
         length: Longest example in tokens.
         plain: The control run: the faithful answers alone, without tokens, of the same pairs.
@@ -47,7 +47,7 @@ def control_examples(model: Model, rows: Sequence[PairRow], composer: GroundedCo
     for row in rows:
         prompt = composer.opened(GroundedRecord(row.question, row.documents, name=row.name))
         try:
-            answers = [answer_ids(composer.encoder, prompt, text) for text in (row.faithful, row.unfaithful)]
+            answers = [answer_ids(composer.encoder, prompt, text) for text in _texts(row, plain)]
         except PromptError:
             counts["cannot_follow"] += 1
             continue
@@ -60,6 +60,11 @@ def control_examples(model: Model, rows: Sequence[PairRow], composer: GroundedCo
     if not found:
         raise HeadwiseError(f"none of {len(rows)} pairs can be trained on (too long: {counts['too_long']}); allow longer examples")
     return Prepared(tuple(found), dict(counts))
+
+
+def _texts(row: PairRow, plain: bool) -> tuple[str, ...]:
+    """The answers of a pair; plain training looks at the unfaithful one too, where there is one, so that it leaves out the same pairs."""
+    return (row.faithful,) if plain and not row.unfaithful else (row.faithful, row.unfaithful)
 
 
 def _example(prompt: Prompt, answer: tuple[int, ...], name: str) -> TrainExample:

@@ -15,6 +15,7 @@ from headwise.heads.types import HeadSet
 from headwise.models.adapters import merged
 from headwise.models.export import appearing
 from headwise.models.model import Model, describe_model
+from headwise.models.names import STORY
 from headwise.runtime.rundir import RunDirectory
 from headwise.train.examples import Prepared
 from headwise.train.lora import with_lora
@@ -22,7 +23,6 @@ from headwise.train.objectives import Objective
 from headwise.train.options import Steps, Tuning
 from headwise.train.tuning import describe_tuning, process, tune
 
-STORY = "training.json"
 STATES = "states"  # of the Trainer, inside the run directory
 
 

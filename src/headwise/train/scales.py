@@ -20,11 +20,12 @@ from headwise.heads.progress import Report, silent
 from headwise.heads.types import HeadId, HeadScores, HeadSet
 from headwise.models.export import appearing, restored
 from headwise.models.model import Model, describe_model, device_of
+from headwise.models.names import STORY
 from headwise.models.weights import check_editable, scale_in_weights
 from headwise.train.examples import Prepared, TrainExample
 from headwise.train.objectives import AnswerLoss
 from headwise.train.options import Steps
-from headwise.train.run import STORY, describe_training, resumable
+from headwise.train.run import describe_training, resumable
 from headwise.train.tuning import describe_tuning, process, tune
 
 SCALES = "scales.json"

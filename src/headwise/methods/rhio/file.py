@@ -11,6 +11,7 @@ from typing import Any
 from headwise.heads.errors import PromptError
 from headwise.heads.files import read_json_rows
 from headwise.methods.rhio.filters import Pair
+from headwise.prompts.grounded import read_grounded
 from headwise.prompts.passages import Passage, passage_of
 
 WANTED = '{"question": "...", "documents": ["..."], "faithful": "...", "unfaithful": "..."}'
@@ -24,7 +25,7 @@ class PairRow:
         question: What is asked.
         documents: What the faithful answer rests on.
         faithful: The answer to be learnt behind `[POS]`.
-        unfaithful: The one behind `[NEG]`.
+        unfaithful: The one behind `[NEG]`; empty where only faithful ones are learnt.
         name: What messages call it.
     """
 
@@ -50,6 +51,24 @@ def read_pairs(path: Path | str) -> list[PairRow]:
     if not found:
         raise PromptError(f"{path} holds no pairs of answers; make it with headwise train unfaithful")
     return found
+
+
+def read_references(path: Path | str) -> list[PairRow]:
+    """Questions with documents and their first reference answer, for plain training; their unfaithful answer is empty.
+
+    Args:
+        path: Pairs, or whatever `read_grounded` reads.
+
+    Raises:
+        PromptError: As `read_pairs` and `read_grounded`; or no question has an answer.
+    """
+    first = next(read_json_rows(Path(path), "questions", PromptError), ("", None))[1]
+    if isinstance(first, dict) and "unfaithful" in first:
+        return read_pairs(path)
+    records = [one for one in read_grounded(path) if one.references and one.documents and one.answerable]
+    if not records:
+        raise PromptError(f"{path} holds no question with documents and a reference answer")
+    return [PairRow(one.question, one.documents, one.references[0], "", one.name) for one in records]
 
 
 def _row(pair: Pair) -> dict[str, Any]:
