@@ -56,11 +56,13 @@ class Condition(NamedTuple):
         name: Of it.
         heads: That are trained; None: plain fine-tuning.
         alpha: Weight of their loss.
+        pool: See `MudafLoss`.
     """
 
     name: str
     heads: hw.HeadSet | None
     alpha: float = 0.7
+    pool: str = "mean"
 
 
 def tell(done: float, total: float, remark: str = "") -> None:
@@ -85,6 +87,7 @@ def conditions(scores: hw.HeadScores, more: bool) -> list[Condition]:
     if more:
         found += [Condition(f"alpha-{alpha:g}", best, alpha) for alpha in (0.3, 1.0)]
         found += [Condition(f"top-{k}", scores.top(k)) for k in (1, 2, 4)] + [Condition("top-all", hw.HeadSet.of(ranked, scores.shape))]
+        found.append(Condition("lse", best, pool="lse"))
     return found
 
 
@@ -97,7 +100,7 @@ def trained(name: str, base: Callable[[], Model], parts: mudaf_sets.Parts, condi
     data = prepared(model, parts.train, options.length, name == "smollm2")
 
     def objective(adapted: Model) -> Objective:
-        return AnswerLoss() if condition.heads is None else HeadLoss(adapted, MudafLoss(condition.heads), condition.alpha)
+        return AnswerLoss() if condition.heads is None else HeadLoss(adapted, MudafLoss(condition.heads, pool=condition.pool), condition.alpha)
 
     heads = [] if condition.heads is None else [str(head) for head in condition.heads]
     story = {"condition": condition.name, "alpha": condition.alpha, "trained_heads": heads}
@@ -223,6 +226,8 @@ def claims(name: str, models: Sequence[dict[str, Any]]) -> dict[str, dict[str, A
         def focus_of(condition: str) -> float:
             return float(np.mean([f1_of(m, condition, m["heads"]["best"]).mean() for m in models]))
 
+        mass = difference(lambda m: f1_of(m, "lse", m["heads"]["best"]) - f1_of(m, "plain", m["heads"]["best"]))
+        out["lse"] = {"gate": True, "holds": mass["low"] > 0 and same(mass), **mass}
         sizes = {k: mean(place) for k, place in (("1", "top-1"), ("2", "top-2"), ("4", "top-4"), ("8", "best"), ("all", "top-all"))}
         alphas = {alpha: (focus_of(place), mean(place)) for alpha, place in
                   (("0", "plain"), ("0.3", "alpha-0.3"), ("0.7", "best"), ("1", "alpha-1"))}  # fmt: skip
