@@ -58,8 +58,8 @@ TRAIN_CLAIMS = (
           RUN.replace("SET", "lab")),
     # Added when the ones above had been judged: the published loss had not raised F1.
     Claim("mudaf.lab.lse", "ours", "The loss on attention mass raises the F1 of the heads that it trains.", "",
-          "mean F1 on judged questions of the 8 best heads, trained with pool=lse, minus that after plain fine-tuning: lower end above 0, and the same "
-          "sign in all three models", SETS["lab"], CONTROLS, RUN.replace("SET", "lab")),
+          "mean F1 on judged questions of the 8 best heads, trained with pool=lse, minus that after plain fine-tuning: lower end above 0, and the "
+          "same sign in all three models", SETS["lab"], CONTROLS, RUN.replace("SET", "lab")),
     Claim("mudaf.lab.alpha", "mudaf 6.9", "With alpha 1 the heads are best and the answers worst.", "",
           "of alpha 0, 0.3, 0.7, 1 (8 best heads): 1 has the highest mean F1 and the lowest mean exact match over the three models", SETS["lab"],
           CONTROLS, RUN.replace("SET", "lab")),
