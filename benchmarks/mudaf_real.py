@@ -1,7 +1,7 @@
 """The claims about training with heads (`registered/train.py`): find heads, train, judge.
 
     python benchmarks/mudaf_real.py lab --keep FOLDER --json                        # three lab models; about an hour on two cores
-    python benchmarks/mudaf_real.py smollm2 --data FOLDER --keep FOLDER --json      # an hour and a half
+    python benchmarks/mudaf_real.py smollm2 --data FOLDER --keep FOLDER --json      # two hours
 
 FOLDER of --data holds `nq-open-oracle` and `hotpotqa-distractor`; --keep holds what is finished, so that the same command goes on.
 """
@@ -18,18 +18,21 @@ from typing import Any, NamedTuple
 
 import mudaf_sets
 import numpy as np
+import torch
 from common import hardware
 from registered import judged
 
 import headwise as hw
 from headwise.attention.plan import attached
+from headwise.caches.shared import fork, full_cache
 from headwise.evaluation.perplexity import perplexity, text_windows
 from headwise.heads.headfile import write_json
 from headwise.methods.mudaf.loss import MudafLoss
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.runtime.batches import greedy_answers
+from headwise.runtime.answer import decode_one
+from headwise.runtime.runner import prefill
 from headwise.stats.controls import layer_matched_random
 from headwise.stats.metrics import units
 from headwise.stats.paired import bootstrap_mean
@@ -44,7 +47,7 @@ TOP, LIMIT, LONG = 8, 16, 2048
 LAB = ("world-6m", "world-6m-seed1", "world-6m-qwen3")
 TUNING = {
     "lab": Tuning(steps=100, batch=8, accumulate=1, rate=1e-3, length=1024, save_every=50),
-    "smollm2": Tuning(steps=100, batch=1, accumulate=4, rate=2e-4, length=1400, save_every=25),
+    "smollm2": Tuning(steps=50, batch=1, accumulate=4, rate=2e-4, length=1400, save_every=25),
 }
 ARTICLES = {"the", "a", "an"}
 
@@ -117,8 +120,7 @@ def measured(model: Model, parts: mudaf_sets.Parts, best: hw.HeadSet, chat: bool
     texts = Haystack(bundled_texts(), PieceEncoder(model.tokenizer))
     found = {
         "f1": np.nan_to_num(scores.runs).round(6).tolist(),  # [question, layer, head]
-        "answers": answers(model, parts, examples.examples, None),
-        "ablated": answers(model, parts, examples.examples, best),
+        **answers(model, parts, examples.examples, best),
         "perplexity": perplexity(model.hf, text_windows(texts, 24, 256, (0.9, 1.0))),
         "counts": examples.counts,
     }
@@ -126,16 +128,23 @@ def measured(model: Model, parts: mudaf_sets.Parts, best: hw.HeadSet, chat: bool
     return found
 
 
-def answers(model: Model, parts: mudaf_sets.Parts, examples: Sequence[TrainExample], without: hw.HeadSet | None) -> list[int]:
-    """1 per question that is answered exactly."""
-    block = nullcontext() if without is None else hw.ablate(model, without, scope="answer")
-    prompts = [one.ids[: one.answer] for one in examples]
-    with attached(model.hf), block:
-        said = greedy_answers(model.hf, prompts, [LIMIT] * len(prompts), model.stop_ids)
-    texts = [str(model.tokenizer.decode(ids, skip_special_tokens=True)) for ids in said]
+def answers(model: Model, parts: mudaf_sets.Parts, examples: Sequence[TrainExample], away: hw.HeadSet) -> dict[str, list[int]]:
+    """1 per question that is answered exactly, with all heads (`answers`) and without some from the last prompt token on (`ablated`)."""
     if len(examples) != len(parts.judge):
         raise SystemExit(f"{len(parts.judge) - len(examples)} questions do not fit; the parts must be judged on the same ones")
-    return [int(any(plain_words(text) == plain_words(answer) for answer in one.answers)) for text, one in zip(texts, parts.judge, strict=True)]
+    found: dict[str, list[int]] = {"answers": [], "ablated": []}
+    for example, one in zip(examples, parts.judge, strict=True):
+        ids = example.ids[: example.answer]
+        with torch.no_grad(), attached(model.hf):
+            past = full_cache(model.hf)
+            prefill(model.hf, past, ids[:-1])  # read once for both
+            for key, heads in (("answers", None), ("ablated", away)):
+                block = nullcontext() if heads is None else hw.ablate(model, heads, scope="answer", answer_from=len(ids) - 1)
+                with block:
+                    said = decode_one(model.hf, fork(past), ids, model.stop_ids, LIMIT)
+                text = plain_words(str(model.tokenizer.decode(said, skip_special_tokens=True)))
+                found[key].append(int(any(text == plain_words(answer) for answer in one.answers)))
+    return found
 
 
 def plain_words(text: str) -> list[str]:
