@@ -11,9 +11,11 @@ from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
 from headwise.train.control import with_control_tokens
 from headwise.train.examples import Prepared, TrainExample
+from headwise.train.lora import with_lora
 from headwise.train.objectives import AnswerLoss
 from headwise.train.options import Tuning
 from headwise.train.run import train_to_folder
+from headwise.train.tuning import tune
 
 IDS = torch.tensor([[4096, 9, 8, 7], [4097, 9, 8, 7], [5, 9, 8, 7]])
 
@@ -29,7 +31,7 @@ def test_new_tokens_are_new_rows_and_the_rest_stays():
     assert model.tokenizer("[POS] a").input_ids[:2] == [0, 4096]
     old, new = (one.hf.get_input_embeddings().weight.detach() for one in (plain, model))
     assert torch.equal(new[:4096], old)
-    assert 0 < float((new[4096] - new[4097]).norm()) < float(old.std(dim=0).norm())
+    assert 1 < float((new[4096] - new[4097]).norm() / old.std(dim=0).norm()) < 2  # as far apart as any two tokens: about the root of 2
     with torch.no_grad():
         assert torch.equal(model.hf(IDS[2:]).logits[..., :4096], plain.hf(IDS[2:]).logits)
 
@@ -46,6 +48,21 @@ def test_they_steer_and_are_saved_with_the_adapter(tmp_path):
     torch.testing.assert_close(one, trained, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(two, trained, rtol=1e-4, atol=1e-4)
     assert one[:2, -1].argmax(dim=-1).tolist() == [11, 12]
+
+
+def test_they_learn_at_a_rate_of_their_own():
+    """The first step of Adam moves every number by the rate, whatever its gradient."""
+    model = with_control_tokens(hw.load("lab-6m"))
+    embedding, tokens = model.hf.get_input_embeddings().weight, list(control_ids(model.tokenizer))
+    before, spread = embedding[tokens].detach().clone(), float(embedding.detach().std(dim=0).mean())
+    options = Tuning(steps=1, accumulate=2, rank=2, rate=1e-6, warmup=0.0)
+    adapted = with_lora(model, options, tokens=tokens)
+    tune(adapted, examples(), AnswerLoss(), options)
+    values = dict(adapted.adapter.named_parameters())
+    (moved,) = (value.detach() for name, value in values.items() if "trainable_tokens" in name)
+    torch.testing.assert_close((moved - before).abs().median(), torch.tensor(0.3 * spread), rtol=0.01, atol=0)
+    lora = [value.detach().abs().max() for name, value in values.items() if "lora_B" in name]
+    assert 0 < max(lora) < 2e-6
 
 
 def test_tokens_that_are_there_already_or_missing_are_refused():
