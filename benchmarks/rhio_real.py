@@ -1,7 +1,7 @@
 """The claims about RHIO (`registered/rhio.py`): unfaithful answers, tuning on both kinds, contrast.
 
-    python benchmarks/rhio_real.py lab --keep FOLDER --json                        # three lab models; 40 minutes on two cores
-    python benchmarks/rhio_real.py smollm2 --data FOLDER --keep FOLDER --json      # an hour; its main training ends within half of it
+    python benchmarks/rhio_real.py lab --keep FOLDER --json                        # three lab models; an hour and a half on one core
+    python benchmarks/rhio_real.py smollm2 --data FOLDER --keep FOLDER --json      # an hour and a half on one core
 
 FOLDER of --data holds `nq-open-oracle`; --keep holds what is finished, so that the same command goes on.
 """

@@ -16,8 +16,8 @@ RUN = "python benchmarks/mudaf_real.py SET --data FOLDER --keep FOLDER --json"
 PARTS = "heads are found, examples are trained on, and judged, on three parts without a common question"
 SETS = {
     "lab": "micro-world, a fact in one of 4 to 6 passages in training, of 11 (215 words at most) when judged; 100 questions; mean of three models",
-    "smollm2": "training: 200 of 300 NQ questions with six passages (BM25) and 100 of hotpotqa_train; judged: 60 of NQ with ten passages, 40 of "
-    "hotpotqa_dev",
+    "smollm2": "training: 200 of 300 NQ questions with six passages (BM25) and 100 of hotpotqa_train together; judged: 60 of NQ with ten passages, "
+    "40 of hotpotqa_dev",
 }
 CONTROLS = "plain fine-tuning with equal steps on the same examples in the same order; random heads of the same layers, trained the same way"
 SAME = {"lab": ", and the same sign in all three models", "smollm2": ""}

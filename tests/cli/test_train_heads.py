@@ -62,6 +62,8 @@ def test_an_adapter_and_a_checkpoint_are_written(headwise, files, tmp_path, kind
     assert story["model"] == "lab-6m"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # the run is gone
     assert {label(str(out / part)) for part in ("adapter", "merged")} == {"out"}
+    (out / "mine").mkdir()
+    assert label(str(out / "mine")) == "mine"  # not written by headwise
     assert names_of(hw.load(str(out / "merged"))) == {"out", "lab-6m"}  # so that heads of the model it was made from are its own
     ids = torch.tensor([[3, 4, 5, 6, 7]])
     adapted, merged, base = (hw.load(name) for name in (str(out / "adapter"), str(out / "merged"), "lab-6m"))

@@ -30,8 +30,9 @@ def branches(draw):
 def test_the_formula_is_that_of_the_papers(pair, combine, alpha, beta):
     scores, weight = Contrast(combine, alpha, beta).scores(*pair)
     wanted, a = slow.contrasted(*pair, combine, alpha, beta)
-    apart = float(entropy(pair[0].log_softmax(-1)) - entropy(pair[1].log_softmax(-1)))
-    assume(combine != "routed" or abs(apart) > 1e-5)  # which branch is the surer one is else a matter of rounding
+    first, second = (float(entropy(one.log_softmax(-1))) for one in pair)
+    # Which branch is the surer one is else a matter of rounding, and so is the ratio of two entropies that float32 can hardly tell from 0.
+    assume(combine != "routed" or (abs(first - second) > 1e-5 and first + second > 0.02))
     assert float(weight) == pytest.approx(a, abs=2e-5)
     got = scores.softmax(dim=-1)
     allowed = torch.tensor(wanted) > 0

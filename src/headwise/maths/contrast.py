@@ -16,7 +16,7 @@ from torch import Tensor
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.plain import checked_number
 
-LARGEST = 1e6  # alpha, and a cap: beyond it float32 cannot hold the scores
+LARGEST = 1e6  # alpha: far beyond it float32 cannot hold the scores
 COMBINE = {"fixed": 0.2, "entropy": 1.0, "adaptive": 1.0, "routed": 0.5}  # -> the default of alpha
 
 

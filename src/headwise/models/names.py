@@ -14,7 +14,7 @@ from headwise.heads.errors import HeadwiseError
 from headwise.models.checkpoint import some_of
 from headwise.models.registry import LAB_COMMAND, LAB_MODELS, entry_named, registered_names
 
-STORY = "training.json"  # beside the checkpoints that `headwise train` writes
+PARTS, STORY = ("merged", "adapter"), "training.json"  # what `headwise train` writes into its folder
 
 DEFAULT = "lab-6m"
 PATIENCE = 5.0  # seconds the hub may take to say whether it has a model
@@ -219,7 +219,7 @@ def label(source: str) -> str:
     real = Path(os.path.realpath(path))  # unlike resolve(), it bears links in a circle
     if not (source and is_folder):
         return source
-    return real.parent.name if (real.parent / STORY).is_file() else real.name
+    return real.parent.name if real.name in PARTS and (real.parent / STORY).is_file() else real.name
 
 
 def names_of(model: Any) -> set[str]:
