@@ -1,4 +1,4 @@
-"""Real questions with passages for the benchmarks of query heads and of CAFE, and tables of what every head pays to them.
+"""Real questions with passages for the claims about query heads and CAFE, and tables of what every head pays to them.
 
 The data folder holds hotpotqa-distractor, nq-open-oracle and dbpedia-entity-40 (BEIR layout). Candidates: HotpotQA's own paragraphs; on NQ
 the gold passage and the best of BM25 among the other questions' passages that do not hold the answer; on DBpedia up to three relevant
@@ -8,23 +8,21 @@ head nor the model gains by place.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from headwise.models.load import load
+from headwise.claims.experiment import Bench, NotTestable
 from headwise.models.model import Model, describe_model
-from headwise.models.names import bundled_model, bundled_names
 from headwise.prompts.collections import beir_files, read_passages, read_qrels, read_queries
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import Passage, PassageComposer, RankingExample
 from headwise.runtime.passage_table import PassageTable, measure_passages
 from headwise.runtime.passages import Scoring
-from headwise.runtime.rundir import RunDirectory
 from headwise.stats.ranking import bm25_candidates
 
 PIECE = 8  # questions that are measured and kept at once
@@ -43,6 +41,7 @@ class Labelled(NamedTuple):
 
 
 def shorten(text: str, words: int) -> str:
+    """The first words."""
     return " ".join(text.split()[:words])
 
 
@@ -54,7 +53,8 @@ def shuffled(query: str, passages: list[Passage], gold: int, number: int, answer
 
 
 def hotpot(folder: Path, name: str, words: int, most: int) -> list[Labelled]:
-    raw = gzip.decompress((folder / "hotpotqa-distractor" / HOTPOT[name]).read_bytes()).decode()
+    """HotpotQA with its own paragraphs, gold ones first where they are cut to `most`."""
+    raw = gzip.decompress((folder / HOTPOT[name]).read_bytes()).decode()
     rows = json.loads(raw) if HOTPOT[name].endswith(".json.gz") else [json.loads(line) for line in raw.splitlines()]
     out = []
     for number, row in enumerate(rows):
@@ -71,7 +71,7 @@ def hotpot(folder: Path, name: str, words: int, most: int) -> list[Labelled]:
 
 def natural_questions(folder: Path, name: str, words: int, most: int, count: int) -> list[Labelled]:
     """`count` questions, from the front (`nq`) or from the back (`nq-train`) of one random order."""
-    raw = gzip.decompress((folder / "nq-open-oracle" / "nq-open-oracle.jsonl.gz").read_bytes()).decode()
+    raw = gzip.decompress((folder / "nq-open-oracle.jsonl.gz").read_bytes()).decode()
     rows = [json.loads(line) for line in raw.splitlines()]
     gold = [Passage(shorten(r["ctxs"][0]["text"], words), r["ctxs"][0]["title"]) for r in rows]
     chosen = np.random.default_rng(NQ_SEED).permutation(len(rows))[:: NQ[name]][:count]
@@ -91,7 +91,8 @@ def natural_questions(folder: Path, name: str, words: int, most: int, count: int
 
 
 def dbpedia(folder: Path, words: int, most: int) -> list[Labelled]:
-    corpus, asked, judged = beir_files(folder / "dbpedia-entity-40")
+    """Queries of DBpedia-Entity: up to three relevant abstracts, the others by BM25."""
+    corpus, asked, judged = beir_files(folder)
     passages, queries, qrels = read_passages(corpus, keep_empty=True), read_queries(asked), read_qrels(judged)
     texts = {key: Passage(shorten(p.text, words), p.title) for key, p in passages.items() if p.text.strip()}
     found = bm25_candidates(queries, {key: f"{p.title} {p.text}" for key, p in texts.items()}, 60)
@@ -103,73 +104,83 @@ def dbpedia(folder: Path, words: int, most: int) -> list[Labelled]:
     return out
 
 
-def add_options(parser: argparse.ArgumentParser, model: str) -> None:
-    """What both benchmarks of real passages ask for; the same answers give the same tables."""
-    parser.add_argument("--data", type=Path, required=True, help="folder with the three sets")
-    parser.add_argument("--model", default=model)
-    parser.add_argument("--items", type=int, default=100, help="test questions per set, at most")
-    parser.add_argument("--first", type=int, default=0, help="leave out so many test questions, which an earlier run has used")
-    parser.add_argument(
-        "--labels", type=int, default=32, help="questions of one label set: three of HotpotQA's training part, one of NQ"
-    )
-    parser.add_argument("--passages", type=int, default=8)
-    parser.add_argument("--words", type=int, default=28, help="passages are cut to so many words")
-    parser.add_argument("--keep", type=Path, help="folder for tables, so that nothing is measured twice")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+@dataclass(frozen=True)
+class Sizes:
+    """How much is read.
 
+    Attributes:
+        items: Test questions per set, at most.
+        first: So many test questions are left out in front.
+        labels: Questions of one label set: three of HotpotQA's training part, one of NQ.
+        passages: Per question.
+        words: Passages are cut to so many.
+    """
 
-def named(claims: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
-    """Claims by their registered names: on questions that the first measurement has left over, families end in `-start`."""
-    return {key.replace(".", "-start." if given.first else ".", 1): value for key, value in claims.items()}
+    items: int
+    first: int
+    labels: int
+    passages: int
+    words: int
 
 
 class Sets:
-    """A model, the sets of one data folder as it can read them, and tables that are measured once and kept in `keep`, if given."""
+    """The sets of questions as a model can read them, and tables of what its heads pay to them, measured once.
 
-    def __init__(self, given: argparse.Namespace) -> None:
-        """given: what `add_options` has read."""
-        name = given.model
-        self.model: Model = load(str(bundled_model(name)) if name in bundled_names() else name)
-        self.given, self.composer = given, PassageComposer(PieceEncoder(self.model.tokenizer))
+    Attributes:
+        model: That reads them.
+        sizes: How much is read.
+    """
+
+    def __init__(self, bench: Bench, sizes: Sizes) -> None:
+        self.model: Model = bench.model
+        self.sizes, self.composer = sizes, PassageComposer(PieceEncoder(self.model.tokenizer))
+        self._bench = bench
         self._read: dict[str, list[Labelled]] = {}
 
     def questions(self, name: str) -> list[Labelled]:
-        """Those that fit into the model and have both gold and other passages: `items` behind the `first`, or `labels` per set of labels."""
+        """Those that fit into the model and have both gold and other passages: `items` behind the `first` ones, or `labels` per set of labels."""
         if name not in self._read:
-            folder, words, most = self.given.data, self.given.words, self.given.passages
-            first = 0 if name in LABEL_SETS else self.given.first
-            count = first + (LABEL_SETS[name] * self.given.labels if name in LABEL_SETS else self.given.items)
+            sizes, labelled = self.sizes, name in LABEL_SETS
+            first = 0 if labelled else sizes.first
+            count = first + (LABEL_SETS[name] * sizes.labels if labelled else sizes.items)
             if name in HOTPOT:
-                every = hotpot(folder, name, words, most)
+                every = hotpot(self._bench.folder("hotpotqa-distractor"), name, sizes.words, sizes.passages)
+            elif name in NQ:
+                every = natural_questions(self._bench.folder("nq-open-oracle"), name, sizes.words, sizes.passages, count)
             else:
-                every = natural_questions(folder, name, words, most, count) if name in NQ else dbpedia(folder, words, most)
+                every = dbpedia(self._bench.folder("dbpedia-entity-40"), sizes.words, sizes.passages)
             usable = [q for q in every if self.fits(q.ranking) and 0 < len(q.ranking.gold) < len(q.ranking.passages)]
             self._read[name] = usable[first:count]
         return self._read[name]
 
     def examples(self, name: str) -> list[RankingExample]:
+        """The questions without their answers."""
         return [question.ranking for question in self.questions(name)]
 
     def fits(self, example: RankingExample) -> bool:
+        """Whether the model can read it."""
         tokens = len(self.composer.passages(example.passages).ids) + len(self.composer.query(example.query).ids)
         return tokens <= (self.model.positions or 10**9)
 
     def table(self, name: str) -> PassageTable:
         """What every head pays to the passages of a set's questions."""
-        return self.measured(name, self.examples(name))
+        first = "" if name in LABEL_SETS or not self.sizes.first else f"-from-{self.sizes.first}"
+        return self.measured(name + first, self.examples(name))
 
     def measured(self, name: str, examples: list[RankingExample]) -> PassageTable:
         """The table of any examples, piece by piece; `name` is its folder's name."""
-        directory = RunDirectory(self.given.keep / name, self.describe(examples)) if self.given.keep else None
+        if not examples:
+            raise NotTestable(f"no question of {name} fits into {self.model.positions} positions")
+        directory = self._bench.cells(name, self.describe(examples))
         tables = []
         for start in range(0, len(examples), PIECE):
-            kept = directory.load(str(start)) if directory else None
+            kept = directory.load(str(start))
             if kept is None:
                 made = measure_passages(self.model.hf, self.model, self.composer, examples[start : start + PIECE], seed=None)
                 kept = {key: getattr(made, key) for key in ("raw", "calibrated", "gold", "lengths")}, []
-                if directory:
-                    directory.save(str(start), *kept)
+                directory.save(str(start), *kept)
             tables.append(kept[0])
+            self._bench.report(min(start + PIECE, len(examples)), len(examples), name)
         return joined(tables, self.model)
 
     def describe(self, examples: list[RankingExample]) -> dict[str, Any]:

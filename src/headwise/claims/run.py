@@ -1,0 +1,194 @@
+"""Running the ledger: model by model, cheapest experiment first; what is finished is kept, so the same command goes on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headwise.claims.experiment import Bench, Experiment
+from headwise.claims.ledger import digest
+from headwise.claims.results import Result, read_result
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.headfile import write_json
+from headwise.heads.progress import Report, silent
+
+if TYPE_CHECKING:
+    from headwise.models.model import Model
+
+LIBRARIES = ("headwise", "torch", "transformers")
+WORK = "unfinished"
+Step = tuple[str, str, Experiment]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run.
+
+    Attributes:
+        steps: (model, kind, experiment), in the order of running.
+        done: Steps whose result is there.
+        without: Experiments whose data sets were not given: name -> what is missing.
+        quick: Whether small versions are run.
+    """
+
+    steps: tuple[Step, ...]
+    done: tuple[Step, ...]
+    without: Mapping[str, str]
+    quick: bool
+
+    @property
+    def minutes(self) -> float:
+        """Rough minutes on two cores."""
+        return sum(one.minutes.of(kind, self.quick) or 0.0 for _, kind, one in self.steps)
+
+
+def kind_of(model: str) -> str:
+    """`lab` for models that lie beside the recipe which trained them, `real` for all others."""
+    from headwise.models.names import bundled_models
+
+    folder = bundled_models().get(model, Path(model))
+    return "lab" if (folder / "recipe.json").is_file() else "real"
+
+
+def result_path(output: Path, model: str, experiment: str) -> Path:
+    """Where a result is written."""
+    from headwise.models.names import label
+
+    return output / label(model).replace("/", "--") / f"{experiment}.json"
+
+
+def plan(
+    models: Sequence[str],
+    experiments: Sequence[Experiment],
+    output: Path,
+    *,
+    data: Path | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Plan:
+    """What running some experiments on some models would do.
+
+    Args:
+        models: Names, as `headwise.load` takes them.
+        experiments: Of the ledger.
+        output: Folder of the results.
+        data: Folder of data sets.
+        quick: Run small versions, and only experiments that have one.
+        seed: Of everything that is drawn.
+        overwrite: Measure again what is there.
+
+    Raises:
+        HeadwiseError: A result of other options or of another version of the ledger is in the way; two models have one name.
+    """
+    from headwise.models.names import label
+
+    labels = [label(model) for model in models]
+    if len(set(labels)) < len(labels):
+        raise HeadwiseError(f"models are told apart by their names, and these have one: {', '.join(models)}")
+    absent = {one.name: [name for name in one.data if data is None or not (data / name).is_dir()] for one in experiments}
+    steps: list[Step] = []
+    done: list[Step] = []
+    without: dict[str, str] = {}
+    for model in models:
+        kind = kind_of(model)
+        fitting = [one for one in experiments if one.minutes.of(kind, quick) is not None]
+        without |= {one.name: ", ".join(absent[one.name]) for one in fitting if absent[one.name]}
+        for one in sorted((one for one in fitting if not absent[one.name]), key=lambda one: (one.minutes.of(kind, quick) or 0.0, one.name)):
+            path = result_path(output, model, one.name)
+            there = path.exists() and not overwrite
+            if there:
+                _check_same(read_result(path), one, quick, seed, path)
+            (done if there else steps).append((model, kind, one))
+    return Plan(tuple(steps), tuple(done), without, quick)
+
+
+def _check_same(found: Result, one: Experiment, quick: bool, seed: int, path: Path) -> None:
+    if found.digest != digest(one):
+        raise HeadwiseError(f"{path} was measured with another version of the ledger; measure it again with --overwrite, or give another --output")
+    if (found.quick, found.seed) != (quick, seed):
+        raise HeadwiseError(f"{path} was measured with another --quick or --seed; give another --output, or --overwrite")
+
+
+def run(
+    planned: Plan,
+    output: Path,
+    *,
+    load: Callable[[str], Model],
+    data: Path | None = None,
+    seed: int = 0,
+    report: Report = silent,
+    tell: Callable[[str, str, Result], Any] | None = None,
+) -> list[Path]:
+    """Run what was planned. After an interruption the same call goes on where it stopped, with the same bytes at the end.
+
+    Args:
+        planned: Of `plan`.
+        output: Folder of the results.
+        load: Name -> model.
+        data: Folder of data sets.
+        seed: Of everything that is drawn.
+        report: Progress in rough minutes of all steps.
+        tell: Called after each step with model, experiment and result.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        HeadwiseError: A measurement failed.
+    """
+    written: list[Path] = []
+    total, passed = max(planned.minutes, 1e-9), 0.0
+    bench: Bench | None = None
+    for model, kind, one in planned.steps:
+        minutes = one.minutes.of(kind, planned.quick) or 0.0
+        path = result_path(output, model, one.name)
+        work = path.parent / WORK / one.name
+        if bench is None or bench.name != model:
+            bench = Bench(model, kind, lambda model=model: load(model), work, data, planned.quick, seed)  # type: ignore[misc]
+        bench.work, bench.report = work, _share(report, passed, minutes, total, f"{model} {one.name}")
+        report(passed, total, f"{model} {one.name}")
+        result = _measured(one, bench)
+        write_json(result.to_json(), path, overwrite=True)
+        shutil.rmtree(work, ignore_errors=True)
+        passed += minutes
+        written.append(path)
+        if tell is not None:
+            tell(model, one.name, result)
+    for folder in {path.parent / WORK for path in written}:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    report(total, total, "")
+    return written
+
+
+def _measured(one: Experiment, bench: Bench) -> Result:
+    from headwise.models.fingerprint import weights_digest
+    from headwise.models.names import label
+
+    measured = one.run(bench)
+    model = bench.model
+    about = {
+        "name": label(bench.name),
+        "kind": bench.kind,
+        "layers": model.heads.shape[0],
+        "heads": model.heads.shape[1],
+        "positions": model.positions,
+        "weights": weights_digest(model.hf)[:16],
+    }
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return Result(one.name, digest(one), about, bench.quick, bench.seed, measured.findings, measured.details, versions)
+
+
+def _share(report: Report, passed: float, minutes: float, total: float, name: str) -> Report:
+    """Progress of one step as a part of all."""
+
+    def told(done: float, whole: float, remark: str) -> None:
+        share = min(done / whole, 1.0) if whole else 0.0
+        report(passed + share * minutes, total, f"{name}: {remark}" if remark else name)
+
+    return told
