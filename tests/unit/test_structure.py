@@ -21,6 +21,7 @@ ROOMS["methods"] = ROOMS["evaluation"] | {"evaluation", "corpus"}
 ROOMS["train"] = ROOMS["methods"] | {"methods"}
 ROOMS["testing"] = ROOMS["methods"]
 ROOMS["serve"] = ROOMS["methods"] | {"methods"}
+ROOMS["claims"] = ROOMS["train"] | {"train"}
 ROOMS["cli"] = set(ROOMS)
 
 # Rooms whose third-party imports are limited; the standard library is always allowed.

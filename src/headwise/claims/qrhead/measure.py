@@ -19,7 +19,8 @@ from headwise.claims.passage_sets import LABEL_SETS, Sets, Sizes
 from headwise.heads import HeadScores, HeadSet, NoSuccessfulRunError
 from headwise.methods.copy.options import Copy
 from headwise.methods.copy.run import copy_scores, describe_run
-from headwise.methods.query.formula import RULES, query_score
+from headwise.methods.query.formula import query_score
+from headwise.methods.query.options import RULES
 from headwise.methods.query.run import query_scores
 from headwise.prompts.grid import even_depths
 from headwise.prompts.passages import RankingExample
