@@ -102,7 +102,7 @@ class Claim:
         gate: Bounds; empty: nothing is needed.
         tested: Whether the corrected p-value must be at most `LEVEL`, too.
         effect: Name of the number that is shown.
-        control: Name of the number that is shown beside it; empty: none.
+        control: Name of the number that is shown beside it, on one scale: the same quantity for random heads, another method, ...; empty: none.
         paper: The paper's number, as text.
         data: Data, splits and sizes.
         controls: What stands beside the chosen heads.

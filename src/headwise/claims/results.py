@@ -165,6 +165,7 @@ class Row:
             "paper": self.claim.paper, "rule": "; ".join(self.claim.rule), "gate": "; ".join(self.claim.gate), "tested": self.claim.tested,
             "data": self.claim.data, "controls": self.claim.controls, "tries": self.claim.tries,
             "note": self.finding.note if self.finding else "",
+            "numbers": {} if self.finding is None else {name: _ends(number) for name, number in self.finding.numbers.items()},
             "experiment": self.experiment, "page": self.page, "quick": self.quick, "old": self.old,
         }  # fmt: skip
 

@@ -13,6 +13,7 @@ import typer
 from headwise.cli import (
     ablate,
     bench,
+    claims,
     convert,
     demo,
     detect,
@@ -64,6 +65,7 @@ app.add_typer(doubt.app)
 app.add_typer(train.app)
 app.add_typer(trace.app)
 app.add_typer(bench.app)
+app.add_typer(claims.app)
 app.add_typer(select.app)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)

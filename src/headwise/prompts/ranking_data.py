@@ -43,15 +43,16 @@ def read_ranking_examples(path: str | Path) -> list[RankingExample]:
     return found
 
 
-def needle_examples(count: int, passages: int, seed: int = 0) -> list[RankingExample]:
+def needle_examples(count: int, passages: int, seed: int = 0, split: str = "detect") -> list[RankingExample]:
     """Queries over passages of the bundled novels; one passage of each holds the sentence that answers the query.
 
-    Queries are the questions of the bundled needles of the detection split, in turn. A passage has about `PASSAGE_WORDS` words.
+    Queries are the questions of a split of the bundled needles, in turn, with their answers. A passage has about `PASSAGE_WORDS` words.
 
     Args:
         count: number of queries.
         passages: number of passages of each query.
         seed: of passages and of the gold passage's place; at least 0.
+        split: of the needles, see `bundled_needles`.
 
     Returns:
         `count` examples; an example depends on its number and the seed, so more of them begin with the same ones.
@@ -62,7 +63,7 @@ def needle_examples(count: int, passages: int, seed: int = 0) -> list[RankingExa
     if seed < 0:
         raise PromptError(f"the seed must be at least 0; got {seed}")
     words = [word for text in bundled_texts() for word in text.split()]
-    needles = bundled_needles("detect")
+    needles = bundled_needles(split)
     made = []
     for number in range(count):
         rng = np.random.default_rng([seed, 29, number])
@@ -71,7 +72,8 @@ def needle_examples(count: int, passages: int, seed: int = 0) -> list[RankingExa
         needle, gold = needles[number % len(needles)], int(rng.integers(passages))
         at = int(rng.integers(PASSAGE_WORDS))
         texts[gold] = [*texts[gold][:at], *needle.needle.split(), *texts[gold][at:]]
-        made.append(RankingExample(needle.question, tuple(Passage(" ".join(text)) for text in texts), frozenset({gold})))
+        told = tuple(Passage(" ".join(text)) for text in texts)
+        made.append(RankingExample(needle.question, told, frozenset({gold}), answers=(needle.answer,)))
     return made
 
 

@@ -1,0 +1,140 @@
+"""The detectors whose heads are compared, each run on two halves of its items, so that its agreement with itself is known."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import headwise as hw
+from headwise.claims.experiment import Bench
+from headwise.heads.errors import HeadwiseError
+from headwise.heads.types import HeadId, HeadScores, HeadSet
+from headwise.methods.cafe.options import Evidence
+from headwise.prompts.knowledge import KnowledgeRecord, read_knowledge
+from headwise.prompts.needles import bundled_needles
+from headwise.prompts.ranking_data import needle_examples
+from headwise.prompts.swaps import swap_answers
+
+SHARE = 0.06  # of all heads that are removed: 16 of 270
+PLAIN = ("copy", "semantic", "query", "evidence", "mdqa", "proxy", "gate")
+KNOWLEDGE = ("in-context", "parametric", "task", "retrieval")
+HALVES = ("a", "b")
+PASSAGES = 6
+
+
+class Found(NamedTuple):
+    """Heads of one detector.
+
+    Attributes:
+        whole: Strongest heads by the mean of both halves.
+        halves: Those of each half.
+        scores: Mean of both halves, per query head.
+    """
+
+    whole: HeadSet
+    halves: tuple[HeadSet, HeadSet]
+    scores: HeadScores
+
+
+def count_of(shape: tuple[int, int]) -> int:
+    """How many heads are removed."""
+    return max(2, round(SHARE * shape[0] * shape[1]))
+
+
+def detectors(bench: Bench, names: Sequence[str]) -> dict[str, Callable[[int], Any]]:
+    """Name -> half (0 or 1) -> detector on that half of its items. Sizes are smaller for lab models and in the small version."""
+    lengths = [bench.pick(512, 256)] if bench.real else [256]
+    needles, texts = list(bundled_needles("detect")), needle_examples(bench.pick(64, 16), PASSAGES, bench.seed)
+    depths, steps, samples = bench.pick(5, 2), bench.pick(200, 40), bench.pick(64, 16)
+    short = {"lengths": lengths, "depths": depths}
+    length = bench.pick(1024, 512) if bench.real else 448
+    made: dict[str, Callable[[int], Any]] = {
+        "copy": lambda half: hw.Copy(needles=needles[half::2], **short),
+        "semantic": lambda half: hw.Semantic(needles=needles[half::2], min_runs=8, **short),
+        "query": lambda half: hw.Query(data=texts[half::2]),
+        "evidence": lambda half: Evidence(data=texts[half::2]),
+        "mdqa": lambda half: hw.Mdqa(data=texts[half::2]),
+        "proxy": lambda half: hw.Proxy(length=length, samples=samples, min_accuracy=0.2, seed=2 * bench.seed + half),
+        "gate": lambda half: hw.Gates(lengths=[lengths[0]], steps=steps, seed=2 * bench.seed + half),
+    }
+    if set(names) & set(KNOWLEDGE):
+        halves = knowledge_halves(bench)
+        options: dict[str, Any] = {"records": bench.pick(96, 16), "min_records": bench.pick(32, 8), "followed": "top10", "seed": bench.seed}
+        kinds = {"in-context": hw.InContext, "parametric": hw.Parametric, "task": hw.Task, "retrieval": hw.Retrieval}
+        made |= {name: lambda half, kind=kind: kind(data=halves[half], **options) for name, kind in kinds.items()}  # type: ignore[misc]
+    return {name: made[name] for name in names}
+
+
+def knowledge_halves(bench: Bench) -> list[list[KnowledgeRecord]]:
+    """Questions of NQ with swapped passages: two parts to find heads with; a third one is left for the test (`knowledge_test`)."""
+    return [_third(bench, 0), _third(bench, 1)]
+
+
+def knowledge_test(bench: Bench) -> list[KnowledgeRecord]:
+    """Questions of NQ that no detector sees."""
+    return _third(bench, 2)
+
+
+def _third(bench: Bench, part: int) -> list[KnowledgeRecord]:
+    records = swap_answers(read_knowledge(bench.folder("nq-open-oracle") / "nq-open-oracle.jsonl.gz"))
+    return [one for one in records if zlib.crc32(one.question.encode()) % 3 == part]
+
+
+def find_all(bench: Bench, names: Sequence[str]) -> tuple[dict[str, Found], dict[str, str]]:
+    """Heads by name, and why a detector found none.
+
+    Each half is kept in a cell of the run as soon as it is found.
+    """
+    made, found, missing = detectors(bench, names), {}, {}
+    cells = bench.cells("heads", {"detectors": list(names)})
+    for number, (name, detector) in enumerate(made.items()):
+        halves = []
+        for half, letter in enumerate(HALVES):
+            bench.report(number + half / 2, len(made), f"finding {name} heads")
+            key = f"{name}-{letter}"
+            kept = cells.load(key)
+            if kept is None:
+                arrays, why = _values(bench, detector(half))
+                cells.save(key, arrays, [{"why": why}])
+                kept = arrays, [{"why": why}]
+            if kept[1][0]["why"]:
+                missing[name] = str(kept[1][0]["why"])
+                break
+            halves.append(kept[0]["values"])
+        if len(halves) == len(HALVES):
+            found[name] = _found(name, halves, group_size(bench) if name == "gate" else 1)
+    return found, missing
+
+
+def _values(bench: Bench, detector: Any) -> tuple[dict[str, np.ndarray], str]:
+    """Scores of one half, [layer, query head]; or why there are none."""
+    try:
+        scores = hw.find(bench.model, detector)
+    except HeadwiseError as why:
+        return {"values": np.zeros(0)}, str(why)
+    columns = bench.model.heads.shape[1]
+    return {"values": np.repeat(scores.values, columns // scores.shape[1], axis=1)}, ""
+
+
+def group_size(bench: Bench) -> int:
+    """Query heads per KV head."""
+    heads = bench.model.heads
+    return int(heads.shape[1] // heads.kv_heads)
+
+
+def _found(name: str, halves: Sequence[np.ndarray], group: int) -> Found:
+    both = [HeadScores(values, name, 1) for values in (*halves, np.mean(halves, axis=0))]
+    first, second, whole = (strongest(scores, group) for scores in both)
+    return Found(whole, (first, second), both[2])
+
+
+def strongest(scores: HeadScores, group: int = 1) -> HeadSet:
+    """The strongest heads; where a KV head was scored, all of its query heads, so their number is the nearest multiple of the group's size."""
+    count = count_of(scores.shape)
+    if group == 1:
+        return scores.top(count)
+    ranked = [head for head in scores.ranking() if head.head % group == 0][: max(1, round(count / group))]
+    return HeadSet.of([HeadId(layer, head + i) for layer, head in ranked for i in range(group)], scores.shape)

@@ -1,0 +1,137 @@
+"""`headwise claims run`: measure claims of the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headwise.cli import options as o
+from headwise.cli.notes import tell
+from headwise.cli.progress import duration, progress
+from headwise.heads.errors import HeadwiseError
+
+if TYPE_CHECKING:
+    from headwise.claims.results import Result
+    from headwise.claims.run import Plan
+
+REAL, LABS = "smollm2", ("world-6m", "lab-6m")
+
+
+def run(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", help="A model to measure: a name, a folder or a hub id; may be given several times.",
+            show_default="smollm2 and a lab model",
+        ),
+    ] = None,
+    card: Annotated[list[str] | None, typer.Option("--card", help="Claims of this method card; may be given several times.")] = None,
+    claim: Annotated[list[str] | None, typer.Option("--claim", help="The experiment that answers this claim; may be given several times.")] = None,
+    experiment: Annotated[list[str] | None, typer.Option("--experiment", help="This experiment; may be given several times.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small versions, to see that everything runs; their verdicts are marked as quick.")
+    ] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of data sets; experiments without theirs are left out.", show_default=False)] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; finished ones stay.")] = Path("headwise-out/claims"),
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be run and how long it takes, then stop.")] = False,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+) -> None:
+    """Measure claims, the cheapest experiments first. An interrupted run goes on with the same command, and ends with the same bytes."""
+    from headwise.claims import ledger
+    from headwise.claims import run as runs
+
+    _check(output, data)
+    models = model or _default_models()
+    _check_models(models)
+    chosen = ledger.chosen(card or (), claim or (), experiment or ())
+    planned = runs.plan(models, chosen, output, data=data, quick=quick, seed=seed, overwrite=overwrite)
+    if plan:
+        _tell_plan(planned, json)
+        return
+    for line in _lines(planned):
+        tell(line)
+    if not (planned.steps or planned.done):
+        raise HeadwiseError("nothing to run: no chosen experiment is for these models" + (" and has its data" if planned.without else ""))
+    found: list[dict[str, Any]] = []
+
+    def done(name: str, key: str, result: Result) -> None:
+        from headwise.claims.results import rows
+
+        told = [row.to_json() for row in rows([result]) if row.experiment == key]
+        found.extend(told)
+        if not json:
+            _print_step(name, key, told)
+
+    with progress("measuring", hidden=json) as report:
+        written = runs.run(
+            planned, output, load=lambda name: o.load(name, device, dtype), data=data, seed=seed, report=report, tell=done
+        )
+    if json:
+        o.print_json({"result": str(output), "written": [str(path) for path in written], "claims": found})
+        return
+    typer.echo(f"result     {output} (headwise claims show {output} --html claims.html)")
+
+
+def _check(output: Path, data: Path | None) -> None:
+    """Refuse before any work is done."""
+    if output.exists() and not output.is_dir():
+        raise HeadwiseError(f"{output} is a file; give a folder with --output")
+    if data is not None and not data.is_dir():
+        raise HeadwiseError(f"there is no folder {data}; give the folder of the data sets with --data")
+
+
+def _check_models(models: Sequence[str]) -> None:
+    """Refuse a model that is not there, before hours of work on the others."""
+    from headwise.models.names import folder_of
+    from headwise.models.registry import entry_named
+
+    for name in models:
+        if entry_named(name) is None and not Path(name).is_file():
+            folder_of(name, offline=bool(o.shared("offline").get("offline")))
+
+
+def _default_models() -> list[str]:
+    """The real model, and the first lab model that is here."""
+    from headwise.models.names import bundled_models
+
+    here = bundled_models()
+    return [REAL, *[name for name in LABS if name in here][:1]]
+
+
+def _lines(planned: Plan) -> list[str]:
+    """What will be done, in words."""
+    lines = [f"{len(planned.steps)} experiments, about {duration(60 * planned.minutes)} on two CPU cores"] if planned.steps else []
+    if planned.done:
+        lines.append(f"{len(planned.done)} experiments are done already and are left as they are")
+    if planned.without:
+        missing = sorted({name for names in planned.without.values() for name in names.split(", ")})
+        lines.append(f"left out without --data: {', '.join(sorted(planned.without))} (they need {', '.join(missing)})")
+    return lines
+
+
+def _tell_plan(planned: Plan, json: bool) -> None:
+    rows = [
+        {"model": model, "experiment": one.name, "claims": len(one.claims), "minutes": one.minutes.of(kind, planned.quick)}
+        for model, kind, one in planned.steps
+    ]
+    if json:
+        o.print_json({"steps": rows, "minutes": planned.minutes, "done": len(planned.done), "without_data": dict(planned.without)})
+        return
+    from headwise.report.claims_tables import plan_table
+    from headwise.report.console import print_all
+
+    print_all(plan_table(rows), *_lines(planned))
+
+
+def _print_step(name: str, key: str, told: list[dict[str, Any]]) -> None:
+    from headwise.report.claims_tables import claims_table, counts_line
+    from headwise.report.console import print_all
+
+    print_all(claims_table(f"{name}: {key}", told), counts_line(told))

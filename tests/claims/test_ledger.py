@@ -1,0 +1,214 @@
+"""The ledger: declarations, the rule of verdicts, running and reading."""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import headwise as hw
+from headwise.claims import ledger
+from headwise.claims.claim import CARDS, HELD, NOT_HELD, NOT_TESTABLE, Bound, Claim, Finding, judge
+from headwise.claims.experiment import Bench, Measured
+from headwise.claims.export import to_csv, to_json
+from headwise.claims.results import counts, read_result, read_results, rows
+from headwise.claims.run import plan, run
+from headwise.heads.errors import HeadwiseError
+from headwise.stats.paired import benjamini_hochberg
+from tests.claims import made_up
+from tests.claims.made_up import ABOVE, EXPERIMENTS, TESTED
+
+
+@pytest.fixture
+def small(monkeypatch):
+    made_up.install(monkeypatch)
+
+
+def finished(folder, **options):
+    planned = plan(["lab-6m"], EXPERIMENTS, folder, **options)
+    return run(planned, folder, load=hw.load)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "met"),
+    [
+        ("share >= 0.5", {"share": 0.5}, True),
+        ("share > 0.5", {"share": 0.5}, False),
+        ("share.low > 0", {"share": (0.5, -0.1, 0.9)}, False),
+        ("share.high < 1", {"share": (0.5, -0.1, 0.9)}, True),
+        ("share.low <= 0.5", {"share": 0.5}, True),
+        ("error <= 1e-5", {"error": 9e-6}, True),
+        ("same == 1", {"same": 1.0}, True),
+        ("share >= -1", {"share": math.nan}, False),
+        ("share < 1", {"share": math.nan}, False),
+    ],
+)
+def test_a_bound_compares_one_end_of_a_number(text, numbers, met):
+    assert Bound.read(text).met(numbers) is met
+
+
+@pytest.mark.parametrize("text", ["share", "share > ", "share => 1", "share.middle > 1", "Share > 1", "0.5 < share", "share > x"])
+def test_what_is_no_bound_is_refused(text):
+    with pytest.raises(HeadwiseError, match="is no bound"):
+        Claim("a.b", "qrhead", "1", "s", "m", rule=(text,))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"key": "nofamily"}, "family.name"), ({"card": "unknown"}, "unknown card"), ({"rule": ()}, "has no rule")],
+)
+def test_wrong_declarations_are_refused(wrong, message):
+    with pytest.raises(HeadwiseError, match=message):
+        Claim(**({"key": "a.b", "card": "qrhead", "place": "1", "sentence": "s", "metric": "m", "rule": ("x > 0",)} | wrong))
+
+
+def test_the_three_verdicts():
+    good = {"share": (0.7, 0.6, 0.8), "gain": (0.2, 0.1, 0.3), "recall": 0.9, "random": 0.4}
+    claims = {"made.above": ABOVE}
+
+    def told(**change):
+        return judge(claims, {"made.above": Finding(good | change)})["made.above"]
+
+    assert told().verdict == HELD
+    assert told(gain=(0.2, 0.0, 0.3)).verdict == NOT_HELD
+    assert told(gain=(0.2, 0.0, 0.3)).why == "missed: gain.low > 0"
+    assert told(recall=0.79).verdict == NOT_TESTABLE
+    assert "recall >= 0.8 (0.79)" in told(recall=0.79).why
+    assert judge(claims, {"made.above": Finding.none("no data")})["made.above"].why == "no data"
+
+
+def test_p_values_are_corrected_over_what_can_be_tested_in_a_family():
+    def claim(key, gate=()):
+        return Claim(key, "qrhead", "1", "s", "m", rule=("x > 0",), gate=gate, tested=True)
+
+    claims = {c.key: c for c in (claim("a.one"), claim("a.two"), claim("a.three", ("g > 0",)), claim("b.one"))}
+    findings = {
+        "a.one": Finding({"x": 1.0}, p=0.03), "a.two": Finding({"x": 1.0}, p=0.9), "a.three": Finding({"x": 1.0, "g": 0.0}, p=0.001),
+        "b.one": Finding({"x": 1.0}, p=0.03),
+    }  # fmt: skip
+    found = judge(claims, findings)
+    assert found["a.one"].p_corrected == pytest.approx(benjamini_hochberg(np.array([0.03, 0.9]))[0])
+    assert [found[key].verdict for key in claims] == [NOT_HELD, NOT_HELD, NOT_TESTABLE, HELD]
+    assert found["a.three"].p_corrected is None
+
+
+@given(st.dictionaries(st.sampled_from(["share", "gain", "recall", "random"]), st.floats(allow_nan=False, allow_infinity=False), min_size=4))
+def test_a_verdict_follows_from_the_bounds_alone(numbers):
+    found = judge({"made.above": ABOVE}, {"made.above": Finding(numbers)})["made.above"].verdict
+    if numbers["recall"] < 0.8:
+        assert found == NOT_TESTABLE
+    else:
+        assert found == (HELD if numbers["share"] >= 0.5 and numbers["gain"] > 0 else NOT_HELD)
+
+
+def test_a_measurement_must_give_what_its_claims_need():
+    with pytest.raises(HeadwiseError, match=r"gave no gain, random"):
+        Finding({"share": 1.0, "recall": 1.0}).check(ABOVE)
+    with pytest.raises(HeadwiseError, match="no p-value"):
+        Finding({"difference": 1.0}).check(TESTED)
+    Finding.none("no data").check(ABOVE)
+
+
+def test_an_experiment_answers_exactly_its_claims(tmp_path, monkeypatch):
+    one = EXPERIMENTS[1]
+    bench = Bench("lab-6m", "lab", lambda: hw.load("lab-6m"), tmp_path)
+    monkeypatch.setattr(made_up, "measured_heads", lambda bench: Measured({}))
+    with pytest.raises(HeadwiseError, match=r"missing: other\.heads"):
+        one.run(bench)
+
+
+def test_results_are_written_read_and_judged(small, tmp_path):
+    written = finished(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in written] == ["lab-6m/heads.json", "lab-6m/made.json"]
+    results = read_results([tmp_path])
+    shown = rows(results)
+    assert [(row.claim.key, row.told) for row in shown] == [
+        ("made.above", HELD), ("made.tested", NOT_HELD), ("made.below", HELD), ("other.heads", HELD), ("hard.gpu", ""),
+    ]  # fmt: skip
+    assert counts(shown) == {HELD: 3, NOT_HELD: 1, NOT_TESTABLE: 0, "not measured": 1}
+    assert read_result(written[1]).to_json() == json.loads(written[1].read_text())
+    assert [row.claim.key for row in rows(results, cards=["cafe"])] == ["other.heads", "hard.gpu"]
+    assert not (tmp_path / "lab-6m" / "unfinished").exists()
+
+
+def test_what_is_done_is_not_run_again(small, tmp_path):
+    finished(tmp_path)
+    planned = plan(["lab-6m"], EXPERIMENTS, tmp_path)
+    assert (planned.steps, len(planned.done)) == ((), 2)
+    assert planned.without == {}
+    assert plan(["smollm2"], EXPERIMENTS, tmp_path).without == {"gpu": "big-set"}
+    for change in ({"quick": True}, {"seed": 1}):
+        with pytest.raises(HeadwiseError, match="another --quick or --seed"):
+            plan(["lab-6m"], EXPERIMENTS, tmp_path, **change)
+        assert len(plan(["lab-6m"], EXPERIMENTS, tmp_path, overwrite=True, **change).steps) == 2
+
+
+def test_an_interrupted_run_goes_on_with_the_same_bytes(small, tmp_path, monkeypatch):
+    whole = finished(tmp_path / "whole")
+    monkeypatch.setattr(made_up.measured_above, "stop", True, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        finished(tmp_path / "killed")
+    assert (tmp_path / "killed/lab-6m/unfinished/made/part").is_dir()
+    finished(tmp_path / "killed")  # the cell is there, so it does not stop
+    for path in whole:
+        assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+
+
+def test_results_of_another_ledger_are_marked_old_and_never_mixed(small, tmp_path, monkeypatch):
+    path = finished(tmp_path)[1]
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"ledger": "0" * 16}))
+    shown = rows(read_results([tmp_path]))
+    assert [row.told for row in shown] == ["old", "old", "old", HELD, ""]
+    with pytest.raises(HeadwiseError, match="another version of the ledger"):
+        plan(["lab-6m"], EXPERIMENTS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{}", "no result of headwise claims"), ('{"headwise_claims": 1}', "is broken"), ("[", "JSON"), ('{"headwise_claims": 2}', "no result")],
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(HeadwiseError, match=message):
+        read_results([tmp_path])
+
+
+def test_two_results_of_one_model_and_experiment_are_refused(small, tmp_path):
+    finished(tmp_path / "one")
+    finished(tmp_path / "two")
+    with pytest.raises(HeadwiseError, match="both about"):
+        read_results([tmp_path / "one", tmp_path / "two"])
+    with pytest.raises(HeadwiseError, match="there is no folder"):
+        read_results([tmp_path / "three"])
+
+
+def test_tables_for_other_programs(small, tmp_path):
+    finished(tmp_path)
+    shown = rows(read_results([tmp_path]))
+    told = json.loads(to_json(shown))["claims"]
+    lines = list(csv.DictReader(io.StringIO(to_csv(shown))))
+    assert [row["claim"] for row in told] == [row["claim"] for row in lines]
+    assert (lines[0]["effect"], lines[0]["low"], lines[0]["control"]) == ("0.7", "0.6", "0.4")
+    assert lines[4]["effect"] == ""
+
+
+# ---- the real ledger
+
+
+def test_every_declaration_is_complete():
+    every = ledger.claims()
+    assert {claim.card for claim in every.values()} <= set(CARDS)
+    for one in ledger.experiments():
+        module, _, name = one.measure.partition(":")
+        assert callable(getattr(__import__(module, fromlist=[name]), name)), one.name
+        assert one.claims, one.name
+        assert one.title, one.name
+    for claim in every.values():
+        assert claim.sentence, claim.key
+        assert claim.metric, claim.key
+        assert claim.data or claim.card == "transfer", claim.key

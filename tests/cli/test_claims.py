@@ -1,0 +1,98 @@
+"""`headwise claims`: list, run, show, export."""
+
+import json
+
+import pytest
+
+from tests.claims import made_up
+from tests.cli.test_refusals import check_refused
+
+
+@pytest.fixture
+def small(monkeypatch):
+    made_up.install(monkeypatch)
+
+
+@pytest.fixture
+def measured(small, headwise, tmp_path):
+    done = headwise("claims", "run", "--model", "lab-6m", "-o", tmp_path / "found", "--json")
+    assert done.code == 0, done.err
+    return tmp_path / "found"
+
+
+def test_a_run_tells_what_it_found(small, headwise, tmp_path):
+    done = headwise("claims", "run", "--model", "lab-6m", "--card", "qrhead", "-o", tmp_path / "found")
+    assert done.code == 0, done.err
+    assert "1 experiments, about 60 seconds" in done.err
+    assert "✓" in done.out
+    assert "above" in done.out
+    again = headwise("claims", "run", "--model", "lab-6m", "--card", "qrhead", "-o", tmp_path / "found", "--json")
+    assert json.loads(again.out)["written"] == []
+    assert "done already" in again.err
+
+
+def test_a_plan_runs_nothing(small, headwise, tmp_path):
+    done = headwise("claims", "run", "--model", "smollm2", "--model", "lab-6m", "--plan", "--json")
+    told = json.loads(done.out)
+    assert [(row["model"], row["experiment"]) for row in told["steps"]] == [
+        ("smollm2", "heads"), ("smollm2", "made"), ("lab-6m", "heads"), ("lab-6m", "made"),
+    ]  # fmt: skip
+    assert told["minutes"] == pytest.approx(0.2 + 10 + 0.1 + 1)
+    assert told["without_data"] == {"gpu": "big-set"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_list_and_export(measured, headwise, tmp_path):
+    shown = headwise("claims", "show", measured, "--html", tmp_path / "page.html")
+    assert shown.code == 0, shown.err
+    assert "3 ✓ held, 1 ✗ not held, 1 not measured" in shown.out
+    assert "what is chosen is above chance" in (tmp_path / "page.html").read_text()
+    one = headwise("claims", "show", measured, "--claim", "made.above")
+    assert "share 0.7 (0.6 to 0.8)" in one.out
+    listed = headwise("claims", "list", measured, "--verdict", "held", "--json")
+    assert [row["claim"] for row in json.loads(listed.out)["claims"]] == ["made.above", "made.below", "other.heads"]
+    listed = headwise("claims", "list", measured, "--cost", "minutes", "--json")
+    assert [row["claim"] for row in json.loads(listed.out)["claims"]] == ["made.above", "made.tested", "made.below"]
+    for end in ("json", "csv"):
+        done = headwise("claims", "export", measured, "-o", tmp_path / f"table.{end}")
+        assert done.code == 0, done.err
+        assert "made.tested" in (tmp_path / f"table.{end}").read_text()
+    check_refused(headwise("claims", "export", measured, "-o", tmp_path / "table.csv"), "exists")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--card", "nothing"], "unknown card 'nothing'; use retrieval-head"),
+        (["run", "--claim", "made.abov"], "unknown claim 'made.abov'; use made.above"),
+        (["run", "--experiment", "mode"], "unknown experiment 'mode'; use made"),
+        (["run", "--model", "lab-6m", "--model", "lab-6m"], "told apart by their names"),
+        (["run", "--model", "lab-6m", "--experiment", "gpu"], "nothing to run"),
+        (["run", "--data", "nowhere"], "there is no folder nowhere"),
+        (["run", "--model", "no-such-model", "--experiment", "heads"], "no-such-model"),
+        (["show", "nowhere"], "there is no folder nowhere"),
+        (["list", "--verdict", "true"], "unknown verdict 'true'"),
+        (["list", "--cost", "cheap"], "unknown cost 'cheap'"),
+        (["export", "-o", "table.txt"], "must end in .json or .csv"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(small, headwise, monkeypatch, words, message):
+    monkeypatch.setattr("headwise.claims.results.shipped", lambda: made_up_results(monkeypatch))
+    check_refused(headwise("claims", *words), message)
+
+
+def made_up_results(monkeypatch):
+    """A folder with one result, in place of those that come with headwise."""
+    import tempfile
+    from pathlib import Path
+
+    import headwise as hw
+    from headwise.claims.run import plan, run
+
+    folder = Path(tempfile.mkdtemp())
+    run(plan(["lab-6m"], made_up.EXPERIMENTS[1:2], folder), folder, load=hw.load)
+    return folder
+
+
+def test_another_model_than_the_results_hold_is_refused(measured, headwise):
+    check_refused(headwise("claims", "show", measured, "--model", "smollm2"), "there are results of lab-6m")
