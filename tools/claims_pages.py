@@ -1,0 +1,185 @@
+"""Fill the blocks of docs and README that come from the ledger of claims, and the results that lie in it.
+
+python tools/claims_pages.py            # fills every block between <!-- claims: WHAT --> and <!-- end claims -->
+python tools/claims_pages.py --check    # status 1 if a page differs
+
+WHAT is `summary` (cards by verdicts), `models` (what was measured on), `card NAME` (a row per claim), `family NAME` (the claims of a family),
+`missing` (what cannot be tested, and what that would need) or `transfer MODEL` (the matrix of detectors and tasks).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from headwise.claims.claim import CARDS
+from headwise.claims.ledger import claims
+from headwise.claims.results import Result, Row, read_results, rows, shipped
+from headwise.report.claims_tables import p_text, with_interval
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"(<!-- claims: ([a-z]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end claims -->)", re.DOTALL)
+MARKS = {"held": "held", "not held": "**not held**", "not testable": "not testable", "old": "old", "": "–"}
+
+
+def pages() -> list[Path]:
+    """All pages with a block."""
+    every = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [path for path in every if BLOCK.search(path.read_text("utf-8"))]
+
+
+def filled(text: str, results: Sequence[Result], at_root: bool = False) -> str:
+    """A page with its blocks made anew. at_root: links begin with docs/."""
+    shown = rows(results)
+
+    def block(match: re.Match[str]) -> str:
+        what, name = match[2], match[3] or ""
+        bodies = {
+            "summary": lambda: summary(shown, "docs/" if at_root else ""),
+            "models": lambda: models(results),
+            "card": lambda: table([row for row in shown if row.claim.card == name]),
+            "family": lambda: table([row for row in shown if row.claim.family == name]),
+            "missing": lambda: missing(shown),
+            "transfer": lambda: transfer(results, name),
+        }
+        if what not in bodies:
+            sys.exit(f"unknown block {what!r}; use {', '.join(bodies)}")
+        return f"{match[1]}{bodies[what]()}\n{match[4]}"
+
+    return BLOCK.sub(block, text)
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    cells = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in cells)
+
+
+def summary(shown: Sequence[Row], base: str) -> str:
+    """Cards down, models across: how many claims held, did not, and cannot be tested."""
+    names = model_names(shown)
+    body = []
+    for card, (title, page) in CARDS.items():
+        own = [row for row in shown if row.claim.card == card]
+        number = len([claim for claim in claims().values() if claim.card == card])
+        if number:
+            body.append([f"[{title}]({base}{page})", str(number), *(counted([row for row in own if row.model == name]) for name in names)])
+    whole = ["all", str(len(claims())), *(counted([row for row in shown if row.model == name]) for name in names)]
+    head = ["card", "claims", *(f"`{name}`" for name in names)]
+    return "Held / not held / not testable / not measured.\n\n" + markdown(head, [*body, whole])
+
+
+def counted(own: Sequence[Row]) -> str:
+    """`3 / 2 / 1 / 0`."""
+    told = [row.told for row in own]
+    return " / ".join(str(sum(one in kind for one in told)) for kind in (("held",), ("not held",), ("not testable",), ("", "old")))
+
+
+def model_names(shown: Sequence[Row]) -> list[str]:
+    """Names of the models, real ones first."""
+    names = list(dict.fromkeys(row.model for row in shown))
+    return sorted(names, key=lambda name: (name.endswith(("6m", "seed1", "qwen3", "long", "reask")), name))
+
+
+def models(results: Sequence[Result]) -> str:
+    """What was measured on, with weights and versions."""
+    body = {}
+    for one in results:
+        about = one.model
+        body[about["name"]] = [
+            f"`{about['name']}`", f"{about['layers']} x {about['heads']}", str(about["positions"]), about["weights"],
+            ", ".join(f"{name} {version}" for name, version in one.versions.items()),
+        ]  # fmt: skip
+    return markdown(["model", "layers x heads", "positions", "digest of the weights", "versions"], list(body.values()))
+
+
+def table(own: Sequence[Row]) -> str:
+    """A row per claim; a column per model."""
+    names = model_names(own)
+    by_claim: dict[str, dict[str, Row]] = {}
+    for row in own:
+        by_claim.setdefault(row.claim.key, {})[row.model] = row
+    body = []
+    for key, each in by_claim.items():
+        claim = next(iter(each.values())).claim
+        rule = "; ".join(claim.rule) + ("; p" if claim.tested else "")
+        told = f"{claim.sentence} (`{key}`, {claim.place})"
+        body.append([told, rule, *(found(each[name]) if name in each else "–" for name in names)])
+    return markdown(["claim", "rule", *(f"`{name}`" for name in names)], body)
+
+
+def found(row: Row) -> str:
+    """Verdict, effect beside its control, corrected p."""
+    told = row.to_json()
+    if not row.verdict or row.finding is None:
+        return MARKS[row.told]
+    if row.told == "not testable":
+        return f"not testable: {shortened(row.verdict.why)}"
+    effect = with_interval(told["effect"], told["low"], told["high"])
+    beside = f", control {with_interval(told['control'], None, None)}" if told["control"] is not None else ""
+    p = f", p {p_text(told['p_corrected'])}" if told["p_corrected"] is not None else ""
+    return f"{MARKS[row.told]}: {told['effect_name']} {effect}{beside}{p}"
+
+
+def shortened(text: str, most: int = 110) -> str:
+    """The beginning of a long reason."""
+    return text if len(text) <= most else text[: most - 1].rsplit(" ", 1)[0] + " ..."
+
+
+def missing(shown: Sequence[Row]) -> str:
+    """Claims that no model could test, and why."""
+    body = []
+    for key, claim in claims().items():
+        own = [row for row in shown if row.claim.key == key and row.told]
+        if own and all(row.told == "not testable" for row in own):
+            reasons = "; ".join(f"`{row.model}`: {row.verdict.why}" for row in own if row.verdict)
+            body.append([f"`{key}`", claim.sentence, shortened(reasons, 240)])
+    return markdown(["claim", "what is claimed", "why it cannot be tested here"], body)
+
+
+def transfer(results: Sequence[Result], model: str) -> str:
+    """Detectors down, tasks across: loss increase per token, and the list's overlap with itself and by chance."""
+    kinds = ("transfer-all", "transfer")
+    own = [one for kind in kinds for one in results if one.model["name"] == model and one.experiment == kind and not one.old]
+    if not own:
+        return "Not measured."
+    details = own[0].details
+    names = [task for task, rows_ in details["increases"].items() if rows_]
+    body = []
+    for name in details["heads"]:
+        cells = [value(details["increases"][task][name]) for task in names]
+        overlap = f"{details['overlap'][name][name]:.2f} ({details['by_chance'][name]:.2f})"
+        body.append([name, *cells, overlap])
+        if name == next(iter(details["heads"])):
+            first = name
+    body.append(["random, layers of " + first, *(value(details["increases"][task][f"{first}/random"]) for task in names), ""])
+    head = ["heads of", *(f"{task} ({details['items'][task][0]} of {details['items'][task][1]})" for task in names), "halves share (chance)"]
+    absent = "; ".join(f"{name}: {why}" for name, why in details["missing"].items())
+    return markdown(head, body) + (f"\n\nWithout heads or items: {absent}." if absent else "")
+
+
+def value(ends: Sequence[float]) -> str:
+    """`0.43 (0.16 to 0.74)`."""
+    return f"{ends[0]:.2f} ({ends[1]:.2f} to {ends[2]:.2f})"
+
+
+def main() -> None:
+    """Fill the pages, or say which differ."""
+    results = read_results([shipped()]) if any(shipped().glob("*/*.json")) else []
+    wrong = []
+    for path in pages():
+        text = path.read_text("utf-8")
+        made = filled(text, results, path.parent == ROOT)
+        if made != text:
+            wrong.append(path.relative_to(ROOT).as_posix())
+            if "--check" not in sys.argv:
+                path.write_text(made, "utf-8")
+    if wrong:
+        print(("differ from the ledger: " if "--check" in sys.argv else "written: ") + ", ".join(wrong))
+    sys.exit(1 if wrong and "--check" in sys.argv else 0)
+
+
+if __name__ == "__main__":
+    main()
