@@ -77,21 +77,7 @@ def test_show_list_and_export(measured, headwise, tmp_path):
     ],
 )
 def test_bad_input_is_refused_in_one_line(small, headwise, monkeypatch, words, message):
-    monkeypatch.setattr("headwise.claims.results.shipped", lambda: made_up_results(monkeypatch))
     check_refused(headwise("claims", *words), message)
-
-
-def made_up_results(monkeypatch):
-    """A folder with one result, in place of those that come with headwise."""
-    import tempfile
-    from pathlib import Path
-
-    import headwise as hw
-    from headwise.claims.run import plan, run
-
-    folder = Path(tempfile.mkdtemp())
-    run(plan(["lab-6m"], made_up.EXPERIMENTS[1:2], folder), folder, load=hw.load)
-    return folder
 
 
 def test_another_model_than_the_results_hold_is_refused(measured, headwise):

@@ -115,6 +115,11 @@ def shipped() -> Path:
     return Path(str(files("headwise.claims") / "measured"))
 
 
+def shipped_results() -> list[Result]:
+    """The results that come with headwise."""
+    return read_results([shipped()]) if any(shipped().glob("*/*.json")) else []
+
+
 @dataclass(frozen=True)
 class Row:
     """One claim on one model.

@@ -142,10 +142,10 @@ def _rows(
 
 
 def _results(folders: list[Path] | None, models: list[str] | None) -> list[Result]:
-    from headwise.claims.results import read_results, shipped
+    from headwise.claims.results import read_results, shipped_results
     from headwise.models.names import label
 
-    results = read_results(folders or [shipped()])
+    results = read_results(folders) if folders else shipped_results()
     if not models:
         return results
     known = {str(one.model["name"]) for one in results}

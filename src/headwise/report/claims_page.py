@@ -23,6 +23,7 @@ COLUMNS = (  # heading, key that the column is sorted by
     ("Claim", "claim"), ("Model", "model"), ("Verdict", "verdict"), ("Effect (95 % CI)", "effect"), ("Control", "control"),
     ("p corrected", "p"), ("Paper", None),
 )  # fmt: skip
+DRAWN = "Dot and line: effect with its 95 % interval; diamond: control; thin line: 0. Every row has a scale of its own."
 RULE = (
     "A claim is not testable if the unablated model cannot do the task (its gate). Otherwise it held if every bound of its rule is met and, where it "
     "is tested, p is at most 0.05 after Benjamini and Hochberg's correction over the testable claims of its family. Rules, gates and data were "
@@ -57,7 +58,7 @@ def page(rows: Sequence[Told], models: Sequence[str], docs: str | None = None) -
     body = join(
         header(title, lead, facts=facts),
         _comparison(rows, models) if len(models) > 1 else "",
-        section("Every claim", _filters(rows, models), _table(rows, docs), note(RULE), id="claims"),
+        section("Every claim", _filters(rows, models), _table(rows, docs), note(DRAWN), note(RULE), id="claims"),
     )
     return document(f"headwise: {title}", body, styles=[resource("claims.css")], scripts=[resource("claims.js")])
 
