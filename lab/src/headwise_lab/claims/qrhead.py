@@ -5,17 +5,19 @@ Heads are chosen on the split `selection` and measured on `test`. A question sha
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from headwise.claims.claim import Claim, Finding
+from headwise.claims.claim import Claim, Finding, Number
 from headwise.claims.experiment import Bench, Experiment, Measured, Minutes, NotTestable
 from headwise.claims.qrhead.places import place_spread, shrinks
 from headwise.heads import HeadSet
 from headwise.methods.query.options import RULES
 from headwise.methods.query.run import query_scores
+from headwise.models.model import describe_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.passages import Passage, PassageComposer, RankingExample
 from headwise.runtime.passage_table import PassageTable, measure_passages
@@ -28,10 +30,12 @@ FAMILY = "query-world"
 CHOSEN, SHARED, DRAWS, PASSAGES = 4, 8, 50, 6
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 LONG_START = "Here is something that we would like to know, please read with care and then tell us, in a word or two, "
+ARRAYS = ("raw", "calibrated", "gold", "lengths")
 BOILERPLATE = Passage("Welcome to this page. Sign in to see more of our offers. All rights are kept by the owner.")
 _DATA = "micro-world: heads found on 64 queries of the selection split, tested on 60 queries of the test split, six passages each"
 _GATE = ("above_chance.low > 0",)
-_METRIC = "recall@1, paired by query. Gate: recall@1 of the four query heads minus chance"
+_BEYOND = "Gate: recall@1 of the four query heads minus chance"
+_METRIC = f"recall@1, paired by query. {_BEYOND}"
 _claim = partial(Claim, card="qrhead", gate=_GATE, data=_DATA)
 
 CLAIMS = (
@@ -52,7 +56,7 @@ CLAIMS = (
         f"{FAMILY}.calibration_undoes_boilerplate", place="3", rule=("gain > 0", "more_than_few > 0"), tested=True, control="gain_few",
         sentence="with a text of boilerplate in front calibration rescues the ranking by all heads, and more than that by query heads",
         metric="recall@1, calibrated minus raw, paired by query: gain: of all heads; gain_few: of the four query heads; more_than_few: their "
-        "difference. Gate: recall@1 of the four query heads minus chance, without boilerplate",
+        f"difference. {_BEYOND}, without boilerplate",
     ),
     _claim(
         f"{FAMILY}.few_labels", place="4", gate=(), rule=("shared >= 6", "apart < 0.02"), control="by_chance",
@@ -62,35 +66,35 @@ CLAIMS = (
     _claim(
         f"{FAMILY}.number_of_heads", place="5", rule=("peak >= 2", "peak <= 6", "decline > 0"), effect="decline",
         sentence="ranking is best with two to six heads and declines towards all of them",
-        metric="peak: number of heads (1, 2, 4, 8, ...) with the largest recall@1, the smallest of equal ones; decline: recall@1 with that number minus "
-        "with all heads, paired by query. Gate: recall@1 of the four query heads minus chance",
+        metric="peak: number of heads (1, 2, 4, 8, ...) with the largest recall@1, the smallest of equal ones; decline: recall@1 with that number "
+        f"minus with all heads, paired by query. {_BEYOND}",
         paper="16 heads 58.6, 64 heads 57.4, 256 heads 56.6 (nDCG@10 on NQ, Llama-3.1-8B)",
     ),
     _claim(
         f"{FAMILY}.length_transfer", place="6", rule=("ratio >= 0.9",), control="found_there",
         sentence="heads found with six passages work with as many as fit, up to 32",
-        metric="recall@1 of heads found with six passages as a share of that of heads found with many; found_there: recall@1 of the latter. Gate: "
-        "recall@1 of the four query heads minus chance, six passages",
+        metric="recall@1 of heads found with six passages as a share of that of heads found with many; found_there: recall@1 of the latter. "
+        f"{_BEYOND}, six passages",
         paper="LongMemEval at 128k: 85.2 with heads found at 32k, 85.6 with heads found there",
     ),
     _claim(
-        f"{FAMILY}.rules_differ", place="7", rule=("most_shared < 0.7", "largest_difference <= 0.03"), effect="largest_difference", control="most_shared",
+        f"{FAMILY}.rules_differ", place="7", rule=("most_shared < 0.7", "largest_difference <= 0.03"), effect="largest_difference",
+        control="most_shared",
         sentence="rules of mass and rules of rank choose different heads that rank equally well",
-        metric="largest difference in recall@1 between the four best heads of nDCG or MRR and those of calibrated mass; most_shared: the largest share of "
-        "the top 8 heads that one of them shares with calibrated mass. Gate: recall@1 of the four query heads minus chance",
+        metric="largest difference in recall@1 between the four best heads of nDCG or MRR and those of calibrated mass; most_shared: the largest "
+        f"share of the top 8 heads that one of them shares with calibrated mass. {_BEYOND}",
         paper="its two released lists share 3 of 16 heads (Llama-3.1-8B)",
     ),
     _claim(
         f"{FAMILY}.query_span", place="8", rule=("difference >= 0",), control="control",
         sentence="with long queries the rows of the query alone rank at least as well as all rows behind the passages",
-        metric="recall@1 of queries with 26 words in front, rows of the query minus all rows, each with heads found by it, paired by query. Gate: recall@1 "
-        "of the four query heads minus chance",
+        metric="recall@1 of queries with 26 words in front, rows of the query minus all rows, each with heads found by it, paired by query. "
+        f"{_BEYOND}",
     ),
     _claim(
         f"{FAMILY}.trimming", place="10", rule=("apart < 0.01",), control="control",
         sentence="leaving out tokens two standard deviations below their passage's mean changes the ranking by less than a point",
-        metric="size of the difference in recall@1 with and without trimming, the four query heads; control: recall@1 without. Gate: recall@1 of the four "
-        "query heads minus chance",
+        metric=f"size of the difference in recall@1 with and without trimming, the four query heads; control: recall@1 without. {_BEYOND}",
     ),
 )  # fmt: skip
 
@@ -125,19 +129,29 @@ class World:
         """Queries of a split."""
         return microworld_examples(count, split, seed, passages)
 
-    def table(self, examples: list[RankingExample], scoring: Scoring | None = None, seed: int | None = 0) -> PassageTable:
-        """What every head pays to their passages."""
-        return measure_passages(self.model.hf, self.model, self.composer, examples, scoring, seed)
+    def table(self, name: str, examples: list[RankingExample], scoring: Scoring | None = None, seed: int | None = 0) -> PassageTable:
+        """What every head pays to their passages; kept under a name."""
+        scoring = scoring or Scoring()
+        texts = [[e.query, [tuple(p) for p in e.passages], sorted(e.gold)] for e in examples]
+        about = {"model": describe_model(self.model), "examples": texts, "scoring": asdict(scoring), "order": seed}
+        cells = self.bench.cells(f"table-{name}", about)
+        kept = cells.load("table")
+        if kept is None:
+            made = measure_passages(self.model.hf, self.model, self.composer, examples, scoring, seed)
+            kept = {key: getattr(made, key) for key in ARRAYS}, [{"skipped": made.skipped, "left_out": list(made.layers_left_out)}]
+            cells.save("table", *kept)
+        arrays, (info,) = kept
+        return PassageTable(**arrays, skipped=info["skipped"], scoring=scoring, seed=seed, layers_left_out=tuple(info["left_out"]))
 
     @cached_property
     def chosen(self) -> PassageTable:
         """Of the labelled queries."""
-        return self.table(self.data("selection", PASSAGES, self.labels))
+        return self.table("chosen", self.data("selection", PASSAGES, self.labels))
 
     @cached_property
     def test(self) -> PassageTable:
         """Of the test queries."""
-        return self.table(self.data("test", PASSAGES, self.items, 1))
+        return self.table("test", self.data("test", PASSAGES, self.items, 1))
 
     @cached_property
     def heads(self) -> HeadSet:
@@ -145,7 +159,7 @@ class World:
         return query_scores(self.chosen).top(CHOSEN)
 
     @cached_property
-    def gate(self) -> dict[str, tuple[float, float, float]]:
+    def gate(self) -> dict[str, Number]:
         """Whether these heads rank at all."""
         chance = self.test.gold.sum(axis=1) / self.test.present.sum(axis=1)
         return {"above_chance": interval(hits(self.test, self.heads) - chance)}
@@ -157,6 +171,10 @@ class World:
         return HeadSet.of([divmod(int(i), heads) for i in chosen], (layers, heads))
 
 
+def _paired(one: np.ndarray, other: np.ndarray) -> dict[str, Number]:
+    return {"difference": interval(one - other), "chosen": interval(one), "control": interval(other)}
+
+
 def few_heads(world: World) -> tuple[dict[str, Finding], dict[str, Any]]:
     """Claims 1 and 5."""
     test, scores = world.test, query_scores(world.chosen)
@@ -165,10 +183,11 @@ def few_heads(world: World) -> tuple[dict[str, Finding], dict[str, Any]]:
     by_number = {count: hits(test, scores.top(count)) for count in COUNTS if count <= (~np.isnan(scores.values)).sum()}
     peak = max(by_number, key=lambda count: (by_number[count].mean(), -count))
     found = {
-        name: Finding({"difference": interval(few - other), "chosen": interval(few), "control": interval(other)} | world.gate, sign_flip_test(few - other))
+        name: Finding(_paired(few, other) | world.gate, sign_flip_test(few - other))
         for name, other in (("few_above_all", every), ("few_above_random", random))
-    }  # fmt: skip
-    found["number_of_heads"] = Finding({"peak": float(peak), "decline": interval(by_number[peak] - every)} | world.gate)
+    }
+    decline: dict[str, Number] = {"peak": float(peak), "decline": interval(by_number[peak] - every)}
+    found["number_of_heads"] = Finding(decline | world.gate)
     return found, {f"top {count}": interval(row) for count, row in by_number.items()} | {"all heads": interval(every)}
 
 
@@ -179,9 +198,9 @@ def calibration(world: World) -> dict[str, Finding]:
     )
     plain = world.data("test", PASSAGES, world.items, 6)
     behind = [RankingExample(e.query, (BOILERPLATE, *e.passages), frozenset(i + 1 for i in e.gold)) for e in plain]
-    table = world.table(behind, seed=None)
+    table = world.table("boilerplate", behind, seed=None)
     gain, few = (hits(table, these) - hits(table, these, calibrated=False) for these in (None, world.heads))
-    numbers = {"gain": interval(gain), "gain_few": interval(few), "more_than_few": interval(gain - few)}
+    numbers: dict[str, Number] = {"gain": interval(gain), "gain_few": interval(few), "more_than_few": interval(gain - few)}
     return {
         "calibration_evens_places": Finding({"shrinks": shrinks(spread["all"]), "control": shrinks(spread["few"])}),
         "calibration_undoes_boilerplate": Finding(numbers | world.gate, sign_flip_test(gain)),
@@ -190,7 +209,7 @@ def calibration(world: World) -> dict[str, Finding]:
 
 def labels_and_rules(world: World) -> tuple[dict[str, Finding], dict[str, Any]]:
     """Claims 4 and 7."""
-    halves = [query_scores(world.table(world.data("selection", PASSAGES, world.many, seed))) for seed in (11, 12)]
+    halves = [query_scores(world.table(f"labels-{seed}", world.data("selection", PASSAGES, world.many, seed))) for seed in (11, 12)]
     recall = [hits(world.test, half.top(SHARED)) for half in halves]
     rules = {rule: query_scores(world.chosen, rule) for rule in RULES}
     mass = rules["calibrated_mass"]
@@ -202,7 +221,7 @@ def labels_and_rules(world: World) -> tuple[dict[str, Finding], dict[str, Any]]:
         "by_chance": round(SHARED**2 / float((~np.isnan(mass.values)).sum()), 4),
         "apart": round(abs(float((recall[0] - recall[1]).mean())), 4),
     }
-    differ = {"most_shared": max(shared["ndcg"], shared["mrr"]), "largest_difference": round(max(apart.values()), 4)}
+    differ: dict[str, Number] = {"most_shared": max(shared["ndcg"], shared["mrr"]), "largest_difference": round(max(apart.values()), 4)}
     found = {"few_labels": Finding(few), "rules_differ": Finding(differ | world.gate)}
     return found, {rule: {"recall": interval(row), "shared with calibrated mass": shared[rule]} for rule, row in ranks.items()}
 
@@ -210,11 +229,12 @@ def labels_and_rules(world: World) -> tuple[dict[str, Finding], dict[str, Any]]:
 def length_transfer(world: World) -> Finding:
     """Claim 6."""
     many = max(PASSAGES + 2, min(32, ((world.model.positions or 2048) - 60) // 50))
-    there = query_scores(world.table(world.data("selection", many, world.many, 13))).top(CHOSEN)
-    test = world.table(world.data("test", many, world.items // 2, 14))
+    there = query_scores(world.table("found-there", world.data("selection", many, world.many, 13))).top(CHOSEN)
+    test = world.table("long", world.data("test", many, world.items // 2, 14))
     few, own = hits(test, world.heads), hits(test, there)
     ratio = float(few.mean() / own.mean()) if own.any() else float("nan")
-    return Finding({"ratio": round(ratio, 4), "found_there": interval(own), "found_with_six": interval(few)} | world.gate, note=f"{many} passages")
+    numbers: dict[str, Number] = {"ratio": round(ratio, 4), "found_there": interval(own), "found_with_six": interval(few)}
+    return Finding(numbers | world.gate, note=f"{many} passages")
 
 
 def spans_and_trimming(world: World) -> dict[str, Finding]:
@@ -222,16 +242,12 @@ def spans_and_trimming(world: World) -> dict[str, Finding]:
     examples = world.data("test", PASSAGES, world.items, 1)
     wordy = [RankingExample(LONG_START + e.query[:1].lower() + e.query[1:], e.passages, e.gold) for e in examples]
     query = Scoring(span="query")
-    own = query_scores(world.table(world.data("selection", PASSAGES, world.labels), query)).top(CHOSEN)  # each span with heads chosen by it
-    official, alone = hits(world.table(wordy), world.heads), hits(world.table(wordy, query), own)
-    trimmed, plain = hits(world.table(examples, OFFICIAL), world.heads), hits(world.test, world.heads)
+    own = query_scores(world.table("chosen-query", world.data("selection", PASSAGES, world.labels), query)).top(CHOSEN)  # each span with heads chosen by it
+    official, alone = hits(world.table("wordy", wordy), world.heads), hits(world.table("wordy-query", wordy, query), own)
+    trimmed, plain = hits(world.table("trimmed", examples, OFFICIAL), world.heads), hits(world.test, world.heads)
     change = trimmed - plain
-    return {
-        "query_span": Finding({"difference": interval(alone - official), "chosen": interval(alone), "control": interval(official)} | world.gate),
-        "trimming": Finding(
-            {"apart": round(abs(float(change.mean())), 4), "change": interval(change), "control": interval(plain)} | world.gate
-        ),
-    }
+    numbers: dict[str, Number] = {"apart": round(abs(float(change.mean())), 4), "change": interval(change), "control": interval(plain)}
+    return {"query_span": Finding(_paired(alone, official) | world.gate), "trimming": Finding(numbers | world.gate)}
 
 
 def measure(bench: Bench) -> Measured:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from transformers import DynamicCache
 
 from headwise.attention.hide import hide
 from headwise.caches.shared import full_cache
@@ -155,9 +156,9 @@ class Asker:
     def _text(self, question: Labelled, reader: PassageReader, boost: Boost | None = None) -> str:
         return self._decoded(reader.answer(question.ranking.query, self.stop, self.limit, boost))
 
-    def _after(self, cache: object, ids: tuple[int, ...]) -> str:
+    def _after(self, cache: DynamicCache, ids: tuple[int, ...]) -> str:
         """The answer behind what is left of a prompt."""
-        return self._decoded(decode_one(self.model.hf, cache, ids, self.stop, self.limit))  # type: ignore[arg-type]
+        return self._decoded(decode_one(self.model.hf, cache, ids, self.stop, self.limit))
 
     def _decoded(self, ids: tuple[int, ...]) -> str:
         return str(self.model.tokenizer.decode([i for i in ids if i not in self.stop], skip_special_tokens=True)).strip()

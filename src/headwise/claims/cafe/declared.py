@@ -164,8 +164,8 @@ def _exact() -> tuple[Claim, ...]:
         data="bundled test needles as passages, six to a question; the question's rows of the prompt",
     )  # fmt: skip
     apart = (
-        "largest difference of a log-probability over all rows of the question and all tokens; effect: the same for steering against none. Gate: bits "
-        "of the model's numbers"
+        "largest difference of a log-probability over all rows of the question and all tokens; effect: the same for steering against none. Gate: "
+        "bits of the model's numbers"
     )
     return (
         near(

@@ -56,11 +56,15 @@ class Prompt(NamedTuple):
         return self.reader.tokens, len(self.ids)
 
 
-def read(model: Model, example: RankingExample) -> Prompt:
+def read(model: Model, composer: PassageComposer, example: RankingExample) -> Prompt:
     """A prompt whose passages have been read."""
-    composer = PassageComposer(PieceEncoder(model.tokenizer))
     reader = PassageReader(model.hf, composer, example.passages)
     return Prompt(reader, example.query, next(iter(example.gold)), (*reader.ids, *composer.query(example.query).ids))
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """[rows, vocabulary] of logits [1, rows, vocabulary]."""
+    return logits[0].float().log_softmax(dim=-1)
 
 
 @torch.no_grad()
@@ -68,7 +72,7 @@ def over_kept(model: Model, prompt: Prompt, delta: float, bias_position: str = "
     """[rows of the question, vocabulary] log-probabilities, steered, over the passages' kept keys and values."""
     with prompt.reader.asking(prompt.query, Boost((prompt.gold,), delta, "question", bias_position)) as (ids, cache):
         logits = forward(model.hf, token_tensor(model.hf, ids[prompt.reader.tokens :]), cache).logits
-    return logits[0].float().log_softmax(dim=-1)
+    return log_probabilities(logits)
 
 
 @torch.no_grad()
@@ -76,7 +80,7 @@ def in_one_pass(model: Model, prompt: Prompt, delta: float) -> Tensor:
     """The same in one pass over the whole prompt, with or without steering."""
     with steer(model, None, [prompt.span], delta, "question", prompt.question):
         logits = model.hf(token_tensor(model.hf, prompt.ids), use_cache=False).logits
-    return logits[0, prompt.reader.tokens :].float().log_softmax(dim=-1)
+    return log_probabilities(logits[:, prompt.reader.tokens :])
 
 
 @torch.no_grad()
@@ -99,7 +103,7 @@ def with_mask(model: Model, prompt: Prompt, added: float, hard: bool = False) ->
     mask = mask.masked_fill(~seen, torch.finfo(torch.float32).min)[None, None].to(device_of(model.hf))
     with eager(model):
         logits = model.hf(token_tensor(model.hf, prompt.ids), attention_mask=mask, use_cache=False).logits
-    return logits[0, first:].float().log_softmax(dim=-1)
+    return log_probabilities(logits[:, first:])
 
 
 @contextmanager
@@ -130,7 +134,7 @@ def of_one(model: Model, prompt: Prompt) -> dict[str, float]:
     plain, whole, infinite = (in_one_pass(model, prompt, delta) for delta in (0.0, DELTA, INFINITE))
     untouched = over_kept(model, prompt, 0.0)
     with prompt.reader.asking(prompt.query) as (ids, cache), torch.no_grad():
-        bare = forward(model.hf, token_tensor(model.hf, ids[prompt.reader.tokens :]), cache).logits[0].float().log_softmax(dim=-1)
+        bare = log_probabilities(forward(model.hf, token_tensor(model.hf, ids[prompt.reader.tokens :]), cache).logits)
     found = {
         "effect": largest(whole, plain),
         "infinite effect": largest(infinite, plain),
@@ -153,12 +157,12 @@ def of_one(model: Model, prompt: Prompt) -> dict[str, float]:
 def measure(bench: Bench) -> Measured:
     """All claims of the family `cafe-exact`."""
     model, count = bench.model, bench.pick(8, 2)
+    composer = PassageComposer(PieceEncoder(model.tokenizer))
     rows = []
     for number, example in enumerate(needle_examples("test", count, PASSAGES)):
-        prompt = PassageComposer(PieceEncoder(model.tokenizer))
-        tokens = len(prompt.passages(example.passages).ids) + len(prompt.query(example.query).ids)
+        tokens = len(composer.passages(example.passages).ids) + len(composer.query(example.query).ids)
         if model.positions is None or tokens <= model.positions:
-            rows.append(of_one(model, read(model, example)))
+            rows.append(of_one(model, read(model, composer, example)))
         bench.report(number + 1, count, f"{tokens} tokens")
     if not rows:
         raise NotTestable(f"needs a model that reads {PASSAGES} short passages; this one has {model.positions} positions")

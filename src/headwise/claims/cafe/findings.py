@@ -107,16 +107,18 @@ def _infinite(rows: Rows, said: Sequence[Mapping[str, str]], gate: dict[str, Num
     if f"{STAGED}50" in rows and not missed.any():
         return Finding.none("the candidates hold all gold passages of every question")
     change = _change({name: row[missed] for name, row in rows.items()}, f"{STAGED}50", "stage 1 only")
-    return Finding({"difference": _interval(change), "questions": float(missed.sum())} | gate, _p(change))
+    numbers: dict[str, Number] = {"difference": _interval(change), "questions": float(missed.sum())}
+    return Finding(numbers | gate, _p(change))
 
 
 def _drop(rows: Rows, hidden: str, gate: dict[str, Number]) -> Finding:
     change = _change(rows, "direct", hidden)
-    return Finding({"drop": _interval(change), "hidden": interval(_known(rows[hidden])) if hidden in rows else NAN} | gate, _p(change))
+    numbers: dict[str, Number] = {"drop": _interval(change), "hidden": interval(_known(rows[hidden])) if hidden in rows else NAN}
+    return Finding(numbers | gate, _p(change))
 
 
 def _known(row: np.ndarray) -> np.ndarray:
-    return row[~np.isnan(row)]
+    return np.asarray(row[~np.isnan(row)])
 
 
 def answer_tables(rows: Rows, said: Sequence[Mapping[str, str]], asked: Sequence[Asked]) -> dict[str, Any]:

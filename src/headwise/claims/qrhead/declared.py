@@ -1,4 +1,4 @@
-"""Claims of the card `qrhead` about ranking real passages, about exactness and work, and about what nobody has measured, registered before their numbers."""
+"""Claims of the card `qrhead` about ranking real passages, exactness and work, registered before their numbers."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ _METRIC = (
 )
 _CHANCE, _NEEDLES = "above_chance.low > 0", "needles_solved >= 0.5"
 _LLAMA = "nDCG@10, mean of 11 sets of BEIR, 16 heads of Llama-3.1-8B"
+_ANY = f"random heads of any layer; {_LLAMA}"
 # name -> (sentence, the paper's numbers); the order registered is query heads > all heads > copy heads > random heads
 _ORDER = {
     "selected_above_all": ("query heads rank passages better than all heads together", f"47.5 and 42.8 ({_LLAMA})"),
     "selected_above_copy": ("query heads rank passages better than as many copy heads", f"47.5 and 43.4 ({_LLAMA})"),
-    "selected_above_random": ("query heads rank passages better than random heads of the same layers", f"47.5 and 37.5, random heads of any layer ({_LLAMA})"),
+    "selected_above_random": ("query heads rank passages better than random heads of the same layers", f"47.5 and 37.5 ({_ANY})"),
     "all_above_copy": ("all heads together rank passages better than the copy heads", f"42.8 and 43.4: the opposite ({_LLAMA})"),
-    "copy_above_random": ("copy heads rank passages better than random heads of the same layers", f"43.4 and 37.5, random heads of any layer ({_LLAMA})"),
+    "copy_above_random": ("copy heads rank passages better than random heads of the same layers", f"43.4 and 37.5 ({_ANY})"),
 }
 _SECOND = (
     "second measurement, on questions that the first has not used, after query scores had learnt to leave out the first token of the prompt; how "
@@ -105,8 +106,8 @@ def _exact() -> tuple[Claim, ...]:
         claim(
             "query-exact.depth_costs_its_share", place="9", rule=("excess <= 0.001",), effect="share", control="layers_share", data=books,
             sentence="reading passages up to the deepest chosen head costs its share of the layers",
-            metric="share: tokens times layers as a share of a plain pass over the passages; layers_share: (deepest layer + 1) / layers; excess: their "
-            "difference",
+            metric="share: tokens times layers as a share of a plain pass over the passages; layers_share: (deepest layer + 1) / layers; excess: "
+            "their difference",
             paper="18 of 32 layers (Llama-3.1-8B, heads of LongMemEval)",
         ),
         claim(
@@ -118,9 +119,9 @@ def _exact() -> tuple[Claim, ...]:
         ),
         claim(
             "query-exact.residual", place="8", rule=("largest_error <= 0.00001", "residual.high < 0"), effect="residual", data=needles,
-            sentence="calibration over all rows behind the passages leaves minus a share of the attention that the instruction's rows pay to passages",
-            metric="residual: the predicted rest (w - v) I, attention to all passages, mean over heads; w and v: share of the instruction in the rows of "
-            "the query and of the empty one; largest_error: of the prediction of a calibrated value from its parts",
+            sentence="calibration over all rows behind the passages leaves a negative share of the attention of the instruction's rows to passages",
+            metric="residual: the predicted rest (w - v) I, attention to all passages, mean over heads; w and v: share of the instruction in the "
+            "rows of the query and of the empty one; largest_error: of the prediction of a calibrated value from its parts",
             paper="the shares differ by 0.2 to 0.4 (computed on the released prompt)",
         ),
         claim(
@@ -134,7 +135,8 @@ def _exact() -> tuple[Claim, ...]:
 EXACT = _exact()
 TRANSFORMED = (
     Claim(
-        "query-transformed.copied", "qrhead", "2", "on answers that stand in a passage word by word, query heads and copy heads find the passage equally well",
+        "query-transformed.copied", "qrhead", "2",
+        "on answers that stand in a passage word by word, query heads and copy heads find the passage equally well",
         "recall@1 of the four best query heads minus the four best copy heads, paired by query", ("difference.low > -0.05", "difference.high < 0.05"),
         data="queries over passages whose answers are copied",
     ),

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from headwise.claims.claim import Finding
 from headwise.claims.experiment import Bench, Measured, NotTestable
@@ -85,7 +86,7 @@ def of_depth(model: Model, composer: PassageComposer, heads: HeadSet, passages: 
     """Claim 9: what ends at the deepest head is exact and costs its share of the layers; many queries share one pass over the passages."""
     work, scoring, layers = Work(model), Scoring(), model.heads.shape[0]
     ids = composer.passages(passages).ids
-    with work.counted():
+    with work.counted(), torch.no_grad():
         model.hf(token_tensor(model.hf, ids), use_cache=False)
     plain = work.done
     with work.counted():
@@ -124,7 +125,7 @@ def residual(model: Model, examples: list[RankingExample]) -> Finding:
     errors, left = [], []
     for example in examples:
         prompt = composer.passages(example.passages)
-        spans = [tuple(prompt.span(f"passage/{i}")) for i in range(1, len(example.passages) + 1)]
+        spans = [(s.start, s.stop) for s in (prompt.span(f"passage/{i}") for i in range(1, len(example.passages) + 1))]
         cache = PassageCache(model.hf, prompt.ids, every)
         rows: list[Suffix] = []
         shares = []

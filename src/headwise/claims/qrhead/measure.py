@@ -128,8 +128,7 @@ class Ranking:
 
     def label_set(self, number: int) -> HeadScores:
         """Scores from one of three disjoint sets of labels."""
-        labels, runs = self.effort.sizes.labels, self.scores.runs
-        assert runs is not None
+        labels, runs = self.effort.sizes.labels, np.asarray(self.scores.runs)
         own = runs[number * labels : (number + 1) * labels]
         return HeadScores(own.mean(axis=0), "query", self.scores.score_version, own)
 
@@ -237,8 +236,7 @@ def single(ranking: Ranking, found: Mapping[str, Found]) -> dict[str, Finding]:
 def _few_labels(ranking: Ranking, one: dict[str, Values]) -> Finding:
     sets = [ranking.label_set(number) for number in range(3)]
     pairs = [(sets[i], sets[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
-    top, runs, values = ranking.effort.top, ranking.scores.runs, ranking.scores.values
-    assert runs is not None
+    top, runs, values = ranking.effort.top, np.asarray(ranking.scores.runs), ranking.scores.values
     ndcg = [float(one[f"query heads, label set {number}"].mean()) for number in (1, 2, 3)]
     known = ~np.isnan(values)
     numbers = {
