@@ -242,7 +242,8 @@ def spans_and_trimming(world: World) -> dict[str, Finding]:
     examples = world.data("test", PASSAGES, world.items, 1)
     wordy = [RankingExample(LONG_START + e.query[:1].lower() + e.query[1:], e.passages, e.gold) for e in examples]
     query = Scoring(span="query")
-    own = query_scores(world.table("chosen-query", world.data("selection", PASSAGES, world.labels), query)).top(CHOSEN)  # each span with heads chosen by it
+    labelled = world.data("selection", PASSAGES, world.labels)
+    own = query_scores(world.table("chosen-query", labelled, query)).top(CHOSEN)  # each span with heads chosen by it
     official, alone = hits(world.table("wordy", wordy), world.heads), hits(world.table("wordy-query", wordy, query), own)
     trimmed, plain = hits(world.table("trimmed", examples, OFFICIAL), world.heads), hits(world.test, world.heads)
     change = trimmed - plain
