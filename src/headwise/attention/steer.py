@@ -142,7 +142,7 @@ def check_steering(model: Any, bias: float, rows: str, bias_position: str) -> No
         if given not in allowed:
             raise HeadwiseError(f"unknown {name} {given!r}; use {', '.join(allowed)}")
     if not math.isfinite(bias):
-        raise HeadwiseError(f"the bias must be a finite number; got {bias:g} (50 is as good as infinite)")
+        raise HeadwiseError(f"the bias must be a finite number; got {bias:g} (1000 acts as an infinite one)")
     if bias_position == "pre_scale" and as_model(model).attention_cap is not None:
         raise HeadwiseError("bias_position 'pre_scale' has no meaning for a model that caps its logits; use 'post_scale'")
 

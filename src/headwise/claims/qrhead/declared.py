@@ -96,7 +96,11 @@ def _exact() -> tuple[Claim, ...]:
         "needles, of the lower three quarters of the layers"
     )
     needles = "bundled test needles as passages, six to a question"
-    claim = partial(Claim, card="qrhead")
+    claim = partial(
+        Claim, card="qrhead",
+        tries="heads of the lower three quarters of the layers, and passages that fill the context, were chosen after a first small run, in which "
+        "nothing was left out and the gate of 1,000 tokens was missed; no bound was changed",
+    )  # fmt: skip
     return (
         claim(
             "query-exact.truncated_depth", place="9", rule=("largest_difference <= 0.000001",), data=books,
