@@ -23,7 +23,7 @@ EXPERIMENTS = (
         Minutes(lab=None, real=35, quick_real=4), data=("relations-lre",),
     ),
     Experiment(
-        "heads-large", "Claims of the paper that only a large model can show", LARGE, f"{_HERE}.large:measure", Minutes(lab=None, real=0.1, quick_real=0.1),
-        needs="a model of 7 billion parameters and data that are not published",
+        "heads-large", "Claims of the paper that only a large model can show", LARGE, f"{_HERE}.large:measure",
+        Minutes(lab=None, real=0.1, quick_real=0.1), needs="a model of 7 billion parameters and data that are not published",
     ),
 )  # fmt: skip

@@ -7,21 +7,21 @@ from functools import partial
 from headwise.claims.claim import Claim
 
 CARD = "retrieval-head"
-THIRD = "0.3333333333333333"
 FOUND = (
-    "heads by copy score: 16 needles of the half `detect` x 512 and 1,024 tokens x 5 depths, plain template, seed 0 (lab models: 128, 256 and 432 tokens)"
+    "heads by copy score: 16 needles of the half `detect` x 512 and 1,024 tokens x 5 depths, plain template, seed 0 (lab models: 128, 256 and 432 "
+    "tokens)"
 )
 NEEDLES = f"{FOUND}; recall: 16 needles of the half `test`, 512 tokens, depth 1/2 (lab models: 256 tokens, 3 depths)"
 DRAWS = "20 layer-matched, 20 any-layer and 20 norm-matched draws, the weakest heads"
 FINDS = ("recall >= 0.8",)
 RECALL = "recall: mean unigram recall of the whole model"
 _FACTS = (
-    f"{FOUND}; LRE relations (--data), items that the whole model answers right in another wording with other examples: 100 facts, 100 "
-    "passages that contradict such facts, 40 two-step questions (capital of the country that a thing belongs to); seed 0"
+    f"{FOUND}; LRE relations (--data), items that the whole model answers right in another wording with other examples: 100 facts, 100 passages that "
+    "contradict such facts, 40 two-step questions (capital of the country that a thing belongs to); seed 0"
 )
 _SECOND = (
-    "two-step questions: second try. In the first the model had been asked both facts, but not both steps, in another wording; it wrote 0.40 of "
-    "the capitals (direct 0.20), the gate failed, and nothing was judged"
+    "two-step questions: second try. In the first the model had been asked both facts, but not both steps, in another wording; it wrote 0.40 of the "
+    "capitals (direct 0.20), the gate failed, and nothing was judged"
 )
 _FACT_DRAWS = "K = 16 with 20 layer-matched and 20 any-layer draws and the weakest heads (the top 8 beside it); mode zero, scope answer"
 _NEAR_K = "K: 16 of 270 heads, the number of 1, 2, 4, 8, 16 nearest to 5 % of all"
@@ -92,8 +92,8 @@ REMOVAL = (
     ),
     _claim(
         "heads.causal.text", place="2", sentence="Plain text stays.", rule=("ratio < 1.1",), control="random_ratio",
-        metric=f"ratio: perplexity without the top K over that of the whole model, heads ablated at every position, interval over windows; {_HALVING} "
-        "(if none does, that nearest to 5 % of all)",
+        metric="ratio: perplexity without the top K over that of the whole model, heads ablated at every position, interval over windows; "
+        f"{_HALVING} (if none does, that nearest to 5 % of all)",
         data="8 windows x 128 tokens of the haystack's end", controls="5 layer-matched draws",
     ),
     _claim(
@@ -138,8 +138,8 @@ FACTS = (
     ),
     _fact(
         "heads.reasoning.memory", place="10", sentence="Facts known by heart hardly need the copy heads.", gate=("right >= 0.5",),
-        metric="over_quarter: loss on facts minus a quarter of the loss on written steps; difference: loss on written steps minus loss on facts, items "
-        f"of both resampled; {_RIGHT}",
+        metric="over_quarter: loss on facts minus a quarter of the loss on written steps; difference: loss on written steps minus loss on facts, "
+        f"items of both resampled; {_RIGHT}",
         rule=("over_quarter <= 0", "difference.low > 0"), effect="loss", control="steps_loss",
     ),
     _fact(
@@ -151,8 +151,9 @@ FACTS = (
     ),
     _fact(
         "heads.reasoning.passage", place="10", sentence="Following a passage against memory needs the copy heads.", gate=("follows >= 0.5",),
-        metric="follows: share of the whole model's answers that follow the passage; left: that share without the top 16 over that of the whole model; "
-        "memory_gain: answers from memory without the top 16 minus those of the whole model; p: sign flips against the mean layer-matched draw",
+        metric="follows: share of the whole model's answers that follow the passage; left: that share without the top 16 over that of the whole "
+        "model; memory_gain: answers from memory without the top 16 minus those of the whole model; p: sign flips against the mean layer-matched "
+        "draw",
         rule=("left < 0.5", "memory_gain > 0"), tested=True, control="random_left",
     ),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from headwise.attention import ablate, observe
 from headwise.claims.claim import Finding
 from headwise.claims.experiment import Bench, Measured
 from headwise.claims.retrieval_head.scores import fitting_task
-from headwise.claims.retrieval_head.sizes import Sizes, sizes_of
+from headwise.claims.retrieval_head.sizes import sizes_of
 from headwise.heads import HeadScores, PromptError
 from headwise.maths.copy import copy_hits
 from headwise.models.forward import token_tensor
@@ -37,14 +37,15 @@ def measure(bench: Bench) -> Measured:
     """All of them, on prompts of bundled needles."""
     sizes = replace(sizes_of(bench), needles=bench.pick(4, 2))
     model, details = bench.model, {}
-    findings = {"copy-exact.control": control(model), "copy-exact.refused": refused(model, sizes)}
+    findings = {"copy-exact.control": control(model)}
     try:
         task = fitting_task(model, "detect", (LENGTH,), PLACES, sizes)
         prompts = _prompts(model, task)
     except PromptError as error:
-        rest = ("one_pass", "spans", "bos", "restored")
+        rest = ("one_pass", "refused", "spans", "bos", "restored")
         return Measured(findings | {f"copy-exact.{name}": Finding.none(str(error)) for name in rest})
-    findings |= {"copy-exact.spans": spans(model, task, prompts), "copy-exact.bos": bos(model, prompts), "copy-exact.restored": restored(model, prompts)}
+    findings |= {"copy-exact.refused": refused(model, task), "copy-exact.spans": spans(model, prompts), "copy-exact.bos": bos(model, prompts)}
+    findings["copy-exact.restored"] = restored(model, prompts)
     findings["copy-exact.one_pass"], details["steps"] = one_pass(bench, [prompt for _, prompt in prompts[:: len(PLACES)]])
     return Measured(findings, details)
 
@@ -74,10 +75,9 @@ def one_pass(bench: Bench, prompts: Sequence[Prompt]) -> tuple[Finding, list[dic
         said, strongest = token_by_token(model, prompt.ids, len(answer.ids))
         keys, emitted = torch.tensor(prompt.ids), torch.tensor(answer.ids)
         hits, slow = (copy_hits(table.cpu(), keys, emitted, (span.start, span.stop)) for table in (answer.argmax, strongest))
-        rows.append({"steps": len(said), "other tokens": int(tuple(said) != answer.ids), "hits": int(slow.sum()), "differing": int((hits != slow).sum())})
-    total = {name: sum(row[name] for row in rows) for name in rows[0]}
-    numbers = {"differing": total["differing"], "other_tokens": total["other tokens"], "hits": total["hits"], "steps": total["steps"]}
-    return Finding(numbers), rows
+        other, differing = int(tuple(said) != answer.ids), int((hits != slow).sum())
+        rows.append({"differing": differing, "other_tokens": other, "hits": int(slow.sum()), "steps": len(said)})
+    return Finding({name: sum(row[name] for row in rows) for name in rows[0]}), rows
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def token_by_token(model: Model, ids: Sequence[int], count: int) -> tuple[list[i
     return said, torch.stack(strongest, dim=-1)
 
 
-def spans(model: Model, task: Task, prompts: Sequence[tuple[Needle, Prompt]]) -> Finding:
+def spans(model: Model, prompts: Sequence[tuple[Needle, Prompt]]) -> Finding:
     """Whether answer spans hold the answer; and where a search for a window of overlapping tokens would find long ones."""
     decode = model.tokenizer.decode
     wrong = sum(decode(prompt.ids[slice(*prompt.span("answer"))]).strip() != needle.answer for needle, prompt in prompts)
@@ -128,21 +128,21 @@ def found_by_overlap(ids: Sequence[int], wanted: Sequence[int]) -> tuple[int, in
     return -1, -1
 
 
-def refused(model: Model, sizes: Sizes) -> Finding:
+def refused(model: Model, task: Task) -> Finding:
     """Needles that cannot be placed must raise; none may end as a row of zeros."""
     good = Needle("The code is 7.", "What is the code?", "7")
 
     def asked(needle: Needle, length: int) -> Any:
-        task = replace(fitting_task(model, "detect", (LENGTH,), (0.5,), sizes), needles=[needle])
-        return plan_groups(replace(task, grid=replace(task.grid, lengths=(length,))), model.positions)
+        return plan_groups(replace(task, needles=[needle], grid=replace(task.grid, lengths=(length,))), model.positions)
 
     attempts: dict[str, Callable[[], Any]] = {
         "answer not in the needle": lambda: Needle("The code is 7.", "What is the code?", "8"),
         "answer twice in the needle": lambda: Needle("7 is the code, 7.", "What is the code?", "7"),
         "empty question": lambda: Needle("The code is 7.", " ", "7"),
         "no room for the needle": lambda: asked(good, 1),
-        "longer than the model": lambda: asked(good, (model.positions or 0) + 1 if model.positions else 2**40),
     }
+    if model.positions is not None:
+        attempts["longer than the model"] = lambda: asked(good, int(model.positions or 0) + 1)
     accepted = 0
     for attempt in attempts.values():
         try:

@@ -12,7 +12,15 @@ import numpy as np
 
 from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench
-from headwise.claims.retrieval_head.scores import at_length, fitting_task, needle_means, resampled, scored, solved_share, with_ends
+from headwise.claims.retrieval_head.scores import (
+    at_length,
+    fitting_task,
+    needle_means,
+    resampled,
+    scored,
+    solved_share,
+    with_ends,
+)
 from headwise.claims.retrieval_head.sizes import Sizes
 from headwise.heads import HeadScores, NoSuccessfulRunError, PromptError
 from headwise.heads.progress import Report

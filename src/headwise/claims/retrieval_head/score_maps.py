@@ -12,15 +12,24 @@ from headwise.claims.retrieval_head import untrained
 from headwise.claims.retrieval_head.active import context_dependence, step_facts, traced_steps
 from headwise.claims.retrieval_head.same_heads import reliability, retests
 from headwise.claims.retrieval_head.scores import (
-    Values, detected, needle_means, over_needles, recall_of, shares_of_time, solved_share, with_ends,
+    Values,
+    detected,
+    needle_means,
+    over_needles,
+    recall_of,
+    shares_of_time,
+    solved_share,
+    with_ends,
 )  # fmt: skip
 from headwise.claims.retrieval_head.sizes import RETRIEVAL, STRONG, Sizes, sizes_of
 from headwise.heads import HeadScores, HeadwiseError
-from headwise.report.numbers import shares
 from headwise.stats.agreement import gini, top_overlap
 
 OFTEN, WEAK = 0.9, 0.5  # "active in most contexts, yet copies little": frequency over, score below
 FEW_RUNS, FEW_TOP, FEW_DRAWS = 5, 10, 200
+NEED_A_RANKING = (
+    "heads.dynamic", "copy.often_weak", "copy.few_runs", *(f"heads.intrinsic.{name}" for name in ("length", "chat", "needles"))
+)  # fmt: skip
 PARTS = {"heads": 430.0, "other prompts": 540.0, "steps": 60.0, "untrained": 30.0}  # rough seconds on a real model
 
 
@@ -38,11 +47,11 @@ def measure(bench: Bench) -> Measured:
     try:
         scores.ranking()
     except HeadwiseError as error:  # all heads score the same
-        rest = ("heads.dynamic", "copy.often_weak", "copy.few_runs", "heads.intrinsic.length", "heads.intrinsic.chat", "heads.intrinsic.needles")
-        findings |= {key: Finding.none(f"no head stands out: {error}") for key in rest}
+        findings |= {key: Finding.none(f"no head stands out: {error}") for key in NEED_A_RANKING}
         maps, steps = {}, {}
     else:
-        findings |= {"heads.dynamic": dynamic(scores, sizes.seed), "copy.often_weak": often_weak(scores), "copy.few_runs": few_runs(scores, sizes.seed)}
+        findings |= {"heads.dynamic": dynamic(scores, sizes.seed), "copy.often_weak": often_weak(scores)}
+        findings["copy.few_runs"] = few_runs(scores, sizes.seed)
         again, maps = retests(bench, scores, sizes, part("other prompts"))
         findings |= {f"heads.intrinsic.{name}": finding for name, finding in again.items()}
         steps = step_facts(traced_steps(bench.model, scores, sizes, part("steps")))
@@ -132,13 +141,23 @@ def _details(scores: HeadScores, seed: int) -> dict[str, Any]:
         "solved share": solved_share(scores),
         "exact": float(np.mean([cell["exact"] for cell in scores.provenance["cells"]])),
         "lengths": list(scores.provenance["grid"]["lengths"]),
-        "bins": [{"label": bin.label, "heads": bin.heads, "share": bin.share} for bin in shares(scores)],
+        "bins": _bins(known(scores.values)),
         "heads": [
             {"head": f"L{i}H{j}", "score": float(scores.values[i, j]), "frequency": float(scores.frequency[i, j])} for i, j in order
         ],
         "values": scores.values.tolist(),
         "reliability": reliability(scores, seed),
         "needles": len(halves),
+    }
+
+
+def _bins(values: Values) -> dict[str, int]:
+    """Heads by score, in the ranges of the paper's figure 3."""
+    return {
+        "0": int((values == 0).sum()),
+        "(0, 0.1)": int(((values > 0) & (values < RETRIEVAL)).sum()),
+        "[0.1, 0.5)": int(((values >= RETRIEVAL) & (values < STRONG)).sum()),
+        "[0.5, 1]": int((values >= STRONG).sum()),
     }
 
 
