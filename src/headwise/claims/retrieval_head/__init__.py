@@ -12,11 +12,11 @@ EXPERIMENTS = (
     ),
     Experiment(
         "heads", "Which heads copy, how many, in which contexts, and the same on other prompts", (*DETECTION, *MAPS), f"{_HERE}.score_maps:measure",
-        Minutes(lab=1, real=20, quick_lab=0.3, quick_real=3),
+        Minutes(lab=1.5, real=20, quick_lab=0.4, quick_real=3),
     ),
     Experiment(
         "heads-removed", "What removing the heads that copy costs, beside random heads, other modes, another scope, other words", (*REMOVAL, *SWEEPS),
-        f"{_HERE}.removed:measure", Minutes(lab=4, real=35, quick_lab=0.5, quick_real=5),
+        f"{_HERE}.removed:measure", Minutes(lab=5, real=35, quick_lab=0.8, quick_real=5),
     ),
     Experiment(
         "heads-facts", "Facts known by heart, contradicted facts and written steps without the heads that copy", FACTS, f"{_HERE}.reasoning:measure",

@@ -13,13 +13,15 @@ import numpy as np
 from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench
 from headwise.claims.retrieval_head.scores import (
+    Z,
     at_length,
     fitting_task,
     needle_means,
-    resampled,
     scored,
     solved_share,
+    variance,
     with_ends,
+    without_each_needle,
 )
 from headwise.claims.retrieval_head.sizes import Sizes
 from headwise.heads import HeadScores, NoSuccessfulRunError, PromptError
@@ -30,6 +32,7 @@ from headwise.stats.agreement import pearson, split_half_reliability, top_overla
 SHUFFLES = 1000
 TOP = 8
 MIN_NEEDLES = 4
+MOST = 1 - 1e-12  # of a correlation, for its z
 
 
 def reliability(scores: HeadScores, seed: int) -> float:
@@ -64,13 +67,24 @@ def shuffled_range(a: HeadScores, b: HeadScores, seed: int) -> tuple[float, floa
     return with_ends(float(np.nanmean(found)), found)
 
 
+def correlation(a: HeadScores, b: HeadScores) -> Number:
+    """Pearson correlation of two score maps, with its 95 % interval over the needles of both, left out one at a time (in Fisher's z)."""
+    value = pearson(a.values, b.values)
+    parts = [
+        [pearson(left, b.values) for left in without_each_needle(a)],
+        [pearson(a.values, left) for left in without_each_needle(b)],
+    ]
+    half = Z * sum(variance(np.arctanh(np.clip(part, -MOST, MOST))) for part in parts) ** 0.5
+    z = np.arctanh(np.clip(value, -MOST, MOST))
+    return float(value), float(np.tanh(z - half)), float(np.tanh(z + half))
+
+
 def compared(a: HeadScores, b: HeadScores, seed: int) -> dict[str, Number]:
     """Correlation of two score maps, with its interval over the needles of both, and what it is compared with."""
-    drawn = [pearson(one, other) for one, other in zip(resampled(a, seed), resampled(b, seed + 1), strict=True)]
     product = reliability(a, seed) * reliability(b, seed)
     layers = (np.nanmean(scores.values, axis=1) for scores in (a, b))
     return {
-        "pearson": with_ends(pearson(a.values, b.values), np.array(drawn)),
+        "pearson": correlation(a, b),
         "ceiling": float(np.sqrt(max(0.0, product))),
         "shuffled": shuffled_range(a, b, seed),
         "layers_alone": pearson(*layers),

@@ -39,9 +39,9 @@ def measure(bench: Bench) -> Measured:
     part = shares_of_time(bench, PARTS)
     scores = detected(bench, sizes, part("heads"))
     findings = {
-        "heads.universal": universal(scores, sizes.seed),
-        "heads.sparse": sparse(scores, sizes.seed),
-        "copy.concentrated": concentrated(scores, sizes.seed),
+        "heads.universal": universal(scores),
+        "heads.sparse": sparse(scores),
+        "copy.concentrated": concentrated(scores),
         "copy.frequency": Finding({"below": int((scores.frequency < scores.values - 1e-9).sum())}),
     }
     try:
@@ -70,30 +70,30 @@ def known(values: Values) -> Values:
     return np.asarray(values[~np.isnan(values)])
 
 
-def universal(scores: HeadScores, seed: int) -> Finding:
+def universal(scores: HeadScores) -> Finding:
     """Heads that copy, and the strongest of them."""
     return Finding(
         {
             "recall": recall_of(scores),
             "over": int((scores.values > RETRIEVAL).sum()),
-            "strongest": over_needles(scores, lambda values: float(np.nanmax(values)), seed),
+            "strongest": over_needles(scores, lambda values: float(np.nanmax(values))),
         }
     )
 
 
-def sparse(scores: HeadScores, seed: int) -> Finding:
+def sparse(scores: HeadScores) -> Finding:
     """The share of heads that copy."""
 
     def share(limit: float) -> Any:
-        return over_needles(scores, lambda values: float((known(values) > limit).mean()), seed)
+        return over_needles(scores, lambda values: float((known(values) > limit).mean()))
 
     return Finding({"recall": recall_of(scores), "over_share": share(RETRIEVAL), "strong_share": share(STRONG)})
 
 
-def concentrated(scores: HeadScores, seed: int) -> Finding:
+def concentrated(scores: HeadScores) -> Finding:
     """Whether a minority has most of the score."""
     share = float((known(scores.values) > RETRIEVAL).mean())
-    return Finding({"recall": recall_of(scores), "over_share": share, "gini": over_needles(scores, gini, seed)})
+    return Finding({"recall": recall_of(scores), "over_share": share, "gini": over_needles(scores, gini)})
 
 
 def dynamic(scores: HeadScores, seed: int) -> Finding:

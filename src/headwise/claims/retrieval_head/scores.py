@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from headwise.models.model import Model
 from headwise.prompts.grid import Task, even_depths, plan_groups
 from headwise.runtime.needle_runs import needle_task
 
-RESAMPLES = 1000
+Z = 1.959964  # quantile of the normal distribution that covers 95 %
 Runs = NDArray[np.float32]
 Values = NDArray[np.float64]
 
@@ -161,31 +161,35 @@ def solved_share(scores: HeadScores) -> float:
     return float(scores.provenance["solved"] / scores.provenance["runs"])
 
 
-def resampled(scores: HeadScores, seed: int) -> list[Values]:
-    """Score maps [layer, head] with the needles drawn anew, each with all of its runs.
-
-    Args:
-        scores: With per-run values.
-        seed: Of the draws.
-    """
+def without_each_needle(scores: HeadScores) -> list[Values]:
+    """Score maps [layer, head] with one needle left out, needle by needle."""
     which, runs = needles_of(scores), np.asarray(scores.runs, dtype=np.float64)
-    known = np.unique(which)
-    totals = np.stack([runs[which == needle].sum(axis=0) for needle in known])
-    counts = np.array([(which == needle).sum() for needle in known])
-    picks = np.random.default_rng([seed, 51]).integers(len(known), size=(RESAMPLES, len(known)))
-    return [totals[pick].sum(axis=0) / counts[pick].sum() for pick in picks]
+    total = runs.sum(axis=0)
+    found = []
+    for needle in np.unique(which):
+        mine = which == needle
+        if not mine.all():
+            found.append((total - runs[mine].sum(axis=0)) / (~mine).sum())
+    return found
 
 
-def over_needles(scores: HeadScores, statistic: Callable[[Values], float], seed: int) -> Number:
-    """A number of a score map with its 95 % interval over needles.
+def variance(values: Sequence[float]) -> float:
+    """Variance of a number from what it is with one needle left out (jackknife); NaN below two needles."""
+    count = len(values)
+    return float((count - 1) / count * ((np.asarray(values) - np.mean(values)) ** 2).sum()) if count > 1 else float("nan")
+
+
+def over_needles(scores: HeadScores, statistic: Callable[[Values], float]) -> Number:
+    """A number in [0, 1] of a score map with its 95 % interval over needles, by leaving out one at a time.
+
+    Resampling needles would not do: a map of fewer different needles is noisier, which moves its largest score and its spread one way.
 
     Args:
         scores: With per-run values.
         statistic: Score map [layer, head] -> number.
-        seed: Of the draws.
     """
-    drawn = [statistic(values) for values in resampled(scores, seed)]
-    return with_ends(statistic(scores.values), np.asarray(drawn))
+    value, half = statistic(scores.values), Z * variance([statistic(values) for values in without_each_needle(scores)]) ** 0.5
+    return float(value), float(np.maximum(value - half, 0.0)), float(np.minimum(value + half, 1.0))
 
 
 def with_ends(value: float, drawn: NDArray[Any]) -> tuple[float, float, float]:
