@@ -92,7 +92,9 @@ def token_by_token(model: Model, ids: Sequence[int], count: int) -> tuple[list[i
     Returns:
         Its tokens, and [layer, head, step] the strongest key of the row that predicts each.
     """
-    before, said, strongest = model.hf.config._attn_implementation, [], []
+    before = model.hf.config._attn_implementation
+    said: list[int] = []
+    strongest: list[Tensor] = []
     try:
         model.hf.set_attn_implementation("eager")
         for _ in range(count):
@@ -163,7 +165,7 @@ def control(model: Model) -> Finding:
     chosen = scores.top(count)
     draws = [layer_matched_random(chosen, scores, (1, number)) for number in range(DRAWS)]
     unlike = sum(tuple(draw) != tuple(layer_matched_random(chosen, scores, (1, number))) for number, draw in enumerate(draws))
-    listed = [list(head) for head in chosen]
+    listed: list[Any] = [list(head) for head in chosen]
     everyone = [(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
     never_excluded = sum(head not in listed for head in everyone) - (len(everyone) - count)
     numbers = {

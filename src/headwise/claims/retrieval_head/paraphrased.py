@@ -60,8 +60,8 @@ def judged(found: dict[str, Asked], sizes: Sizes) -> dict[str, Finding]:
     """The findings of both claims."""
     literal, other, seed = found["literal"].recall, found["paraphrased"].recall, sizes.seed
     numbers: dict[str, Number] = {
-        "literal": tuple(bootstrap_mean(literal, seed=seed)),
-        "paraphrased": tuple(bootstrap_mean(other, seed=seed)),
+        "literal": _mean(literal, seed),
+        "paraphrased": _mean(other, seed),
         "left": _ratio(other, literal, seed),
         "tokens": sizes.paraphrased_lengths[1],
     }
@@ -73,6 +73,11 @@ def judged(found: dict[str, Asked], sizes: Sizes) -> dict[str, Finding]:
         mean, left = sweep.mean("recall", "none"), sweep.left("recall", "top", k)
         causal = Finding({"recall": mean, "left": left, "random_left": sweep.left("recall", "random", k), "k": k})
     return {"heads.paraphrased.recall": recall, "heads.paraphrased.causal": causal}
+
+
+def _mean(values: NDArray[np.float64], seed: int) -> Number:
+    mean, low, high = bootstrap_mean(values, seed=seed)
+    return mean, low, high
 
 
 def _ratio(over: NDArray[np.float64], under: NDArray[np.float64], seed: int) -> Number:

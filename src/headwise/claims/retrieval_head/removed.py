@@ -82,8 +82,8 @@ def _prompts(bench: Bench, sizes: Sizes) -> tuple[Task, tuple[Tensor, Tensor]]:
 def _other_modes(
     bench: Bench, scores: HeadScores, task: Task, texts: tuple[Tensor, Tensor], sizes: Sizes, report: Report
 ) -> dict[str, Sweep]:
-    found = {}
-    for mode in (mode for mode in ("uniform", "mean") if mode in MODES):
+    found: dict[str, Sweep] = {}
+    for mode in (mode for mode in MODES if mode in ("uniform", "mean")):
         options = AblationOptions(usable_top(sizes, scores), mode, SCOPE, sizes.mode_controls, sizes.seed)
         found[mode] = swept(bench, scores, task, options, f"ablate-{mode}", texts, perplexity=False, report=report)
     return found

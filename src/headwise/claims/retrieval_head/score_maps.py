@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from headwise.claims.claim import Finding
+from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, Measured
 from headwise.claims.retrieval_head import untrained
 from headwise.claims.retrieval_head.active import context_dependence, step_facts, traced_steps
@@ -44,11 +44,12 @@ def measure(bench: Bench) -> Measured:
         "copy.concentrated": concentrated(scores),
         "copy.frequency": Finding({"below": int((scores.frequency < scores.values - 1e-9).sum())}),
     }
+    maps: dict[str, Any] = {}
+    steps: dict[str, Any] = {}
     try:
         scores.ranking()
     except HeadwiseError as error:  # all heads score the same
         findings |= {key: Finding.none(f"no head stands out: {error}") for key in NEED_A_RANKING}
-        maps, steps = {}, {}
     else:
         findings |= {"heads.dynamic": dynamic(scores, sizes.seed), "copy.often_weak": often_weak(scores)}
         findings["copy.few_runs"] = few_runs(scores, sizes.seed)
@@ -127,8 +128,9 @@ def few_runs(scores: HeadScores, seed: int) -> Finding:
     }
     if FEW_RUNS not in drawn:
         return Finding.none(f"needs more than {len(runs)} solved runs")
-    numbers = {f"shared_{count}": with_ends(float(values.mean()), values) for count, values in drawn.items()}
-    return Finding({"runs": len(runs), "shared": numbers.pop(f"shared_{FEW_RUNS}"), "by_chance": FEW_TOP / heads} | numbers)
+    shared = {count: with_ends(float(values.mean()), values) for count, values in drawn.items()}
+    beside: dict[str, Number] = {f"shared_{count}": number for count, number in shared.items() if count != FEW_RUNS}
+    return Finding({"runs": len(runs), "shared": shared[FEW_RUNS], "by_chance": FEW_TOP / heads} | beside)
 
 
 def _details(scores: HeadScores, seed: int) -> dict[str, Any]:

@@ -82,7 +82,8 @@ QUICK_LAB = replace(
 
 def sizes_of(bench: Bench) -> Sizes:
     """The sizes for a bench's model, version and seed."""
-    return replace(bench.pick(REAL, QUICK_REAL) if bench.real else bench.pick(LAB, QUICK_LAB), seed=bench.seed)
+    whole: Sizes = bench.pick(REAL, QUICK_REAL) if bench.real else bench.pick(LAB, QUICK_LAB)
+    return replace(whole, seed=bench.seed)
 
 
 def near_share(top: Sequence[int], heads: int, share: float) -> int:
