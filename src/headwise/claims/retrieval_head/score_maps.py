@@ -130,7 +130,8 @@ def few_runs(scores: HeadScores, seed: int) -> Finding:
         return Finding.none(f"needs more than {len(runs)} solved runs")
     shared = {count: with_ends(float(values.mean()), values) for count, values in drawn.items()}
     beside: dict[str, Number] = {f"shared_{count}": number for count, number in shared.items() if count != FEW_RUNS}
-    return Finding({"runs": len(runs), "shared": shared[FEW_RUNS], "by_chance": FEW_TOP / heads} | beside)
+    beside |= {"runs": len(runs), "shared": shared[FEW_RUNS], "by_chance": FEW_TOP / heads}
+    return Finding(beside)
 
 
 def _details(scores: HeadScores, seed: int) -> dict[str, Any]:
