@@ -149,6 +149,24 @@ def test_draws_of_both_kinds_are_compared_where_the_model_can(bench, data, knows
     assert ask(bench, quizzes[0]).details == found.details  # from the kept parts
 
 
+@pytest.mark.slow
+def test_the_experiment_answers_its_claims_and_goes_on(bench, data, knows_all, monkeypatch):
+    (data / "relations-lre").mkdir()
+    (data / "relations.jsonl.gz").rename(data / "relations-lre" / "relations.jsonl.gz")
+    bench.data = data
+    monkeypatch.setattr(quiz_losses, "FLOOR", 0.0)
+    monkeypatch.setattr(reasoning, "sizes_of", lambda bench: replace(SMALL, facts=6, two_step=3, item_controls=2))
+    monkeypatch.setattr(reasoning, "ranked", lambda bench, sizes, report: random_scores())
+    one = next(one for one in ledger.experiments() if one.name == "heads-facts")
+    first, again = one.run(bench), one.run(bench)
+    assert repr(first) == repr(again)  # from the kept parts; as text, because NaN is not equal to itself
+    assert first.details["k"] == 4
+    assert set(told(first.findings).values()) == {"not testable"}  # a tiny model answers nothing, so every gate is missed
+    bench.data = None
+    (why,) = {finding.missing for finding in one.run(bench).findings.values()}
+    assert why == "needs the data set relations-lre: give its parent folder with --data"
+
+
 def answered(task, whole, top, random=None, items=40, k=8):
     """Made-up answers: shares right of the whole model, without the top heads, without random ones."""
     shares = {"none": whole, "top": top, "bottom": whole, "random": whole if random is None else random}
