@@ -187,9 +187,7 @@ def pages(tmp_path_factory):
     pytest.importorskip("pyarrow")
     from headwise.report import compression_page, doubt_page, influence, ranking_page, sparse, trace_page
     from headwise.report.page.shell import write_document
-    from headwise_lab.report import page as properties_page
     from tests.unit.test_doubt_report import made_up_calm, made_up_doubt, made_up_measured
-    from tests.unit.test_lab_properties import made_up as made_up_properties
     from tests.unit.test_sparse_report import made_up as made_up_sparse
 
     folder = tmp_path_factory.mktemp("pages")
@@ -200,8 +198,6 @@ def pages(tmp_path_factory):
     several = [(Path(f"{i}.json"), "heads", made_up(i, layers=6, heads=8, model=f"model {i}")) for i in range(3)]
     cells = [{"length": n, "depth": d, "recall": d} for n in (100, 200) for d in (0, 0.5, 1)]
     published = sorted([*PUBLISHED.rglob("*.tsv"), *PUBLISHED.rglob("*.json.gz")])
-    values = np.zeros((8, 8))
-    values[3, 1], values[5, 6] = 0.9, 0.4
     made = {
         "explorer": write_explorer(one, folder / "explorer.html", traces()),
         "several": write_explorer([*several, (Path("n.json"), "needle", {"cells": cells})], folder / "several.html"),
@@ -210,7 +206,6 @@ def pages(tmp_path_factory):
         "trace": trace_page.write_page(traced(), folder / "trace.html"),
         "cache": compression_page.write_page(*cache_result(), folder / "cache.html"),
         "influence": influence.influence_page(scored(folder), folder / "influence.html"),
-        "properties": properties_page.write_page(made_up_properties(values), folder / "properties.html")[0],
         "doubt": write_document(
             folder / "doubt.html", doubt_page.doubt_page(made_up_doubt(EVIL), made_up_calm(EVIL, model=EVIL), made_up_measured())
         ),

@@ -11,7 +11,7 @@ from tests.browser.conftest import EVIL, drawn, shot
 from tests.cli.conftest import headwise  # noqa: F401  # a fixture
 from tests.unit.test_page import some_charts
 
-NAMES = ("explorer", "several", "published", "ranking", "trace", "cache", "influence", "properties", "sparse", "doubt")
+NAMES = ("explorer", "several", "published", "ranking", "trace", "cache", "influence", "sparse", "doubt")
 pytestmark = pytest.mark.slow
 
 
@@ -52,7 +52,7 @@ def test_every_kind_of_chart_is_drawn_without_a_warning(visit, tmp_path, index):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["explorer", "several", "ranking", "trace", "cache", "influence", "properties", "sparse", "doubt"]
+    "name", ["explorer", "several", "ranking", "trace", "cache", "influence", "sparse", "doubt"]
 )
 def test_dark_pages_are_dark(visit, pages, name):
     page = visit(pages[name], 1280, "dark")
@@ -193,7 +193,7 @@ def test_what_prompts_bring_is_text(visit, pages, name):
     assert page.told == []
     assert page.evaluate("[...document.scripts].every((s) => !s.textContent.startsWith('alert'))")
     if name not in ("several", "published"):
-        assert (EVIL if name != "properties" else "<b>world</b>") in page.locator("body").inner_text()
+        assert EVIL in page.locator("body").inner_text()
 
 
 @pytest.mark.slow

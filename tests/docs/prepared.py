@@ -26,7 +26,7 @@ NOT_RUN = {
     r"^headwise demo": "takes two minutes; .ci/run runs it",
     r"--(install|show)-completion": "changes the reader's shell",
     r"^headwise serve": "a server that does not end; tests/cli/test_serve.py runs it",
-    r"^headwise lab (eval|properties)": "takes many minutes; tests/cli/test_lab.py runs it in small",
+    r"^headwise lab eval": "takes many minutes; tests/cli/test_lab.py runs it in small",
     r"--paper-grid|--until-stable": "takes many minutes",
 }
 

@@ -268,21 +268,3 @@ def test_a_run_can_be_continued_between_its_first_cell_and_its_end(tmp_path, mon
     directory.remove()
     assert again.load("a") is None
     assert not can_continue()
-
-
-def test_finished_parts_of_the_lab_are_removed_and_files_of_others_stay(tmp_path):
-    remove = pytest.importorskip("headwise_lab.cli_properties")._remove
-    work = tmp_path / "unfinished"
-    RunDirectory(work / "a.copy", {}).save("x", *CELL)
-    RunDirectory(work / "b.copy", {}).save("x", *CELL)
-    (work / "thesis").mkdir()
-    (work / "thesis" / "run.json").write_text("{}")
-    (work / "notes.txt").write_text("mine")
-    remove(work)
-    assert files(work) == {"thesis/run.json": b"{}", "notes.txt": b"mine"}
-    (work / "notes.txt").unlink()
-    (work / "thesis" / "run.json").unlink()
-    (work / "thesis").rmdir()
-    remove(work)
-    assert not work.exists()
-    remove(work)

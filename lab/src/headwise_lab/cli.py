@@ -10,7 +10,6 @@ import typer
 
 from headwise.cli import options as o
 from headwise.cli.progress import progress
-from headwise_lab.cli_properties import properties
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,9 +21,6 @@ app = typer.Typer(name="lab", help="The bundled lab models and their micro-world
 @app.callback()
 def lab() -> None:
     """The bundled lab models and their micro-world."""
-
-
-app.command("properties")(properties)
 
 
 @app.command("eval")

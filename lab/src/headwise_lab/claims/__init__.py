@@ -1,1 +1,1 @@
-"""Claims of the ledger that are measured on the micro-world, one module per method card."""
+"""Claims of the ledger that need the micro-world or the recipes of the lab models, one module per method card."""

@@ -18,17 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headwise.claims.experiment import Bench, NotTestable
+from headwise.claims.retrieval_head.quiz import Asked, Quiz, answer_items, describe_answers
+from headwise.claims.retrieval_head.sizes import MODE, SCOPE, Sizes
 from headwise.heads import HeadSet, HeadwiseError
-from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.prompt import Piece, PromptBuilder, Turn
 from headwise.stats.metrics import begins_with
-from headwise_lab.eval_tasks import NotMeasured
-from headwise_lab.properties.answers import Asked, Quiz, answer_items, describe_answers
-from headwise_lab.properties.detection import open_directory
-from headwise_lab.properties.settings import RealSettings
 
-FILES = ("relations.jsonl.gz", "relations.jsonl", "relations-lre/relations.jsonl.gz", "relations-lre/relations.jsonl")
+FILES = ("relations.jsonl.gz", "relations.jsonl")
 CAPITAL, BELONGS = "country capital city", ("landmark in country", "food from country", "city in country")
 RELATIONS = (
     CAPITAL, *BELONGS, "country currency", "country language", "country largest city", "landmark on continent",
@@ -72,7 +70,7 @@ def read_relations(folder: Path) -> dict[str, Relation]:
     """
     path = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if path is None:
-        raise HeadwiseError(f"no relations in {folder}; give the folder of {FILES[1]} (or {FILES[0]}) of LRE with --data")
+        raise HeadwiseError(f"no relations in {folder}; give the folder of {FILES[1]} (or {FILES[0]}) of LRE")
     try:
         text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text("utf-8")
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -119,29 +117,29 @@ def right_step(country: str, capital: str, answer: str) -> tuple[float, float]:
 class Asker:
     """Makes questions for one model. The same data, tokenizer and seed give the same ones."""
 
-    def __init__(self, model: Model, relations: Mapping[str, Relation], settings: RealSettings, work: Path | None) -> None:
-        self._model, self._relations, self._settings, self._work = model, relations, settings, work
-        self._builder = PromptBuilder(PieceEncoder(model.tokenizer))
+    def __init__(self, bench: Bench, relations: Mapping[str, Relation], sizes: Sizes) -> None:
+        self._bench, self._model, self._relations, self._sizes = bench, bench.model, relations, sizes
+        self._builder = PromptBuilder(PieceEncoder(self._model.tokenizer))
 
     def quizzes(self) -> list[Quiz]:
         """Written steps, direct answers, facts, contradicted facts; the whole model is asked first what it knows.
 
-        Raises `NotMeasured` if it knows too little for one of them.
+        Raises `NotTestable` if it knows too little for one of them.
         """
         known = {name: self._known(relation) for name, relation in self._relations.items()}
         askable = [fact for name in RELATIONS for fact in self._unshown(known[name])[:PER_RELATION]]
-        facts = self._drawn(askable, self._settings.facts, 1)
+        facts = self._drawn(askable, self._sizes.facts, 1)
         able = [fact for fact in askable if len({answer for _, answer in fact.relation.pairs}) >= LEAST_OBJECTS]
-        found = [*self._two_steps(known), self._facts(facts), self._conflicts(self._drawn(able, self._settings.facts, 2))]
+        found = [*self._two_steps(known), self._facts(facts), self._conflicts(self._drawn(able, self._sizes.facts, 2))]
         if empty := [quiz.task for quiz in found if not quiz.items]:
-            raise NotMeasured(f"{self._model.name} knows too few facts for {', '.join(empty)}")
+            raise NotTestable(f"knows too few facts for {', '.join(empty)}")
         return found
 
     def _known(self, relation: Relation) -> list[Fact]:
         """Facts that the whole model answers right in the wording `stated`, in a drawn order."""
         examples, others, rest = self._split(relation)
         shown = {answer for _, answer in examples}
-        most = self._settings.candidates * (BELONGING if relation.name == BELONGS[0] else 1)
+        most = self._sizes.candidates * (BELONGING if relation.name == BELONGS[0] else 1)
         # Nothing is asked whose answer stands in an example: it could be copied.
         candidates = [Fact(relation, *pair) for pair in (*others, *rest) if pair[1] not in shown][:most]
         front = "".join(_line(relation.stated, *pair) for pair in examples)
@@ -151,9 +149,8 @@ class Asker:
     def _right(self, facts: Sequence[Fact], quiz: Quiz, name: str) -> list[Fact]:
         """The facts whose question the whole model answers right; one question per fact."""
         nothing = [HeadSet((), self._model.heads.shape, "no head")]
-        stated = describe_answers(self._model, quiz, nothing, "zero", "answer")
-        directory = open_directory(self._work, f"{self._model.name}.known-{name.replace(' ', '-')}", stated)
-        marks = answer_items(self._model, quiz, nothing, "zero", "answer", directory).marks[0, :, 0]
+        directory = self._bench.cells(f"known-{name.replace(' ', '-')}", describe_answers(self._model, quiz, nothing, MODE, SCOPE))
+        marks = answer_items(self._model, quiz, nothing, MODE, SCOPE, directory).marks[0, :, 0]
         return [fact for fact, mark in zip(facts, marks, strict=True) if mark]
 
     def _unshown(self, facts: Sequence[Fact]) -> list[Fact]:
@@ -172,7 +169,7 @@ class Asker:
         """A passage says something else of the subject than the model knows; the answered examples are of the same kind."""
         items = []
         for number, fact in enumerate(facts):
-            relation, rng = fact.relation, np.random.default_rng([self._settings.seed, 72, number])
+            relation, rng = fact.relation, np.random.default_rng([self._sizes.seed, 72, number])
             examples = self._split(relation)[1][:CONFLICT_EXAMPLES]
             shown = {o for _, o in examples} | {fact.object}
             others = [
@@ -228,7 +225,7 @@ class Asker:
         """As many as are wanted, few of each country."""
         kept: list[Fact] = []
         for fact in facts:
-            if sum(fact.object == one.object for one in kept) < PER_COUNTRY and len(kept) < self._settings.two_step:
+            if sum(fact.object == one.object for one in kept) < PER_COUNTRY and len(kept) < self._sizes.two_step:
                 kept.append(fact)
         return kept
 
@@ -251,7 +248,7 @@ class Asker:
 
         The examples of a group have different objects.
         """
-        order = np.random.default_rng([self._settings.seed, 71, RELATIONS.index(relation.name)]).permutation(len(relation.pairs))
+        order = np.random.default_rng([self._sizes.seed, 71, RELATIONS.index(relation.name)]).permutation(len(relation.pairs))
         groups: tuple[list[Pair], list[Pair], list[Pair]] = ([], [], [])
         for pair in (relation.pairs[i] for i in order):
             new = (group for group in groups[:2] if len(group) < EXAMPLES and all(pair[1] != other for _, other in group))
@@ -259,7 +256,7 @@ class Asker:
         return groups
 
     def _drawn(self, facts: Sequence[Fact], count: int, part: int) -> list[Fact]:
-        order = np.random.default_rng([self._settings.seed, 73, part]).permutation(len(facts))
+        order = np.random.default_rng([self._sizes.seed, 73, part]).permutation(len(facts))
         return [facts[i] for i in order[:count]]
 
 

@@ -1,9 +1,9 @@
-"""Questions, answered without some heads: those of the micro-world here, those about the real world in `facts`."""
+"""Questions, answered without some heads: those about the real world come from `facts`, those of the micro-world from headwise-lab."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,23 +13,15 @@ from numpy.typing import NDArray
 
 from headwise.attention import ablate
 from headwise.attention.plan import attached
-from headwise.caches.shared import full_cache
+from headwise.evaluation.ablation import variant_starts
 from headwise.heads import HeadSet
 from headwise.models.model import Model, describe_model
 from headwise.prompts.prompt import Prompt
 from headwise.runtime.answer import answer_variants, stop_ids
 from headwise.runtime.rundir import Cell, RunDirectory
-from headwise.runtime.runner import Leaf, leaves, prefill
-from headwise_lab.eval_tasks import Drawer, Item, Spec, right, right_or_world, right_steps
+from headwise.runtime.runner import Leaf
 
 ROWS, TOKENS = 48, 16_384  # variants in one batch; rows x prompt tokens if heads are removed at every position
-
-SPECS = {
-    "steps": Spec(("properties_steps", "all_steps", "written"), "two_hop", right_steps, {"steps": True}, spare=8),
-    "direct": Spec(("properties_direct",), "two_hop", right, {"steps": False}),
-    "closed_book": Spec(("properties_closed_book",), "closed_book", right, {"which": "asked"}),
-    "contradiction": Spec(("properties_contradiction", "memory"), "contradiction", right_or_world),
-}
 
 
 class Asked(NamedTuple):
@@ -74,34 +66,6 @@ class Answers(NamedTuple):
     logprob: NDArray[np.float64]
 
 
-def draw_items(model: Model, task: str, count: int, seed: int) -> list[Item]:
-    """Different questions of the test split.
-
-    Args:
-        model: With its tokenizer.
-        task: One of `SPECS`.
-        count: How many; fewer where there are no more.
-        seed: 0 or more.
-
-    Raises:
-        NotMeasured: They do not fit the model.
-    """
-    drawer = Drawer(model, count, "test", seed)
-    return drawer.draw(SPECS[task], drawer.options(SPECS[task]))
-
-
-def lab_quiz(model: Model, task: str, count: int, seed: int) -> Quiz:
-    """Questions of a task of the micro-world. Raises as `draw_items`."""
-    spec = SPECS[task]
-
-    def asked(item: Item) -> Asked:
-        turn = item.example.turns[-1]
-        question = "".join(piece.text for piece in turn.ask).strip()
-        return Asked(item.prompt, partial(spec.judge, item.example), item.example.context_text, question, turn.answer_text)
-
-    return Quiz(task, spec.rows, spec.spare, [asked(item) for item in draw_items(model, task, count, seed)])
-
-
 def describe_answers(model: Model, quiz: Quiz, sets: Sequence[HeadSet], mode: str, scope: str) -> dict[str, Any]:
     """All that decides the answers, as plain data: what a `RunDirectory` of `answer_items` is described by."""
     asked = hashlib.sha256(repr([(item.prompt.ids, item.prompt.gold) for item in quiz.items]).encode()).hexdigest()[:16]
@@ -128,7 +92,7 @@ def answer_items(
     known = {i: cell for i in range(len(quiz.items)) if directory and (cell := directory.load(f"item{i:04d}"))}
     open_items = [i for i in range(len(quiz.items)) if i not in known]
     with attached(model.hf):
-        for leaf in _starts(model, [quiz.items[i].prompt for i in open_items], scope) if open_items else ():
+        for leaf in variant_starts(model.hf, [quiz.items[i].prompt.ids for i in open_items], scope) if open_items else ():
             index = open_items[leaf.index]
             known[index] = _answered(model, quiz, leaf, index, sets, mode, scope)
             if directory:
@@ -151,13 +115,3 @@ def _answered(model: Model, quiz: Quiz, leaf: Leaf, index: int, sets: Sequence[H
     texts = [model.tokenizer.decode(one.ids, skip_special_tokens=True).strip() for one in found]
     marks = np.asarray([item.judge(text) for text in texts], dtype=np.float64)
     return {"marks": marks, "logprob": np.asarray([one.gold_logprob for one in found])}, [{"text": text} for text in texts]
-
-
-def _starts(model: Model, prompts: Sequence[Prompt], scope: str) -> Iterator[Leaf]:
-    """Where variants part: at the last prompt token (scope `answer`), or at the first (scope `all`)."""
-    if scope == "all":
-        yield from (Leaf(i, prompt.ids, full_cache(model.hf)) for i, prompt in enumerate(prompts))
-        return
-    for leaf in leaves(model.hf, [prompt.ids for prompt in prompts]):
-        prefill(model.hf, leaf.past, leaf.rest[:-1])
-        yield leaf
