@@ -76,7 +76,7 @@ class Test(NamedTuple):
 
 
 def compared(one: Values, other: Values) -> Test:
-    """one - other, by context."""
+    """One - other, by context."""
     return Test(interval(one - other), sign_flip_test(one - other))
 
 
@@ -145,7 +145,8 @@ class Runs:
         if not self.model.heads.full_layers:
             raise NotTestable("needs a layer that sees the whole text; this model has none")
         length, depths, items, seeds = (1024, 5, 12, 1) if bench.real else (384, 6, 10, 3)
-        self.sizes = Needles(bench.pick(length, min(length, 384)), bench.pick(depths, 3), bench.pick(16, 4), bench.pick(items, 3), bench.pick(seeds, 1))
+        whole, quick = Needles(length, depths, 16, items, seeds), Needles(384, 3, 4, 3, 1)
+        self.sizes: Needles = bench.pick(whole, quick)
         most = self.model.positions
         if most is not None and self.sizes.length + 128 > most:
             raise NotTestable(f"needs {self.sizes.length + 128} positions; this model has {most}")

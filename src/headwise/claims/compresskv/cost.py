@@ -45,7 +45,9 @@ def measure(bench: Bench) -> Measured:
     findings = {
         "compresskv.scoring_linear": Finding({"growth": growth}),  # type: ignore[dict-item]
         "compresskv.scoring_heads": Finding({"ratio": ratio(times["short"], times["one"]), "heads": each}),
-        "compresskv.decode_flat": Finding({"growth": ratio(tokens["held, long"], tokens["held, short"]), "full": ratio(tokens["full, long"], tokens["full, short"])}),
+        "compresskv.decode_flat": Finding({
+            "growth": ratio(tokens["held, long"], tokens["held, short"]), "full": ratio(tokens["full, long"], tokens["full, short"]),
+        }),
     }  # fmt: skip
     return Measured(findings)
 

@@ -123,13 +123,13 @@ SURVIVAL = (
     ),
 )  # fmt: skip
 
-_layers = partial(_claim, place="5", data=_FOUND + "; errors: 24 prompts with their gold answers (lab models: 24), test needles, last 40 % of the novels")
+_layers = partial(_claim, place="5", data=_FOUND + "; errors: 24 prompts with their gold answers, test needles, last 40 % of the novels")
 LAYERS = (
     _layers(
-        "compresskv.errors_fall", rule=("largest_step < 0",), control="falling_prompts", controls="share of the prompts whose own error falls each time",
-        sentence="the error of a layer's output falls each time its budget grows",
-        metric="errors summed over layers, mean over prompts, budgets 16, 24, 32, 48, 64, 96, 128, 256: the largest change from one to the next, as a "
-        "share of the error at 16; below 0: it falls each time",
+        "compresskv.errors_fall", rule=("largest_step < 0",), control="falling_prompts",
+        controls="share of the prompts whose own error falls each time", sentence="the error of a layer's output falls each time its budget grows",
+        metric="errors summed over layers, mean over prompts, budgets 16, 24, 32, 48, 64, 96, 128, 256: the largest change from one to the next, as "
+        "a share of the error at 16; below 0: it falls each time",
     ),
     _layers(
         "compresskv.error_budgets_lower_error", rule=("change.high < 0",), control="shuffled",

@@ -53,7 +53,7 @@ def _compared(pairs: list[tuple[HeadScores, HeadScores]], full: list[int]) -> tu
     lift = np.concatenate([pair[1].tables["lift"][full].ravel() for pair in pairs])
     tail, copying = (lift > 3).astype(float), (copy > 0.1).astype(float)
     shared = float(np.mean([top_overlap(a.values, b.values, STRONGEST) for a, b in pairs]))
-    numbers = {
+    numbers: dict[str, dict[str, Any]] = {
         "copy_zero": {"copy_zero": interval(copy == 0), "semantic_zero": interval(semantic == 0)},
         "scores_agree": {"correlation": resampled(_mean_correlation(len(pairs)), *_columns(pairs, full)), "shared": round(shared, 4)},
         "medium_heads": {"difference": interval(tail - copying), "copying": interval(copying), "tail": interval(tail)},

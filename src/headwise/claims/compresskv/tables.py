@@ -45,8 +45,9 @@ NAN = float("nan")
 
 def lengths(bench: Bench) -> dict[str, int]:
     """Tokens of a prompt; lab models read short ones."""
-    whole = {"normal": 2048, "short": 1024} if bench.real else {"normal": 512, "short": 384}
-    return {name: bench.pick(length, min(length, 384)) for name, length in whole.items()}
+    if bench.real:
+        return {"normal": bench.pick(2048, 512), "short": bench.pick(1024, 480)}
+    return {"normal": 512, "short": 480}
 
 
 def semantic_heads(runs: Runs) -> HeadScores:
@@ -133,7 +134,7 @@ def needle_findings(tables: Tables, length: int) -> dict[str, tuple[dict[str, Nu
     def test(place: str, one: str, other: str, size: float, name: str = "exact") -> Test:
         return compared(*(tables.values("needle", length, place, who, size, name) for who in (one, other)))
 
-    gate = {"full": tables.full("needle", length)}
+    gate: dict[str, Number] = {"full": tables.full("needle", length)}
     first = {other: test("inside", "compresskv", other, 0.1) for other in (*BASELINES, "random")}
     survival = smallest([test("inside", "compresskv", "snapkv", size, "survival") for size in (0.05, 0.1)])
     outside = largest([test("outside", method, "random", 0.1, "survival") for method in ("snapkv", "compresskv")])

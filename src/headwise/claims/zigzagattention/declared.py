@@ -42,7 +42,8 @@ GATES = (
         "zigzag.gates_above_profile", place="2", rule=("difference > 0", "at_half >= 0"), tested=True, control="profile",
         controls="KV heads by the attention that they give to what a window hides, over all rows or over those of the answers",
         sentence="gates choose better than a profile of attention at the same budget, clearly where few heads are kept",
-        metric=f"{_RIGHT}; gates minus the better profile at 12.5 or 25 %, whichever is worse, with the larger p; at_half: the same at 50 %; profile: "
+        metric=f"{_RIGHT}; gates minus the better profile at 12.5 or 25 %, whichever is worse, with the larger p; at_half: the same at 50 "
+        "%; profile: "
         "pass-keys with the better profile at 25 %" + _FULL,
         paper="gates far above attention profiling (Mistral-7B-v0.2)",
     ),
@@ -54,7 +55,8 @@ GATES = (
         paper="pass-keys far above a loss of language modelling (Mistral-7B-v0.2)",
     ),
     _keys(
-        "zigzag.mixtures_alike", place="4", rule=("apart <= 0.05",), control="correlation", controls="Spearman's correlation of the two sets of gates",
+        "zigzag.mixtures_alike", place="4", rule=("apart <= 0.05",), control="correlation",
+        controls="Spearman's correlation of the two sets of gates",
         sentence="with half of the KV heads whole it does not matter whether the full term is the teacher's or the model's own",
         metric=f"{_RIGHT}, 50 % kept by heads; difference of the two, without its sign" + _FULL,
     ),
@@ -66,14 +68,16 @@ GATES = (
     _keys(
         "zigzag.half_precision_ties", place="5", rule=("half_spread > 0.05", "float_spread <= 0.01"), control="float_spread",
         sentence="gates in bfloat16 tie, so that chance decides what is kept; gates in float32 do not", controls="the same for gates in float32",
-        metric="largest minus smallest share of pass-keys over 20 random decisions between equal gates, 25 % kept, mean over seeds; gates and AdamW's "
+        metric="largest minus smallest share of pass-keys over 20 random decisions between equal gates, 25 % kept, mean over seeds; gates "
+        "and AdamW's "
         "state in bfloat16 (half) or float32 (float)" + _FULL,
         paper="released gates (bfloat16): 57 to 110 of 256 are exactly 1",
     ),
     _keys(
         "zigzag.prefill_order", place="8", rule=("dense_above_windowed > 0", "least_step >= 0"), tested=True, control="first_token",
         sentence="answers fall from a dense prefill to a chunked and to a windowed one", controls="the same for the answer's first token",
-        metric="share of texts whose last pass-key is decoded in full, 25 % kept, chunks of 64, mean over seeds, paired by text; dense minus windowed, "
+        metric="share of texts whose last pass-key is decoded in full, 25 % kept, chunks of 64, mean over seeds, paired by text; dense "
+        "minus windowed, "
         "which is tested; least_step: the smaller of dense minus chunked and chunked minus windowed" + _FULL,
     ),
 )  # fmt: skip
@@ -83,7 +87,8 @@ LAYERS = (
     _layers(
         "zigzag.exclusivity_costs", rule=("gain <= 0",), control="random",
         sentence="no rule for whole layers answers more pass-keys than the same share of KV heads",
-        metric=f"{_RIGHT}; whole layers minus by heads, the largest of five rules at 25, 50 and 75 %; random: random layers minus by heads, the largest"
+        metric=f"{_RIGHT}; whole layers minus by heads, the largest of five rules at 25, 50 and 75 %; random: random layers minus by heads, "
+        "the largest"
         + _FULL,
     ),
     _layers(
@@ -95,7 +100,8 @@ LAYERS = (
     _layers(
         "zigzag.cost_falls", rule=("difference > 0",), tested=True, control="at_half",
         sentence="whole layers cost most where least is kept",
-        metric=f"{_RIGHT}; by heads minus whole layers (mean of five rules), at 25 % minus at 50 %; at_half: by heads minus whole layers at 50 %" + _FULL,
+        metric=f"{_RIGHT}; by heads minus whole layers (mean of five rules), at 25 % minus at 50 %; at_half: by heads minus whole layers at "
+        "50 %" + _FULL,
     ),
     _layers(
         "zigzag.two_points_grouped", rule=("gap <= 0.02",), gate=("full >= 0.5", "group >= 2"), control="random",

@@ -12,6 +12,7 @@ import torch
 from headwise.attention.plan import attached
 from headwise.caches.kept_cache import KeptCache, compress
 from headwise.caches.kept_layer import PREFILLS, Keep, View
+from headwise.caches.shared import full_cache
 from headwise.claims.cache_runs import Runs
 from headwise.claims.claim import Finding
 from headwise.claims.experiment import Bench, Measured
@@ -19,7 +20,6 @@ from headwise.methods.duo.press import DuoAttention
 from headwise.methods.zigzag.press import ZigzagAttention
 from headwise.models.forward import forward, token_tensor
 from headwise.models.model import Model
-from headwise.caches.shared import full_cache
 
 STOPS = (0, 64, 88, *range(89, 97))  # of a prompt, a block of new tokens, and single ones
 CHUNK = 24

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -207,7 +207,8 @@ def _mixtures(keys: PassKeys) -> Part:
     apart = alike.ends if alike.ends[0] >= 0 else (-alike.ends[0], -alike.ends[2], -alike.ends[1])
     correlation = float(np.mean([spearman(*(keys.table(kind, seed).ravel() for kind in ("teacher", "self"))) for seed in keys.seeds]))
     better, quarter = (compared(layers["self", keep], layers["teacher", keep]) for keep in (HALF, QUARTER))
-    told = {f"{kind}, {what}, {keep:.0%}": interval(values) for what, own in (("heads", heads), ("layers", layers)) for (kind, keep), values in own.items()}
+    both = {"heads": heads, "layers": layers}
+    told = {f"{kind}, {what}, {keep:.0%}": interval(values) for what, own in both.items() for (kind, keep), values in own.items()}
     return {
         "mixtures_alike": ({"apart": apart, "correlation": round(correlation, 4)}, None),
         "self_better_by_layers": ({"difference": better.ends, "at_quarter": quarter.ends}, better.p),
@@ -228,7 +229,7 @@ def _precision(keys: PassKeys) -> Part:
         told[name] = {part: round(float(np.mean([row[part] for row in rows])), 4) for part in rows[0]}
         spreads[name] = told[name]["spread"]
     full = keys.runs.model.heads.full_layers
-    seconds = {
+    seconds: dict[str, Callable[[int], Values]] = {
         "unclamped gate": lambda seed: keys.table("teacher", seed),
         "gate averaged over training": lambda seed: keys.gates("teacher", seed).tables["mean_gates"][full],
         "copy score": lambda _: keys.per_kv(keys.runs.heads("copy").values, np.max),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def _loss(keys: PassKeys, seed: int) -> Callable[[Values], float]:
     loss = streaming_loss(keys.runs.model.hf, [(torch.tensor([text.ids], device=device), text.places) for text in chosen], SEEN)
     cells = keys.runs.cells(f"order-{seed}", seen=list(SEEN))
 
-    @lru_cache(maxsize=None)
+    @cache
     def known(kept: tuple[bool, ...]) -> float:
         name = "".join("1" if own else "0" for own in kept)
         return float(remembered(cells, name, lambda: [{"loss": loss(np.array(kept, dtype=bool))}])[0]["loss"])

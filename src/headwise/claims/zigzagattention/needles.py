@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from headwise.caches.controls import Full
 from headwise.claims.cache_runs import Row, Runs, Tables, Test, Values, compared, needed, smallest, table_rows
@@ -17,7 +18,7 @@ from headwise.methods.duo.press import DuoAttention
 from headwise.methods.zigzag.press import ZigzagAttention
 
 KEEP = 0.5  # share of KV heads, or of layers, that keep everything
-SEEN = {"sinks": 16, "recent": 64}  # of the others; gates are found with the same
+SEEN: dict[str, Any] = {"sinks": 16, "recent": 64}  # of the others; gates are found with the same
 FOUND_AT = (300, 500)  # tokens of a text
 GATE = 0.8  # share of the questions that the full cache must answer
 METHODS = {"cache.duo_two_points": "duoattention", "cache.zigzag_two_points": "zigzag"}

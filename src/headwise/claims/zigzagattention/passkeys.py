@@ -99,8 +99,8 @@ class PassKeys:
         """Gates of one kind.
 
         Args:
-            kind: `teacher` and `self`: the two mixtures. `layer` and `group`: those of Z3 and Z4. `all tokens` and `prose`: other losses. `half`: gates
-                and optimiser in bfloat16.
+            kind: `teacher` and `self`: the two mixtures. `layer` and `group`: those of Z3 and Z4. `all tokens` and `prose`: other losses.
+                `half`: gates and optimiser in bfloat16.
             seed: Of texts and their order.
         """
         if (kind, seed) not in self._gates:
@@ -118,9 +118,8 @@ class PassKeys:
 
     def _find(self, kind: str, seed: int) -> HeadScores:
         bench, least = self.runs.bench, 0.0 if kind in ("all tokens", "prose") else 0.5
-        options = Gates(
-            steps=bench.pick(STEPS, 10), rate=RATE, sinks=SEEN.sinks, recent=SEEN.recent, seed=bench.seed + seed, min_right=least, **GIVEN.get(kind, {})  # type: ignore[arg-type]
-        )  # fmt: skip
+        given: dict[str, Any] = {"sinks": SEEN.sinks, "recent": SEEN.recent, "seed": bench.seed + seed} | GIVEN.get(kind, {})
+        options = Gates(steps=bench.pick(STEPS, 10), rate=RATE, min_right=least, **given)
         found = self.texts("train", seed, FOUND_AT, bench.pick(TEXTS, 10))
         if kind == "all tokens":
             found = [LabelledText(text.ids, (False, *[True] * (len(text.ids) - 1))) for text in found]
