@@ -118,7 +118,8 @@ _time = partial(
 )  # fmt: skip
 TIME = (
     _time(
-        "zigzag.exclusive_time_short", rule=("speed_up >= 1.1",), sentence="behind 2,048 tokens whole layers decode at least 10 % faster than mixed ones",
+        "zigzag.exclusive_time_short", rule=("speed_up >= 1.1",),
+        sentence="behind 2,048 tokens whole layers decode at least 10 % faster than mixed ones",
         metric="time of a token with mixed layers over that with whole layers. A ratio of times: it differs from run to run",
         paper="a machine-written page says about 30 % lower latency; the abstract gives no number",
     ),
@@ -129,8 +130,8 @@ TIME = (
 )  # fmt: skip
 
 _exact = partial(
-    _claim, place="9", data="a text of 96 tokens from the bundled novels: a prompt of 64, a block of 24 new tokens, 8 single ones", controls="none: exact",
-    rule=("difference <= 1e-6",),
+    _claim, place="9", data="a text of 96 tokens from the bundled novels: a prompt of 64, a block of 24 new tokens, 8 single ones",
+    controls="none: exact", rule=("difference <= 1e-6",),
 )  # fmt: skip
 _SAME = "length of the difference of logits to full attention, as a share of the length of the logits, at the position where it is largest"
 EXACT = (
