@@ -53,7 +53,7 @@ def judged(made):
 
 
 def test_verdicts_of_the_registered_needles():
-    right = {("inside", "compresskv"): 10, ("inside", "snapkv"): 9, ("inside", "headkv"): 12, ("outside", "headkv"): 3}
+    right = {("inside", "compresskv"): 10, ("inside", "snapkv"): 2, ("inside", "headkv"): 12, ("outside", "headkv"): 3}
     kept = {("inside", "compresskv"): 0.5, ("inside", "snapkv"): 0.3}
     names = ("compresskv_first", "compresskv_survival", "question_outside", "headkv_small")
     assert judged(made_up(right, kept)) == {f"cache.{name}": HELD for name in names}

@@ -40,6 +40,7 @@ from headwise.stats.paired import bootstrap_mean, sign_flip_test
 PARTS = {"detect": (0.0, 0.6), "test": (0.6, 1.0)}  # of the novels, and the names of the needles' two halves
 DRAWS = 3  # seeds of the registered contexts: 0, 1, 2
 ANSWERED = "needle questions that the model answers"
+LEAST, ROOM = 256, 128  # tokens of the shortest context, and of what comes behind it
 SAMPLES = 1000  # bootstrap samples of a statistic that is no mean
 Ends = tuple[float, float, float]
 Row = dict[str, Any]
@@ -145,11 +146,11 @@ class Runs:
         if not self.model.heads.full_layers:
             raise NotTestable("needs a layer that sees the whole text; this model has none")
         length, depths, items, seeds = (1024, 5, 12, 1) if bench.real else (384, 6, 10, 3)
-        whole, quick = Needles(length, depths, 16, items, seeds), Needles(384, 3, 4, 3, 1)
+        most = (self.model.positions or 10**9) - ROOM
+        whole, quick = Needles(min(length, most), depths, 16, items, seeds), Needles(min(384, most), 3, 4, 3, 1)
         self.sizes: Needles = bench.pick(whole, quick)
-        most = self.model.positions
-        if most is not None and self.sizes.length + 128 > most:
-            raise NotTestable(f"needs {self.sizes.length + 128} positions; this model has {most}")
+        if most < LEAST:
+            raise NotTestable(f"needs {LEAST + ROOM} positions; this model has {self.model.positions}")
         self._heads: dict[tuple[str, int], HeadScores] = {}
 
     @cached_property

@@ -27,7 +27,7 @@ REPEATS = 4  # calls in a round
 
 def measure(bench: Bench) -> Measured:
     """See the module."""
-    model, rounds = bench.model, bench.pick(ROUNDS, 3)
+    model = bench.model
     if not model.heads.full_layers:
         raise NotTestable("needs a layer that sees the whole text; this model has none")
     torch.manual_seed(bench.seed)
@@ -35,13 +35,13 @@ def measure(bench: Bench) -> Measured:
     every = HeadSet.of([(i, j) for i in range(shape[0]) for j in range(shape[1])], shape)
     each = shape[1] // model.heads.kv_heads
     one = HeadSet.of([(i, j) for i in range(shape[0]) for j in range(0, shape[1], each)], shape)
-    short, long = (_view(model, length) for length in bench.pick(LENGTHS, (2048, 8192)))
+    short, long = (_view(model, length) for length in LENGTHS)
     all_heads, one_head = (CompressKV(heads, budget=HELD) for heads in (every, one))
     times = _timed({
         "short": lambda: all_heads.scores(short), "long": lambda: all_heads.scores(long), "one": lambda: one_head.scores(short),
-    }, rounds)  # fmt: skip
+    })  # fmt: skip
     growth = tuple(round(part / 4, 4) for part in ratio(times["long"], times["short"]))
-    tokens = _decoding(model, bench.pick(TEXTS, (512, 2048)), rounds)
+    tokens = _decoding(model)
     findings = {
         "compresskv.scoring_linear": Finding({"growth": growth}),  # type: ignore[dict-item]
         "compresskv.scoring_heads": Finding({"ratio": ratio(times["short"], times["one"]), "heads": each}),
@@ -53,10 +53,10 @@ def measure(bench: Bench) -> Measured:
 
 
 @torch.no_grad()
-def _timed(runs: Mapping[str, Callable[[], torch.Tensor]], rounds: int) -> dict[str, list[float]]:
+def _timed(runs: Mapping[str, Callable[[], torch.Tensor]]) -> dict[str, list[float]]:
     """Name -> seconds of each round; runs take turns, and a first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
+    for turn in range(ROUNDS + 1):
         for name, run in runs.items():
             wait(run())
             started = time.perf_counter()
@@ -75,14 +75,14 @@ def _view(model: Model, length: int) -> View:
     return View(layer, query, keys, values, positions, 1 / float(np.sqrt(grid.head_dim)), None, None, model)
 
 
-def _decoding(model: Model, texts: tuple[int, int], rounds: int) -> dict[str, list[float]]:
+def _decoding(model: Model) -> dict[str, list[float]]:
     """Seconds of a token behind both texts, with a tenth of the shorter held and with everything."""
     caches: dict[str, KeptCache] = {}
-    for name, length in zip(("short", "long"), texts, strict=True):
+    for name, length in zip(("short", "long"), TEXTS, strict=True):
         filled = Filled(model, length)
-        caches[f"held, {name}"] = filled.cache(lambda _, filled=filled: [growing(filled, min(HELD, texts[0] // 10))])  # type: ignore[misc]
+        caches[f"held, {name}"] = filled.cache(lambda _, filled=filled: [growing(filled, HELD)])  # type: ignore[misc]
         caches[f"full, {name}"] = filled.cache(lambda _, filled=filled: [growing(filled, filled.length)])  # type: ignore[misc]
-    return seconds_per_token(model, caches, rounds)
+    return seconds_per_token(model, caches, ROUNDS)
 
 
 def growing(filled: Filled, count: int) -> Group:

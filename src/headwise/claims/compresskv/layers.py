@@ -72,18 +72,25 @@ def measure(bench: Bench) -> Measured:
     falls = bench.pick(FALLS, (16, 32, 96))
     sums = np.nansum(errors(runs, "test", 0, falls, count), axis=2)  # [budget, prompt]
     means = sums.mean(axis=1)
-    falling = float((np.diff(sums, axis=0) < 0).all(axis=0).mean())
+    falling = (np.diff(sums, axis=0) < 0).all(axis=0)
+    step = resampled(_largest_step, sums.T)
     changes = {mean: _changes(runs, mean, count) for mean in bench.pick(MEANS, (48,))}
     worst = max(changes.values(), key=lambda each: each["by errors"])
     drawn = [value[0] for name, value in worst.items() if name.startswith("random order")]
     findings = {
-        "compresskv.errors_fall": Finding({"largest_step": round(float(np.diff(means).max() / means[0]), 4), "falling_prompts": round(falling, 4)}),
+        "compresskv.errors_fall": Finding({"largest_step": step, "falling_prompts": interval(falling)}),
         "compresskv.error_budgets_lower_error": Finding({"change": worst["by errors"], "shuffled": round(float(np.mean(drawn)), 4)}),
         "compresskv.profiles_agree": Finding({"correlation": correlation}),
     }
     details: dict[str, Any] = {"error_by_budget": {str(budget): round(float(one), 4) for budget, one in zip(falls, means, strict=True)}}
     details["change_of_the_summed_error"] = {str(mean): each for mean, each in changes.items()}
     return Measured(findings, details | {"profile": [round(one, 4) for one in profile(runs)]})
+
+
+def _largest_step(sums: Values) -> float:
+    """Of sums [prompt, budget]: largest change of the mean from one budget to the next, as a share of the first."""
+    means = sums.mean(axis=0)
+    return float(np.diff(means).max() / means[0])
 
 
 def _changes(runs: Runs, mean: int, count: int) -> dict[str, tuple[float, float, float]]:

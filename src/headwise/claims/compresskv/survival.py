@@ -162,12 +162,12 @@ def measure(bench: Bench) -> Measured:
     runs = Runs(bench)
     held = measured(runs)
     full: dict[str, Number] = {"full": interval(held.values("inside", "full", None, "exact"))}
-    findings = {}
+    findings, group = {}, runs.model.heads.shape[1] // runs.model.heads.kv_heads
     for claim, (one, other, name) in PAIRS.items():
         sizes = {size: _kept(held, "inside", one, other, size) for size in COMPARED}
         worst, at = smallest(list(sizes.values())), min(sizes, key=lambda size, sizes=sizes: sizes[size].ends[0])  # type: ignore[misc]
         beside = interval(held.values("inside", other, at, "survival"))
-        findings[f"compresskv.{claim}"] = Finding(full | {"difference": worst.ends, name: beside}, worst.p)
+        findings[f"compresskv.{claim}"] = Finding(full | {"difference": worst.ends, name: beside, "group": group}, worst.p)
     chance = {place: largest([_kept(held, place, method, "random tokens", OUTSIDE) for method in WINDOWED]) for place in ("inside", "outside")}
     findings["compresskv.outside_chance"] = Finding(full | {"difference": chance["outside"].ends, "inside": chance["inside"].ends})
     gains = {name: _gain(held, f"4 semantic heads, {name}") for name in ("by layer errors", "errors in random order")}

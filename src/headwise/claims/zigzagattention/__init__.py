@@ -11,7 +11,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "zigzag-time", "Whole layers against mixed layers: time of a token", TIME, f"{_HERE}.cost:measure",
-        Minutes(lab=0.5, real=4, quick_lab=0.2, quick_real=1), needs="a machine that does nothing else: times are compared",
+        Minutes(lab=0.5, real=4), needs="a machine that does nothing else: times are compared",
     ),
     Experiment(
         "zigzag-gates", "Gates: which heads, other choices, losses, precision, ways to read a prompt", GATES, f"{_HERE}.gates:measure",

@@ -68,7 +68,8 @@ GATES = (
     _keys(
         "zigzag.half_precision_ties", place="5", rule=("half_spread > 0.05", "float_spread <= 0.01"), control="float_spread",
         sentence="gates in bfloat16 tie, so that chance decides what is kept; gates in float32 do not", controls="the same for gates in float32",
-        metric="largest minus smallest share of pass-keys over 20 random decisions between equal gates, 25 % kept, mean over seeds; gates "
+        metric="largest minus smallest share of pass-keys over 20 random decisions between equal gates, 25 % kept, mean over seeds, "
+        "interval over texts; gates "
         "and AdamW's "
         "state in bfloat16 (half) or float32 (float)" + _FULL,
         paper="released gates (bfloat16): 57 to 110 of 256 are exactly 1",

@@ -223,11 +223,13 @@ def _z1(keys: PassKeys, kind: str, seed: int, keep: float) -> Values:
 def _precision(keys: PassKeys) -> Part:
     """Claim 5: float32 against bfloat16 gates; what deciding ties by other numbers gives."""
     told: dict[str, Any] = {}
-    spreads: dict[str, float] = {}
+    spreads: Numbers = {}
     for name, kind in (("float", "teacher"), ("half", "half")):
         rows = [_ties(keys, keys.table(kind, seed).clip(0, 1)) for seed in keys.seeds]
-        told[name] = {part: round(float(np.mean([row[part] for row in rows])), 4) for part in rows[0]}
-        spreads[name] = told[name]["spread"]
+        spreads[f"{name}_spread"] = resampled(_spread, np.stack([right for _, right in rows], axis=1))
+        told[name] = {part: round(float(np.mean([row[part] for row, _ in rows])), 4) for part in rows[0][0]} | {
+            "right": round(float(np.mean([right for _, right in rows])), 4)
+        }
     full = keys.runs.model.heads.full_layers
     seconds: dict[str, Callable[[int], Values]] = {
         "unclamped gate": lambda seed: keys.table("teacher", seed),
@@ -238,16 +240,22 @@ def _precision(keys: PassKeys) -> Part:
         count = kept_count(QUARTER, int(np.prod(keys.shape)))
         patterns = [strongest(count, keys.table("teacher", seed).clip(0, 1), second(seed))[0] for seed in keys.seeds]
         told[f"ties by {name}"] = interval(keys.mean_answered(patterns))
-    return {"half_precision_ties": ({"half_spread": spreads["half"], "float_spread": spreads["float"]}, None)}, {"precision": told}
+    return {"half_precision_ties": (spreads, None)}, {"precision": told}
 
 
-def _ties(keys: PassKeys, gates: Values) -> dict[str, float]:
+def _spread(right: Values) -> float:
+    """Of values [text, seed, draw]: largest minus smallest mean of a draw, mean over seeds."""
+    means = right.mean(axis=0)
+    return float((means.max(axis=1) - means.min(axis=1)).mean())
+
+
+def _ties(keys: PassKeys, gates: Values) -> tuple[dict[str, float], Values]:
+    """Facts about equal gates, and [text, draw] pass-keys where chance decides between them."""
     count = kept_count(QUARTER, gates.size)
     noise = [np.random.default_rng([draw, 48]).random(gates.shape) for draw in range(keys.runs.bench.pick(TIE_DRAWS, 4))]
     drawn = [strongest(count, gates, table) for table in noise]
-    right = [float(keys.answered(kept).mean()) for kept, _ in drawn]
     facts = {"distinct values": len(np.unique(gates)), "exactly 1": float((gates == 1).mean()), "places decided by ties": drawn[0][1]}
-    return facts | {"right": float(np.mean(right)), "spread": max(right) - min(right)}
+    return facts, np.stack([keys.answered(kept) for kept, _ in drawn], axis=1)
 
 
 def _prefills(keys: PassKeys) -> Part:

@@ -17,6 +17,7 @@ import torch
 from headwise.caches.gated import gated, last_hidden
 from headwise.caches.groups import Window
 from headwise.claims.cache_runs import PARTS, Row, Runs, Values, needed, remembered
+from headwise.claims.experiment import NotTestable
 from headwise.evaluation.perplexity import text_windows
 from headwise.heads import HeadScores
 from headwise.maths.gates import binarise, gate_loss
@@ -70,7 +71,9 @@ class PassKeys:
     """
 
     def __init__(self, runs: Runs) -> None:
-        self.runs, bench = runs, runs.bench
+        self.runs, bench, most = runs, runs.bench, runs.model.positions
+        if most is not None and most < FOUND_AT[1]:
+            raise NotTestable(f"needs {FOUND_AT[1]} positions; this model has {most}")
         self.seeds = range(bench.pick(1 if bench.real else 3, 1))
         self._answered: dict[bytes, Values] = {}
         self._gates: dict[tuple[str, int], HeadScores] = {}
