@@ -20,7 +20,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "compresskv-scores", "Semantic scores beside copy scores, and what extreme depths do to them", HEADS, f"{_HERE}.heads:measure_scores",
-        Minutes(lab=3, real=20, quick_lab=0.2, quick_real=2),
+        Minutes(lab=2, real=20, quick_lab=0.2, quick_real=2),
     ),
     Experiment(
         "compresskv-ablation", "Without the strongest semantic heads, copy heads, or random ones", ABLATION, f"{_HERE}.heads:measure_ablation",
@@ -28,19 +28,19 @@ EXPERIMENTS = (
     ),
     Experiment(
         "compresskv-layers", "Layer errors, their profiles, and budgets by them", LAYERS, f"{_HERE}.layers:measure",
-        Minutes(lab=2, real=30, quick_lab=0.3, quick_real=2),
+        Minutes(lab=1, real=30, quick_lab=0.2, quick_real=2),
     ),
     Experiment(
         "compresskv-survival", "What is held of an answer, by who chooses", SURVIVAL, f"{_HERE}.survival:measure",
-        Minutes(lab=10, real=90, quick_lab=0.5, quick_real=5),
+        Minutes(lab=4, real=90, quick_lab=0.5, quick_real=5),
     ),
     Experiment(
         "cache-needles", "Needles under every cache method and budget", NEEDLES, f"{_HERE}.tables:measure_needles",
-        Minutes(lab=10, real=150, quick_lab=0.5, quick_real=4),
+        Minutes(lab=3, real=150, quick_lab=0.5, quick_real=4),
     ),
     Experiment(
         "cache-tables", "Tables of random keys under every cache method", TABLES, f"{_HERE}.tables:measure_tables",
-        Minutes(lab=10, real=150, quick_lab=0.5, quick_real=4),
+        Minutes(lab=3, real=150, quick_lab=0.5, quick_real=4),
     ),
     Experiment(
         "cache-uuid-tables", "Tables of UUIDs under every cache method", UUID_TABLES, f"{_HERE}.tables:measure_uuid_tables",

@@ -7,7 +7,7 @@ _HERE = "headwise.claims.zigzagattention"
 EXPERIMENTS = (
     Experiment(
         "zigzag-exact", "Where nothing may be lost, streaming changes nothing", EXACT, f"{_HERE}.exact:measure",
-        Minutes(lab=0.1, real=0.5, quick_lab=0.05, quick_real=0.5),
+        Minutes(lab=0.1, real=0.5, quick_lab=0.1, quick_real=0.5),
     ),
     Experiment(
         "zigzag-time", "Whole layers against mixed layers: time of a token", TIME, f"{_HERE}.cost:measure",
@@ -23,6 +23,6 @@ EXPERIMENTS = (
     ),
     Experiment(
         "streaming-needles", "Needles with half of the KV heads or of the layers whole", NEEDLES, f"{_HERE}.needles:measure",
-        Minutes(lab=3, real=45, quick_lab=0.4, quick_real=4),
+        Minutes(lab=2, real=45, quick_lab=0.2, quick_real=4),
     ),
 )  # fmt: skip
