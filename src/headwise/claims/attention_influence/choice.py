@@ -87,7 +87,8 @@ def over_domains(domains: Mapping[str, Domain], statistic: Any) -> tuple[float, 
     """Mean of a statistic over domains, with its interval: documents are drawn again inside each."""
 
     def mean(at: Mapping[str, NDArray[np.int64]]) -> float:
-        return float(np.mean([statistic(Domain(*(column[at[name]] for column in domain))) for name, domain in domains.items()]))
+        drawn = [Domain(one.scores[at[name]], one.losses[at[name]], one.tokens[at[name]]) for name, one in domains.items()]
+        return float(np.mean([statistic(one) for one in drawn]))
 
     return bootstrap(mean, {name: len(domain.scores) for name, domain in domains.items()})
 

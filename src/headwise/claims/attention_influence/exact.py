@@ -19,7 +19,8 @@ from headwise.attention.branches import branches
 from headwise.attention.call import Call
 from headwise.attention.plan import attached
 from headwise.claims.attention_influence.real_texts import book_passages
-from headwise.claims.claim import Finding
+from headwise.claims.attention_influence.statistics import mean_interval
+from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, Measured
 from headwise.corpus.documents import DocumentScore, Encoded
 from headwise.heads import HeadSet, HeadwiseError
@@ -30,7 +31,6 @@ from headwise.models.export import export_ablated
 from headwise.models.load import load
 from headwise.models.model import Model, device_of
 from headwise.prompts.encoder import PieceEncoder
-from headwise.stats.paired import bootstrap_mean
 
 FIRST = 0.4  # of the depth: no head below it, so that layers are shared
 LONGEST, SHORT = 512, 128  # tokens of a document, and of the text whose attention is looked at
@@ -155,8 +155,8 @@ def measure(bench: Bench) -> Measured:
     rows = scorer.score(documents)
     ours = np.array([[row.loss_base for row in rows], [row.loss_ref for row in rows]])
     plain = two_passes(model, heads, documents)
-    changed = tuple(bootstrap_mean(plain[1] - plain[0]))
-    prefix = {"bits": bits(model), "difference": float(np.abs(ours - plain).max()), "heads_cost": changed, "first_layer": scorer.first_layer}
+    apart = float(np.abs(ours - plain).max())
+    prefix: dict[str, Number] = {"bits": bits(model), "difference": apart, "heads_cost": mean_interval(plain[1] - plain[0])}
     findings = {
         f"{FAMILY}.uniform": Finding({"bits": bits(model), "difference": uniform_difference(model, heads, ids)}),
         f"{FAMILY}.formula": formula(rows),

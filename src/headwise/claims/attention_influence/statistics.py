@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.stats.ranks import auc, ranks_within
+from headwise.stats.paired import bootstrap_mean
+from headwise.stats.ranks import Values, auc, ranks_within
 
 RESAMPLINGS = 2000
 
@@ -31,6 +32,12 @@ def bootstrap(statistic: Callable[[Mapping[str, NDArray[np.int64]]], float], siz
     return statistic({name: np.arange(n) for name, n in sizes.items()}), float(low), float(high)
 
 
+def mean_interval(values: Values) -> Interval:
+    """Mean of documents with its 95 % interval."""
+    mean, low, high = bootstrap_mean(np.asarray(values, dtype=np.float64))
+    return mean, low, high
+
+
 def auc_interval(positives: Array, negatives: Array) -> Interval:
     """AUC with its 95 % interval over documents."""
     sizes = {"positives": len(positives), "negatives": len(negatives)}
@@ -43,7 +50,7 @@ def placements(positives: Array, negatives: Array) -> Array:
     return np.asarray(below + 0.5 * (positives[:, None] == negatives[None]).mean(axis=1))
 
 
-def standard_ranks(values: Array, groups: NDArray[np.int64]) -> Array:
+def standard_ranks(values: Values, groups: NDArray[np.int64]) -> Array:
     """[n] ranks inside each group with mean 0 and variance 1; the mean product of two is their rank correlation inside groups."""
     out = ranks_within(values, groups)
     for group in np.unique(groups):

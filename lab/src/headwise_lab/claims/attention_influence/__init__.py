@@ -15,6 +15,6 @@ EXPERIMENTS = (
     ),
     Experiment(
         "influence-training", "Training on a corpus and once more on a fifth of it: chosen, random, longest", TRAINING,
-        _HERE + "training:measure", Minutes(lab=120, real=None), data=("books-large",), needs="pyarrow (the extra scale), a C++ compiler",
+        _HERE + "training:measure", Minutes(lab=90, real=None, quick_lab=2), data=("books-large",), needs="pyarrow (the extra scale), a C++ compiler",
     ),
 )  # fmt: skip

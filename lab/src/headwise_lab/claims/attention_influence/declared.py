@@ -59,7 +59,8 @@ _LONG = FOUND + "40 micro-world documents with late references, "
 LENGTHS = (
     claim(
         "influence-lengths.rises", place="4", sentence="a document that is cut to fewer tokens scores lower",
-        metric=f"least difference of mean scores between neighbours of 64, 128, 256 and 512 tokens (as far as the model reads), paired by document. {GATE}",
+        metric="least difference of mean scores between neighbours of 64, 128, 256 and 512 tokens (as far as the model reads), paired by "
+        f"document. {GATE}",
         gate=(ACCURACY,), rule=("least_step > 0",), control="shortest", controls="the mean score at 64 tokens", tries=LATER,
         data=_LONG + "each cut to every length",
     ),
@@ -79,7 +80,8 @@ _trained = partial(
 _RETRIEVAL = "mean loss (nats) of the values that documents with late references and tables say again"
 TRAINING = (
     _trained(
-        "influence-training.above_random", tested=True, sentence="the chosen fifth lowers the loss of what a text says again more than a random fifth does",
+        "influence-training.above_random", tested=True,
+        sentence="the chosen fifth lowers the loss of what a text says again more than a random fifth does",
         metric=f"{_RETRIEVAL}: random fifth minus chosen fifth, mean of the seeds, paired by text; least_seed: in the worst seed. {GATE}",
         rule=("gain > 0", "least_seed > 0"), control="longest", controls="the longest fifth in place of the chosen one",
     ),

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from headwise.claims.attention_influence.losses import Array, KeptLosses
 from headwise.claims.attention_influence.proxy_heads import find_heads
-from headwise.claims.attention_influence.statistics import bootstrap, removed, rounded, strata
+from headwise.claims.attention_influence.statistics import bootstrap, mean_interval, removed, rounded, strata
 from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.prompts.encoder import PieceEncoder
-from headwise.stats.paired import bootstrap_mean
 from headwise.stats.ranks import ranks_within, spearman
 from headwise_lab.microworld.registry import make_example
 
@@ -59,14 +58,14 @@ def measure(bench: Bench) -> Measured:
     for number, (length, documents) in enumerate(cut.items(), 1):
         bench.report(number, 1 + len(cut), f"{length} tokens")
         by_length[length] = losses([found.chosen], documents).scores[0]
-    steps = [tuple(bootstrap_mean(by_length[b] - by_length[a])) for a, b in pairwise(kept_lengths)]
+    steps = [mean_interval(by_length[b] - by_length[a]) for a, b in pairwise(kept_lengths)]
     rises: dict[str, Number] = {
-        "accuracy": found.accuracy, "least_step": min(steps), "shortest": tuple(bootstrap_mean(by_length[kept_lengths[0]]))
+        "accuracy": found.accuracy, "least_step": min(steps), "shortest": mean_interval(by_length[kept_lengths[0]])
     }  # fmt: skip
     inside: dict[str, Number] = {"accuracy": found.accuracy, "before": before, "after": after, "removed": gone}
     details = {
         "heads": found.told(), "documents": len(whole), "tokens": [int(tokens.min()), int(tokens.max())],
-        "mean scores by length": {str(length): tuple(bootstrap_mean(values)) for length, values in by_length.items()},
+        "mean scores by length": {str(length): mean_interval(values) for length, values in by_length.items()},
     }  # fmt: skip
     findings = {"influence-lengths.rises": Finding(rounded(rises)), "influence-lengths.strata": Finding(rounded(inside))}
     return Measured(findings, rounded(details))

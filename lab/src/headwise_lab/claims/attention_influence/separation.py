@@ -6,6 +6,7 @@ is computed once for all sets of heads.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -15,13 +16,13 @@ import torch
 from headwise.attention.means import head_means
 from headwise.claims.attention_influence.losses import KeptLosses
 from headwise.claims.attention_influence.proxy_heads import COPIES, Found, find_heads
-from headwise.claims.attention_influence.statistics import Array, auc_interval, bootstrap, placements, rounded
+from headwise.claims.attention_influence.statistics import Array, auc_interval, bootstrap, mean_interval, placements, rounded
 from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, Measured
 from headwise.heads import HeadSet, HeadwiseError
 from headwise.prompts.encoder import PieceEncoder
 from headwise.stats.controls import any_layer_random, layer_matched_random
-from headwise.stats.paired import bootstrap_mean, sign_flip_test
+from headwise.stats.paired import sign_flip_test
 from headwise.stats.ranks import auc, spearman
 from headwise_lab.microworld.registry import make_example
 
@@ -76,10 +77,8 @@ def random_sets(found: Found, asked: Effort, seed: int) -> dict[str, list[HeadSe
     chosen, scores, seeds = found.chosen, found.scores, [[seed, draw] for draw in range(asked.draws)]
     drawn = {pool: [draw(chosen, scores, one) for one in seeds] for pool, draw in (("same", layer_matched_random), ("any", any_layer_random))}
     if asked.idle:
-        try:
+        with suppress(HeadwiseError):  # too few heads do not copy
             drawn["idle"] = [layer_matched_random(chosen, ~(scores.values >= COPIES), one) for one in seeds]
-        except HeadwiseError:  # too few heads do not copy
-            pass
     return drawn
 
 
@@ -156,11 +155,11 @@ def separated(scores: Scores, accuracy: Number) -> dict[str, Finding]:
     place, chosen, out = placements(top, none), auc_interval(top, none), {}
     for pool in TESTED:
         draws = np.mean([placements(*both(scores, name)) for name in names_of(scores, pool)], axis=0)
-        numbers: dict[str, Number] = {"accuracy": accuracy, "chosen": chosen, "random": tuple(bootstrap_mean(draws))}
+        numbers: dict[str, Number] = {"accuracy": accuracy, "chosen": chosen, "random": mean_interval(draws)}
         out[pool] = Finding(rounded(numbers), sign_flip_test(place - draws, "greater"))
     with_loss, without_loss = both(scores, "loss")
     gain = place - placements(-with_loss, -without_loss)
-    numbers = {"accuracy": accuracy, "gain": tuple(bootstrap_mean(gain)), "chosen": chosen, "loss": auc_interval(-with_loss, -without_loss)}
+    numbers = {"accuracy": accuracy, "gain": mean_interval(gain), "chosen": chosen, "loss": auc_interval(-with_loss, -without_loss)}
     out["above_loss"] = Finding(rounded(numbers), sign_flip_test(gain, "greater"))
     for kind in REPEATS:
         above, below = scores[kind]["top"], scores["late_reference"]["top"]
@@ -173,11 +172,11 @@ def compared(found: dict[str, Array], accuracy: Number) -> dict[str, Finding]:
     """Claim 5: how alike the modes rank, and whether their means differ."""
     pairs, size = list(combinations(found, 2)), len(found["uniform"])
     least = bootstrap(lambda at: min(spearman(found[a][at["all"]], found[b][at["all"]]) for a, b in pairs), {"all": size})
-    apart = [tuple(bootstrap_mean(found[a] - found[b])) for a, b in pairs]
+    apart = [mean_interval(found[a] - found[b]) for a, b in pairs]
     mean, low, high = min(apart, key=lambda ends: abs(ends[0]))
     nearest = (mean, low, high) if mean > 0 else (-mean, -high, -low)
     numbers: dict[str, Number] = {"accuracy": accuracy, "least_correlation": least}
-    means: dict[str, Number] = {"accuracy": accuracy, "nearest": nearest, **{mode: tuple(bootstrap_mean(one)) for mode, one in found.items()}}
+    means: dict[str, Number] = {"accuracy": accuracy, "nearest": nearest, **{mode: mean_interval(one) for mode, one in found.items()}}
     return {f"{FAMILY}.modes": Finding(rounded(numbers)), f"{FAMILY}.mode_means": Finding(rounded(means))}
 
 
