@@ -33,6 +33,7 @@ from headwise.heads.headfile import write_json
 from headwise.models.load import load
 from headwise.models.model import Model
 from headwise.models.names import bundled_model
+from headwise.prompts.haystack import bundled_texts
 from headwise.testing.tiny import tiny_model
 from headwise.testing.tokenizers import character_tokenizer
 from headwise_lab.claims.attention_influence import EXPERIMENTS as LAB
@@ -250,7 +251,7 @@ def test_chosen_documents_are_read_twice():
 
 
 def test_what_is_judged_is_what_a_document_says_again(lab):
-    items = training_texts.test_items(lab, 2)
+    items = training_texts.test_items(lab, 2, 0)
     assert {name: len(one) for name, one in items.items()}.keys() >= {*training_texts.REFERENCES, "books", "repeats"}
     ids, judged = items["repeats"][0]
     places = [i for i, one in enumerate(judged) if one]
@@ -292,6 +293,26 @@ def test_a_killed_scoring_job_ends_with_the_same_files(tmp_path):
     found = one.run(bench_of(load("lab-6m", "cpu"), tmp_path))
     numbers = found.findings["influence-resume.killed"].numbers
     assert (numbers["killed"], numbers["different_files"], numbers["lost"], numbers["doubled"]) == (1, 0, 0, 0)
+
+
+@pytest.mark.slow
+def test_a_small_training_runs_to_its_end(tmp_path, monkeypatch):
+    """Without the books and without the compiled training of the start: both are the recipe's own."""
+    monkeypatch.setattr(training, "QUICK", training.Sizes(tokens=9_000, start=1, seeds=1, items=2))
+    monkeypatch.setattr(training_models, "training_books", lambda folder: bundled_texts())
+    monkeypatch.setattr(training_models, "train_lab_model", lambda *arguments: None)
+    bench = bench_of(load(str(bundled_model("world-6m")), "cpu"), tmp_path / "work", "world-6m")
+    bench.data = tmp_path
+    (tmp_path / "books-large").mkdir()
+    one = next(one for one in LAB if one.name == "influence-training")
+    found = one.run(bench)
+    assert {claim.key for claim in one.claims} == set(found.findings)
+    twice = found.details["seen twice"]
+    assert len(twice) == 3
+    tokens = [each["tokens"] for each in twice.values()]
+    assert all(1_000 < each < 2_500 for each in tokens)  # a fifth of 7,500, up to a document of each domain
+    monkeypatch.setattr(training, "train", None)  # everything is kept
+    assert one.run(bench) == found
 
 
 @pytest.mark.slow

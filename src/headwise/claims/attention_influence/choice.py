@@ -14,6 +14,7 @@ from headwise.claims.attention_influence.real_texts import long_corpus
 from headwise.claims.attention_influence.statistics import bootstrap, rounded, strata
 from headwise.claims.claim import Finding
 from headwise.claims.experiment import Bench, Measured, NotTestable
+from headwise.heads import HeadwiseError
 from headwise.methods.influence.scorer import AttentionInfluence
 from headwise.stats.ranks import ranks_within, spearman
 
@@ -39,7 +40,10 @@ class Domain(NamedTuple):
 
 def scored(bench: Bench, found: Found, texts: Mapping[str, list[str]]) -> dict[str, Domain]:
     """Scores of all documents; of real models' documents only the first window is read."""
-    scorer = AttentionInfluence(bench.model, found.chosen, max_windows=1 if bench.real else None, max_len=_longest(bench))
+    try:
+        scorer = AttentionInfluence(bench.model, found.chosen, max_windows=1 if bench.real else None, max_len=_longest(bench))
+    except HeadwiseError as error:
+        raise NotTestable(f"no losses without heads: {error}") from error
     cells = bench.cells("scores", {"scorer": scorer.description, "seed": bench.seed})
     total, seen = sum(map(len, texts.values())), 0
     out = {}

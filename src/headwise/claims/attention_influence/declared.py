@@ -21,6 +21,7 @@ ANY_HEADS = (
 FLOAT = "bits >= 32"
 FLOAT_TOLD = "Gate: bits of the numbers that the model computes with"
 LATER = "seen on lab models before it was declared as a bound"
+SETTING = "the proxy prompts are the best of nine settings for smollm2, tried on seeds 1001 to 1004"
 
 claim = partial(Claim, card=CARD)
 
@@ -30,7 +31,7 @@ HEADS = (
         metric="proxy scores in [0, 1]: strongest head; margin: weakest of the top 5 % minus 3 x the median head. Control: strongest head of the "
         "model with random weights. " + GATE,
         gate=(ACCURACY,), rule=("margin >= 0", "strongest > 0.5"), effect="strongest", control="untrained_strongest", data=FOUND + "none",
-        controls="the same model with random weights",
+        controls="the same model with random weights", tries=SETTING,
     ),
     claim(
         "influence-heads.untrained", place="1", sentence="a model that was never trained has no such head and is refused",
@@ -76,7 +77,9 @@ RESUME = (
     ),
 )  # fmt: skip
 
-_both = partial(claim, gate=(ACCURACY, "partner_accuracy >= 0.5"), tested=True, place="ours (issue 17)", data=TEXTS + f". The lab model: {PARTNER}")
+_both = partial(
+    claim, gate=(ACCURACY, "partner_accuracy >= 0.5"), tested=True, place="ours (issue 17)", data=TEXTS + f". The lab model: {PARTNER}", tries=SETTING
+)  # fmt: skip
 _BOTH = GATE + ", by both models"
 AGREEMENT = (
     _both(
@@ -100,7 +103,7 @@ AGREEMENT = (
         metric="share of Spearman's correlation with length that is gone inside five strata, in the domain where it is least. " + GATE
         + "; domains whose scores correlate with length by 0.2 or more",
         gate=(ACCURACY, "domains >= 1"), rule=("least_removed >= 0.8",), control="strongest", data=TEXTS,
-        controls="the strongest correlation of a domain before",
+        controls="the strongest correlation of a domain before", tries=SETTING,
     ),
 )  # fmt: skip
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headwise.attention.branches import LossHead, branch_losses, branches
-from headwise.claims.experiment import Bench
+from headwise.claims.experiment import Bench, NotTestable
 from headwise.corpus.documents import batches_of, encode_documents, windows_of
-from headwise.heads import HeadSet
+from headwise.heads import HeadSet, HeadwiseError
 from headwise.methods.influence.defaults import FLOOR, MAX_LEN, MODE
 from headwise.models.model import Model, describe_model, device_of
 from headwise.prompts.encoder import PieceEncoder
@@ -72,12 +72,19 @@ class KeptLosses:
         self._cells = bench.cells(part, {"model": describe_model(model)})
 
     def __call__(self, sets: Sequence[HeadSet], texts: Sequence[str], mode: str = MODE, means: Tensor | None = None) -> Losses:
-        """See `losses_without`; `means` must be decided by the other arguments."""
+        """See `losses_without`; `means` must be decided by the other arguments.
+
+        Raises:
+            NotTestable: Heads of this model cannot be ablated, or its losses not be computed.
+        """
         asked = [[sorted(map(str, one)) for one in sets], list(texts), mode]
         key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:20]
         kept = self._cells.load(key)
         if kept is not None:
             return Losses(**kept[0])
-        found = losses_without(self.model, sets, texts, mode, means)
+        try:
+            found = losses_without(self.model, sets, texts, mode, means)
+        except HeadwiseError as error:
+            raise NotTestable(f"no losses without heads: {error}") from error
         self._cells.save(key, found._asdict(), [])
         return found

@@ -7,7 +7,7 @@ _HERE = "headwise_lab.claims.attention_influence."
 EXPERIMENTS = (
     Experiment(
         "influence-separation", "Documents with references against documents without, and documents that repeat", SEPARATION,
-        _HERE + "separation:measure", Minutes(lab=5, real=45, quick_lab=0.5, quick_real=8),
+        _HERE + "separation:measure", Minutes(lab=5, real=25, quick_lab=0.5, quick_real=4),
     ),
     Experiment(
         "influence-lengths", "Documents of several lengths, and ranking inside strata of length", LENGTHS, _HERE + "lengths:measure",

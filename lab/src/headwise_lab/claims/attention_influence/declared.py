@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from headwise.claims.attention_influence.declared import ACCURACY, FOUND, GATE, LATER, claim
+from headwise.claims.attention_influence.declared import ACCURACY, FOUND, GATE, LATER, SETTING, claim
 
 WORLD = FOUND + (
     "16 micro-world documents of each kind, about 150 words, test split, seed 0 (lab models: 40 documents of about 200 words)"
@@ -18,7 +18,7 @@ _REPEATS = {
     "duplicate": "a paragraph again and again scores above documents with late references",
     "boilerplate": "boilerplate scores above documents with late references",
 }
-_separation = partial(claim, gate=(ACCURACY,), data=WORLD)
+_separation = partial(claim, gate=(ACCURACY,), data=WORLD, tries=SETTING)
 
 SEPARATION = (
     *(

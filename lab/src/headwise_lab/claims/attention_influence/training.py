@@ -67,10 +67,10 @@ def trained(bench: Bench, sizes: Sizes, items: dict[str, list[Item]]) -> tuple[R
     model, found, encoder = bench.model, find_heads(bench), PieceEncoder(bench.model.tokenizer)
     cells = bench.cells("runs", {"model": describe_model(model), "sizes": sizes._asdict(), "heads": sorted(map(str, found.chosen))})
     corpus = bench.work / "corpus" / "corpus.jsonl.gz"
-    make_corpus(corpus, bench.folder("books-large"), int(sizes.tokens / (1 + SHARE)), encoder)
+    make_corpus(corpus, bench.folder("books-large"), int(sizes.tokens / (1 + SHARE)), encoder, bench.seed)
     scores, documents = score_corpus(bench, corpus, found.chosen), read_corpus(corpus, encoder)
     start: Start | None = None
-    runs, seen, names = Runs(), dict[str, Any](), [(seed, variant) for seed in range(sizes.seeds) for variant in VARIANTS]
+    runs, seen, names = Runs(), dict[str, Any](), [(sizes.seeds * bench.seed + i, variant) for i in range(sizes.seeds) for variant in VARIANTS]
     for number, (seed, variant) in enumerate(names):
         bench.report(number, len(names), f"{variant}, seed {seed}")
         kept = cells.load(f"{variant}-{seed}")
@@ -139,6 +139,6 @@ def measure(bench: Bench) -> Measured:
         raise NotTestable("needs pyarrow: pip install 'headwise[scale]'")
     check_tokenizer(bench.model)
     sizes = bench.pick(WHOLE, QUICK)
-    runs, about = trained(bench, sizes, test_items(bench.model, sizes.items))
+    runs, about = trained(bench, sizes, test_items(bench.model, sizes.items, bench.seed))
     accuracy = tuple(about["heads"]["accuracy"])
     return Measured(judged(runs, accuracy), rounded(about | {"seeds": sizes.seeds, "test texts": tables(runs)}))

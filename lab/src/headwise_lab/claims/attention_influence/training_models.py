@@ -48,11 +48,11 @@ def check_tokenizer(model: Model) -> None:
         raise NotTestable(f"needs a model whose tokenizer has the token {BOS} and at most {MOST_PIECES} pieces")
 
 
-def make_corpus(path: Path, books: Path, tokens: int, encoder: PieceEncoder) -> None:
+def make_corpus(path: Path, books: Path, tokens: int, encoder: PieceEncoder, seed: int) -> None:
     """JSON lines with text and domain: `tokens` tokens, half of them micro-world documents of the training split, half book passages."""
     if path.exists():
         return
-    passages, rng = book_passages(books), np.random.default_rng(0)
+    passages, rng = book_passages(books, seed), np.random.default_rng([seed, 0])
     counts = {"world": 0, "books": 0}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -74,9 +74,9 @@ def some_words(rng: np.random.Generator) -> int:
     return int(np.exp(rng.uniform(*np.log(WORDS))))
 
 
-def book_passages(books: Path) -> Iterator[str]:
+def book_passages(books: Path, seed: int) -> Iterator[str]:
     """Passages from everywhere in the training books, a few of each book at a time."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng([seed, 3])
     for text in training_books(books):
         for _ in range(60):
             words = text[(start := int(rng.integers(max(1, len(text) - 3000)))) : start + 3000].split()

@@ -38,10 +38,10 @@ def late_values(example: Example, encoder: PieceEncoder) -> Item:
     return ids, judged
 
 
-def test_items(model: Model, count: int) -> dict[str, list[Item]]:
+def test_items(model: Model, count: int, seed: int) -> dict[str, list[Item]]:
     """Kind -> `count` texts: what is judged is what can only be known from the text itself, and all of running text."""
     encoder = PieceEncoder(model.tokenizer)
-    bos, rng = list(encoder.bos), np.random.default_rng(2)
+    bos, rng = list(encoder.bos), np.random.default_rng([seed, 2])
     items: dict[str, list[Item]] = {"no_reference": [], "books": [], "repeats": []}
     for kind in REFERENCES:
         items[kind] = [late_values(make_example("documents", "test", rng, kind=kind, words=120), encoder) for _ in range(count)]
