@@ -19,7 +19,7 @@ from headwise.stats.paired import benjamini_hochberg
 from registered.atlas import ATLAS_CLAIMS
 from registered.claim import LEVEL, Claim, verdict
 from registered.doubt import DOUBT_CLAIMS
-from registered.influence import INFLUENCE_CLAIMS
+
 from registered.patch import PATCH_CLAIMS
 from registered.rhio import READER_CLAIMS, RHIO_CLAIMS
 from registered.specontext import DISTILLED_CLAIMS, SPECONTEXT_CLAIMS
@@ -28,7 +28,7 @@ from registered.trace import TRACE_CLAIMS
 from registered.train import TRAIN_CLAIMS
 
 CLAIMS: tuple[Claim, ...] = (
-    *INFLUENCE_CLAIMS, *ATLAS_CLAIMS, *STEER_CLAIMS, *PATCH_CLAIMS,
+    *ATLAS_CLAIMS, *STEER_CLAIMS, *PATCH_CLAIMS,
     *TRACE_CLAIMS, *SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS, *DOUBT_CLAIMS, *TRAIN_CLAIMS, *RHIO_CLAIMS, *READER_CLAIMS,
 )  # fmt: skip
 

@@ -1,1 +1,5 @@
+<<<<<<< HEAD
 """Claims of the ledger that need the micro-world or the recipes of the lab models, one module per method card."""
+=======
+"""Claims that need the micro-world or the recipe of the lab models, registered by the entry point of `headwise-lab`."""
+>>>>>>> claims-influence
