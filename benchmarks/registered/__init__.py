@@ -16,23 +16,19 @@ from __future__ import annotations
 from typing import Any
 
 from headwise.stats.paired import benjamini_hochberg
-from registered.atlas import ATLAS_CLAIMS
 from registered.cache import CACHE_CLAIMS
 from registered.claim import LEVEL, Claim, verdict
 from registered.doubt import DOUBT_CLAIMS
 from registered.heads import HEADS_CLAIMS
 from registered.influence import INFLUENCE_CLAIMS
-from registered.patch import PATCH_CLAIMS
 from registered.rank import CAFE_CLAIMS, RANK_CLAIMS
 from registered.rhio import READER_CLAIMS, RHIO_CLAIMS
 from registered.specontext import DISTILLED_CLAIMS, SPECONTEXT_CLAIMS
-from registered.steer import STEER_CLAIMS
-from registered.trace import TRACE_CLAIMS
 from registered.train import TRAIN_CLAIMS
 
 CLAIMS: tuple[Claim, ...] = (
-    *HEADS_CLAIMS, *RANK_CLAIMS, *CAFE_CLAIMS, *CACHE_CLAIMS, *INFLUENCE_CLAIMS, *ATLAS_CLAIMS, *STEER_CLAIMS, *PATCH_CLAIMS,
-    *TRACE_CLAIMS, *SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS, *DOUBT_CLAIMS, *TRAIN_CLAIMS, *RHIO_CLAIMS, *READER_CLAIMS,
+    *HEADS_CLAIMS, *RANK_CLAIMS, *CAFE_CLAIMS, *CACHE_CLAIMS, *INFLUENCE_CLAIMS,
+    *SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS, *DOUBT_CLAIMS, *TRAIN_CLAIMS, *RHIO_CLAIMS, *READER_CLAIMS,
 )  # fmt: skip
 
 __all__ = ["CLAIMS", "LEVEL", "Claim", "judged", "verdict"]
