@@ -1,0 +1,1 @@
+"""Claims that are measured on the micro-world."""
