@@ -55,7 +55,7 @@ class Effects:
 
     def random(self, name: str) -> Values:
         """[record, condition]: mean over the draws for a list."""
-        return np.mean([self.log_probs(f"{name}, draw {draw}") for draw in range(self.draws)], axis=0)
+        return np.asarray(np.mean([self.log_probs(f"{name}, draw {draw}") for draw in range(self.draws)], axis=0))
 
     def needed(self, name: str, variant: str, column: int) -> Finding:
         """How much more the chosen heads cost than random ones of their layers."""

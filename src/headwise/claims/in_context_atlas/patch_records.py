@@ -141,7 +141,8 @@ def _followed(
     """(item, why it does not count; empty if it does), asked in chunks."""
     by_name = {one.record.name: one for one in drawn}
     for start in range(0, len(items), CHUNK):
-        chunk, reasons = list(items[start : start + CHUNK]), {}
+        chunk = list(items[start : start + CHUNK])
+        reasons: dict[str, str] = {}
         for number, reason in enumerate(NOT_FOLLOWED):
             left = [item for item in chunk if item.name not in reasons]
             if not left:

@@ -148,7 +148,7 @@ def _logits(model: Model, start: Prefilled) -> Tensor:
     places = (start.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -width:]
     with attached(model):
         out = forward(model.hf, start.rest, fork(start.cache), attention_mask=start.mask, position_ids=places, logits_to_keep=1)
-    return out.logits[:, -1].float().cpu()
+    return out.logits[:, -1].float().cpu()  # type: ignore[no-any-return]
 
 
 def measure(bench: Bench) -> Measured:

@@ -32,16 +32,17 @@ def probe_findings(name: str, every: Sequence[Row], probe: Probe) -> dict[str, F
     if not rows:
         why = f"the swapped answer of no item begins with one of the model's {AMONG} most likely tokens"
         return {f"trace.{key}.{name}": Finding.none(why) for key in keys}
-    auc, caused, top = areas(rows, probe), {"caused": caused_by(rows)}, {rival: hits(rows, rival) for rival in ("probe", "gim", *RIVALS)}
+    auc, top = areas(rows, probe), {rival: hits(rows, rival) for rival in ("probe", "gim", *RIVALS)}
+    caused: dict[str, Number] = {"caused": caused_by(rows)}
     found = {f"auc_{kind}": _of_area(auc[kind], len(rows)) for kind in KINDS[:2]}
     found["top1_passage"] = top_passage(rows)
     for rival in RIVALS:
         beside = {"probe": ends(top["probe"]), rival: ends(top[rival])}
         found[f"probe_above_{rival}"] = paired(top["probe"] - top[rival], **beside, **caused)
     both = {"gim": ends(top["gim"]), "probe": ends(top["probe"])}
-    found["relevance_as_good"] = Finding({"difference": ends(top["gim"] - top["probe"])} | both | caused)
+    found["relevance_as_good"] = Finding({"difference": ends(top["gim"] - top["probe"]), **both, **caused})
     ranks = {rival: correlations(rows, rival) for rival in ("probe", "uniform")}
-    found["ranks_as_leave_one_out"] = Finding({"correlation": ranks["probe"], "uniform": ranks["uniform"]} | caused)
+    found["ranks_as_leave_one_out"] = Finding({"correlation": ranks["probe"], "uniform": ranks["uniform"], **caused})
     return {f"trace.{key}.{name}": one for key, one in (found | tokens(rows)).items()}
 
 
@@ -57,8 +58,9 @@ def tokens(rows: Sequence[Row]) -> dict[str, Finding]:
     if not len(known):
         why = "no item marks where its answer stands"
         return {key: Finding.none(why) for key in ("heatmap_localises", "row_looks_beside")}
-    found, read = (known == 0).astype(float), float(len(rows))
-    both = {"relevance": ends(found[:, 0]), "rows": ends(found[:, 1]), "row_within_2": ends(np.abs(known[:, 1]) <= 2), "read": read}
+    found = (known == 0).astype(float)
+    both: dict[str, Number] = {"relevance": ends(found[:, 0]), "rows": ends(found[:, 1]), "read": float(len(rows))}
+    both["row_within_2"] = ends(np.abs(known[:, 1]) <= 2)
     return {
         "heatmap_localises": Finding({"share": ends(found[:, 0]), **both}),
         "row_looks_beside": paired(found[:, 0] - found[:, 1], **both),

@@ -12,7 +12,7 @@ from headwise.attention.attribute import attribute
 from headwise.attention.columns import column_sums
 from headwise.attention.observe import observe
 from headwise.evaluation.leave_out import answer_logprobs, leave_one_out, without
-from headwise.heads import HeadSet
+from headwise.heads import HeadSet, HeadwiseError
 from headwise.methods.trace.answer import trace_answer
 from headwise.methods.trace.formula import passage_scores
 from headwise.models.forward import token_tensor
@@ -93,6 +93,8 @@ class Rivals:
 
     def by_learned(self, prompt: Prompt, answer: Sequence[int]) -> Said:
         """Attention of all heads to each passage, with the weights of `learn`."""
+        if self.learned is None:
+            raise HeadwiseError("weights per head are not known yet: call learn first")
         masses = self.masses(prompt, answer)
         scores = np.einsum("lhn,lh->n", np.nan_to_num(masses), self.learned)
         return Said(scores.tolist())

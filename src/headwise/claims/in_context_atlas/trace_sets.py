@@ -81,8 +81,8 @@ def nq_part(folder: Path, part: str) -> list[KnowledgeRecord]:
 def natural_questions(folder: Path, part: str, passages: int, words: int, count: int) -> list[Item]:
     """Questions of NQ behind their swapped passage and passages of other questions, in a drawn order."""
     records = swap_answers(nq_part(folder, part), SEED)
-    short = [(record, cut(record.swapped, words, [record.swapped_answer])) for record in records if record.swapped]
-    short = [(record, passage) for record, passage in short if passage is not None]
+    cuts = [(record, cut(record.swapped, words, [record.swapped_answer])) for record in records if record.swapped]
+    short = [(record, passage) for record, passage in cuts if passage is not None]
     out = []
     for number, (record, passage) in enumerate(short):
         wanted = (*record.answers, record.swapped_answer)

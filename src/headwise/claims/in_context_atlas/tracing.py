@@ -63,7 +63,7 @@ class Tracer:
         self.rivals = Rivals(self.model, probe, probe.heads, RULES)
         self.composer = KnowledgeComposer(PieceEncoder(self.model.tokenizer), examples=source.examples)
         self.endings = frozenset((*self.rivals.special, *newline_ids(self.model.tokenizer), *self.model.stop_ids))
-        told = {"model": describe_model(self.model), "weights": probe.weights, "heads": [str(head) for head in probe.heads]}
+        told: dict[str, Any] = {"model": describe_model(self.model), "weights": probe.weights, "heads": [str(head) for head in probe.heads]}
         told |= {"items": [item.name for item in source.items], "rules": RULES, "subsets": SUBSETS}
         self.kept = bench.cells(f"traced-{source.name}", told)
 
