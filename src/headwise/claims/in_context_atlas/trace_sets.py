@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,13 @@ def mixed(number: int, record: KnowledgeRecord, gold: Sequence[Passage], others:
 def nq_part(folder: Path, part: str) -> list[KnowledgeRecord]:
     """The records of one of `TENTHS`; `folder` holds the data set."""
     (path,) = sorted(folder.glob("*.jsonl*"))
-    return [record for i, record in enumerate(read_knowledge(path)) if i % 10 in TENTHS[part]]
+    return [record for i, record in enumerate(_read(path)) if i % 10 in TENTHS[part]]
+
+
+@cache
+def _read(path: Path) -> list[KnowledgeRecord]:
+    """All records; reading them takes longer than a model takes for some."""
+    return list(read_knowledge(path))
 
 
 def natural_questions(folder: Path, part: str, passages: int, words: int, count: int) -> list[Item]:
