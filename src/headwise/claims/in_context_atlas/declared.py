@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from headwise.claims.claim import Claim
@@ -100,7 +101,7 @@ def map_claims(name: str) -> tuple[Claim, ...]:
     )  # fmt: skip
     spares = partial(
         claim, metric=f"{_LOSS}: fall of the first minus fall of the second, paired by record; control: the second fall{_GATE}", rule=_RULE,
-        tested=True, control="second_fall", controls="the whole model",
+        tested=True, control="second_fall", controls=_DRAWS,
     )  # fmt: skip
     return (
         needed(
@@ -123,8 +124,7 @@ def map_claims(name: str) -> tuple[Claim, ...]:
         claim(
             f"atlas.memory_comes_back.{name}", place="6: removing in-context heads brings back the gold answer",
             sentence="with the swapped passage and without in-context heads the right answer is more probable than the swapped one in more records "
-            "than "
-            "without random heads",
+            "than without random heads",
             metric=f"share of records, chosen minus mean of the draws, paired{_GATE}", rule=_RULE, tested=True, control="random", controls=_DRAWS,
             paper="recall of the gold answer 9.5 to 24.1 % (20 heads removed, Llama-3.1-8B)",
         ),
@@ -136,6 +136,18 @@ def map_claims(name: str) -> tuple[Claim, ...]:
         ),
         needed(
             f"atlas.task_needed.{name}", place="3.3", sentence="swapped answers need the heads with the largest task relevance (all rows)"),
+        needed(
+            f"atlas.needed_without_overlap.{name}", place="JuICE (2503.10996)",
+            sentence="in-context heads that are not among the strongest contributors to memory are still needed by swapped answers",
+            controls="the draws for the in-context heads",
+        ),
+        *_of_maps(claim, name),
+    )  # fmt: skip
+
+
+def _of_maps(claim: Callable[..., Claim], name: str) -> tuple[Claim, ...]:
+    """Claims that need no ablation."""
+    return (
         claim(
             f"atlas.all_rows_are_shallow.{name}", place="6: all-rows rho_ret on a shallow net",
             sentence="relevance over all rows puts heads of earlier layers on top than relevance of the last row does",
@@ -152,11 +164,6 @@ def map_claims(name: str) -> tuple[Claim, ...]:
             sentence="heads that contribute most to answers from the passage are others than those that contribute most to answers from memory",
             metric=f"share of the top 10 % by contribution that is common{_GATE}", rule=("in_common <= 0.5",), control="by_chance",
             controls="overlap by chance; overlap of two halves of the records",
-        ),
-        needed(
-            f"atlas.needed_without_overlap.{name}", place="JuICE (2503.10996)",
-            sentence="in-context heads that are not among the strongest contributors to memory are still needed by swapped answers",
-            controls="the draws for the in-context heads",
         ),
         claim(
             f"atlas.reliable.{name}", place="evidence rule 10", sentence="two halves of the records give the same maps",

@@ -68,7 +68,8 @@ class Effects:
     def spares(self, name: str, first: int, second: int) -> Finding:
         """How much more one kind of answer falls than another."""
         fall = self.log_probs("none") - self.log_probs(f"{name}, top {self.main}")
-        beside = {"first_fall": ends(fall[:, first]), "second_fall": ends(fall[:, second])}
+        drawn = self.log_probs("none") - self.random(name)
+        beside = {"first_fall": ends(fall[:, first]), "second_fall": ends(fall[:, second]), "random": ends(drawn[:, first] - drawn[:, second])}
         return paired(fall[:, first] - fall[:, second], **beside, **self.gate)
 
     def back(self, variant: str) -> Values:

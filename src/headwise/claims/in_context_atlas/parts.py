@@ -41,9 +41,8 @@ def once(bench: Bench, name: str, make: Callable[[], Cell], told: Mapping[str, A
     kept = bench.cells(name.replace(" ", "-"), told)
     found = kept.load("all")
     if found is None:
-        kept.save("all", make(), [])
-        found = kept.load("all")
-    assert found is not None
+        found = make(), []
+        kept.save("all", *found)
     return found[0]
 
 

@@ -71,9 +71,8 @@ class Tracer:
         """A row that is kept, or made now."""
         found = self.kept.load(key)
         if found is None:
-            self.kept.save(key, {}, [make()])
-            found = self.kept.load(key)
-        assert found is not None
+            found = {}, [make()]
+            self.kept.save(key, *found)
         return found[1][0]
 
     def rows(self) -> list[dict[str, Any]]:
