@@ -16,20 +16,14 @@ from __future__ import annotations
 from typing import Any
 
 from headwise.stats.paired import benjamini_hochberg
-from registered.atlas import ATLAS_CLAIMS
 from registered.claim import LEVEL, Claim, verdict
 from registered.doubt import DOUBT_CLAIMS
-
-from registered.patch import PATCH_CLAIMS
 from registered.rhio import READER_CLAIMS, RHIO_CLAIMS
 from registered.specontext import DISTILLED_CLAIMS, SPECONTEXT_CLAIMS
-from registered.steer import STEER_CLAIMS
-from registered.trace import TRACE_CLAIMS
 from registered.train import TRAIN_CLAIMS
 
 CLAIMS: tuple[Claim, ...] = (
-    *ATLAS_CLAIMS, *STEER_CLAIMS, *PATCH_CLAIMS,
-    *TRACE_CLAIMS, *SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS, *DOUBT_CLAIMS, *TRAIN_CLAIMS, *RHIO_CLAIMS, *READER_CLAIMS,
+    *SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS, *DOUBT_CLAIMS, *TRAIN_CLAIMS, *RHIO_CLAIMS, *READER_CLAIMS,
 )  # fmt: skip
 
 __all__ = ["CLAIMS", "LEVEL", "Claim", "judged", "verdict"]

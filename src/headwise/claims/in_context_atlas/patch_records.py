@@ -1,22 +1,20 @@
-"""Records of `patch_real.py`: one prompt with three passages that differ in one answer or in the sentences around it."""
+"""Records to be patched: one prompt with three passages that differ in one answer or in the sentences around it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from registered.patch import ITEMS
-from steer_sets import FACTS
 
+from headwise.claims.experiment import NotTestable
 from headwise.heads import HeadScores
 from headwise.heads.errors import PromptError
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
-from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, KnowledgeWording, read_knowledge
+from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, KnowledgeWording
 from headwise.prompts.mentions import mentions
 from headwise.prompts.swaps import fact_passages, swap_answers
 from headwise.runtime.relevance import candidates
@@ -38,9 +36,11 @@ class Item(NamedTuple):
 
     Attributes:
         name: Of the record.
-        clean, corrupted: Ids of the prompt with either answer in its passage, equally many.
+        clean: Ids of the prompt with the right answer in its passage.
+        corrupted: Ids of the prompt with the swapped one, equally many.
         elsewhere: Ids of the prompt with the right answer among other sentences.
-        right, swapped: First tokens of the two answers.
+        right: First token of the right answer.
+        swapped: First token of the swapped one.
     """
 
     name: str
@@ -69,16 +69,15 @@ class Drawn(NamedTuple):
     other: KnowledgeRecord
 
 
-def drawn_records(folder: Path, detection: HeadScores, seed: int, dropped: Counter[str]) -> list[Drawn]:
+def drawn_records(every: Sequence[KnowledgeRecord], detection: HeadScores, seed: int, dropped: Counter[str]) -> list[Drawn]:
     """Known facts that were not used to find heads, in a drawn order.
 
     Raises:
-        SystemExit: The head file does not say which records it was made from.
+        NotTestable: The scores do not say which records they were made from.
     """
     names = {str(info["name"]) for info in detection.run_info or () if "name" in info}
     if not names:
-        raise SystemExit("the file of in-context heads does not name its records; make it with headwise detect in-context")
-    every = read_knowledge(folder / FACTS)
+        raise NotTestable("needs in-context heads that name the records on which they were found")
     subjects = {record.subject for record in every if record.name in names}
     rest = [record for record in every if record.name not in names and record.subject not in subjects]
     others = {record.name: record for record in fact_passages(rest, SENTENCES, seed + 102)}
@@ -101,13 +100,14 @@ def made_item(composer: KnowledgeComposer, drawn: Drawn) -> Item | str:
     return Item(record.name, clean.ids, corrupted.ids, elsewhere.ids, clean.gold[0], corrupted.gold[0])
 
 
-def patch_items(model: Model, drawn: Sequence[Drawn], dropped: Counter[str], only: Sequence[str] = ()) -> list[Item]:
-    """The first `ITEMS` records that count.
+def patch_items(model: Model, drawn: Sequence[Drawn], dropped: Counter[str], most: int, only: Sequence[str] = ()) -> list[Item]:
+    """The first records that count.
 
     Args:
         model: It has to say each passage's answer first.
         drawn: See `drawn_records`.
         dropped: Counts the others by reason.
+        most: At most so many.
         only: Names of the records that are known to count, so that the model is not asked.
     """
     composer, items = KnowledgeComposer(PieceEncoder(model.tokenizer), WORDING), []
@@ -130,7 +130,7 @@ def patch_items(model: Model, drawn: Sequence[Drawn], dropped: Counter[str], onl
             dropped[reason] += 1
         else:
             kept.append(item)
-        if len(kept) == ITEMS:
+        if len(kept) == most:
             break
     return kept
 
@@ -141,7 +141,8 @@ def _followed(
     """(item, why it does not count; empty if it does), asked in chunks."""
     by_name = {one.record.name: one for one in drawn}
     for start in range(0, len(items), CHUNK):
-        chunk, reasons = list(items[start : start + CHUNK]), {}
+        chunk = list(items[start : start + CHUNK])
+        reasons: dict[str, str] = {}
         for number, reason in enumerate(NOT_FOLLOWED):
             left = [item for item in chunk if item.name not in reasons]
             if not left:

@@ -1,8 +1,8 @@
-"""Prompts of `steer_real.py`: relations with and without examples, known facts in pairs, stretches with a title in them, contradicted facts."""
+"""Prompts for function vectors and conflicts: relations with and without examples, known facts in pairs, contradicted facts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from headwise.evaluation.ablation import variant_starts
 from headwise.methods.vectors.search import VectorItem
 from headwise.models.model import Model
 from headwise.prompts.encoder import PieceEncoder
-from headwise.prompts.haystack import bundled_texts
 from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord, read_knowledge
 from headwise.prompts.mentions import mentions
 from headwise.prompts.passages import Passage
@@ -21,23 +20,14 @@ from headwise.prompts.prompt import Piece, Prompt, PromptBuilder, Turn
 from headwise.runtime.answer import verify_draft
 from headwise.stats.metrics import begins_with
 
-EXAMPLES, POOL, CHOOSING, SCALING, REPORTED = 10, 22, 2, 4, 20
+EXAMPLES, POOL, CHOOSING, SCALING = 10, 22, 2, 4
 FACT_RELATIONS = (
     "country capital city", "country currency", "country language", "country largest city", "landmark on continent", "landmark in country",
     "person native language", "plays pro sport", "product by company", "company hq", "person plays instrument", "food from country",
 )  # fmt: skip
 PER_RELATION, CONTRADICTED, OBJECTS = 25, 60, 8
-CANDIDATES, CHOOSE_PAIRS, SCALE_PAIRS, PAIRS = 400, 4, 8, 60
-WORDS, STRETCHES = 60, 40
-TITLES = (
-    "The Glass Orchard", "Seven Quiet Lanterns", "A Ladder to Saturn", "The Salt Merchant's Daughter", "Winter Under Copper Bells",
-    "The Last Ferry North", "Songs for a Drowned Valley", "The Clockmaker's Garden", "Ashes of the Paper Kite", "Beyond the Yellow Harbour",
-)  # fmt: skip
-LRE, FACTS, NQ = (
-    "relations-lre/relations.jsonl.gz",
-    "known-facts-1209/known_1000.json.gz",
-    "nq-open-oracle/nq-open-oracle.jsonl.gz",
-)
+CANDIDATES = 400
+LRE = "relations.jsonl.gz"
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,9 @@ class Relation:
 
     Attributes:
         sources: Prompts with ten examples; their last tokens give vectors. The first is the one.
-        choosing, scaling, reported: Prompts without examples, of different subjects, none of which stands in an example.
+        choosing: Prompts without examples, of subjects that stand in no example.
+        scaling: The same, of other subjects.
+        reported: The same, of others again.
         shown: The reported subjects behind ten examples.
     """
 
@@ -57,8 +49,8 @@ class Relation:
     shown: tuple[VectorItem, ...]
 
 
-def relation_task(model: Model, records: Sequence[KnowledgeRecord], seed: int) -> Relation:
-    """A relation cut into disjoint parts; the same seed gives the same ones."""
+def relation_task(model: Model, records: Sequence[KnowledgeRecord], seed: int, most: int) -> Relation:
+    """A relation cut into disjoint parts, with at most `most` reported prompts; the same seed gives the same ones."""
     builder = PromptBuilder(PieceEncoder(model.tokenizer))
     order = [records[i] for i in np.random.default_rng([seed, 81]).permutation(len(records))]
     pool, rest = order[:POOL], order[POOL:]
@@ -81,16 +73,16 @@ def relation_task(model: Model, records: Sequence[KnowledgeRecord], seed: int) -
         drawn = [pool[i] for i in np.random.default_rng([seed, 82, number]).permutation(POOL)[: EXAMPLES + 1]]
         sources.append(asked(drawn[EXAMPLES], drawn[:EXAMPLES]))
     first, second = CHOOSING, CHOOSING + SCALING
-    reported = rest[second : second + REPORTED]
+    reported = rest[second : second + most]
     return Relation(
         tuple(sources), items(rest[:first]), items(rest[first:second]), items(reported), items(reported, pool[:EXAMPLES])
     )
 
 
-def relations(folder: Path) -> dict[str, list[KnowledgeRecord]]:
+def relations(path: Path) -> dict[str, list[KnowledgeRecord]]:
     """Name -> records with subject and answers."""
     found: dict[str, list[KnowledgeRecord]] = {}
-    for record in read_knowledge(folder / LRE):
+    for record in read_knowledge(path):
         found.setdefault(record.kind, []).append(record)
     return found
 
@@ -107,11 +99,10 @@ def known(model: Model, composer: KnowledgeComposer, records: Sequence[Knowledge
 
 
 def known_pairs(
-    model: Model, composer: KnowledgeComposer, folder: Path, seed: int
+    model: Model, composer: KnowledgeComposer, every: Sequence[KnowledgeRecord], seed: int
 ) -> list[tuple[KnowledgeRecord, KnowledgeRecord]]:
     """(source, target) of known facts of one relation with different objects; each target once, in a drawn order."""
     rng = np.random.default_rng([seed, 83])
-    every = read_knowledge(folder / FACTS)
     facts = known(model, composer, [every[i] for i in sorted(rng.permutation(len(every))[:CANDIDATES].tolist())])
     pairs = []
     for target in facts:
@@ -121,10 +112,11 @@ def known_pairs(
     return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
-def contradicted(model: Model, composer: KnowledgeComposer, folder: Path, seed: int) -> list[KnowledgeRecord]:
+def contradicted(
+    model: Model, composer: KnowledgeComposer, by_name: Mapping[str, Sequence[KnowledgeRecord]], seed: int
+) -> list[KnowledgeRecord]:
     """Known facts with a sentence that says something else: another object of the relation."""
     rng, found = np.random.default_rng([seed, 84]), []
-    by_name = relations(folder)
     for name in FACT_RELATIONS:
         every = by_name[name]
         objects = sorted({record.answers[0] for record in every})
@@ -136,20 +128,6 @@ def contradicted(model: Model, composer: KnowledgeComposer, folder: Path, seed: 
             if not mentions(record.question, (said, *record.answers)):
                 found.append(replace(record, swapped=Passage(f"{record.question} {said}."), swapped_answer=said))
     return [found[i] for i in sorted(rng.permutation(len(found))[:CONTRADICTED].tolist())]
-
-
-def stretches(model: Model, seed: int) -> list[tuple[Prompt, str]]:
-    """(stretch of a novel with a title in it, span `title`; the title)."""
-    builder, rng, found = PromptBuilder(PieceEncoder(model.tokenizer)), np.random.default_rng([seed, 85]), []
-    words = " ".join(bundled_texts()).split()
-    for number in range(STRETCHES):
-        start = int(rng.integers(len(words) - 2 * WORDS))
-        own = words[start : start + WORDS]
-        ends = [i for i, word in enumerate(own[:-1], 1) if word[-1] in ".!?" and 5 <= i <= WORDS - 10] or [WORDS // 2]
-        place, title = int(rng.choice(ends)), TITLES[number % len(TITLES)]
-        pieces = (Piece(" ".join(own[:place])), Piece(" " + title, ("title",)), Piece(". " + " ".join(own[place:])))
-        found.append((builder.build([Turn("user", pieces)]), title))
-    return found
 
 
 def _alike(one: str, other: str) -> bool:

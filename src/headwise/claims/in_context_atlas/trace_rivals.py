@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from headwise.attention.attribute import attribute
 from headwise.attention.columns import column_sums
 from headwise.attention.observe import observe
 from headwise.evaluation.leave_out import answer_logprobs, leave_one_out, without
-from headwise.heads import HeadSet
+from headwise.heads import HeadSet, HeadwiseError
 from headwise.methods.trace.answer import trace_answer
 from headwise.methods.trace.formula import passage_scores
 from headwise.models.forward import token_tensor
@@ -33,20 +32,22 @@ class Said:
 
     Attributes:
         passages: Score per passage, in their order.
-        seconds: What it took, the model's passes included.
         offset: How far its best position lies behind the nearest mention of the answer; None if it knows no positions.
         read: How much it takes the first token to be read; None if it cannot tell.
     """
 
     passages: list[float]
-    seconds: float
     offset: int | None = None
     read: float | None = None
     more: dict[str, float] = field(default_factory=dict)
 
 
 class Rivals:
-    """All rivals on one model. learned: weights per head [L, H], or None until they are known."""
+    """All rivals on one model.
+
+    Attributes:
+        learned: Weights per head [L, H], or None until they are known.
+    """
 
     def __init__(self, model: Model, probe: Probe, heads: HeadSet, rules: Sequence[str]) -> None:
         self.model, self.probe, self.heads, self.rules = model, probe, heads, tuple(rules)
@@ -54,26 +55,25 @@ class Rivals:
         self.learned: Values | None = None
 
     def all(self, prompt: Prompt, answer: Sequence[int], question: str, said: str, number: int) -> dict[str, Said]:
+        """What all rivals say of an answer; `said` is its text, `number` seeds the uniform choice."""
         out = {"probe": self.by_probe(prompt, answer), "rows": self.by_rows(prompt, answer)}
         out |= {rule: self.by_relevance(prompt, answer, rule) for rule in self.rules}
         if self.learned is not None:
             out["learned"] = self.by_learned(prompt, answer)
         out["leave_one_out"] = self.by_leaving_out(prompt, answer)
         names = passages_of(prompt)
-        out["uniform"] = Said(np.random.default_rng([18, number]).random(len(names)).tolist(), 0.0)
+        out["uniform"] = Said(np.random.default_rng([18, number]).random(len(names)).tolist())
         out["bm25"] = self.by_words(prompt, f"{question} {said}")
         return out
 
     def by_probe(self, prompt: Prompt, answer: Sequence[int]) -> Said:
-        started = time.perf_counter()
+        """The probe's scores of positions, over the answer; whether it was read: its score for the first token."""
         found = trace_answer(self.model, prompt, answer, self.probe)
         sums = found.passages
         first = found.tokens[0]
         read = float(self.probe.linear.scores(found.features[:1])[0])
-        seconds = time.perf_counter() - started
         return Said(
             [sums[name] for name in passages_of(prompt)],
-            seconds,
             self.offset(prompt, first.position),
             read,
             {"probability": first.probability},
@@ -82,39 +82,33 @@ class Rivals:
     def by_rows(self, prompt: Prompt, answer: Sequence[int]) -> Said:
         """Mean attention of the heads' rows, over the answer; whether it was read: what the first row pays to the passages."""
         count = len(answer)
-
-        def run() -> tuple[Values, Values]:
-            whole = self._columns(prompt, answer, torch.full((1, count), 1 / count))
-            first = self._columns(prompt, answer, torch.eye(count)[:1])
-            return whole, first
-
-        started = time.perf_counter()
-        whole, first = run()
-        return self._of_positions(prompt, whole, (time.perf_counter() - started) / 2, first)
+        whole = self._columns(prompt, answer, torch.full((1, count), 1 / count))
+        first = self._columns(prompt, answer, torch.eye(count)[:1])
+        return self._of_positions(prompt, whole, first)
 
     def by_relevance(self, prompt: Prompt, answer: Sequence[int], rule: str) -> Said:
         """Positive relevance at the embeddings for the whole answer's logits, in one backward pass."""
-        started = time.perf_counter()
         found = self._relevance(prompt, answer, rule, len(answer))
-        seconds = time.perf_counter() - started
-        return self._of_positions(prompt, found, seconds, found)
+        return self._of_positions(prompt, found, found)
 
     def by_learned(self, prompt: Prompt, answer: Sequence[int]) -> Said:
-        started = time.perf_counter()
+        """Attention of all heads to each passage, with the weights of `learn`."""
+        if self.learned is None:
+            raise HeadwiseError("weights per head are not known yet: call learn first")
         masses = self.masses(prompt, answer)
         scores = np.einsum("lhn,lh->n", np.nan_to_num(masses), self.learned)
-        return Said(scores.tolist(), time.perf_counter() - started)
+        return Said(scores.tolist())
 
     def by_leaving_out(self, prompt: Prompt, answer: Sequence[int]) -> Said:
-        started = time.perf_counter()
+        """By how many nats the answer's log-probability falls without each passage."""
         drops = leave_one_out(self.model, prompt, answer, list(passages_of(prompt)))
-        return Said(list(drops.values()), time.perf_counter() - started)
+        return Said(list(drops.values()))
 
     def by_words(self, prompt: Prompt, text: str) -> Said:
-        started = time.perf_counter()
+        """BM25 of question and answer."""
         texts = {name: self.model.tokenizer.decode(prompt.ids[a:b]) for name, (a, b) in passages_of(prompt).items()}
         found = bm25_candidates({"q": text}, texts, len(texts))["q"]
-        return Said([found.get(name, 0.0) for name in texts], time.perf_counter() - started)
+        return Said([found.get(name, 0.0) for name in texts])
 
     def masses(self, prompt: Prompt, answer: Sequence[int]) -> Values:
         """[L, H, N]: attention of all heads from the answer's rows to each passage, mean over rows."""
@@ -123,8 +117,11 @@ class Rivals:
         return seen.mass[:, 0].mean(dim=2).double().cpu().numpy()
 
     def learn(self, items: Sequence[tuple[Prompt, Sequence[int]]], subsets: int, penalty: float = 1e-2) -> Values:
-        """Weights [L, H]: the log-probability of an answer behind random halves of the passages, as a sum over the passages that are left and
-        over heads of weight x attention, by ridge regression centred within items (the idea of 2504.13752)."""
+        """Weights [L, H] by ridge regression on ablations (the idea of 2504.13752).
+
+        The log-probability of an answer behind random halves of the passages is a sum over the passages that are left, and over heads, of
+        weight x attention; centred within items.
+        """
         rows, targets = [], []
         for number, (prompt, answer) in enumerate(items):
             names = list(passages_of(prompt))
@@ -152,6 +149,7 @@ class Rivals:
         return out
 
     def offset(self, prompt: Prompt, position: int) -> int | None:
+        """How far a position lies behind the nearest mention of the answer."""
         starts = [place for name, span in prompt.spans.items() if name.startswith("answer/") for place in range(*span)]
         return offset_to(position, starts) if starts and position >= 0 else None
 
@@ -169,11 +167,11 @@ class Rivals:
             seen.explain(logits.gather(1, torch.tensor(list(answer), device=logits.device)[:, None]).sum())
         return seen.tokens[0, : len(prompt.ids)].double().clamp(min=0).cpu().numpy()
 
-    def _of_positions(self, prompt: Prompt, scores: Values, seconds: float, first: Values) -> Said:
+    def _of_positions(self, prompt: Prompt, scores: Values, first: Values) -> Said:
         allowed = allowed_positions(prompt, self.special)
         place = best_position(scores, allowed)
         sums = passage_scores(scores, allowed, passages_of(prompt))
-        return Said(list(sums.values()), seconds, self.offset(prompt, place), self._inside(prompt, first))
+        return Said(list(sums.values()), self.offset(prompt, place), self._inside(prompt, first))
 
     def _inside(self, prompt: Prompt, scores: Values) -> float:
         """Share of the scores that falls on the passages."""

@@ -1,6 +1,6 @@
-"""Questions for the benchmark of tracing: NQ with swapped answers, HotpotQA, PopQA, and the contradictions of the micro-world.
+"""Questions for tracing: NQ with swapped answers, HotpotQA, PopQA.
 
-NQ is cut by place: of ten records eight are for fitting a probe (`--write-train`), one for the learned weights, one for the test. Beside the
+NQ is cut by place: of ten records eight are for fitting a probe, one for the learned weights, one for the test. Beside the
 swapped passage stand passages of other test questions that do not mention the answer. The order of passages is random, seeded by question.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,9 +42,11 @@ class Item(NamedTuple):
 
     @property
     def answer(self) -> str:
+        """What stands in the passages."""
         return self.record.swapped_answer or self.record.answers[0]
 
     def prompt(self, composer: KnowledgeComposer) -> Prompt:
+        """The question behind all passages."""
         return composer.opened(self.record, swapped=bool(self.record.swapped_answer), passages=self.passages)
 
     def without_gold(self, composer: KnowledgeComposer) -> Prompt:
@@ -63,6 +66,7 @@ def cut(passage: Passage, words: int, wanted: Sequence[str]) -> Passage | None:
 
 
 def mixed(number: int, record: KnowledgeRecord, gold: Sequence[Passage], others: Sequence[Passage]) -> Item:
+    """An item whose passages stand in a random order, seeded by its number."""
     every = [*gold, *others]
     order = np.random.default_rng([SEED, number]).permutation(len(every))
     places = tuple(place for place, i in enumerate(order) if i < len(gold))
@@ -70,14 +74,22 @@ def mixed(number: int, record: KnowledgeRecord, gold: Sequence[Passage], others:
 
 
 def nq_part(folder: Path, part: str) -> list[KnowledgeRecord]:
-    (path,) = sorted((folder / "nq-open-oracle").glob("*.jsonl*"))
-    return [record for i, record in enumerate(read_knowledge(path)) if i % 10 in TENTHS[part]]
+    """The records of one of `TENTHS`; `folder` holds the data set."""
+    (path,) = sorted(folder.glob("*.jsonl*"))
+    return [record for i, record in enumerate(_read(path)) if i % 10 in TENTHS[part]]
+
+
+@cache
+def _read(path: Path) -> list[KnowledgeRecord]:
+    """All records; reading them takes longer than a model takes for some."""
+    return list(read_knowledge(path))
 
 
 def natural_questions(folder: Path, part: str, passages: int, words: int, count: int) -> list[Item]:
+    """Questions of NQ behind their swapped passage and passages of other questions, in a drawn order."""
     records = swap_answers(nq_part(folder, part), SEED)
-    short = [(record, cut(record.swapped, words, [record.swapped_answer])) for record in records if record.swapped]
-    short = [(record, passage) for record, passage in short if passage is not None]
+    cuts = [(record, cut(record.swapped, words, [record.swapped_answer])) for record in records if record.swapped]
+    short = [(record, passage) for record, passage in cuts if passage is not None]
     out = []
     for number, (record, passage) in enumerate(short):
         wanted = (*record.answers, record.swapped_answer)
@@ -93,7 +105,8 @@ def natural_questions(folder: Path, part: str, passages: int, words: int, count:
 
 
 def hotpot(folder: Path, passages: int, words: int, count: int) -> list[Item]:
-    raw = gzip.decompress((folder / "hotpotqa-distractor" / "hotpotqa_dev_100.jsonl.gz").read_bytes()).decode()
+    """Questions of HotpotQA behind all paragraphs that hold the right answer, and others of their own."""
+    raw = gzip.decompress((folder / "hotpotqa_dev_100.jsonl.gz").read_bytes()).decode()
     out = []
     for number, row in enumerate(json.loads(line) for line in raw.splitlines()):
         if row["answer"].lower() in ("yes", "no"):
@@ -119,27 +132,7 @@ def hotpot(folder: Path, passages: int, words: int, count: int) -> list[Item]:
 
 
 def popqa(folder: Path, count: int) -> list[KnowledgeRecord]:
-    (path,) = sorted((folder / "popqa-1000").glob("*.json*"))
+    """Questions without passages."""
+    (path,) = sorted(folder.glob("*.json*"))
     records = read_knowledge(path)
     return [records[i] for i in np.random.default_rng(SEED).permutation(len(records))[:count]]
-
-
-def world(part: str, count: int) -> list[Item]:
-    """Contradictions of the micro-world: every fact is a passage, one of them says something else than the world. A record has the whole text."""
-    from headwise_lab.microworld.contradiction import make
-
-    out = []
-    for number in range(count):
-        example = make(np.random.default_rng([SEED, number]), {"train": "train", "weights": "selection", "test": "test"}[part])
-        info, asked = example.info, "".join(piece.text for piece in example.turns[-1].ask).strip()
-        texts = [
-            wording.format(e=fact.entity, v=fact.value) for wording, fact in zip(info["wordings"], info["facts"], strict=True)
-        ]
-        (gold,) = (place - 1 for place in info["gold"])
-        text = example.context_text
-        passage, right = Passage(text), Passage(text.replace(info["answer"], info["world_value"]))
-        record = KnowledgeRecord(
-            asked, (info["world_value"],), right, passage, info["answer"], info["facts"][gold].relation, name=f"{part} {number}"
-        )
-        out.append(Item(record.name, record, tuple(map(Passage, texts)), (gold,)))
-    return out
