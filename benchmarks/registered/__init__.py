@@ -19,7 +19,6 @@ from headwise.stats.paired import benjamini_hochberg
 from registered.atlas import ATLAS_CLAIMS
 from registered.cache import CACHE_CLAIMS
 from registered.claim import LEVEL, Claim, verdict
-from registered.doubt import DOUBT_CLAIMS
 from registered.heads import HEADS_CLAIMS
 from registered.influence import INFLUENCE_CLAIMS
 from registered.patch import PATCH_CLAIMS
@@ -32,7 +31,7 @@ from registered.train import TRAIN_CLAIMS
 
 CLAIMS: tuple[Claim, ...] = (
     *HEADS_CLAIMS, *RANK_CLAIMS, *CAFE_CLAIMS, *CACHE_CLAIMS, *INFLUENCE_CLAIMS, *ATLAS_CLAIMS, *STEER_CLAIMS, *PATCH_CLAIMS,
-    *TRACE_CLAIMS, *SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS, *DOUBT_CLAIMS, *TRAIN_CLAIMS, *RHIO_CLAIMS, *READER_CLAIMS,
+    *TRACE_CLAIMS, *SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS, *TRAIN_CLAIMS, *RHIO_CLAIMS, *READER_CLAIMS,
 )  # fmt: skip
 
 __all__ = ["CLAIMS", "LEVEL", "Claim", "judged", "verdict"]
