@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from mudaf_sets import cut
+from headwise.claims.cut_passages import cut
 
 from headwise.evaluation.support import LexicalOverlap, SupportChecker
 from headwise.prompts.grounded import GroundedRecord
