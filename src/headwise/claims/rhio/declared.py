@@ -13,8 +13,8 @@ from headwise.claims.claim import Claim
 
 TRIES = (
     "second try. In the first one on smollm2 (100 steps of 4 answers; new tokens that began 0.1 standard deviations apart and learnt at the "
-    "adapter's rate) the model did not tell the tokens apart: correction 0.30 behind [POS], 0.28 behind [NEG], 0.56 after plain fine-tuning. The tokens now "
-    "begin apart and have a rate of their own, and steps were doubled; chosen on 48 micro-world questions that no claim uses"
+    "adapter's rate) the model did not tell the tokens apart: correction 0.30 behind [POS], 0.28 behind [NEG], 0.56 after plain fine-tuning. The "
+    "tokens now begin apart and have a rate of their own, and steps were doubled; chosen on 48 micro-world questions that no claim uses"
 )
 CONTROLS = (
     "plain fine-tuning on the faithful answers of the same pairs, seen as often; unfaithful answers without random heads of the same layers, and "
