@@ -184,7 +184,10 @@ class Trainings:
         bench, folder = self.bench, self.bench.work / "trainings" / condition.name
         if not folder.is_dir():
             model = bench.load()
-            data = prepared(model, self.parts.train, self.tuning.length, self.chat, self.bench.seed)
+            try:
+                data = prepared(model, self.parts.train, self.tuning.length, self.chat, self.bench.seed)
+            except HeadwiseError as why:
+                raise NotTestable(str(why)) from why
 
             def objective(adapted: Model) -> Objective:
                 if condition.heads is None:
