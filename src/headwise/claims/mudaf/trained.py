@@ -24,6 +24,7 @@ from headwise.methods.mudaf.loss import MudafLoss
 from headwise.models.model import Model, describe_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import Haystack, bundled_texts
+from headwise.prompts.needles import bundled_needles
 from headwise.prompts.passages import RankingExample
 from headwise.runtime.answer import decode_one
 from headwise.runtime.runner import prefill
@@ -127,11 +128,20 @@ class Trainings:
 
     def copies(self) -> hw.HeadScores | None:
         """Copy scores; None where the model solves no needle."""
-        options = hw.Copy(lengths=[512 if self.bench.real else 256], depths=self.bench.pick(3, 1), chat=self.chat)
+        needles = bundled_needles("detect")
+        options = hw.Copy(
+            lengths=[512 if self.bench.real else 256], depths=self.bench.pick(3, 1), chat=self.chat, needles=self.bench.pick(needles, needles[:4])
+        )  # fmt: skip
         try:
             return hw.find(self.bench.model, options, directory=self.bench.work / "copy", report=self.bench.report)
         except NoSuccessfulRunError:
             return None
+
+    @cached_property
+    def windows(self) -> torch.Tensor:
+        """Plain text that no prompt uses."""
+        texts = Haystack(bundled_texts(), PieceEncoder(self.bench.model.tokenizer))
+        return text_windows(texts, self.bench.pick(24, 4), 256, (0.9, 1.0))
 
     def conditions(self) -> list[Condition]:
         """Plain, the best heads, middling, weak and random ones; and what `more` asks for."""
@@ -204,8 +214,7 @@ class Trainings:
         """F1 [question, layer, head] and answers [question] on the part that is judged; perplexity of novels."""
         scores = hw.find(model, hw.Mdqa(data=self.parts.judge, chat=self.chat), report=self.bench.report)
         arrays = {"f1": np.nan_to_num(np.asarray(scores.runs)).round(6), **self.answers(model)}
-        texts = Haystack(bundled_texts(), PieceEncoder(model.tokenizer))
-        return arrays, perplexity(model.hf, text_windows(texts, self.bench.pick(24, 4), 256, (0.9, 1.0)))
+        return arrays, perplexity(model.hf, self.windows)
 
     def answers(self, model: Model) -> dict[str, np.ndarray]:
         """1 per question that is answered exactly, with all heads (`answers`), and without the best from the last prompt token on (`ablated`)."""

@@ -27,6 +27,7 @@ from headwise.prompts.control import control_ids
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grounded_prompts import GroundedComposer
 from headwise.prompts.mentions import mentions
+from headwise.prompts.needles import bundled_needles
 from headwise.stats.controls import layer_matched_random
 from headwise.train.control import with_control_tokens
 from headwise.train.objectives import AnswerLoss
@@ -143,7 +144,8 @@ class Run:
 
     def copies(self, name: str, base: Base) -> hw.HeadScores:
         """Retrieval heads of a model."""
-        options = hw.Copy(lengths=[self.sizes.length], depths=self.bench.pick(3, 1), seed=self.bench.seed)
+        needles, depths = bundled_needles("detect"), self.bench.pick(3, 1)
+        options = hw.Copy(lengths=[self.sizes.length], depths=depths, needles=self.bench.pick(needles, needles[:4]), seed=self.bench.seed)
         try:
             return hw.find(base(), options, directory=self.bench.work / f"copy-{name}", report=self.bench.report)
         except NoSuccessfulRunError as why:
