@@ -17,13 +17,9 @@ from typing import Any
 
 from headwise.stats.paired import benjamini_hochberg
 from registered.claim import LEVEL, Claim, verdict
-from registered.doubt import DOUBT_CLAIMS
-from registered.rhio import READER_CLAIMS, RHIO_CLAIMS
 from registered.specontext import DISTILLED_CLAIMS, SPECONTEXT_CLAIMS
-from registered.train import TRAIN_CLAIMS
 
 CLAIMS: tuple[Claim, ...] = (
-    *SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS, *DOUBT_CLAIMS, *TRAIN_CLAIMS, *RHIO_CLAIMS, *READER_CLAIMS,
 )  # fmt: skip
 
 __all__ = ["CLAIMS", "LEVEL", "Claim", "judged", "verdict"]

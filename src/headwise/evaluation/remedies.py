@@ -183,8 +183,8 @@ def judged(
 
     Returns:
         One row per trial: `remedy`, `kind`, `k`, `draw`, `heads`; `kept_right`, `kept_wrong` (shares of kept answers); `right`, `wrong` (changes of
-        these) and `headline` (their difference), all means over questions (a needle at several depths is one), with its 95 % `interval` and `p` (sign
-        flips over questions); `mcnemar` (p over dialogues with right answers).
+        these, with `right_interval` and `wrong_interval`) and `headline` (their difference), all means over questions (a needle at several depths is
+        one), with its 95 % `interval` and `p` (sign flips over questions); `mcnemar` (p over dialogues with right answers).
     """
     count = len(used.dialogues)
     tables = []
@@ -210,6 +210,7 @@ def judged(
                 "remedy": trial.remedy, "kind": trial.kind, "k": trial.k, "draw": trial.draw, "heads": [str(head) for head in trial.heads],
                 **{f"kept_{arm}": float(table[i].mean()) for arm, table in arms.items()}, **{arm: float(each.mean()) for arm, each in change.items()},
                 "headline": float(gain.mean()), "interval": list(bootstrap_mean(gain, draws=2000, seed=seed))[1:],
+                **{f"{arm}_interval": list(bootstrap_mean(each, draws=2000, seed=seed))[1:] for arm, each in change.items()},
                 "p": sign_flip_test(gain, seed=seed) if i else 1.0, "mcnemar": mcnemar(kept[0, right], kept[i, right]),
             }
         )  # fmt: skip

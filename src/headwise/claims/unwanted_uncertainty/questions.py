@@ -1,4 +1,4 @@
-"""Questions for `doubt_real.py`: facts that a small model knows by heart, asked in whole sentences, and questions with their passage.
+"""Questions whose answers are challenged: facts that a small model knows by heart, asked in whole sentences, and questions with their passage.
 
 Pairs come from the relations of LRE (Hernandez et al. 2024, arXiv:2308.09124) and from NQ-open with the gold passage (Liu et al. 2023,
 arXiv:2307.03172); both are read from a folder of data and are no part of headwise. The wordings of the questions are our own.
@@ -6,13 +6,15 @@ arXiv:2307.03172); both are read from a folder of data and are no part of headwi
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from headwise.claims.experiment import Bench
 from headwise.prompts.knowledge import KnowledgeRecord, read_knowledge
+from headwise.runtime.doubt_asked import doubts, first_answers
+from headwise.runtime.doubt_questions import DoubtQuestions
 
 ASKED = {
     "country capital city": "What is the capital of {}?",
@@ -45,9 +47,9 @@ PER_RELATION = 60
 
 
 def facts(folder: Path, seed: int = 0, per_relation: int = PER_RELATION) -> list[KnowledgeRecord]:
-    """At most so many facts of each relation, drawn with the seed."""
+    """At most so many facts of each relation, drawn with the seed. `folder` holds `relations.jsonl.gz`."""
     found: dict[str, list[KnowledgeRecord]] = {}
-    for one in read_knowledge(folder / "relations-lre" / "relations.jsonl.gz"):
+    for one in read_knowledge(folder / "relations.jsonl.gz"):
         if one.kind in ASKED:
             asked = ASKED[one.kind].format(one.subject)
             name = f"{one.kind}: {one.subject}"
@@ -59,19 +61,20 @@ def facts(folder: Path, seed: int = 0, per_relation: int = PER_RELATION) -> list
 def passages(folder: Path, seed: int = 0, most: int = 400, words: int = 130) -> list[KnowledgeRecord]:
     """Questions of NQ with a passage of at most so many words that mentions a short answer, drawn with the seed."""
     rows = [
-        one for one in read_knowledge(folder / "nq-open-oracle" / "nq-open-oracle.jsonl.gz")
+        one for one in read_knowledge(folder / "nq-open-oracle.jsonl.gz")
         if one.passage and len(one.passage.text.split()) <= words and len(one.answers[0].split()) <= 4 and one.answers[0] in one.passage.text
     ]  # fmt: skip
     rng = np.random.default_rng([seed, 73])
     return [rows[i] for i in sorted(rng.permutation(len(rows))[:most])]
 
 
-def write(records: list[KnowledgeRecord], path: Path) -> Path:
-    """The records as JSON lines that `headwise doubt --data` reads."""
-    path.write_text("".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in records), "utf-8")
-    return path
-
-
-def kinds(records: list[KnowledgeRecord]) -> str:
-    """How many records there are of each kind."""
-    return ", ".join(f"{kind} {count}" for kind, count in Counter(one.kind for one in records).most_common())
+def known(bench: Bench, name: str, records: Sequence[KnowledgeRecord], passages: bool, chat: bool) -> list[KnowledgeRecord]:
+    """Those whose answer the model gives."""
+    asked = doubts(bench.model, DoubtQuestions(data=tuple(records), chat=chat, part="all", items=len(records), passages=passages))
+    cells = bench.cells(f"known-{name}", asked.describe())
+    kept = cells.load("names")
+    if kept is None:
+        kept = {}, [{"name": one.item.name} for one in first_answers(asked, bench.report)]
+        cells.save("names", *kept)
+    names = {row["name"] for row in kept[1]}
+    return [one for one in records if one.label in names]

@@ -1,15 +1,16 @@
-"""Questions for `rhio_real.py`: to train on, and to judge."""
+"""Questions with documents: to learn faithful and unfaithful answers from, and to judge them on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from mudaf_sets import cut
 
+from headwise.claims.cut_passages import cut
+from headwise.claims.experiment import Bench
 from headwise.evaluation.support import LexicalOverlap, SupportChecker
+from headwise.heads.errors import HeadwiseError
 from headwise.prompts.grounded import GroundedRecord
 from headwise.prompts.knowledge_record import KnowledgeRecord
 from headwise.prompts.mentions import mentions
@@ -47,17 +48,10 @@ class Questions(NamedTuple):
     checker: SupportChecker
 
 
-def lab() -> Questions:
-    """Answers in sentences of the micro-world."""
-    from headwise_lab.faithful import ExactChecker, grounded_records
-
-    asked = [Asked(record, "support") for record in grounded_records(120, 42, "test", asked=1)]
-    return Questions(grounded_records(800, 41, "train", asked=1), lambda _: asked, [], ExactChecker())
-
-
-def real(folder: Path, words: int = 110) -> Questions:
+def real(bench: Bench, words: int = 110) -> Questions:
     """NQ, whose short answers stand in the passage."""
-    rows = [cut(one, words) for one in read_ranking_examples(folder / "nq-open-oracle" / "nq-open-oracle.jsonl.gz")]
+    rows = [cut(one, words) for one in read_ranking_examples(bench.folder("nq-open-oracle") / "nq-open-oracle.jsonl.gz")]
+    learn, ask, most_known, most_unknown = bench.pick((300, 400, 40, 80), (16, 16, 4, 8))
     records = []
     for one in rows:
         passage = one.passages[0]
@@ -67,12 +61,12 @@ def real(folder: Path, words: int = 110) -> Questions:
             records.append(KnowledgeRecord(one.query, answers, passage, name=one.name))
     swapped = swap_answers(records, seed=97)
     chosen = [swapped[place] for place in np.random.default_rng(97).permutation(len(swapped))]
-    learnt, others = chosen[:300], chosen[300:700]
+    learnt, others = chosen[:learn], chosen[learn : learn + ask]
 
     def judge(memory: Sequence[str]) -> list[Asked]:
         knows = [mentions(said, one.answers) for said, one in zip(memory, others, strict=True)]
-        known = [one for one, known in zip(others, knows, strict=True) if known][:40]
-        unknown = [one for one, known in zip(others, knows, strict=True) if not known][:80]
+        known = [one for one, known in zip(others, knows, strict=True) if known][:most_known]
+        unknown = [one for one, known in zip(others, knows, strict=True) if not known][:most_unknown]
         return [
             *(Asked(grounded(one), "correction") for one in unknown),
             *(Asked(grounded(one), "agreement") for one in known),
@@ -85,5 +79,6 @@ def real(folder: Path, words: int = 110) -> Questions:
 def grounded(record: KnowledgeRecord, swapped: bool = False) -> GroundedRecord:
     """The question behind its passage, or behind the swapped one; the answers are references and facts."""
     passage = record.swapped if swapped else record.passage
-    assert passage is not None
+    if passage is None:
+        raise HeadwiseError(f"{record.name} has no passage")
     return GroundedRecord(record.question, (passage,), record.answers, record.answers, name=record.name)

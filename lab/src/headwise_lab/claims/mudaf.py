@@ -1,0 +1,72 @@
+"""Claims of MuDAF on three lab models, which are judged together: questions are paired, the mean over models counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from headwise.claims.claim import Claim
+from headwise.claims.experiment import Bench, Experiment, Measured, Minutes
+from headwise.claims.mudaf.declared import CONTROLS, GATE, GATED, PARTS, training
+from headwise.claims.mudaf.judged import details, findings, more_findings
+from headwise.claims.mudaf.passages import Parts
+from headwise.claims.mudaf.trained import LAB_TUNING, Trainings
+from headwise.prompts.passages import RankingExample
+from headwise_lab.claims.lab_models import benches
+from headwise_lab.microworld.registry import make_example
+from headwise_lab.ranking import from_microworld
+
+WORDS = 215  # of eleven passages, so that they and the answer fit the 512 positions of the lab models
+DATA = "micro-world, a fact in one of 4 to 6 passages in training, of 11 (215 words at most) when judged; 100 questions; mean of three models"
+
+_claim = partial(Claim, card="mudaf", data=f"{DATA}; {PARTS}", controls=CONTROLS)
+MORE = (
+    _claim(
+        "mudaf.lab.more_heads", place="5", sentence="more heads are not better", gate=GATE, rule=("all_above_best <= 0",), control="best_right",
+        metric="mean exact match over models: all heads trained minus the best K of 1, 2, 4, 8. " + GATED,
+    ),
+    _claim(
+        "mudaf.lab.lse", place="ours", sentence="the loss on attention mass raises the F1 of the heads that it trains", control="plain",
+        metric="F1 on judged questions of the 8 best heads, trained with pool=lse, minus after plain fine-tuning, paired by question; mean over the "
+        "models; same_sign: share of them with the sign of the mean",
+        rule=("gain.low > 0", "same_sign >= 1"), tries="added when the other claims had been judged: the published loss had not raised F1",
+    ),
+    _claim(
+        "mudaf.lab.alpha", place="9", sentence="with alpha 1 the heads are best and the answers worst", rule=("f1_above > 0", "right_above < 0"),
+        metric="means over models at alpha 1 (8 best heads): F1 minus the highest at alpha 0, 0.3, 0.7; exact match minus the lowest there",
+        control="right_above",
+    ),
+)  # fmt: skip
+
+
+def parts() -> Parts:
+    """A fact in one of several passages of the micro-world."""
+
+    def made(count: int, split: str, seed: int, sizes: tuple[int, ...]) -> list[RankingExample]:
+        out = []
+        for number in range(count):
+            example = make_example("passages", split, np.random.default_rng([seed, 93, number]), n=sizes[number % len(sizes)], hops=1)
+            out.append(replace(from_microworld(example), answers=(str(example.info["answer"]),)))
+        return out
+
+    judge = [one for one in made(200, "test", 3, (11,)) if sum(len(p.text.split()) for p in one.passages) <= WORDS]
+    return Parts(made(96, "train", 1, (6,)), made(1200, "train", 2, (4, 5, 6)), judge[:100])
+
+
+def measure(bench: Bench) -> Measured:
+    """Eleven trainings of each of three models."""
+    given = parts().first(*bench.pick((96, 1200, 100), (8, 8, 6)))
+    tuning = replace(bench.pick(LAB_TUNING, replace(LAB_TUNING, steps=1, batch=2)), seed=bench.seed)
+    models = [Trainings(one, given, tuning, more=True).result() for one in benches(bench)]
+    return Measured(findings("lab", models) | more_findings("lab", models), details(models))
+
+
+EXPERIMENTS = (
+    Experiment(
+        "mudaf-lab", "Heads of several scores are trained and judged on three lab models together (run it on world-6m)",
+        (*training("lab", DATA, several=True), *MORE), "headwise_lab.claims.mudaf:measure", Minutes(lab=60, real=None, quick_lab=6),
+        needs="the extra train (peft, accelerate)",
+    ),
+)  # fmt: skip

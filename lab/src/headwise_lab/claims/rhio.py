@@ -1,0 +1,170 @@
+"""Claims of RHIO on three lab models, which are judged together: answers in sentences, with an exact checker of support."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from headwise.claims.claim import Claim, Finding, Number
+from headwise.claims.experiment import Bench, Experiment, Measured, Minutes
+from headwise.claims.rhio.declared import PAIRS, both, claimed
+from headwise.claims.rhio.judged import NO_PAIRS, Judge, compared, details, interval, judge_texts, shared
+from headwise.claims.rhio.questions import Asked, Questions
+from headwise.claims.rhio.trained import DRAWS, Run, Sizes, quick
+from headwise.train.options import Tuning
+from headwise_lab.claims.lab_models import benches
+from headwise_lab.faithful import ExactChecker, grounded_records
+
+DATA = (
+    "micro-world, answers of 2 sentences from 3 documents that partly contradict what the model knows; 800 questions to train on, 120 to judge, "
+    "other wordings and words; mean of three models"
+)
+ALPHAS = (0.1, 0.2, 0.5, 1.0, 2.0)
+SIZES = Sizes(Tuning(steps=300, batch=8, accumulate=1, rate=1e-3, length=400, save_every=50), 150, 48, ALPHAS, 256, early=30)
+WRONG = ("fabricated", "mis_combined", "unreadable")
+START = "start >= 0.5"
+GATED = "Gate: support of `start` (the worst model counts)"
+
+_claim = claimed("lab", DATA, several=True)
+
+
+def _plain(key: str, place: str, sentence: str, metric: str, rule: tuple[str, ...], gate: tuple[str, ...] = (START,), **more: str) -> Claim:
+    return _claim(key, place, sentence, metric, rule, gate, paired=False, **more)
+
+
+CLAIMS = (
+    *both("lab", DATA, "support", START, several=True),
+    _claim("dose", "1", "without 10 % of the heads, the best by copy score, support falls to half or less",
+           f"support with all heads minus without them; share_lost: that as a share of the former. {GATED}",
+           ("loss > 0", "share_lost >= 0.5"), (START,), control="control"),
+    _plain("dose_control", "1", "random heads of the same layers cost under 5 points", f"loss of support, mean over models and 3 draws. {GATED}",
+           ("loss < 0.05",)),
+    _plain("errors", "2", "the headless model errs as an under-trained one does; swapped answers do not",
+           "Jensen-Shannon distance (base 2) between the types of wrong sentences of swapped answers and of a model tuned in 30 steps, minus that "
+           f"between the headless model and it; of the model where it is smallest. {GATED}", ("swap_minus_own > 0",), control="own"),
+    _plain("alpha", "5", "a small alpha is best, and a large one hurts",
+           "best mean support at alpha 0.1, 0.2 or 0.5 minus that at 0, and minus the best at 1 or 2; support at alpha 2 minus at 0",
+           ("small_minus_none > 0", "small_minus_large >= 0", "two_minus_none < 0"), (START, *PAIRS), control="two_minus_none"),
+    _claim("plausibility", "5", "a plausibility cut of 0.1 makes the fall at alpha 2 milder",
+           "support at alpha 2 with the cut minus without it", ("difference > 0",), (START, *PAIRS), control="control"),
+    _plain("mode", "7", "zeroed heads fabricate; uniform ones mis-combine",
+           f"share of fabricated among wrong sentences: zero minus uniform, of the model where it is smallest. {GATED}", ("zero_minus_uniform > 0",)),
+    _plain("length", "9", "the gain is not one of brevity",
+           "intercept of the gain in support (alpha 0.2 minus plain) regressed on the change in words, bootstrapped over questions; coverage: "
+           "its change",
+           ("intercept.low > 0", "coverage >= -0.05"), (START, *PAIRS), control="coverage"),
+)  # fmt: skip
+
+
+def questions(bench: Bench) -> Questions:
+    """Answers in sentences of the micro-world."""
+    judge, train = bench.pick((120, 800), (8, 16))
+    asked = [Asked(record, "support") for record in grounded_records(judge, 42, "test", asked=1)]
+    return Questions(grounded_records(train, 41, "train", asked=1), lambda _: asked, [], ExactChecker())
+
+
+def measure(bench: Bench) -> Measured:
+    """All trainings of each of three models."""
+    given = questions(bench)
+    models = [Run(one, given, bench.pick(SIZES, quick(SIZES))).result() for one in benches(bench)]
+    return Measured(findings(Judge(models, given.checker)), details(models, given.checker))
+
+
+def findings(judge: Judge) -> dict[str, Finding]:
+    """Key -> finding."""
+    start: dict[str, Number] = {"start": round(judge.worst("start"), 4)}
+    gate = start | judge.pairs()
+    found = shared(judge, "support", start) | doses(judge, start) | {"errors": errors(judge, start), "mode": mode(judge, start)}
+    found["plausibility"] = judge.test("heads.2.cut", "heads.2", gate, "support")
+    found |= {"alpha": alpha(judge, gate), "length": length(judge, gate)}
+    return {f"rhio.lab.{key}": one for key, one in found.items()}
+
+
+def doses(judge: Judge, start: dict[str, Number]) -> dict[str, Finding]:
+    """What a tenth of the heads costs, and what random ones cost."""
+    tenth = len(judge.models[0].heads)
+    away = judge.values(f"without.{tenth}.top")
+    whole = judge.values("start")[:, : away.shape[1]]
+    chance = np.mean([judge.values(f"without.{tenth}.random-{seed}") for seed in range(DRAWS)], axis=0)
+    lost = round(float((whole - away).mean() / whole.mean()), 4) if whole.mean() else float("nan")
+    return {"dose": compared(whole, away, start | {"share_lost": lost}, "loss"), "dose_control": Finding({"loss": interval(whole - chance), **start})}
+
+
+def errors(judge: Judge, start: dict[str, Number]) -> Finding:
+    """Distances to an under-trained model, of the model where swapped answers are least farther."""
+    pairs = []
+    for found in judge.models:
+        natural = judge_texts(found, "early", judge.checker).labels
+        own = judge_texts(found, f"without.{len(found.heads)}.top", judge.checker).labels
+        pairs.append((jensen_shannon(own, natural), jensen_shannon(Counter(found.tables["swap"]["labels"]), natural)))
+    own_distance, swap = min(pairs, key=lambda pair: pair[1] - pair[0])
+    told = "; ".join(f"{found.name}: {own:.3f}, swapped {other:.3f}" for found, (own, other) in zip(judge.models, pairs, strict=True))
+    return Finding({"swap_minus_own": round(swap - own_distance, 4), "own": own_distance, **start}, note=told)
+
+
+def jensen_shannon(a: Counter[str], b: Counter[str]) -> float:
+    """Distance of the types of wrong sentences, in [0, 1]."""
+    p, q = (np.asarray([one[name] for name in WRONG], float) / max(1, sum(one[name] for name in WRONG)) for one in (a, b))
+    middle = (p + q) / 2
+    parts = [float(sum(x * np.log2(x / m) for x, m in zip(one, middle, strict=True) if x > 0)) for one in (p, q)]
+    return round(float(np.sqrt(max(0.0, sum(parts) / 2))), 4)
+
+
+def mode(judge: Judge, start: dict[str, Number]) -> Finding:
+    """Shares of fabricated sentences under two modes, of the model where they differ least in the claimed direction."""
+    shares = []
+    for found in judge.models:
+        names = (f"without.{len(found.heads)}.top", "uniform")
+        shares.append([share(judge_texts(found, name, judge.checker).labels) for name in names])
+    told = "; ".join(f"{found.name}: {zero:.3f}, uniform {other:.3f}" for found, (zero, other) in zip(judge.models, shares, strict=True))
+    return Finding({"zero_minus_uniform": round(min(zero - other for zero, other in shares), 4), **start}, note=told)
+
+
+def share(labels: Counter[str]) -> float:
+    """Share of fabricated ones among wrong sentences."""
+    return round(labels["fabricated"] / max(1, sum(labels[name] for name in WRONG)), 4)
+
+
+def alpha(judge: Judge, gate: dict[str, Number]) -> Finding:
+    """Support over weights of the contrast."""
+    names = {value: f"heads.{value:g}" for value in (0.0, *ALPHAS)}
+    if not judge.has(*names.values()):
+        return Finding.none(NO_PAIRS)
+    curve = {value: float(judge.values(name).mean()) for value, name in names.items()}
+    small, large = max(curve[value] for value in (0.1, 0.2, 0.5)), max(curve[value] for value in (1.0, 2.0))
+    numbers = {"small_minus_none": small - curve[0.0], "small_minus_large": small - large, "two_minus_none": curve[2.0] - curve[0.0]}
+    told = ", ".join(f"alpha {value:g}: {support:.3f}" for value, support in curve.items())
+    return Finding({name: round(value, 6) for name, value in numbers.items()} | gate, note=told)
+
+
+def length(judge: Judge, gate: dict[str, Number]) -> Finding:
+    """The gain in support at equal length: the intercept of a regression on the change in words."""
+    if not judge.has("heads.0.2", "plain"):
+        return Finding.none(NO_PAIRS)
+    gain = (judge.values("heads.0.2") - judge.values("plain")).mean(axis=0)
+    words = (judge.values("heads.0.2", "", "words") - judge.values("plain", "", "words")).mean(axis=0)
+    rng = np.random.default_rng(0)
+    draws = [intercept(words[pick], gain[pick]) for pick in rng.integers(0, len(gain), (2000, len(gain)))]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    covered = float((judge.values("heads.0.2", "", "coverage") - judge.values("plain", "", "coverage")).mean())
+    ends = round(intercept(words, gain), 4), round(float(low), 4), round(float(high), 4)
+    numbers: dict[str, Number] = {"intercept": ends, "coverage": round(covered, 4)}
+    return Finding(numbers | gate, note=f"{words.mean():+.2f} words")
+
+
+def intercept(x: np.ndarray, y: np.ndarray) -> float:
+    """Of the least-squares line; the mean of y where x does not vary."""
+    centred = x - x.mean()
+    square = float((centred**2).sum())
+    return float(y.mean() - x.mean() * (centred * y).sum() / square) if square else float(y.mean())
+
+
+
+
+EXPERIMENTS = (
+    Experiment(
+        "rhio-lab", "The micro-world: faithful and unfaithful answers, tuning on both, contrast, on three lab models together (run it on world-6m)",
+        CLAIMS, "headwise_lab.claims.rhio:measure", Minutes(lab=90, real=None, quick_lab=8), needs="the extra train (peft, accelerate)",
+    ),
+)  # fmt: skip
