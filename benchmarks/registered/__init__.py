@@ -19,8 +19,7 @@ from headwise.stats.paired import benjamini_hochberg
 from registered.claim import LEVEL, Claim, verdict
 from registered.specontext import DISTILLED_CLAIMS, SPECONTEXT_CLAIMS
 
-CLAIMS: tuple[Claim, ...] = (
-)  # fmt: skip
+CLAIMS: tuple[Claim, ...] = (*SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS)
 
 __all__ = ["CLAIMS", "LEVEL", "Claim", "judged", "verdict"]
 
