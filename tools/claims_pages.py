@@ -177,7 +177,7 @@ def main() -> None:
             if "--check" not in sys.argv:
                 path.write_text(made, "utf-8")
     if wrong:
-        print(("differ from the ledger: " if "--check" in sys.argv else "written: ") + ", ".join(wrong))
+        sys.stdout.write(("differ from the ledger: " if "--check" in sys.argv else "written: ") + ", ".join(wrong) + "\n")
     sys.exit(1 if wrong and "--check" in sys.argv else 0)
 
 

@@ -10,9 +10,11 @@ pytestmark = pytest.mark.slow
 
 def row(key, model, verdict, effect, **more):
     told = {
-        "model": model, "claim": key, "card": "qrhead", "place": "1", "sentence": f"what {key} says {EVIL}", "verdict": verdict, "why": "missed: x > 0",
+        "model": model, "claim": key, "card": "qrhead", "place": "1", "sentence": f"what {key} says {EVIL}", "verdict": verdict,
+        "why": "missed: x > 0",
         "metric": "nDCG@10", "effect_name": "gain", "effect": effect, "low": None if effect is None else effect - 0.1,
-        "high": None if effect is None else effect + 0.1, "control_name": "random", "control": 0.05, "control_low": None, "control_high": None, "p": 0.01,
+        "high": None if effect is None else effect + 0.1, "control_name": "random", "control": 0.05, "control_low": None, "control_high": None,
+        "p": 0.01,
         "p_corrected": 0.02, "paper": "0.7 on Llama", "rule": "gain > 0", "gate": "recall >= 0.8", "tested": True, "data": "60 questions",
         "controls": "random heads", "tries": "", "note": "", "numbers": {"gain": (effect, None, None)}, "experiment": "rank",
         "page": "methods/query-heads.md", "quick": model == "lab-6m", "old": False,
@@ -33,7 +35,8 @@ def page(tmp_path):
 
 
 def visible(page):
-    return page.evaluate("[...document.querySelectorAll('#ledger tbody tr')].filter((r) => !r.hidden).map((r) => r.dataset.claim + ' ' + r.dataset.model)")
+    rows = "[...document.querySelectorAll('#ledger tbody tr')].filter((r) => !r.hidden)"
+    return page.evaluate(f"{rows}.map((r) => r.dataset.claim + ' ' + r.dataset.model)")
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -70,6 +70,7 @@ def plan(
     quick: bool = False,
     seed: int = 0,
     overwrite: bool = False,
+    longest: float | None = None,
 ) -> Plan:
     """What running some experiments on some models would do.
 
@@ -79,6 +80,7 @@ def plan(
         output: Folder of the results.
         data: Folder of data sets.
         quick: Run small versions, and only experiments that have one.
+        longest: Leave out experiments that take more minutes than that; None: none.
         seed: Of everything that is drawn.
         overwrite: Measure again what is there.
 
@@ -96,7 +98,7 @@ def plan(
     without: dict[str, str] = {}
     for model in models:
         kind = kind_of(model)
-        fitting = [one for one in experiments if one.minutes.of(kind, quick) is not None]
+        fitting = [one for one in experiments if _fits(one.minutes.of(kind, quick), longest)]
         without |= {one.name: ", ".join(absent[one.name]) for one in fitting if absent[one.name]}
         for one in sorted((one for one in fitting if not absent[one.name]), key=lambda one: (one.minutes.of(kind, quick) or 0.0, one.name)):
             path = result_path(output, model, one.name)
@@ -105,6 +107,10 @@ def plan(
                 _check_same(read_result(path), one, quick, seed, path)
             (done if there else steps).append((model, kind, one))
     return Plan(tuple(steps), tuple(done), without, quick)
+
+
+def _fits(minutes: float | None, longest: float | None) -> bool:
+    return minutes is not None and (longest is None or minutes <= longest)
 
 
 def _check_same(found: Result, one: Experiment, quick: bool, seed: int, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Claims about cross-transfer, registered before their numbers: which of the notions of a retrieval head name the same heads?"""
+"""Claims about cross-transfer, registered before their numbers: which notions of a retrieval head name the same heads."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _family(family: str, names: Sequence[str], data: str) -> tuple[Claim, ...]:
     claim = partial(Claim, card="transfer", place="ours", data=data, controls=_CONTROLS)
     cross = partial(
         claim, rule=("share >= 0.5",), gate=("own_increase.low > 0",), control="random_share",
-        metric="loss increase of the right answer (nats per token) without the one detector's heads, over that without the other's, on the task of the "
-        "other; 1: equally needed. halves_share: the same for heads found on half of the items (the least of two), the ceiling",
+        metric="loss increase of the right answer (nats per token) without the one detector's heads, over that without the other's, on the other's "
+        "task; 1: equally needed. halves_share: the same for heads found on half of the items (the least of two), the ceiling",
     )  # fmt: skip
     out: list[Claim] = []
     for name in names:

@@ -53,7 +53,7 @@ class Matrix(NamedTuple):
     @property
     def testable(self) -> bool:
         """Whether enough items count."""
-        return self.values.shape[1] >= LEAST
+        return bool(self.values.shape[1] >= LEAST)
 
 
 def sets_of(found: Mapping[str, Found], seed: int) -> tuple[tuple[str, ...], list[HeadSet]]:
@@ -118,7 +118,7 @@ def overlaps(found: Mapping[str, Found]) -> dict[str, dict[str, float]]:
     """Share of its heads that each detector has in common with each other one; with itself: between its halves."""
     return {
         one: {
-            other: round(len(set(a.halves[0]) & set(a.halves[1])) / len(a.whole) if one == other else len(set(a.whole) & set(b.whole)) / len(a.whole), 4)
+            other: round(len(set(a.halves[0]) & set(a.halves[1]) if one == other else set(a.whole) & set(b.whole)) / len(a.whole), 4)
             for other, b in found.items()
         }
         for one, a in found.items()
@@ -201,7 +201,8 @@ def _spares(found: Any, missing: Mapping[str, str], matrices: Mapping[str, Matri
         return Finding.none(why)
     values = matrices["text"].of("copy")
     needle = interval(matrices["needle"].of("copy"))
-    return Finding({"text_increase": interval(values), "needle_increase": needle, "ratio": round(float(values.mean()) / max(needle[0], 1e-9), 4)})
+    ratio = round(float(values.mean()) / max(needle[0], 1e-9), 4)
+    return Finding({"text_increase": interval(values), "needle_increase": needle, "ratio": ratio})
 
 
 def _one_kind(found: Mapping[str, Found], matrices: Mapping[str, Matrix], names: Sequence[str]) -> Finding:
