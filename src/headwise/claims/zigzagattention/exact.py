@@ -72,7 +72,8 @@ def measure(bench: Bench) -> Measured:
         "exact_chunked": apart(chunked(model, ids, CHUNK), chunked(model, ids, None)),
     }
     loses = furthest(both(pattern, layers, 2, 4))  # the measure can tell
-    return Measured({f"zigzag.{name}": Finding({"difference": value, "rounding": rounding}) for name, value in found.items()}, {"windows of 2 and 4 tokens": loses})
+    findings = {f"zigzag.{name}": Finding({"difference": value, "rounding": rounding}) for name, value in found.items()}
+    return Measured(findings, {"windows of 2 and 4 tokens": loses})
 
 
 def apart(one: Logits, other: Logits) -> float:
