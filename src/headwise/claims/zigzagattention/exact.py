@@ -52,6 +52,7 @@ def measure(bench: Bench) -> Measured:
     ids = token_tensor(model.hf, [*runs.encoder.bos, *runs.haystack.window(room, (bench.seed, 64), (0.6, 1.0)).ids])
     with torch.no_grad(), attached(model.hf):
         plain = passes(model, ids, full_cache(model.hf))
+        rounding = apart(forward(model.hf, ids, full_cache(model.hf)).logits, plain)
     pattern = np.zeros((model.heads.shape[0], model.heads.kv_heads), dtype=bool)
     pattern[::2, ::2] = pattern[1::2, 1::2] = True
     layers = model.heads.full_layers[::2]
@@ -71,7 +72,8 @@ def measure(bench: Bench) -> Measured:
         "exact_chunked": apart(chunked(model, ids, CHUNK), chunked(model, ids, None)),
     }
     loses = furthest(both(pattern, layers, 2, 4))  # the measure can tell
-    return Measured({f"zigzag.{name}": Finding({"difference": value}) for name, value in found.items()}, {"windows of 2 and 4 tokens": loses})
+    findings = {f"zigzag.{name}": Finding({"difference": value, "rounding": rounding}) for name, value in found.items()}
+    return Measured(findings, {"windows of 2 and 4 tokens": loses})
 
 
 def apart(one: Logits, other: Logits) -> float:
