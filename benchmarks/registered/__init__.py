@@ -25,14 +25,13 @@ from registered.influence import INFLUENCE_CLAIMS
 from registered.patch import PATCH_CLAIMS
 from registered.rank import CAFE_CLAIMS, RANK_CLAIMS
 from registered.rhio import READER_CLAIMS, RHIO_CLAIMS
-from registered.specontext import DISTILLED_CLAIMS, SPECONTEXT_CLAIMS
 from registered.steer import STEER_CLAIMS
 from registered.trace import TRACE_CLAIMS
 from registered.train import TRAIN_CLAIMS
 
 CLAIMS: tuple[Claim, ...] = (
     *HEADS_CLAIMS, *RANK_CLAIMS, *CAFE_CLAIMS, *CACHE_CLAIMS, *INFLUENCE_CLAIMS, *ATLAS_CLAIMS, *STEER_CLAIMS, *PATCH_CLAIMS,
-    *TRACE_CLAIMS, *SPECONTEXT_CLAIMS, *DISTILLED_CLAIMS, *DOUBT_CLAIMS, *TRAIN_CLAIMS, *RHIO_CLAIMS, *READER_CLAIMS,
+    *TRACE_CLAIMS, *DOUBT_CLAIMS, *TRAIN_CLAIMS, *RHIO_CLAIMS, *READER_CLAIMS,
 )  # fmt: skip
 
 __all__ = ["CLAIMS", "LEVEL", "Claim", "judged", "verdict"]

@@ -54,7 +54,9 @@ class Cells:
         return np.array(found, dtype=np.float64)
 
     def full(self, task: str) -> Values:
-        """[context]: scores of full attention."""
+        """[context]: scores of full attention. Raises `MissingError` if no context of the task fits into the model's positions."""
+        if (task, FULL, None) not in self._own:
+            raise MissingError(f"no context of {task} fits into the length that the model has positions for")
         return self.values(task, FULL, None, "score")
 
     def difference(self, task: str, one: str, other: str, budget: int, name: str) -> Finding:
