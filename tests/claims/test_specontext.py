@@ -63,7 +63,7 @@ def text(chooser, budget, mass, overlap=0.5, loss=2.0, agreement=1.0, **constant
 def decoded(made, *names, heads=True):
     """Findings of some claims about decoding; only the named choosers were run."""
     every = decode.makers_for(HeadSet.of([(1, 1)], (2, 4)))
-    makers = {name: every[name] for name in names}
+    makers = {name: every[name] for name in names or ("refresh_every",)}
     own = decode.Decoding(Cells(made), SIZES, makers, heads)
     claims = {
         "per_layer_above_shared": own.per_layer_above_shared, "overlap": own.overlap, "mean_misses_needles": own.needles,
