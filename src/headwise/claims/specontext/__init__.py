@@ -15,7 +15,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "sparse-decode", "Choosers without training: attention that is kept, needles, running text, what moves", DECODE, f"{_HERE}.decode:measure",
-        Minutes(lab=8, real=40, quick_lab=0.5, quick_real=4),
+        Minutes(lab=8, real=40, quick_lab=0.4, quick_real=4),
     ),
     Experiment(
         "draft-training", "Draft heads trained in six ways, as choosers", DISTILLED, f"{_HERE}.drafts:measure",
