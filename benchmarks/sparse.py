@@ -1,7 +1,8 @@
-"""Sparse decoding against full attention, per token: what each chooser costs and saves, the bound, and what has to be moved.
+"""Sparse decoding against full attention, per token: what each chooser costs and saves, and the bound.
 
 A random Llama of 8 layers, 512 wide, 8 heads and 4 KV heads, or a real model (--model). Caches are filled with random keys and values, so that no
-long prompt has to be read. All variants take turns; ratios are medians over rounds of the ratio of one round.
+long prompt has to be read. All variants take turns; ratios are medians over rounds of the ratio of one round. What is claimed about speed is measured
+by `headwise claims run --experiment sparse-speed` with the same steps; this script is for other lengths, batches, placements and devices.
 
 `vs_full_per_token`: time of a step with transformers' DynamicCache over ours; `vs_static_per_token`: the same over a preallocated cache (headwise's
 own, whose step is at least as fast as StaticCache's). `bound_vs_...`: what no chooser can pass, the step of `streaming`, which costs nothing to
@@ -9,7 +10,6 @@ choose, at this budget; `share_of_bound`: the step of `streaming` over that of a
 `flat`: time per token at the long length over that at the short one.
 `bytes_moved_share`: of what attention reads in these steps, the share that was moved into slots (all of it where it is gathered anew, --placement
 device). Random keys: a real text has more in common from step to step.
-`moved` (--only moved, a real model): greedy steps behind a real text; share of the budget that is moved to slots per step.
 `--gpu`: on a CUDA device, in bfloat16, all of 32,768 and 131,072 positions, batch 1 and 8, and the three placements; one JSON for all of them. It
 begins nothing new after --minutes and names what it left out; the host needs about 24 GiB of memory that can be pinned. No GPU has run it yet.
 """
@@ -19,28 +19,27 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from common import hardware, show
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from headwise.attention.plan import attached
-from headwise.attention.sparse import Chooser
-from headwise.caches import choosers
-from headwise.caches.roomy import roomy_cache
-from headwise.caches.sparse_cache import sparse_decode
-from headwise.heads import HeadSet
+from headwise.claims.specontext.speed import (
+    BOUND,
+    CHOOSERS,
+    FULL,
+    PREALLOCATED,
+    TOKENS,
+    WARM,
+    Steps,
+    fastest,
+    random_model,
+    ratio,
+)
 from headwise.heads.headfile import load_heads
-from headwise.methods.specontext.chooser import Distilled
-from headwise.models.draft_head import DraftHead, shape_for
-from headwise.models.forward import forward
 from headwise.models.load import load
-from headwise.models.model import Model, as_model
-from headwise.prompts.haystack import bundled_texts
 
-PARTS = ("speed", "flat", "moved")
+PARTS = ("speed", "flat")
 # The preset of --gpu, in the order of what it costs. Its choosers have seen enough after two steps.
 GPU = {"repeats": 3, "tokens": 8, "warm": 2, "budget": 2048, "choosers": "retrieval_heads,pages"}
 GPU_RUNS = [
@@ -52,18 +51,18 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", default="speed,flat", help="speed, flat, moved")
+    parser.add_argument("--only", default=",".join(PARTS), help="speed, flat")
     parser.add_argument("--length", type=int, default=32768, help="tokens in front of decoding")
     parser.add_argument("--short", type=int, default=8192, help="the shorter length of `flat`")
     parser.add_argument("--budget", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=16, help="tokens decoded per round; for `moved` steps behind the text")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens decoded per round")
     parser.add_argument("--placement", default="device", help="device, slots or host")
     parser.add_argument("--model", default="", help="a real model in place of the random one: a name such as smollm2, or a folder")
     parser.add_argument("--heads", default="", help="head file of retrieval heads; without one: 8 heads spread over the layers")
     parser.add_argument("--top", type=int, default=8)
-    parser.add_argument("--choosers", default="retrieval_heads,refresh_every,pages,previous_query,anchor_layers,distilled")
-    parser.add_argument("--warm", type=int, default=9, help="steps in front of the timed ones; some choosers read everything in the first eight")
+    parser.add_argument("--choosers", default=",".join(CHOOSERS))
+    parser.add_argument("--warm", type=int, default=WARM, help="steps in front of the timed ones; some choosers read everything in the first eight")
     parser.add_argument("--gpu", action="store_true", help="the preset for one large GPU, see above; of the other options, only --minutes counts")
     parser.add_argument("--minutes", type=float, default=8, help="--gpu: begin nothing new after so many")
     given = parser.parse_args()
@@ -74,23 +73,16 @@ def options() -> argparse.Namespace:
     return given
 
 
-class RandomDraft(Distilled):
-    """A draft head with random weights that has read a random text: it costs what a trained one does."""
-
-    def fill(self, batch: int, length: int, device: str) -> None:
-        keys = torch.randn((batch, self.head.shape.kv_heads, length, self.head.shape.head_dim), device=device)
-        self._layer.update(keys, keys)
-
-
 class Bench:
-    """A model, its choosers, and caches filled with random numbers."""
+    """Variants of a step, timed, with what they move and the memory that they take."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         torch.manual_seed(0)
         self.given = given
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         kind = "bfloat16" if self.device == "cuda" else "auto"
-        self.model = load(given.model, self.device, kind) if given.model else Model(self.random_model())
+        self.model = load(given.model, self.device, kind) if given.model else random_model(given.length, self.device, dtype)
         self.dtype = self.model.hf.dtype
         self.ends = time.perf_counter() + 60 * given.minutes if given.gpu else float("inf")
         self.moved_shares: dict[str, float | None] = {}
@@ -101,82 +93,24 @@ class Bench:
         """Whether nothing new should begin."""
         return time.perf_counter() > self.ends
 
-    def wait(self) -> None:
-        """Until the device has done all that it was given, without which nothing is timed."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-    def random_model(self) -> Any:
-        config = LlamaConfig(
-            vocab_size=8192, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4,
-            max_position_embeddings=2 * self.given.length, attn_implementation="sdpa",
-        )  # fmt: skip
-        return LlamaForCausalLM(config).to(self.device, torch.bfloat16 if self.device == "cuda" else torch.float32).eval()
-
-    def heads(self) -> HeadSet:
-        if self.given.heads:
-            return load_heads(self.given.heads).top(self.given.top)
-        layers, count = self.model.heads.shape
-        spread = [(min(layers - 1, layers // 2 + i // 2), (3 * i) % count) for i in range(min(self.given.top, layers))]
-        return HeadSet.of(spread, self.model.heads.shape)
-
-    def chooser(self, name: str) -> Chooser:
-        makers: dict[str, Callable[[], Chooser]] = {
-            "streaming": choosers.Streaming,
-            "random": choosers.Random,
-            "retrieval_heads": lambda: choosers.RetrievalHeads(self.heads()),
-            "refresh_every": lambda: choosers.RefreshEvery(8),
-            "pages": choosers.Pages,
-            "previous_query": choosers.PreviousQuery,
-            "anchor_layers": lambda: choosers.AnchorLayers(6),
-            "oracle": choosers.Oracle,
-            "distilled": lambda: RandomDraft(DraftHead(shape_for(self.model, "emb+feat", 2 * self.given.length)).eval().requires_grad_(False)),
-        }
-        return makers[name]()
-
-    def fill(self, cache: Any, length: int) -> Any:
-        grid = as_model(self.model).heads
-        shape = (self.given.batch, grid.kv_heads, length, grid.head_dim)
-        for layer in grid.full_layers:
-            keys, values = (torch.randn(shape, device=self.device, dtype=self.dtype) for _ in range(2))
-            cache.update(keys, values, layer)
-        return cache
-
-    @torch.no_grad()
-    def steps(self, cache: Any, count: int, name: str = "") -> float:
-        """Seconds per token."""
-        ids = torch.full((self.given.batch, 1), 7, device=self.device)
-        self.wait()
+    def timed(self, name: str, length: int) -> float:
+        """Seconds per token of a variant."""
+        given = self.given
+        heads = load_heads(given.heads).top(given.top) if given.heads else None
+        steps = Steps(self.model, given.budget, heads, given.batch, given.placement, given.warm, given.tokens)
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        started = time.perf_counter()
-        for _ in range(count):
-            forward(self.model.hf, ids, cache)
-        self.wait()
-        if self.device == "cuda" and name:
+        if name in (FULL, PREALLOCATED):
+            seconds = steps.timed(name, length)
+        else:
+            with steps.sparse(name, length) as cache:
+                before = moved_and_read(cache.report())
+                seconds = steps.seconds(cache, given.tokens)
+                moved, read = (now - then for now, then in zip(moved_and_read(cache.report()), before, strict=True))
+                self.moved_shares[name] = moved / read if read else None
+        if self.device == "cuda":
             self.peaks[name] = torch.cuda.max_memory_allocated()
-        return (time.perf_counter() - started) / max(1, count)
-
-    def sparse(self, name: str, length: int) -> float:
-        given = self.given
-        chooser = self.chooser(name)
-        with sparse_decode(self.model, chooser, budget=given.budget, placement=given.placement, check=False) as cache:
-            self.fill(cache, length)
-            if isinstance(chooser, RandomDraft):
-                chooser.fill(given.batch, length, self.device)
-            self.steps(cache, given.warm)
-            before = moved_and_read(cache.report())
-            seconds = self.steps(cache, given.tokens, name)
-            moved, read = (now - then for now, then in zip(moved_and_read(cache.report()), before, strict=True))
-            self.moved_shares[name] = moved / read if read else None
-            return seconds
-
-    def plain(self, length: int) -> float:
-        return self.steps(self.fill(DynamicCache(config=self.model.hf.config), length), self.given.tokens, "full")
-
-    def roomy(self, length: int) -> float:
-        with attached(self.model):
-            return self.steps(self.fill(roomy_cache(self.model.hf.config), length), self.given.tokens, "static")
+        return seconds
 
 
 def moved_and_read(report: dict[str, Any]) -> tuple[float, float]:
@@ -188,38 +122,33 @@ def moved_and_read(report: dict[str, Any]) -> tuple[float, float]:
 def speed(bench: Bench) -> dict[str, Any]:
     given = bench.given
     names = given.choosers.split(",")
-    times: dict[str, list[float]] = {name: [] for name in ("full", "static", "streaming", *names)}
+    times: dict[str, list[float]] = {name: [] for name in (FULL, PREALLOCATED, BOUND, *names)}
     for turn in range(given.repeats + 1):
         if turn > 1 and bench.is_late:
             break
         for name, own in times.items():
-            make = {"full": bench.plain, "static": bench.roomy}.get(name)
-            own.append(make(given.length) if make else bench.sparse(name, given.length))
+            own.append(bench.timed(name, given.length))
     rounds = {name: own[1:] for name, own in times.items()}  # the first one warms up
-
-    def ratio(above: str, below: str) -> float:
-        return statistics.median(a / b for a, b in zip(rounds[above], rounds[below], strict=True))
-
     found = {}
     for name in names:
         found[name] = {
-            "vs_full_per_token": ratio("full", name),
-            "vs_static_per_token": ratio("static", name),
-            "share_of_bound": ratio("streaming", name),
-            "chooser_share": 1 - ratio("streaming", name),
+            "vs_full_per_token": ratio(rounds[FULL], rounds[name]),
+            "vs_static_per_token": ratio(rounds[PREALLOCATED], rounds[name]),
+            "share_of_bound": ratio(rounds[BOUND], rounds[name]),
+            "chooser_share": 1 - ratio(rounds[BOUND], rounds[name]),
             "ms_per_token": 1000 * statistics.median(rounds[name]),
             "bytes_moved_share": bench.moved_shares[name],
         }
-    best = min(found, key=lambda name: found[name]["ms_per_token"])
+    best = fastest(rounds)
     return {
         "best": best,
         **{key: found[best][key] for key in ("vs_full_per_token", "vs_static_per_token", "chooser_share")},
-        "bound_vs_full": ratio("full", "streaming"),
-        "bound_vs_static": ratio("static", "streaming"),
-        "ms_full": 1000 * statistics.median(rounds["full"]),
-        "ms_static": 1000 * statistics.median(rounds["static"]),
+        "bound_vs_full": ratio(rounds[FULL], rounds[BOUND]),
+        "bound_vs_static": ratio(rounds[PREALLOCATED], rounds[BOUND]),
+        "ms_full": 1000 * statistics.median(rounds[FULL]),
+        "ms_static": 1000 * statistics.median(rounds[PREALLOCATED]),
         "choosers": found,
-        "rounds": len(rounds["full"]),
+        "rounds": len(rounds[FULL]),
         **({"peak_bytes": dict(bench.peaks)} if bench.peaks else {}),
     }
 
@@ -227,29 +156,10 @@ def speed(bench: Bench) -> dict[str, Any]:
 def flat(bench: Bench) -> dict[str, Any]:
     """Time per token at the long length over that at the short one."""
     given, found = bench.given, {}
-    for name in ("static", *given.choosers.split(",")):
-        make = bench.roomy if name == "static" else lambda length, name=name: bench.sparse(name, length)
-        pairs = [(make(given.short), make(given.length)) for _ in range(given.repeats)]
+    for name in (PREALLOCATED, *given.choosers.split(",")):
+        pairs = [(bench.timed(name, given.short), bench.timed(name, given.length)) for _ in range(given.repeats)]
         found[name] = statistics.median(long / short for short, long in pairs)
     return {"flat": found}
-
-
-@torch.no_grad()
-def moved(bench: Bench) -> dict[str, Any]:
-    """Greedy steps behind real text: reports of every chooser with slots."""
-    given = bench.given
-    text = "\n".join(bundled_texts())
-    ids = torch.tensor([bench.model.tokenizer(text).input_ids[: given.length]], device=bench.device)
-    found = {}
-    for name in given.choosers.split(","):
-        chooser = bench.chooser(name)
-        with sparse_decode(bench.model, chooser, budget=given.budget, placement="slots", check=False) as cache:
-            logits = forward(bench.model.hf, ids, cache, logits_to_keep=1).logits
-            for _ in range(given.tokens):
-                logits = forward(bench.model.hf, logits[:, -1].argmax(dim=-1, keepdim=True), cache).logits
-            report = cache.report()
-        found[name] = {key: report[key] for key in ("moved_share", "overlap", "overlap_by_chance", "read_share")}
-    return {"moved": found, "bytes_moved_share": min(one["moved_share"] for one in found.values())}
 
 
 def gpu(bench: Bench) -> dict[str, Any]:
@@ -286,7 +196,7 @@ def main() -> None:
         **{name: getattr(given, name) for name in ("length", "short", "budget", "batch", "placement")},
     }
     for part in given.only.split(","):
-        result |= {"speed": speed, "flat": flat, "moved": moved}[part](bench)
+        result |= {"speed": speed, "flat": flat}[part](bench)
     show(result, given.json)
 
 
