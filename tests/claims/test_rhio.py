@@ -9,8 +9,9 @@ import headwise as hw
 from headwise.claims.claim import judge
 from headwise.claims.experiment import Bench
 from headwise.claims.rhio import EXPERIMENTS, reader
-from headwise.claims.rhio.judged import Spoken, compared, details, real_findings
+from headwise.claims.rhio.judged import Judge, Spoken, compared, details, real_findings
 from headwise.claims.rhio.questions import Asked, grounded
+from headwise.claims.rhio.trained import Run, quick
 from headwise.evaluation.support import LexicalOverlap
 from headwise.prompts.knowledge_record import KnowledgeRecord
 from headwise.prompts.passages import Passage
@@ -134,3 +135,16 @@ def test_claims_about_exactness_hold_on_a_lab_model(tmp_path):
     measured = one.run(Bench("lab-6m", "lab", lambda: hw.load("lab-6m"), tmp_path, quick=True))
     judged = judge({claim.key: claim for claim in one.claims}, measured.findings)
     assert {verdict.verdict for verdict in judged.values()} == {"held"}
+
+
+@pytest.mark.slow
+def test_a_small_run_trains_every_source_from_the_same_start_and_goes_on_from_what_it_kept(tmp_path):
+    given = Bench("world-6m", "lab", lambda: hw.load("world-6m"), tmp_path, quick=True)
+    questions = lab.questions(given)
+    few = questions._replace(train=questions.train[:8], judge=lambda memory: questions.judge(memory)[:3])
+    run = Run(given, few, quick(lab.SIZES)._replace(dosed=2, start=30))
+    spoken = run.result()
+    found = lab.findings(Judge([spoken], few.checker))
+    assert found.keys() == {claim.key for one in lab.EXPERIMENTS for claim in one.claims}
+    assert judge(CLAIMS, found)
+    assert Run(given, few, run.sizes).result() == spoken

@@ -111,7 +111,8 @@ class Run:
 
     def said(self, base: Base, ways: Mapping[str, Way]) -> dict[str, list[str]]:
         """What a model answers in several ways; it is loaded, and trained, only if an answer is missing."""
-        return {name: self.kept(name, lambda w=way: w(self.speaker(base))) for name, way in ways.items()}  # type: ignore[misc]
+        speaker = cache(lambda: self.speaker(base))
+        return {name: self.kept(name, lambda w=way: w(speaker())) for name, way in ways.items()}  # type: ignore[misc]
 
     def speaker(self, base: Base) -> Speaker:
         """How a model is asked."""
@@ -121,8 +122,7 @@ class Run:
         """What loads the result of a training, which runs when it is first asked for."""
         folder = self.bench.work / "trainings" / name
 
-        @cache
-        def load() -> Model:
+        def load() -> Model:  # anew each time: a training changes the model that it is given
             if not folder.is_dir():
                 options, model = replace(self.sizes.tuning, steps=max(1, steps), seed=self.bench.seed), base()
                 tokens: tuple[int, ...] = ()
