@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,11 @@ def measured(bench: Bench) -> tuple[dict[str, Finding], dict[str, Any]]:
     cloze = KnowledgeComposer(PieceEncoder(model.tokenizer), "cloze")
     every = tuple(share(model, k) for k in KS)
     draws = bench.pick(5, 2)
-    facts = contradicted(model, cloze, relations(bench.folder("relations-lre") / LRE), bench.seed)
+
+    @cache  # asked only where a part is not finished yet
+    def facts() -> list[KnowledgeRecord]:
+        return contradicted(model, cloze, relations(bench.folder("relations-lre") / LRE), bench.seed)
+
     options = {"controls": draws, "seed": bench.seed, "max_new_tokens": ANSWER}
     found = {
         "context": _curves(bench, "context", context, facts, cloze, ConflictOptions(tuple(dict.fromkeys(every)), **options)),
@@ -44,7 +49,8 @@ def measured(bench: Bench) -> tuple[dict[str, Finding], dict[str, Any]]:
     }
     instructed = KnowledgeComposer(PieceEncoder(model.tokenizer), "instructed")
     options |= {"scope": "answer", "max_new_tokens": ANSWER_NQ, "least": NQ_LEAST}
-    found["nq"] = _curves(bench, "context", context, nq_records(bench, instructed), instructed, ConflictOptions((every[-1],), **options), "nq")
+    many = ConflictOptions((every[-1],), **options)
+    found["nq"] = _curves(bench, "context", context, partial(nq_records, bench, instructed), instructed, many, "nq")
     tables = {name: curves if isinstance(curves, str) else shares(curves) for name, curves in found.items()}
     return judge(found["context"], found["memory"], found["nq"], every), {"conflicts": tables}
 
@@ -61,7 +67,7 @@ def _curves(
     bench: Bench,
     side: str,
     scores: HeadScores,
-    records: Sequence[KnowledgeRecord],
+    records: Callable[[], list[KnowledgeRecord]],
     composer: KnowledgeComposer,
     options: ConflictOptions,
     name: str = "facts",
@@ -69,7 +75,7 @@ def _curves(
     """Counted answer -> [variant, record], and kind and K of each variant; or why the model cannot be asked."""
 
     def make() -> Cell:
-        found = conflict_curves(bench.model, {side: scores}, records, composer, options, report=bench.report)
+        found = conflict_curves(bench.model, {side: scores}, records(), composer, options, report=bench.report)
         kinds = [f"{variant.kind} {variant.k}" for variant in found.variants[side]]
         return dict(found.values[side]) | {"kinds": np.array(kinds)}
 
