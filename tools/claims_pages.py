@@ -68,7 +68,8 @@ def summary(shown: Sequence[Row], base: str) -> str:
             body.append([f"[{title}]({base}{page})", str(number), *(counted([row for row in own if row.model == name]) for name in names)])
     whole = ["all", str(len(claims())), *(counted([row for row in shown if row.model == name]) for name in names)]
     head = ["card", "claims", *(f"`{name}`" for name in names)]
-    return "Held / not held / not testable / not measured.\n\n" + markdown(head, [*body, whole])
+    told = "Held / not held / not testable / not measured.\n\n" if names else ""
+    return told + markdown(head, [*body, whole])
 
 
 def counted(own: Sequence[Row]) -> str:
@@ -85,6 +86,8 @@ def model_names(shown: Sequence[Row]) -> list[str]:
 
 def models(results: Sequence[Result]) -> str:
     """What was measured on, with weights and versions."""
+    if not results:
+        return "No results of the ledger come with this version: what was measured before there was one stands on the pages of the methods."
     body = {}
     for one in results:
         about = one.model
@@ -136,7 +139,7 @@ def missing(shown: Sequence[Row]) -> str:
         if own and all(row.told == "not testable" for row in own):
             reasons = "; ".join(f"`{row.model}`: {row.verdict.why}" for row in own if row.verdict)
             body.append([f"`{key}`", claim.sentence, shortened(reasons, 240)])
-    return markdown(["claim", "what is claimed", "why it cannot be tested here"], body)
+    return markdown(["claim", "what is claimed", "why it cannot be tested here"], body) if body else "Nothing was measured yet."
 
 
 def transfer(results: Sequence[Result], model: str) -> str:
