@@ -82,7 +82,8 @@ def test_a_profile_is_what_a_loop_over_attention_says(keys, model):
         slow = np.zeros(keys.shape)
         for layer, weights in enumerate(seen):
             for head in range(weights.shape[1]):
-                shares = [sum(weights[0, head, row, SEEN.sinks : max(SEEN.sinks, row - SEEN.recent + 1)].tolist()) for row in asked]
+                table = weights[0, head].tolist()
+                shares = [sum(table[row][SEEN.sinks : max(SEEN.sinks, row - SEEN.recent + 1)]) for row in asked]
                 slow[layer, head // 2] += np.mean(shares) / 2
         np.testing.assert_allclose(gates._mass(keys, text, rows), slow, atol=1e-5)
 
