@@ -109,12 +109,14 @@ EXACT = (
 
 LARGE = (
     _claim(
-        "heads-large.extractqa", place="headline", sentence="Questions about news articles need the retrieval heads.",
+        "heads-large.extractqa", place="headline", data="the authors' ExtractQA: questions about whole news articles",
+        sentence="Questions about news articles need the retrieval heads.",
         metric="difference: loss of F1 without the top 50 heads minus that without 50 random ones, points", rule=("difference.low > 0",),
         paper="F1 56.7 → 47.5 (top 50) → 32.3 (top 100); random 55.7 and 55.4 (Mistral-7B-Instruct; the text says 33.6 at 100)",
     ),
     _claim(
-        "heads-large.written_steps", place="headline", sentence="Long chains of thought need the retrieval heads, answers alone do not.",
+        "heads-large.written_steps", place="headline", data="GSM8K, MMLU and MuSiQue, with and without written steps",
+        sentence="Long chains of thought need the retrieval heads, answers alone do not.",
         metric="difference: loss of accuracy with written steps minus that of answers alone, both without the top 100 heads, points; GSM8K, MMLU "
         "and MuSiQue, the least of them",
         rule=("difference.low > 0",), paper="GSM8K with steps: about 45 to a few per cent; answer only: about 2; MMLU about 55, MuSiQue about 15",
