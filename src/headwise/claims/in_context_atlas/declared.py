@@ -8,6 +8,10 @@ from functools import partial
 from headwise.claims.claim import Claim
 
 CARD = "in-context-atlas"
+_LOOSER = (
+    "the bound was 1e-6 until a first run on four texts of lab-6m, which showed that float32 is on the way (1.5e-6 for matrices, 9e-7 for own "
+    "vectors)"
+)
 _claim = partial(Claim, card=CARD)
 
 # ---- what holds by construction, checked in float64 on a copy of the model
@@ -33,7 +37,7 @@ EXACT = (
         sentence="relevance of attention weights, found without a matrix, is A * dL/dA of eager attention",
         metric="largest difference over layers, heads and tokens, as a share of the largest value; rule gradient, positive parts of pairs, all rows; "
         "eager attention takes its softmax in float32",
-        rule=("difference <= 1e-5",), data=_TEXTS, controls="eager attention whose matrices are kept",
+        rule=("difference <= 1e-5",), tries=_LOOSER, data=_TEXTS, controls="eager attention whose matrices are kept",
     ),
     _claim(
         "relevance.weights_sum_to_head", place=_CARD_2,
@@ -50,7 +54,7 @@ EXACT = (
     _claim(
         "steer.own_vectors", place="3.6", sentence="function vectors put into the prompt that they come from, at scale 1, change nothing",
         metric="largest difference of log-probabilities of the next token (nats), all heads; vectors are kept in float32",
-        rule=("difference <= 1e-5",), control="at_scale_2",
+        rule=("difference <= 1e-5",), tries=_LOOSER, control="at_scale_2",
         data=_TEXTS, controls="the same vectors at scale 2",
     ),
     _claim(
@@ -66,7 +70,7 @@ EXACT = (
     _claim(
         "trace.same_afterwards", place="ours", sentence="tracing while generating and afterwards in one pass give the same numbers",
         metric="largest difference of features and of scores of positions, as a share of the largest value; both are float32",
-        rule=("difference <= 1e-5",),
+        rule=("difference <= 1e-5",), tries=_LOOSER,
         data=_TEXTS + "; 8 generated tokens; up to 16 heads, evenly spread, with weight 1", controls="one pass over the finished answer",
     ),
 )  # fmt: skip
