@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from headwise.claims.cache_runs import Tables, compared, interval, largest, ratio, resampled, smallest
+from headwise.claims.cache_runs import Tables, compared, largest, ratio, resampled, smallest
 from headwise.claims.claim import HELD, NOT_HELD, NOT_TESTABLE, Finding, judge
 from headwise.claims.compresskv import EXPERIMENTS, exact, tables
 from headwise.claims.compresskv.layers import shuffled
 from headwise.claims.compresskv.survival import PAIRS, Held
 from headwise.claims.experiment import Bench
+from headwise.claims.intervals import interval
 from headwise.heads.files import read_json
 from headwise.models.load import load
 from headwise.models.names import bundled_model

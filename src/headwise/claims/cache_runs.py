@@ -16,6 +16,7 @@ from headwise.caches.controls import Full
 from headwise.caches.groups import Group
 from headwise.caches.kept_cache import KeptCache
 from headwise.claims.experiment import Bench, NotTestable
+from headwise.claims.intervals import interval
 from headwise.evaluation.compression import Candidate, measure_compression
 from headwise.evaluation.contexts import Context
 from headwise.heads import HeadScores
@@ -35,7 +36,7 @@ from headwise.prompts.haystack import Haystack, bundled_texts
 from headwise.prompts.needles import NeedleComposer, bundled_needles
 from headwise.prompts.prompt import Prompt
 from headwise.runtime.rundir import RunDirectory
-from headwise.stats.paired import bootstrap_mean, sign_flip_test
+from headwise.stats.paired import sign_flip_test
 
 PARTS = {"detect": (0.0, 0.6), "test": (0.6, 1.0)}  # of the novels, and the names of the needles' two halves
 DRAWS = 3  # seeds of the registered contexts: 0, 1, 2
@@ -48,12 +49,6 @@ Values = np.ndarray
 
 
 # Statistics
-
-
-def interval(values: Sequence[float] | Values) -> Ends:
-    """Mean with its 95 % bootstrap interval."""
-    mean, low, high = (round(one, 4) for one in bootstrap_mean(np.asarray(values, dtype=np.float64)))
-    return mean, low, high
 
 
 def resampled(statistic: Callable[..., float], *columns: Values) -> Ends:

@@ -14,11 +14,12 @@ import numpy as np
 
 from headwise.claims.cafe import declared
 from headwise.claims.cafe.answers import Asked, Asker
-from headwise.claims.cafe.evidence import DRAWS, SUM, UNION, above, grid, interval, recall_findings, recall_rows
+from headwise.claims.cafe.evidence import DRAWS, SUM, UNION, above, grid, recall_findings, recall_rows
 from headwise.claims.cafe.measure import ask_all
 from headwise.claims.cafe.stages import Counts, Stages, coarse_heads, fine_examples, shares_of
 from headwise.claims.claim import Claim, Finding
 from headwise.claims.experiment import Bench, Experiment, Measured, Minutes, NotTestable
+from headwise.claims.intervals import interval
 from headwise.claims.passage_sets import Labelled, Sets, Sizes
 from headwise.methods.cafe.evidence import evidence_scores
 from headwise.prompts.passages import PassageComposer

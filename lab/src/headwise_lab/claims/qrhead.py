@@ -13,6 +13,7 @@ import numpy as np
 
 from headwise.claims.claim import Claim, Finding, Number
 from headwise.claims.experiment import Bench, Experiment, Measured, Minutes, NotTestable
+from headwise.claims.intervals import interval
 from headwise.claims.qrhead.places import place_spread, shrinks
 from headwise.heads import HeadSet
 from headwise.methods.query.options import RULES
@@ -23,7 +24,7 @@ from headwise.prompts.passages import Passage, PassageComposer, RankingExample
 from headwise.runtime.passage_table import PassageTable, measure_passages
 from headwise.runtime.passages import OFFICIAL, Scoring
 from headwise.stats.agreement import top_overlap
-from headwise.stats.paired import bootstrap_mean, sign_flip_test
+from headwise.stats.paired import sign_flip_test
 from headwise_lab.ranking import microworld_examples
 
 FAMILY = "query-world"
@@ -97,12 +98,6 @@ CLAIMS = (
         metric=f"size of the difference in recall@1 with and without trimming, the four query heads; control: recall@1 without. {_BEYOND}",
     ),
 )  # fmt: skip
-
-
-def interval(values: Any) -> tuple[float, float, float]:
-    """Mean over queries with its 95 % interval."""
-    mean, low, high = (round(x, 4) for x in bootstrap_mean(np.asarray(values, dtype=float)))
-    return mean, low, high
 
 
 def hits(table: PassageTable, heads: HeadSet | None, calibrated: bool = True) -> np.ndarray:

@@ -10,22 +10,17 @@ import numpy as np
 
 from headwise.claims.cafe.stages import Stages, pick, recalled, shares_of, strongest
 from headwise.claims.claim import Finding
+from headwise.claims.intervals import interval
 from headwise.heads import HeadSet
 from headwise.methods.cafe.formula import relevance, votes
 from headwise.runtime.passage_table import PassageTable
 from headwise.stats.controls import layer_matched_random
-from headwise.stats.paired import bootstrap_mean, sign_flip_test
+from headwise.stats.paired import sign_flip_test
 
 DRAWS = 999  # random sets of heads: p cannot go below 1 / 1000
 GRID = [(heads, most) for heads in (1, 2, 4, 8, 16) for most in (1, 2, 3, 4)]
 UNION, RANDOM, ALL, SUM = "union of votes", "union of votes, random heads", "all heads, as many", "coarse heads, sum of shares, as many"
 Rows = Mapping[str, np.ndarray]
-
-
-def interval(values: Any) -> tuple[float, float, float]:
-    """Mean over questions with its 95 % interval."""
-    mean, low, high = (round(x, 4) for x in bootstrap_mean(np.asarray(values, dtype=float)))
-    return mean, low, high
 
 
 def recall_rows(table: PassageTable, stages: Stages, beside: Mapping[str, HeadSet], seed: int = 11) -> tuple[Rows, float]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from headwise.claims.cafe.answers import NO_EVIDENCE, NO_HOP, STAGED, Asked, overlap
 from headwise.claims.cafe.declared import GATE
-from headwise.claims.cafe.evidence import interval
 from headwise.claims.claim import Bound, Finding, Number
+from headwise.claims.intervals import interval
 from headwise.stats.paired import sign_flip_test
 
 PAIRS = {  # claim -> what is right more often than what

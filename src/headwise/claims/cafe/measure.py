@@ -13,11 +13,12 @@ from typing import Any
 
 from headwise.claims.cafe.answers import DELTAS, Asked, Asker, answerable, contains, right_rows
 from headwise.claims.cafe.declared import REAL
-from headwise.claims.cafe.evidence import DRAWS, grid, interval, recall_findings, recall_rows
+from headwise.claims.cafe.evidence import DRAWS, grid, recall_findings, recall_rows
 from headwise.claims.cafe.findings import answer_findings, answer_tables, passed
 from headwise.claims.cafe.stages import Counts, Stages, coarse_heads, fine_examples, part, shares_of
 from headwise.claims.claim import Finding
 from headwise.claims.experiment import Bench, Measured, NotTestable
+from headwise.claims.intervals import interval
 from headwise.claims.passage_sets import Sets, Sizes
 from headwise.methods.cafe.evidence import evidence_scores
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from headwise.claims.cache_runs import PARTS, Runs, Test, Values, compared, interval, largest, resampled, smallest
+from headwise.claims.cache_runs import PARTS, Runs, Test, Values, compared, largest, resampled, smallest
 from headwise.claims.claim import Finding
 from headwise.claims.experiment import Bench, Measured, NotTestable
+from headwise.claims.intervals import interval
 from headwise.evaluation.ablation import ablation_curve
 from headwise.evaluation.ablation_table import AblationResult
 from headwise.evaluation.perplexity import text_windows

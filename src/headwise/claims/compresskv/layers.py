@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from headwise.caches.allocation import ByLayer, Pyramid
-from headwise.claims.cache_runs import Row, Runs, Values, interval, needed, remembered, resampled
+from headwise.claims.cache_runs import Row, Runs, Values, needed, remembered, resampled
 from headwise.claims.claim import Finding
 from headwise.claims.experiment import Bench, Measured
+from headwise.claims.intervals import interval
 from headwise.methods.compresskv.formula import layer_shares
 from headwise.methods.compresskv.layer_errors import layer_errors
 from headwise.methods.compresskv.press import CompressKV

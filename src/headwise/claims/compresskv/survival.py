@@ -17,10 +17,11 @@ from torch import Tensor
 from headwise.attention.plan import attached
 from headwise.caches.controls import Full, RandomTokens
 from headwise.caches.kept_layer import View
-from headwise.claims.cache_runs import Row, Runs, Test, Values, compared, interval, largest, remembered, smallest
+from headwise.claims.cache_runs import Row, Runs, Test, Values, compared, largest, remembered, smallest
 from headwise.claims.claim import Finding, Number
 from headwise.claims.compresskv.layers import profile, shuffled
 from headwise.claims.experiment import Bench, Measured
+from headwise.claims.intervals import interval
 from headwise.evaluation.compression import Candidate, survival_of
 from headwise.evaluation.reading import Reading, size_of
 from headwise.heads import HeadScores, HeadSet

@@ -15,6 +15,7 @@ import numpy as np
 
 from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, Measured
+from headwise.claims.intervals import interval
 from headwise.claims.passage_sets import LABEL_SETS, Sets, Sizes
 from headwise.heads import HeadScores, HeadSet, NoSuccessfulRunError
 from headwise.methods.copy.options import Copy
@@ -28,7 +29,7 @@ from headwise.runtime.needle_runs import needle_task
 from headwise.runtime.passage_table import PassageTable
 from headwise.stats.agreement import split_half_top_overlap, top_overlap
 from headwise.stats.controls import any_layer_random, layer_matched_random
-from headwise.stats.paired import bootstrap_mean, sign_flip_test
+from headwise.stats.paired import sign_flip_test
 from headwise.stats.ranking import bm25_candidates
 from headwise.stats.ranks import spearman
 
@@ -65,12 +66,6 @@ def sums(table: PassageTable, masks: Values, kind: str = "calibrated") -> Values
     values = np.nan_to_num(getattr(table, kind))
     flat = values.reshape(len(values), -1, values.shape[-1])
     return np.asarray(np.einsum("dh,ehp->edp", masks.reshape(len(masks), -1).astype(np.float32), flat))
-
-
-def interval(values: Values) -> tuple[float, float, float]:
-    """Mean over questions with its 95 % interval."""
-    mean, low, high = (round(x, 4) for x in bootstrap_mean(values))
-    return mean, low, high
 
 
 def bm25(examples: list[RankingExample]) -> list[Values]:

@@ -17,6 +17,7 @@ from headwise.attention.plan import attached
 from headwise.caches.shared import full_cache
 from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, Measured, NotTestable
+from headwise.claims.intervals import interval
 from headwise.claims.transfer import detectors as named
 from headwise.claims.transfer import tasks as asked
 from headwise.claims.transfer.detectors import Found
@@ -25,7 +26,6 @@ from headwise.evaluation.variants import random_sets
 from headwise.heads.types import HeadSet
 from headwise.runtime.knock_outs import variant_logprobs
 from headwise.runtime.runner import prefill
-from headwise.stats.paired import bootstrap_mean
 
 DRAWS = 5  # layer-matched random sets per detector
 EXPECTED = np.log(0.5)  # mean log-probability per token of an answer that the whole model expects
@@ -93,12 +93,6 @@ def _logprobs(bench: Bench, item: Item, sets: Sequence[HeadSet]) -> np.ndarray:
         past = full_cache(model.hf)
         prefill(model.hf, past, item.past)
         return np.asarray(variant_logprobs(model, past, item.rest, [item.answer], every)[:, 0].double()) / len(item.answer)
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over items with its 95 % interval."""
-    mean, low, high = (round(x, 4) for x in bootstrap_mean(values))
-    return mean, low, high
 
 
 def share(matrix: Matrix, name: str, own: str) -> tuple[float, float, float]:

@@ -15,9 +15,10 @@ from headwise.attention.call import Call
 from headwise.attention.plan import attached
 from headwise.caches.gated import gated, last_hidden
 from headwise.caches.kept_cache import compress
-from headwise.claims.cache_runs import Row, Runs, Test, Values, compared, interval, needed, remembered, resampled, smallest
+from headwise.claims.cache_runs import Row, Runs, Test, Values, compared, needed, remembered, resampled, smallest
 from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, Measured
+from headwise.claims.intervals import interval
 from headwise.claims.zigzagattention.passkeys import FOUND_AT, ROWS, SEEN, PassKeys, top
 from headwise.evaluation.reading import continuation
 from headwise.heads import HeadSet

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from headwise.caches.gated import streaming_loss
-from headwise.claims.cache_runs import Runs, Values, compared, interval, largest, needed, remembered, smallest
+from headwise.claims.cache_runs import Runs, Values, compared, largest, needed, remembered, smallest
 from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, Measured
+from headwise.claims.intervals import interval
 from headwise.claims.zigzagattention.passkeys import FOUND_AT, SEEN, PassKeys, top
 from headwise.maths.gates import kept_count
 from headwise.methods.zigzag.formula import layer_pattern
