@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from headwise.models.model import Model
     from headwise.runtime.rundir import RunDirectory
 
-KINDS = ("lab", "real")
 COSTS = {"seconds": 1.0, "minutes": 15.0, "hours": float("inf")}  # class -> largest number of minutes on two cores
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.claims import ledger
-from headwise.claims.claim import CARDS, NOT_TESTABLE, Claim, Finding, Number, Verdict, judge
+from headwise.claims.claim import CARDS, Claim, Finding, Number, Verdict, judge
 from headwise.claims.experiment import Experiment
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.files import read_json
@@ -211,12 +211,3 @@ def rows(results: Sequence[Result], cards: Sequence[str] = (), keys: Sequence[st
                     row = Row(claim, experiment.name, model, found.findings[claim.key], judged[claim.key], found.quick)
                 out[claim.key].append(row)
     return [row for key, each in out.items() for row in each if (not cards or row.claim.card in cards) and (not keys or key in keys)]
-
-
-def counts(shown: Iterable[Row]) -> dict[str, int]:
-    """Verdict -> number of rows; `not measured` and `old` where there is none."""
-    found: dict[str, int] = {"held": 0, "not held": 0, NOT_TESTABLE: 0}
-    for row in shown:
-        name = row.told or "not measured"
-        found[name] = found.get(name, 0) + 1
-    return found
