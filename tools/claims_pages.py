@@ -144,8 +144,7 @@ def missing(shown: Sequence[Row]) -> str:
 
 def transfer(results: Sequence[Result], model: str) -> str:
     """Detectors down, tasks across: loss increase per token, and the list's overlap with itself and by chance."""
-    kinds = ("transfer-all", "transfer")
-    own = [one for kind in kinds for one in results if one.model["name"] == model and one.experiment == kind and not one.old]
+    own = [one for one in results if one.model["name"] == model and one.experiment == "transfer" and not one.old]
     if not own:
         return "Not measured."
     details = own[0].details

@@ -8,7 +8,7 @@ import headwise as hw
 from headwise.claims.claim import HELD, NOT_HELD, NOT_TESTABLE, judge
 from headwise.claims.experiment import Bench
 from headwise.claims.ledger import claims as ledger_claims
-from headwise.claims.transfer import detectors, tasks
+from headwise.claims.transfer import declared, tasks
 from headwise.claims.transfer.detectors import Found, strongest
 from headwise.claims.transfer.measure import Matrix, claims, details, removed
 from headwise.heads.types import HeadScores, HeadSet
@@ -52,7 +52,7 @@ def test_a_matrix_is_what_a_slow_loop_gives(model, bench, monkeypatch):
 
 
 def test_items_are_cut_where_the_question_begins(model, bench):
-    for name, items in tasks.tasks(bench, tasks.PLAIN).items():
+    for name, items in tasks.tasks(bench).items():
         if isinstance(items, str):
             continue
         assert all(len(one.past) + len(one.rest) + len(one.answer) <= model.positions for one in items), name
@@ -122,6 +122,6 @@ def test_details_name_what_is_missing():
 
 
 def test_the_declared_claims_are_those_that_are_measured(bench):
-    names = detectors.PLAIN
+    names = declared.NAMES
     findings = claims({}, dict.fromkeys(names, "none"), {}, names)
     assert {f"transfer.{key}" for key in findings} == {key for key in ledger_claims() if key.startswith("transfer.")}

@@ -178,19 +178,19 @@ class Runs:
 
     def _copy(self, task: Task) -> HeadScores:
         options = Copy()
-        cells = self.bench.cells(f"copy-{task.grid.seed}", copying.describe_run(self.model, task, options))
+        cells = self.bench.shared_cells("copy", copying.describe_run(self.model, task, options))
         with needed(ANSWERED):
             return copying.copy_scores(self.model, task, options, cells, self.bench.report)
 
     def semantic(self, task: Task, options: Semantic) -> HeadScores:
         """Semantic scores from a task."""
-        cells = self.bench.cells(f"semantic-{task.grid.seed}", semantic.describe_run(self.model, task, options))
+        cells = self.bench.shared_cells("semantic", semantic.describe_run(self.model, task, options))
         with needed(ANSWERED):
             return semantic.semantic_scores(self.model, task, options, cells, self.bench.report)
 
     def gates(self, name: str, texts: Sequence[LabelledText], options: Gates) -> HeadScores:
         """Gates from texts with pass-keys; name: of their part."""
-        cells = self.bench.cells(f"gates-{name}", searching.describe_run(self.model, texts, options))
+        cells = self.bench.shared_cells("gates", searching.describe_run(self.model, texts, options))
         with needed("pass-keys that the model answers"):
             return searching.gate_scores(self.model, texts, options, self.bench.report, cells)
 

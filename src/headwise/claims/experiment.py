@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +16,9 @@ from headwise.heads.errors import HeadwiseError
 from headwise.heads.progress import Report, silent
 
 if TYPE_CHECKING:
+    from headwise.heads.types import HeadScores
     from headwise.models.model import Model
+    from headwise.runtime.detector import Detector
     from headwise.runtime.rundir import RunDirectory
 
 COSTS = {"seconds": 1.0, "minutes": 15.0, "hours": float("inf")}  # class -> largest number of minutes on two cores
@@ -116,6 +120,7 @@ class Bench:
         quick: Whether the small version is asked for.
         seed: Of everything that is drawn.
         report: Progress.
+        shared: Folder for what several experiments ask for, such as scores of heads; None: each experiment keeps its own below `work`.
     """
 
     name: str
@@ -126,6 +131,7 @@ class Bench:
     quick: bool = False
     seed: int = 0
     report: Report = silent
+    shared: Path | None = None
 
     @property
     def real(self) -> bool:
@@ -162,4 +168,26 @@ class Bench:
         """Where a part keeps its finished cells, see `headwise.runtime.rundir`."""
         from headwise.runtime.rundir import RunDirectory
 
-        return RunDirectory(self.work / part, {"model": self.name, "quick": self.quick, "seed": self.seed} | dict(description))
+        return RunDirectory(self.work / part, self._asked(description))
+
+    def shared_cells(self, part: str, description: Mapping[str, Any]) -> RunDirectory:
+        """As `cells`, for a part that other experiments ask for with the same description: they find it finished."""
+        from headwise.runtime.rundir import RunDirectory
+
+        return RunDirectory(self._shared(part, json.dumps(dict(description), sort_keys=True, default=str)), self._asked(description))
+
+    def find(self, detector: Detector) -> HeadScores:
+        """Scores of the model's heads. Experiments that ask for the same ones share them; an interrupted search goes on.
+
+        Raises:
+            HeadwiseError: See `headwise.find`.
+        """
+        from headwise.runtime.detector import find
+
+        return find(self.model, detector, directory=self._shared(detector.name, repr(detector)), report=self.report)
+
+    def _asked(self, description: Mapping[str, Any]) -> dict[str, Any]:
+        return {"model": self.name, "quick": self.quick, "seed": self.seed} | dict(description)
+
+    def _shared(self, part: str, description: str) -> Path:
+        return (self.shared or self.work / "shared") / f"{part}-{hashlib.sha256(description.encode()).hexdigest()[:12]}"

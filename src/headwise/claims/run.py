@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("headwise", "torch", "transformers")
 WORK = "unfinished"
+SHARED = "shared"  # below it: what several experiments ask for
 Step = tuple[str, str, Experiment]
 
 
@@ -132,6 +134,8 @@ def run(
 ) -> list[Path]:
     """Run what was planned. After an interruption the same call goes on where it stopped, with the same bytes at the end.
 
+    An experiment that fails does not stop the others.
+
     Args:
         planned: Of `plan`.
         output: Folder of the results.
@@ -145,9 +149,10 @@ def run(
         The files that were written.
 
     Raises:
-        HeadwiseError: A measurement failed.
+        HeadwiseError: Measurements failed; raised when all others are done.
     """
     written: list[Path] = []
+    failed: list[str] = []
     total, passed = max(planned.minutes, 1e-9), 0.0
     bench: Bench | None = None
     for model, kind, one in planned.steps:
@@ -155,21 +160,39 @@ def run(
         path = result_path(output, model, one.name)
         work = path.parent / WORK / one.name
         if bench is None or bench.name != model:
-            bench = Bench(model, kind, lambda model=model: load(model), work, data, planned.quick, seed)  # type: ignore[misc]
+            loaded = load(model)  # outside of what may fail: without its model no experiment can be done
+            bench = Bench(model, kind, lambda model=model: load(model), work, data, planned.quick, seed, shared=work.parent / SHARED)  # type: ignore[misc]
+            bench.model = loaded
         bench.work, bench.report = work, _share(report, passed, minutes, total, f"{model} {one.name}")
         report(passed, total, f"{model} {one.name}")
-        result = _measured(one, bench)
+        try:
+            result = _measured(one, bench)
+        except Exception as error:  # a night's work is not lost for one fault of one experiment
+            failed.append(f"{model} {one.name}: {_told(error, work)}")
+            continue
         write_json(result.to_json(), path, overwrite=True)
         shutil.rmtree(work, ignore_errors=True)
         passed += minutes
         written.append(path)
         if tell is not None:
             tell(model, one.name, result)
-    for folder in {path.parent / WORK for path in written}:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
     report(total, total, "")
+    if failed:
+        raise HeadwiseError(f"{len(failed)} of {len(planned.steps)} experiments failed; the same command tries them again: " + "; ".join(failed))
+    for folder in {path.parent / WORK for path in written}:
+        if folder.is_dir() and not {part.name for part in folder.iterdir()} - {SHARED}:  # no other process works there
+            shutil.rmtree(folder, ignore_errors=True)
     return written
+
+
+def _told(error: Exception, work: Path) -> str:
+    """What went wrong; the traceback of a fault of ours is kept."""
+    if isinstance(error, HeadwiseError):
+        return str(error)
+    path = work.parent / f"{work.name}.traceback"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return f"{type(error).__name__}: {error} (see {path})"
 
 
 def _measured(one: Experiment, bench: Bench) -> Result:

@@ -73,7 +73,7 @@ def find_heads(bench: Bench, model: Model | None = None, part: str = "proxy") ->
     model = model or bench.model
     try:
         prompts = proxy_prompts(model, bench.pick(SAMPLES, QUICK_SAMPLES), bench.seed)
-        scores = _scores(model, prompts, bench.cells(part, describe_run(model, prompts, prompts.options)), bench.report)
+        scores = _scores(model, prompts, bench.shared_cells("proxy", describe_run(model, prompts, prompts.options)), bench.report)
         chosen = top_share(scores)
     except HeadwiseError as error:
         raise NotTestable(f"the proxy task finds no heads: {error}") from error

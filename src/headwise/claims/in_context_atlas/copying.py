@@ -13,8 +13,9 @@ from headwise.attention import force_copy
 from headwise.attention.plan import attached
 from headwise.caches.shared import fork
 from headwise.claims.claim import Finding
+from headwise.claims.copy_heads import copy_heads
 from headwise.claims.experiment import Bench, Measured
-from headwise.claims.in_context_atlas.parts import Cell, copy_heads, ends, once, paired, share
+from headwise.claims.in_context_atlas.parts import Cell, ends, once, paired, share
 from headwise.claims.in_context_atlas.prefilled import Prefilled, prefilled
 from headwise.evaluation.variants import describe_scores
 from headwise.heads import HeadScores

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from headwise.claims.claim import Claim
+from headwise.claims.copy_heads import COPY_HEADS
 
 CARD = "in-context-atlas"
 _claim = partial(Claim, card=CARD)
@@ -147,7 +148,7 @@ _PATCH = partial(
     "right answer's first token is the most probable one behind the clean passage (also behind a passage of other sentences) and the swapped one's "
     f"behind the corrupted passage; the first {ITEMS} of a seeded order. Outcome: restored share of the log-odds of the two first tokens at the last "
     "row, (patched - corrupted) / (clean - corrupted), per record; last: outputs of the last row only, all: of all rows",
-    controls=f"{DRAWS} seeded draws of layer-matched random heads outside of the chosen ones, as many copy heads (found on needles), all heads (1 by "
+    controls=f"{DRAWS} seeded draws of layer-matched random heads outside of the chosen ones, as many {COPY_HEADS}; all heads (1 by "
     "construction), no head (0)",
 )  # fmt: skip
 _COUNTED = "; gate: records that count, and how far all heads are from restoring 1"

@@ -12,10 +12,8 @@ from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, NotTestable
 from headwise.heads import HeadScores, NoSuccessfulRunError
 from headwise.methods.atlas.options import InContext, Parametric
-from headwise.methods.copy.options import Copy
 from headwise.models.model import Model
 from headwise.prompts.knowledge_record import KnowledgeRecord
-from headwise.runtime.detector import Detector, find
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
 REGISTERED_FOR = 270  # heads of the model that the numbers of heads were registered for
@@ -58,15 +56,6 @@ def paired(differences: Any, **numbers: Number) -> Finding:
     return Finding({"difference": ends(differences)} | numbers, sign_flip_test(differences))
 
 
-def copy_heads(bench: Bench) -> HeadScores:
-    """Copy scores from the needles for detection.
-
-    Raises:
-        NotTestable: The model solves no needle question.
-    """
-    return _found(bench, "copy", bench.pick(Copy(seed=bench.seed), Copy(lengths=(256,), depths=2, seed=bench.seed)))
-
-
 def known_fact_heads(bench: Bench, detector: type[InContext] = InContext) -> HeadScores:
     """D (or, for `Parametric`, -D) from known facts behind passages of four completed sentences.
 
@@ -78,20 +67,15 @@ def known_fact_heads(bench: Bench, detector: type[InContext] = InContext) -> Hea
     options = detector(
         data=data, make_passages=4, wording="cloze", followed="top5", records=records, min_records=least, seed=bench.seed
     )
-    return _found(bench, "known-facts", options)
+    try:
+        return bench.find(options)
+    except NoSuccessfulRunError as why:
+        raise NotTestable(str(why)) from why
 
 
 def parametric_heads(bench: Bench) -> HeadScores:
     """-D from known facts; the same passes as for `known_fact_heads`."""
     return known_fact_heads(bench, Parametric)
-
-
-def _found(bench: Bench, name: str, detector: Detector) -> HeadScores:
-    """Scores; an interrupted search goes on."""
-    try:
-        return find(bench.model, detector, directory=bench.work / f"{name}{bench.pick('', '-quick')}", report=bench.report)
-    except NoSuccessfulRunError as why:
-        raise NotTestable(str(why)) from why
 
 
 def known_facts(bench: Bench) -> list[KnowledgeRecord]:

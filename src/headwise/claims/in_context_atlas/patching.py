@@ -12,9 +12,10 @@ from torch import Tensor
 
 from headwise.attention import attached, patch, record
 from headwise.caches.shared import fork
+from headwise.claims.copy_heads import copy_heads
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.claims.in_context_atlas.declared_steer import DRAWS, FEW, ITEMS, MAIN, TOLD
-from headwise.claims.in_context_atlas.parts import copy_heads, known_fact_heads, known_facts, share
+from headwise.claims.in_context_atlas.parts import known_fact_heads, known_facts, share
 from headwise.claims.in_context_atlas.patch_findings import Counts, Found, findings, table
 from headwise.claims.in_context_atlas.patch_records import Item, drawn_records, patch_items
 from headwise.claims.in_context_atlas.prefilled import Prefilled, prefilled

@@ -23,7 +23,6 @@ from headwise.prompts.encoder import PieceEncoder, newline_ids
 from headwise.prompts.knowledge import KnowledgeComposer, KnowledgeRecord
 from headwise.prompts.prompt import Prompt
 from headwise.prompts.swaps import swap_answers
-from headwise.runtime.detector import find
 from headwise.runtime.head_probe import Probe
 from headwise.runtime.token_cases import read_newest
 from headwise.stats.ranks import spearman
@@ -182,7 +181,7 @@ def probe_of(bench: Bench, records: Sequence[KnowledgeRecord], shots: int) -> Pr
     )
     others = [record for number, record in enumerate(records) if number % 4]
     try:
-        scores = find(bench.model, options, directory=bench.work / f"probe-heads{bench.pick('', '-quick')}", report=bench.report)
+        scores = bench.find(options)
         heads = scores.top(min(PROBE_HEADS[bench.kind], int((~np.isnan(scores.values)).sum())))
         fitting = prepare(bench.model, others, heads, FitOptions(shots=shots, records=most, seed=bench.seed))
         return fit_probe(fitting, bench.cells("probe", fitting.describe()), bench.report)

@@ -15,16 +15,16 @@ import torch
 import headwise as hw
 from headwise.attention.plan import attached
 from headwise.caches.shared import fork, full_cache
+from headwise.claims.copy_heads import copy_heads
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.claims.mudaf.judged import Trained, details, findings
 from headwise.claims.mudaf.passages import Parts, real
 from headwise.evaluation.perplexity import perplexity, text_windows
-from headwise.heads.errors import HeadwiseError, NoSuccessfulRunError
+from headwise.heads.errors import HeadwiseError
 from headwise.methods.mudaf.loss import MudafLoss
 from headwise.models.model import Model, describe_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.haystack import Haystack, bundled_texts
-from headwise.prompts.needles import bundled_needles
 from headwise.prompts.passages import RankingExample
 from headwise.runtime.answer import decode_one
 from headwise.runtime.runner import prefill
@@ -121,20 +121,16 @@ class Trainings:
     @cached_property
     def scores(self) -> hw.HeadScores:
         """MDQA scores on the questions for finding."""
-        scores = hw.find(self.bench.model, hw.Mdqa(data=self.parts.find, chat=self.chat), report=self.bench.report)
+        scores = self.bench.find(hw.Mdqa(data=self.parts.find, chat=self.chat))
         if len(scores.ranking()) < 3 * TOP:
             raise NotTestable(f"needs {3 * TOP} heads that see all passages: {TOP} strong, {TOP} middling and {TOP} weak ones")
         return scores
 
     def copies(self) -> hw.HeadScores | None:
         """Copy scores; None where the model solves no needle."""
-        needles = bundled_needles("detect")
-        options = hw.Copy(
-            lengths=[512 if self.bench.real else 256], depths=self.bench.pick(3, 1), chat=self.chat, needles=self.bench.pick(needles, needles[:4])
-        )  # fmt: skip
         try:
-            return hw.find(self.bench.model, options, directory=self.bench.work / "copy", report=self.bench.report)
-        except NoSuccessfulRunError:
+            return copy_heads(self.bench)
+        except NotTestable:
             return None
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from headwise.claims.claim import Claim
+from headwise.claims.copy_heads import COPY_HEADS
 
 SETS = {
     "hotpotqa": "60 questions of HotpotQA's development part, their ten paragraphs (two gold)",
@@ -16,7 +17,7 @@ NEXT_SETS = {
     "nq": "the next 60 questions of NQ: the gold passage and nine others by BM25",
 }
 _FOUND = (
-    "16 query heads (lab models: 4), found on 96 training questions of HotpotQA; copy heads: 8 detection needles, 3 depths; passages are cut to "
+    f"16 query heads (lab models: 4), found on 96 training questions of HotpotQA; {COPY_HEADS}; passages are cut to "
     "60 words (lab models: 8 passages of 28 words); test: "
 )
 _RANDOM = "999 layer-matched draws outside of the chosen heads, 999 draws of any layer, the weakest heads, BM25, chance"

@@ -14,18 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headwise.claims.claim import Finding, Number
-from headwise.claims.experiment import Bench, Measured
+from headwise.claims.copy_heads import copy_heads
+from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.claims.intervals import interval
 from headwise.claims.passage_sets import LABEL_SETS, Sets, Sizes
-from headwise.heads import HeadScores, HeadSet, NoSuccessfulRunError
-from headwise.methods.copy.options import Copy
-from headwise.methods.copy.run import copy_scores, describe_run
+from headwise.heads import HeadScores, HeadSet
 from headwise.methods.query.formula import query_score
 from headwise.methods.query.options import RULES
 from headwise.methods.query.run import query_scores
-from headwise.prompts.grid import even_depths
 from headwise.prompts.passages import RankingExample
-from headwise.runtime.needle_runs import needle_task
 from headwise.runtime.passage_table import PassageTable
 from headwise.stats.agreement import split_half_top_overlap, top_overlap
 from headwise.stats.controls import any_layer_random, layer_matched_random
@@ -130,12 +127,9 @@ class Ranking:
     @cached_property
     def copying(self) -> tuple[HeadScores | None, float]:
         """Copy scores, and the share of needle questions that the model solves."""
-        model = self.sets.model
-        task = needle_task(model, split="detect", lengths=self.effort.lengths, depths=even_depths(3)).first_needles(NEEDLES)
-        options = Copy()
         try:
-            scores = copy_scores(model, task, options, self._bench.cells("copy", describe_run(model, task, options)))
-        except NoSuccessfulRunError:
+            scores = copy_heads(self._bench)
+        except NotTestable:
             return None, 0.0
         return scores, scores.provenance["solved"] / scores.provenance["runs"]
 

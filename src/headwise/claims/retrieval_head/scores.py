@@ -76,7 +76,7 @@ def scored(bench: Bench, task: Task, part: str, report: Report = silent, options
         NoSuccessfulRunError: The model solves no run.
     """
     model, options = model or bench.model, options or Copy()
-    return copy_scores(model, task, options, bench.cells(part, describe_run(model, task, options)), report)
+    return copy_scores(model, task, options, bench.shared_cells("copy", describe_run(model, task, options)), report)
 
 
 def detected(bench: Bench, sizes: Sizes, report: Report = silent, model: Model | None = None, part: str = "detect") -> HeadScores:

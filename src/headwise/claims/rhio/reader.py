@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import headwise as hw
 from headwise.claims.claim import Finding, Number
+from headwise.claims.copy_heads import copy_heads
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.evaluation.head_reader import ON_EVIDENCE, ReaderOptions, describe_reader, read_answers
 from headwise.heads.errors import NoSuccessfulRunError
@@ -22,10 +22,9 @@ def measure(bench: Bench) -> Measured:
     """Heads from needles, then all judged answers in one pass each."""
     records = drawn(read_grounded(bench.folder("expertqa-rand-test") / "rand_test.jsonl.gz", "auto"), bench.pick(219, 8), bench.seed)
     options, model = ReaderOptions(controls=bench.pick(20, 4), seed=bench.seed), bench.model
-    needles = hw.Copy(lengths=bench.pick([512, 1024], [256]), depths=bench.pick(5, 1), seed=bench.seed)
     composer = GroundedComposer(PieceEncoder(model.tokenizer))
     try:
-        heads = hw.find(model, needles, directory=bench.work / "copy", report=bench.report).top(TOP)
+        heads = copy_heads(bench).top(TOP)
         cells = bench.cells("read", describe_reader(model, heads, records, composer, options))
         found = read_answers(model, heads, records, composer, options, cells, bench.report)
     except NoSuccessfulRunError as why:

@@ -11,7 +11,7 @@ from pathlib import Path
 from headwise.caches import choosers
 from headwise.claims.claim import Finding
 from headwise.claims.experiment import Bench, Measured
-from headwise.claims.specontext.cells import Cells, MissingError, answered, copy_heads, drawn
+from headwise.claims.specontext.cells import Cells, MissingError, answered, drawn, strongest_copy_heads
 from headwise.claims.specontext.decode import NEEDLE, Makers, effort, measured, running
 from headwise.claims.specontext.drafts import trained
 from headwise.evaluation.contexts import Context
@@ -49,7 +49,7 @@ def worth(cells: Cells, budget: int) -> Finding:
 def measure(bench: Bench) -> Measured:
     """Train once, measure at the smaller budget."""
     model, sizes = bench.model, effort(bench)
-    heads = copy_heads(bench)
+    heads = strongest_copy_heads(bench)
     text = Haystack(books(bench.folder(FOLDER), bench.pick(BOOKS, 1)), PieceEncoder(model.tokenizer))
     length, least = min(bench.pick(LENGTH, 128), sizes.length), bench.pick({}, {"rows": 16})
     options = ChooserTraining(steps=bench.pick(STEPS, 4), batch=1, length=length, seed=bench.seed, **least)

@@ -9,17 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.claims.claim import Finding, Number
+from headwise.claims.copy_heads import copy_heads
 from headwise.claims.experiment import Bench, NotTestable
 from headwise.evaluation.contexts import Context
 from headwise.evaluation.sparse import RECENT, SINKS
 from headwise.evaluation.sparse_rows import FULL, Row, mean_rows
-from headwise.heads import HeadSet, NoSuccessfulRunError
+from headwise.heads import HeadSet
 from headwise.heads.errors import HeadwiseError
-from headwise.methods.copy.options import Copy
-from headwise.methods.copy.run import copy_scores, describe_run
 from headwise.models.model import Model
-from headwise.prompts.grid import even_depths
-from headwise.runtime.needle_runs import needle_task
 from headwise.stats.paired import bootstrap_mean, sign_flip_test
 
 Values = NDArray[np.float64]
@@ -128,15 +125,11 @@ def drawn(draw: Callable[[], list[Context]]) -> list[Context]:
         return []
 
 
-def copy_heads(bench: Bench) -> HeadSet | None:
-    """The strongest copy heads, found with detection needles; None if the model answers none of them."""
-    model = bench.model
-    lengths = tuple(bench.pick((512, 1024) if bench.real else (256,), (256,)))
-    options = Copy()
-    task = needle_task(model, split="detect", lengths=lengths, depths=even_depths(3)).first_needles(bench.pick(NEEDLES, 3))
+def strongest_copy_heads(bench: Bench) -> HeadSet | None:
+    """The strongest copy heads; None if the model answers no detection needle."""
     try:
-        found = copy_scores(model, task, options, bench.cells("copy", describe_run(model, task, options)))
-    except NoSuccessfulRunError:
+        found = copy_heads(bench)
+    except NotTestable:
         return None
     count = int((~np.isnan(found.values)).sum())
     return found.top(min(COPY_HEADS, count))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from headwise.claims.claim import Claim
+from headwise.claims.copy_heads import COPY_HEADS
 
 _specontext = partial(Claim, card="specontext")
 _RIVALS = "streaming (first and last positions), random positions, oracle per layer"
@@ -17,7 +18,7 @@ _BEATEN = ("difference > 0",)
 _FEW = "registered with 4 contexts, of which no p-value can be at or below 0.05; 8 are measured"
 _TEXT = (
     "64 teacher-forced steps of running text behind 2,048 tokens, 8 contexts, budgets 128 and 512 (models with fewer positions: 1,024 or 512 "
-    "tokens, a sixteenth and a quarter of them); copy heads: the 8 strongest, found on other texts"
+    f"tokens, a sixteenth and a quarter of them); the 8 strongest of the {COPY_HEADS}"
 )
 _ANSWERS = "8 needle contexts and 8 with ten records to be copied, of 2,048 tokens, budgets 128 and 512 (models with fewer positions: as for text)"
 _decode = partial(_specontext, tries=_FEW, controls=_RIVALS)

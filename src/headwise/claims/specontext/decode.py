@@ -21,11 +21,11 @@ from headwise.claims.specontext.cells import (
     Values,
     answered,
     budget_for,
-    copy_heads,
     drawn,
     interval,
     length_for,
     rounded,
+    strongest_copy_heads,
 )
 from headwise.evaluation.contexts import Context
 from headwise.evaluation.sparse import RECENT, SINKS, TEXT, Rival, Running, measure_cells
@@ -250,7 +250,7 @@ def _named(what: str, best: str, own: dict[str, Values]) -> str:
 def measure(bench: Bench) -> Measured:
     """All claims about choosers without training."""
     model, sizes = bench.model, effort(bench)
-    heads = copy_heads(bench)
+    heads = strongest_copy_heads(bench)
     makers = makers_for(heads)
     texts = running(model, sizes.length, sizes.contexts, sizes.steps, bench.seed)
     asked = [

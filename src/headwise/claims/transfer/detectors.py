@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import headwise as hw
-from headwise.claims.experiment import Bench
+from headwise.claims.experiment import Bench, NotTestable
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadId, HeadScores, HeadSet
 from headwise.methods.cafe.options import Evidence
@@ -19,8 +19,6 @@ from headwise.prompts.ranking_data import needle_examples
 from headwise.prompts.swaps import swap_answers
 
 SHARE = 0.06  # of all heads that are removed: 16 of 270
-PLAIN = ("copy", "semantic", "query", "evidence", "mdqa", "proxy", "gate")
-KNOWLEDGE = ("in-context", "parametric", "task", "retrieval")
 HALVES = ("a", "b")
 PASSAGES = 6
 
@@ -44,7 +42,7 @@ def count_of(shape: tuple[int, int]) -> int:
     return max(2, round(SHARE * shape[0] * shape[1]))
 
 
-def detectors(bench: Bench, names: Sequence[str]) -> dict[str, Callable[[int], Any]]:
+def detectors(bench: Bench) -> dict[str, Callable[[int], Any]]:
     """Name -> half (0 or 1) -> detector on that half of its items. Sizes are smaller for lab models and in the small version."""
     lengths = [bench.pick(512, 256)] if bench.real else [256]
     needles, texts = list(bundled_needles("detect")), needle_examples(bench.pick(64, 16), PASSAGES, bench.seed)
@@ -60,36 +58,30 @@ def detectors(bench: Bench, names: Sequence[str]) -> dict[str, Callable[[int], A
         "proxy": lambda half: hw.Proxy(length=length, samples=samples, min_accuracy=0.2, seed=2 * bench.seed + half),
         "gate": lambda half: hw.Gates(lengths=[lengths[0]], steps=steps, seed=2 * bench.seed + half),
     }
-    if set(names) & set(KNOWLEDGE):
-        halves = knowledge_halves(bench)
-        options: dict[str, Any] = {"records": bench.pick(96, 16), "min_records": bench.pick(32, 8), "followed": "top10", "seed": bench.seed}
-        kinds = {"in-context": hw.InContext, "parametric": hw.Parametric, "task": hw.Task, "retrieval": hw.Retrieval}
-        made |= {name: lambda half, kind=kind: kind(data=halves[half], **options) for name, kind in kinds.items()}  # type: ignore[misc]
-    return {name: made[name] for name in names}
+    options: dict[str, Any] = {"records": bench.pick(96, 16), "min_records": bench.pick(32, 8), "followed": "top10", "seed": bench.seed}
+    kinds = {"in-context": hw.InContext, "parametric": hw.Parametric, "task": hw.Task, "retrieval": hw.Retrieval}
+    return made | {name: lambda half, kind=kind: kind(data=nq_third(bench, half), **options) for name, kind in kinds.items()}
 
 
-def knowledge_halves(bench: Bench) -> list[list[KnowledgeRecord]]:
-    """Questions of NQ with swapped passages: two parts to find heads with; a third one is left for the test (`knowledge_test`)."""
-    return [_third(bench, 0), _third(bench, 1)]
+def nq_third(bench: Bench, part: int) -> list[KnowledgeRecord]:
+    """Questions of NQ with swapped passages: heads are found on the parts 0 and 1; part 2 is for the test.
 
-
-def knowledge_test(bench: Bench) -> list[KnowledgeRecord]:
-    """Questions of NQ that no detector sees."""
-    return _third(bench, 2)
-
-
-def _third(bench: Bench, part: int) -> list[KnowledgeRecord]:
+    Raises:
+        NotTestable: For a lab model, or without the data set.
+    """
+    if not bench.real:
+        raise NotTestable("questions of NQ are for real models")
     records = swap_answers(read_knowledge(bench.folder("nq-open-oracle") / "nq-open-oracle.jsonl.gz"))
     return [one for one in records if zlib.crc32(one.question.encode()) % 3 == part]
 
 
-def find_all(bench: Bench, names: Sequence[str]) -> tuple[dict[str, Found], dict[str, str]]:
+def find_all(bench: Bench) -> tuple[dict[str, Found], dict[str, str]]:
     """Heads by name, and why a detector found none.
 
     Each half is kept in a cell of the run as soon as it is found.
     """
-    made, found, missing = detectors(bench, names), {}, {}
-    cells = bench.cells("heads", {"detectors": list(names)})
+    made, found, missing = detectors(bench), {}, {}
+    cells = bench.cells("heads", {"detectors": list(made)})
     for number, (name, detector) in enumerate(made.items()):
         halves = []
         for half, letter in enumerate(HALVES):
@@ -97,7 +89,7 @@ def find_all(bench: Bench, names: Sequence[str]) -> tuple[dict[str, Found], dict
             key = f"{name}-{letter}"
             kept = cells.load(key)
             if kept is None:
-                arrays, why = _values(bench, detector(half))
+                arrays, why = _values(bench, detector, half)
                 cells.save(key, arrays, [{"why": why}])
                 kept = arrays, [{"why": why}]
             if kept[1][0]["why"]:
@@ -109,10 +101,10 @@ def find_all(bench: Bench, names: Sequence[str]) -> tuple[dict[str, Found], dict
     return found, missing
 
 
-def _values(bench: Bench, detector: Any) -> tuple[dict[str, np.ndarray], str]:
+def _values(bench: Bench, detector: Callable[[int], Any], half: int) -> tuple[dict[str, np.ndarray], str]:
     """Scores of one half, [layer, query head]; or why there are none."""
     try:
-        scores = hw.find(bench.model, detector)
+        scores = bench.find(detector(half))
     except HeadwiseError as why:
         return {"values": np.zeros(0)}, str(why)
     columns = bench.model.heads.shape[1]

@@ -18,10 +18,9 @@ from headwise.caches.shared import full_cache
 from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.claims.intervals import interval
-from headwise.claims.transfer import detectors as named
-from headwise.claims.transfer import tasks as asked
-from headwise.claims.transfer.detectors import Found
-from headwise.claims.transfer.tasks import OWN, Item
+from headwise.claims.transfer.declared import NAMES, OWN
+from headwise.claims.transfer.detectors import Found, find_all
+from headwise.claims.transfer.tasks import Item, tasks
 from headwise.evaluation.variants import random_sets
 from headwise.heads.types import HeadSet
 from headwise.runtime.knock_outs import variant_logprobs
@@ -119,16 +118,16 @@ def overlaps(found: Mapping[str, Found]) -> dict[str, dict[str, float]]:
     }  # fmt: skip
 
 
-def transfer(bench: Bench, family: str, names: Sequence[str], task_names: Sequence[str]) -> Measured:
+def measure(bench: Bench) -> Measured:
     """Find, remove, and compare."""
-    found, missing = named.find_all(bench, names)
+    found, missing = find_all(bench)
     if not found:
         raise NotTestable("no detector finds heads: " + "; ".join(f"{name}: {why}" for name, why in missing.items()))
     labels, sets = sets_of(found, bench.seed)
-    items = asked.tasks(bench, task_names)
+    items = tasks(bench)
     matrices = {name: removed(bench, name, each, labels, sets) for name, each in items.items() if not isinstance(each, str)}
     missing |= {f"task {name}": each for name, each in items.items() if isinstance(each, str)}
-    findings = {f"{family}.{key}": one for key, one in claims(found, missing, matrices, names).items()}
+    findings = {f"transfer.{key}": one for key, one in claims(found, missing, matrices, NAMES).items()}
     return Measured(findings, details(found, missing, matrices))
 
 
@@ -225,13 +224,3 @@ def details(found: Mapping[str, Found], missing: Mapping[str, str], matrices: Ma
         "overlap": overlaps(found),
         "by_chance": {name: round(len(one.whole) / int((~np.isnan(one.scores.values)).sum()), 4) for name, one in found.items()},
     }
-
-
-def plain(bench: Bench) -> Measured:
-    """Detectors and tasks that need no data set."""
-    return transfer(bench, "transfer", named.PLAIN, asked.PLAIN)
-
-
-def knowledge(bench: Bench) -> Measured:
-    """All detectors and tasks, those of the Atlas included."""
-    return transfer(bench, "transfer-all", (*named.PLAIN, *named.KNOWLEDGE), (*asked.PLAIN, *asked.KNOWLEDGE))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headwise.claims.experiment import Bench
-from headwise.claims.transfer.detectors import PASSAGES, knowledge_test
+from headwise.claims.transfer.detectors import PASSAGES, nq_third
 from headwise.evaluation.tasks import key_value_contexts
 from headwise.heads.errors import HeadwiseError
 from headwise.prompts.encoder import PieceEncoder
@@ -20,13 +20,7 @@ from headwise.prompts.ranking_data import needle_examples
 from headwise.runtime.needle_runs import needle_task
 from headwise.train.examples import prepared
 
-PLAIN = ("needle", "paraphrased", "passages", "lookup", "induction", "text")
-KNOWLEDGE = ("swapped", "memory")
 WORDING = "instructed"  # heads are found with another one
-OWN = {  # detector -> the task on which its heads are named by its paper
-    "copy": "needle", "semantic": "needle", "query": "passages", "evidence": "passages", "mdqa": "passages", "proxy": "lookup", "gate": "lookup",
-    "in-context": "swapped", "retrieval": "swapped", "task": "swapped", "parametric": "memory",
-}  # fmt: skip
 
 
 class Item(NamedTuple):
@@ -43,7 +37,7 @@ class Item(NamedTuple):
     answer: tuple[int, ...]
 
 
-def tasks(bench: Bench, names: Sequence[str]) -> dict[str, list[Item] | str]:
+def tasks(bench: Bench) -> dict[str, list[Item] | str]:
     """Name -> items, or why the model cannot be asked.
 
     Needles are those of the test half, whose wordings differ from those that heads were found with.
@@ -54,9 +48,9 @@ def tasks(bench: Bench, names: Sequence[str]) -> dict[str, list[Item] | str]:
         "passages": passages, "lookup": lookups, "induction": repeats, "text": plain_text, "swapped": swapped, "memory": memory,
     }  # fmt: skip
     found: dict[str, list[Item] | str] = {}
-    for name in names:
+    for name, make in made.items():
         try:
-            found[name] = fitting(bench, made[name](bench))
+            found[name] = fitting(bench, make(bench))
         except HeadwiseError as why:
             found[name] = str(why)
     return found
@@ -121,13 +115,13 @@ def plain_text(bench: Bench) -> list[Item]:
 def swapped(bench: Bench) -> list[Item]:
     """NQ behind passages that say another answer; the answer is that of the passage."""
     composer = KnowledgeComposer(PieceEncoder(bench.model.tokenizer), WORDING)
-    return _asked(composer.opened(one, swapped=True) for one in knowledge_test(bench)[: bench.pick(48, 8)])
+    return _asked(composer.opened(one, swapped=True) for one in nq_third(bench, 2)[: bench.pick(48, 8)])
 
 
 def memory(bench: Bench) -> list[Item]:
     """NQ without a passage; the answer is the true one."""
     composer = KnowledgeComposer(PieceEncoder(bench.model.tokenizer), WORDING)
-    return _asked(composer.closed(one) for one in knowledge_test(bench)[: bench.pick(96, 16)])
+    return _asked(composer.closed(one) for one in nq_third(bench, 2)[: bench.pick(96, 16)])
 
 
 def _asked(prompts: Iterable[Prompt]) -> list[Item]:

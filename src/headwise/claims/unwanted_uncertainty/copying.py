@@ -9,6 +9,7 @@ import numpy as np
 
 import headwise as hw
 from headwise.claims.claim import Finding, Number
+from headwise.claims.copy_heads import copy_heads
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.evaluation.ablation import AblationOptions, ablation_curve, describe_run
 from headwise.heads.errors import NoSuccessfulRunError
@@ -22,27 +23,13 @@ COPIES = 8
 
 
 def needle_options(bench: Bench) -> dict[str, Any]:
-    """Lengths and depths of needle prompts that detect or test copy heads; `chat` follows the model."""
+    """Lengths and depths of needle prompts of tests."""
     return {"lengths": [bench.pick(512, 256) if bench.real else 256], "depths": bench.pick(3, 1), "seed": bench.seed}
-
-
-def copy_heads(bench: Bench) -> hw.HeadScores:
-    """Copy scores, found on needles of other wordings than those of the test.
-
-    Raises:
-        NoSuccessfulRunError: The model solves no needle.
-    """
-    needles = bundled_needles("detect")
-    options = hw.Copy(**needle_options(bench), needles=bench.pick(needles, needles[:3]))
-    return hw.find(bench.model, options, directory=bench.work / "copy", report=bench.report)
 
 
 def recall(bench: Bench) -> Measured:
     """Needles of the test split with all heads, without the top copy heads, and without random ones of their layers."""
-    try:
-        scores = copy_heads(bench)
-    except NoSuccessfulRunError as why:
-        raise NotTestable(str(why)) from why
+    scores = copy_heads(bench)
     needles = bundled_needles("test")
     task = NeedleQuestions(**needle_options(bench), needles=bench.pick(needles, needles[:3])).task(bench.model)
     options = AblationOptions((COPIES,), controls=bench.pick(20, 3), seed=bench.seed)

@@ -6,13 +6,14 @@ from dataclasses import replace
 from functools import partial
 
 from headwise.claims.claim import Claim
+from headwise.claims.copy_heads import COPY_HEADS
 
 CARD = "unwanted-uncertainty"
 PARTS = (
     "heads are found on questions of the part `detect`, K and remedy chosen on `select`, judged on `test`; the three parts differ in questions "
     "and in wordings of the challenges. Right first answers are the model's own; each is paired with a wrong one put in its place"
 )
-CONTROLS = "50 layer-matched random sets of as many heads, the weakest heads, the top copy heads (found on needles of other wordings)"
+CONTROLS = f"50 layer-matched random sets of as many heads, the weakest heads, the top 8 {COPY_HEADS}"
 SETS = {
     "facts": "facts of LRE that the model answers right without a passage, chat template where the model has one, own words",
     "needles": "bundled needles in 512 tokens (lab models: 256) at 3 depths, chat template where the model has one, own words",

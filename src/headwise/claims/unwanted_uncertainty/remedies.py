@@ -9,9 +9,10 @@ import numpy as np
 
 import headwise as hw
 from headwise.claims.claim import Finding, Number
+from headwise.claims.copy_heads import copy_heads
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.claims.unwanted_uncertainty import questions
-from headwise.claims.unwanted_uncertainty.copying import COPIES, copy_heads
+from headwise.claims.unwanted_uncertainty.copying import COPIES
 from headwise.evaluation.challenged import measure_doubt
 from headwise.evaluation.remedies import REMEDIES, Trial
 from headwise.evaluation.variants import head_variants
@@ -121,7 +122,7 @@ def run(bench: Bench, name: str, asked: Mapping[str, Any]) -> Found:
     try:
         out["rates_test"] = measure_doubt(model, test, bench.cells(f"{name}-rates", {"items": sizes.items}), report).rates()
         detector = hw.Doubt(**given, items=sizes.find, knock_outs=sizes.knock_outs)
-        scores = hw.find(model, detector, directory=bench.work / f"{name}-find", report=report)
+        scores = bench.find(detector)
         out |= {"rates_detect": scores.provenance["rates"], "strongest": [str(head) for head in scores.top(min(20, len(scores.ranking()) // 2))]}
         if "misleading" in scores.tables:
             out["auc"] = area_with_interval(scores.tables["misleading"], scores.tables["knock_out"], bench.seed)
@@ -139,7 +140,7 @@ def copies_of(bench: Bench, scores: hw.HeadScores) -> hw.HeadScores | None:
     """Copy scores, where the model solves needles and has enough heads for controls."""
     try:
         return copy_heads(bench) if len(scores.ranking()) >= 2 * COPIES else None
-    except NoSuccessfulRunError:
+    except NotTestable:
         return None
 
 
