@@ -19,6 +19,7 @@ from headwise.claims.export import to_csv, to_json
 from headwise.claims.results import read_result, read_results, rows
 from headwise.claims.run import plan, run
 from headwise.heads.errors import HeadwiseError
+from headwise.prompts.needles import bundled_needles
 from headwise.stats.paired import benjamini_hochberg
 from tests.claims import made_up
 from tests.claims.made_up import ABOVE, EXPERIMENTS, TESTED
@@ -157,6 +158,50 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(small, tmp_path, monkeyp
     finished(tmp_path / "killed")  # the cell is there, so it does not stop
     for path in whole:
         assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+
+
+def test_one_failure_does_not_stop_the_other_experiments(small, tmp_path, monkeypatch):
+    def broken(bench):
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(made_up, "measured_heads", broken)
+    with pytest.raises(HeadwiseError, match=r"1 of 2 experiments failed.*lab-6m heads: ZeroDivisionError: by nothing \(see .*traceback.txt"):
+        finished(tmp_path)
+    assert "measured_heads" not in (tmp_path / "lab-6m/made.json").read_text()  # the other one is there
+    assert "in broken" in (tmp_path / "lab-6m/unfinished/heads/traceback.txt").read_text()
+    monkeypatch.undo()
+    made_up.install(monkeypatch)
+    assert [path.name for path in finished(tmp_path)] == ["heads.json"]
+    assert not (tmp_path / "lab-6m/unfinished").exists()
+
+
+def test_a_model_that_cannot_be_loaded_stops_the_run(small, tmp_path):
+    planned = plan(["lab-6m"], EXPERIMENTS, tmp_path)
+
+    def missing(name):
+        raise HeadwiseError("no such model")
+
+    with pytest.raises(HeadwiseError, match="^no such model"):
+        run(planned, tmp_path, load=missing)
+
+
+def test_experiments_share_the_heads_that_they_ask_for(tmp_path, monkeypatch):
+    model = hw.load("lab-6m")
+    needles = bundled_needles("detect")[:2]
+    first, second = (Bench("lab-6m", "lab", lambda: model, tmp_path / name, shared=tmp_path / "shared") for name in ("first", "second"))
+    options = hw.Copy(lengths=[128], depths=1, needles=needles)
+    found = first.find(options)
+
+    def again_run(*_, **__):
+        pytest.fail("a finished part was run again")
+
+    monkeypatch.setattr("headwise.methods.copy.run._run_group", again_run)
+    again = second.find(hw.Copy(lengths=[128], depths=1, needles=needles))
+    assert again.values.tobytes() == found.values.tobytes()
+    assert len(list((tmp_path / "shared").iterdir())) == 1
+    assert not (tmp_path / "second").exists()
+    alone = Bench("lab-6m", "lab", lambda: model, tmp_path / "alone")
+    assert alone.shared_cells("part", {"a": 1}).load("none") is None
 
 
 def test_results_of_another_ledger_are_marked_old_and_never_mixed(small, tmp_path, monkeypatch):

@@ -189,8 +189,8 @@ def _told(error: Exception, work: Path) -> str:
     """What went wrong; the traceback of a fault of ours is kept."""
     if isinstance(error, HeadwiseError):
         return str(error)
-    path = work.parent / f"{work.name}.traceback"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = work / "traceback.txt"
+    work.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     return f"{type(error).__name__}: {error} (see {path})"
 

@@ -120,9 +120,12 @@ def _lines(planned: Plan) -> list[str]:
 
 def _tell_plan(planned: Plan, json: bool) -> None:
     rows = [
-        {"model": model, "experiment": one.name, "claims": len(one.claims), "minutes": one.minutes.of(kind, planned.quick)}
+        {
+            "model": model, "experiment": one.name, "claims": len(one.claims), "minutes": one.minutes.of(kind, planned.quick),
+            "data": list(one.data), "needs": one.needs,
+        }
         for model, kind, one in planned.steps
-    ]
+    ]  # fmt: skip
     if json:
         o.print_json({"steps": rows, "minutes": planned.minutes, "done": len(planned.done), "without_data": dict(planned.without)})
         return

@@ -101,9 +101,9 @@ def claim_lines(row: Told) -> list[str]:
 
 def plan_table(steps: Sequence[Told]) -> Table:
     """What would be run."""
-    table = Table("model", "experiment", "claims", "minutes", box=None, header_style="bold", pad_edge=False)
+    table = Table("model", "experiment", "claims", "minutes", "needs", box=None, header_style="bold", pad_edge=False)
     for column in (2, 3):
         table.columns[column].justify = "right"
     for row in steps:
-        table.add_row(row["model"], row["experiment"], str(row["claims"]), short(row["minutes"]))
+        table.add_row(row["model"], row["experiment"], str(row["claims"]), short(row["minutes"]), Text("; ".join([*row["data"], *([row["needs"]] if row["needs"] else [])])))
     return table
