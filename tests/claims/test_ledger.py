@@ -181,7 +181,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_run(small, tmp_path):
     def missing(name):
         raise HeadwiseError("no such model")
 
-    with pytest.raises(HeadwiseError, match="^no such model"):
+    with pytest.raises(HeadwiseError, match=r"^no such model"):
         run(planned, tmp_path, load=missing)
 
 
