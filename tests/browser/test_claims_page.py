@@ -14,7 +14,7 @@ def row(key, model, verdict, effect, **more):
         "why": "missed: x > 0",
         "metric": "nDCG@10", "effect_name": "gain", "effect": effect, "low": None if effect is None else effect - 0.1,
         "high": None if effect is None else effect + 0.1, "control_name": "random", "control": 0.05, "control_low": None, "control_high": None,
-        "p": 0.01,
+        "decided_by": "gain", "decided": effect, "decided_low": None, "decided_high": None, "limit": 0.0, "p": 0.01,
         "p_corrected": 0.02, "paper": "0.7 on Llama", "rule": "gain > 0", "gate": "recall >= 0.8", "tested": True, "data": "60 questions",
         "controls": "random heads", "tries": "", "note": "", "numbers": {"gain": (effect, None, None)}, "experiment": "rank",
         "page": "methods/query-heads.md", "quick": model == "lab-6m", "old": False,

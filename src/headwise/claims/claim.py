@@ -30,6 +30,7 @@ CARDS = {  # card -> (its title, the page of the method)
     "rhio": ("RHIO", "methods/rhio.md"),
     "transfer": ("Cross-transfer (ours)", "claims.md"),
 }
+DECIDING = ("key", "metric", "rule", "gate", "tested", "data", "controls", "tries")  # fields of a claim that its verdict depends on
 RELATIONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -102,7 +103,7 @@ class Claim:
         gate: Bounds; empty: nothing is needed.
         tested: Whether the corrected p-value must be at most `LEVEL`, too.
         effect: Name of the number that is shown.
-        control: Name of the number that is shown beside it, on one scale: the same quantity for random heads, another method, ...; empty: none.
+        control: Name of the number that is shown beside it, such as the same quantity for random heads or another method; empty: none.
         paper: The paper's number, as text.
         data: Data, splits and sizes.
         controls: What stands beside the chosen heads.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
 
-from headwise.claims.claim import CARDS, Claim
+from headwise.claims.claim import CARDS, DECIDING, Claim
 from headwise.claims.experiment import COSTS, Experiment
 from headwise.heads.errors import HeadwiseError
 
@@ -73,8 +73,11 @@ def check_card(card: str) -> None:
 
 
 def digest(one: Experiment) -> str:
-    """Names the version of an experiment's declarations: a result of another version was judged by other rules, or measured another thing."""
-    text = json.dumps([claim.to_json() for claim in one.claims], sort_keys=True)
+    """Names the version of what decides an experiment's verdicts (see `claim.DECIDING`).
+
+    A result of another version was judged by other rules, or measured another thing. A sentence that is only worded better changes nothing.
+    """
+    text = json.dumps([[claim.to_json()[name] for name in DECIDING] for claim in one.claims])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

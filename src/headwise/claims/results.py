@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.claims import ledger
-from headwise.claims.claim import CARDS, Claim, Finding, Number, Verdict, judge
+from headwise.claims.claim import CARDS, Bound, Claim, Finding, Number, Verdict, judge
 from headwise.claims.experiment import Experiment
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.files import read_json
@@ -157,14 +157,17 @@ class Row:
         return None if self.finding is None or not name else self.finding.numbers.get(name)
 
     def to_json(self) -> dict[str, Any]:
-        """Flat plain data."""
+        """Flat plain data; `decided_by`: the number that the first bound of the rule compares with its `limit`."""
         effect, low, high = _ends(self.number(self.claim.effect))
         control, control_low, control_high = _ends(self.number(self.claim.control))
+        first = Bound.read(self.claim.rule[0])
+        decided, decided_low, decided_high = _ends(self.number(first.name))
         return {
             "model": self.model, "claim": self.claim.key, "card": self.claim.card, "place": self.claim.place, "sentence": self.claim.sentence,
             "verdict": self.told, "why": self.verdict.why if self.verdict else "", "metric": self.claim.metric,
             "effect_name": self.claim.effect, "effect": effect, "low": low, "high": high,
             "control_name": self.claim.control, "control": control, "control_low": control_low, "control_high": control_high,
+            "decided_by": first.name, "decided": decided, "decided_low": decided_low, "decided_high": decided_high, "limit": first.limit,
             "p": None if self.finding is None else self.finding.p,
             "p_corrected": self.verdict.p_corrected if self.verdict else None,
             "paper": self.claim.paper, "rule": "; ".join(self.claim.rule), "gate": "; ".join(self.claim.gate), "tested": self.claim.tested,

@@ -23,7 +23,7 @@ COLUMNS = (  # heading, key that the column is sorted by
     ("Claim", "claim"), ("Model", "model"), ("Verdict", "verdict"), ("Effect (95 % CI)", "effect"), ("Control", "control"),
     ("p corrected", "p"), ("Paper", None),
 )  # fmt: skip
-DRAWN = "Dot and line: effect with its 95 % interval; diamond: control; thin line: 0. Every row has a scale of its own."
+DRAWN = "Dot and line: effect with its 95 % interval; red bar: limit of the rule; thin line: 0. Every row has a scale of its own."
 RULE = (
     "A claim is not testable if the unablated model cannot do the task (its gate). Otherwise it held if every bound of its rule is met and, where it "
     "is tested, p is at most 0.05 after Benjamini and Hochberg's correction over the testable claims of its family. Rules, gates and data were "
@@ -137,13 +137,15 @@ def _table(rows: Sequence[Told], docs: str | None) -> Html:
 
 
 def _row(row: Told, docs: str | None) -> Html:
-    control = with_interval(row["control"], row["control_low"], row["control_high"]) if row["control_name"] else "–"
+    control: Sequence[str | Html] = ("–",)
+    if row["control_name"]:
+        control = named(row["control_name"]), with_interval(row["control"], row["control_low"], row["control_high"])
     cells = [
         tag("td", tag("strong", row["sentence"]), _about(row, docs)),
         tag("td", row["model"], data_name="Model", class_="model"),
         tag("td", pill(row), data_name="Verdict"),
-        tag("td", interval(row), tag("div", with_interval(row["effect"], row["low"], row["high"])), data_name="Effect", class_="effect"),
-        tag("td", control, data_name="Control", class_="number"),
+        tag("td", *_effect(row), data_name="Effect", class_="effect"),
+        tag("td", *control, data_name="Control", class_="number"),
         tag("td", p_text(row["p_corrected"]), data_name="p corrected", class_="number"),
         tag("td", row["paper"] or "–", data_name="Paper"),
     ]
@@ -155,6 +157,20 @@ def _row(row: Told, docs: str | None) -> Html:
         **{f"data_{name}": value for name, value in values.items()},
         **{f"data_{name}": "" if value is None else repr(value) for name, value in numbers.items()},
     )
+
+
+def named(name: str) -> Html:
+    """The name of a number, in small letters above it."""
+    return tag("div", name.replace("_", " "), class_="soft")
+
+
+def _effect(row: Told) -> list[str | Html]:
+    """What is shown, its drawing, and the number that decides where that is another one."""
+    shown: list[str | Html] = [named(row["effect_name"]), interval(row), tag("div", with_interval(row["effect"], row["low"], row["high"]))]
+    if row["decided_by"] != row["effect_name"] and row["decided"] is not None:
+        told = with_interval(row["decided"], row["decided_low"], row["decided_high"])
+        shown.append(tag("div", f"{row['decided_by'].replace('_', ' ')} {told}", class_="soft"))
+    return shown
 
 
 def _about(row: Told, docs: str | None) -> Html:
@@ -185,13 +201,12 @@ def _address(docs: str, source: str) -> str:
 
 
 def interval(row: Told) -> Html:
-    """Effect with its interval (a dot on a line), the control (a diamond) and 0 (a grey line), drawn on a scale of their own."""
-    effect, low, high, control = row["effect"], row["low"], row["high"], row["control"]
+    """Effect with its interval (a dot on a line), the limit of the rule (an upright bar) and 0 (a grey line), drawn on a scale of their own."""
+    effect, low, high = row["effect"], row["low"], row["high"]
     if effect is None:
         return Html()
-    ends = [value for value in (effect, low, high, 0.0) if value is not None]
-    if row["control_name"] and control is not None:
-        ends.append(control)
+    limit = row["limit"] if row["decided_by"] == row["effect_name"] else None
+    ends = [value for value in (effect, low, high, 0.0, limit) if value is not None]
     least, most = min(ends), max(ends)
     span = max(most - least, SHORTEST)
 
@@ -202,10 +217,10 @@ def interval(row: Told) -> Html:
     parts = [_line(place(0.0), 3, place(0.0), HEIGHT - 3, "zero")]
     if low is not None and high is not None:
         parts.append(_line(place(low), middle, place(high), middle, "range"))
-    if row["control_name"] and control is not None:
-        parts.append(tag("rect", x=-4, y=-4, width=8, height=8, transform=f"translate({place(control)} {middle}) rotate(45)", class_="control"))
+    if limit:
+        parts.append(_line(place(limit), 3, place(limit), HEIGHT - 3, "limit"))
     parts.append(tag("circle", cx=place(effect), cy=middle, r=4.5, class_="dot"))
-    label = f"{row['effect_name']} {short(effect)}" + (f", {row['control_name']} {short(control)}" if row["control_name"] else "")
+    label = f"{row['effect_name']} {short(effect)}" + (f", limit {short(limit)}" if limit else "")
     return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", width=WIDTH, height=HEIGHT, class_="interval", role="img", aria_label=label)
 
 

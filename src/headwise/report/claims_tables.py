@@ -105,5 +105,6 @@ def plan_table(steps: Sequence[Told]) -> Table:
     for column in (2, 3):
         table.columns[column].justify = "right"
     for row in steps:
-        table.add_row(row["model"], row["experiment"], str(row["claims"]), short(row["minutes"]), Text("; ".join([*row["data"], *([row["needs"]] if row["needs"] else [])])))
+        needs = "; ".join(filter(None, (*row["data"], row["needs"])))
+        table.add_row(row["model"], row["experiment"], str(row["claims"]), short(row["minutes"]), Text(needs))
     return table

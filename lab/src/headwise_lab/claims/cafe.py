@@ -36,7 +36,7 @@ _DATA = (
     "micro-world: 48 questions of one hop and 48 of two over 8 passages; four coarse and two fine heads, one vote each, found on as many questions "
     "of the selection split"
 )
-_claim = partial(Claim, card="cafe", data=_DATA, control="control")
+_claim = partial(Claim, card="cafe", data=_DATA, effect="chosen", control="control")
 _METRIC = "share of the gold passages that are kept, difference paired by question"
 
 

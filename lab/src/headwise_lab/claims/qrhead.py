@@ -42,11 +42,11 @@ _claim = partial(Claim, card="qrhead", gate=_GATE, data=_DATA)
 CLAIMS = (
     _claim(
         f"{FAMILY}.few_above_all", place="1", sentence="the four best query heads rank better than all heads together", metric=_METRIC,
-        rule=("difference >= 0.1",), tested=True, control="control",
+        rule=("difference >= 0.1",), tested=True, effect="chosen", control="control",
     ),
     _claim(
         f"{FAMILY}.few_above_random", place="1", sentence="the four best query heads rank far better than four random heads", metric=_METRIC,
-        rule=("difference >= 0.4",), tested=True, control="control", controls="the mean of 50 random sets of four heads",
+        rule=("difference >= 0.4",), tested=True, effect="chosen", control="control", controls="the mean of 50 random sets of four heads",
     ),
     _claim(
         f"{FAMILY}.calibration_evens_places", place="3", gate=(), sentence="calibration makes the score of a passage depend less on its place",
@@ -87,7 +87,7 @@ CLAIMS = (
         paper="its two released lists share 3 of 16 heads (Llama-3.1-8B)",
     ),
     _claim(
-        f"{FAMILY}.query_span", place="8", rule=("difference >= 0",), control="control",
+        f"{FAMILY}.query_span", place="8", rule=("difference >= 0",), effect="chosen", control="control",
         sentence="with long queries the rows of the query alone rank at least as well as all rows behind the passages",
         metric="recall@1 of queries with 26 words in front, rows of the query minus all rows, each with heads found by it, paired by query. "
         f"{_BEYOND}",

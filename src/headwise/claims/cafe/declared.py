@@ -56,7 +56,7 @@ def answers(family: str, data: dict[str, str], gate: tuple[str, ...] = GATE) -> 
     """
     return tuple(
         Claim(
-            f"{family}.{name}.{held}", "cafe", place, told, _RIGHT, ("difference > 0",), gate, tested=True, control="control",
+            f"{family}.{name}.{held}", "cafe", place, told, _RIGHT, ("difference > 0",), gate, tested=True, effect="chosen", control="control",
             paper=paper if held == "hotpotqa" else "", data=text, controls="one layer-matched draw per question" if "random" in name else "",
         )
         for held, text in data.items() for name, (place, told, paper) in _ANSWERS.items()
@@ -72,7 +72,7 @@ def recall(family: str, sets: dict[str, str], tries: str = "") -> tuple[Claim, .
         tries: What was tried before.
     """
     metric = "share of the gold passages that are kept, difference paired by question"
-    claim = partial(Claim, card="cafe", metric=metric, control="control", tries=tries)
+    claim = partial(Claim, card="cafe", metric=metric, effect="chosen", control="control", tries=tries)
     others = (
         ("all", "as many passages by all heads' shares", "difference >= 0.1"),
         ("random", "the union of random heads' votes", "difference > 0"),

@@ -90,7 +90,8 @@ EXACT = (
     ),
     _exact(
         "mudaf.exact.mass", place="7 (notes)", sentence="the loss with pool lse is InfoNCE on the attention masses of the passages",
-        metric="largest difference of the loss of a question from that of measured attention masses, in nats",
+        metric="largest difference of the loss of a question from that of measured attention masses, in nats, over questions and heads none of whose "
+        "masses is rounded to 0; compared: their share", gate=("compared >= 0.5",),
         rule=("largest_difference <= 0.001",), control="loss",
     ),
     _exact(

@@ -100,7 +100,7 @@ def per_head(model: Model, example: TrainExample, heads: HeadSet) -> Finding:
 @torch.no_grad()
 def mass(model: Model, examples: list[TrainExample], heads: HeadSet) -> Finding:
     """The loss of every question and head, beside InfoNCE of what the head attends to in the last row of the prompt."""
-    worst, losses = 0.0, []
+    worst, losses, compared = 0.0, [], 0
     for one in examples:
         ids = torch.tensor([one.ids[: one.answer]])
         weights: dict[HeadId, Tensor] = {}
@@ -117,8 +117,10 @@ def mass(model: Model, examples: list[TrainExample], heads: HeadSet) -> Finding:
                 masses = torch.stack([weights[head][span.start : span.stop].sum() for span in one.passages])
                 wanted = float(info_nce(masses.log(), one.gold).mean())
                 losses.append(float(MudafLoss([head], pool="lse")(seen, [marked(one)]).loss))
-                worst = max(worst, abs(losses[-1] - wanted))
-    return Finding({"largest_difference": worst, "loss": round(sum(losses) / len(losses), 4)})
+                if bool((masses > 0).all()):  # a sharp head's softmax rounds far passages to 0, whose logarithm says nothing
+                    compared += 1
+                    worst = max(worst, abs(losses[-1] - wanted))
+    return Finding({"largest_difference": worst, "loss": round(sum(losses) / len(losses), 4), "compared": round(compared / len(losses), 4)})
 
 
 def layers(model: Model, example: TrainExample, heads: HeadSet) -> Finding:

@@ -60,7 +60,7 @@ def both(name: str, data: str, measure: str, start: str, several: bool = False) 
         f" Gate: {measure} of `start`, pairs that are left, and by how much references are better supported than unfaithful answers"
         f"{' (the worst model counts)' if several else ''}"
     )
-    above, shown = ("difference > 0",), {"control": "control"}
+    above, shown = ("difference > 0",), {"effect": "chosen", "control": "control"}
     return (
         claim("tokens", "3", "the control tokens decide whether answers are faithful", f"{measure} behind [POS] minus behind [NEG].{gated}",
               ("difference >= 0.3",), gate, **shown),
@@ -88,13 +88,13 @@ TRAINED = (
     *both("smollm2", REAL, "correction", _START),
     _real("heads_away", "1", "without its retrieval heads the model answers less from the passage than without random heads",
           "share of training questions answered right without random heads minus without retrieval heads. Gate: correction of `start`",
-          ("difference > 0",), (_START,), control="control"),
+          ("difference > 0",), (_START,), effect="chosen", control="control"),
     _real("closed", "4 (related code)", "contrast with the question alone (CAD) helps",
           "correction of plain fine-tuning at alpha 0.5 minus greedy. Gate: correction of `start`",
-          ("difference > 0",), (_START,), control="control"),
+          ("difference > 0",), (_START,), effect="chosen", control="control"),
     _real("resistance", "ours", "who trusts passages more resists wrong ones less",
           "resistance of plain fine-tuning minus that of RHIO at alpha 0.2. Gate: known questions, share of them resisted after plain fine-tuning, "
-          "pairs that are left with their gap", ("difference > 0",), ("known >= 20", "resisted >= 0.2", *PAIRS), control="control"),
+          "pairs that are left with their gap", ("difference > 0",), ("known >= 20", "resisted >= 0.2", *PAIRS), effect="chosen", control="control"),
 )  # fmt: skip
 
 _reader = partial(

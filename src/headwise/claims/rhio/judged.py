@@ -115,7 +115,8 @@ def compared(more: Values, less: Values, gate: Mapping[str, Number], name: str =
     """[model, question] values: their difference with its interval and p, and the share of models with its sign."""
     change = more - less
     each = np.sign(change.mean(axis=1))
-    numbers: dict[str, Number] = {name: interval(change), "control": interval(less), "same_sign": float((each == np.sign(change.mean())).mean())}
+    same = float((each == np.sign(change.mean())).mean())
+    numbers: dict[str, Number] = {name: interval(change), "chosen": interval(more), "control": interval(less), "same_sign": same}
     return Finding(numbers | dict(gate), sign_flip_test(change.mean(axis=0)))
 
 

@@ -42,7 +42,8 @@ def worth(cells: Cells, budget: int) -> Finding:
         own = cells.difference(TEXT, "distilled", "previous_query", budget, "mass_heads")
     except MissingError:
         return Finding.none("the model answers no detection needle, so it has no copy heads")
-    numbers = {"mass": every.numbers["difference"], "mass_heads": own.numbers["difference"], "control": every.numbers["control"]}
+    shown = {name: every.numbers[name] for name in ("chosen", "control")}
+    numbers = {"mass": every.numbers["difference"], "mass_heads": own.numbers["difference"], **shown}
     return Finding(numbers, max(every.p or 1.0, own.p or 1.0))
 
 

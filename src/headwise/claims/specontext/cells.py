@@ -60,13 +60,13 @@ class Cells:
         """A paired difference between two choosers, with its test; the gate's `full_score` where the task has scores."""
         gate: dict[str, Number] = {"full_score": interval(self.full(task))} if name == "score" else {}
         try:
-            beside = self.values(task, other, budget, name)
-            change = self.values(task, one, budget, name) - beside
+            chosen, beside = (self.values(task, who, budget, name) for who in (one, other))
         except MissingError:
             if name == "score" and (task, one, budget) not in self._own:
                 return Finding.none(f"the full model scores {gate['full_score'][0]:.2f} on {task}, so no chooser was run")  # type: ignore[index]
             raise
-        return Finding({"difference": interval(change), "control": interval(beside)} | gate, sign_flip_test(change))
+        numbers = {"difference": interval(chosen - beside), "chosen": interval(chosen), "control": interval(beside)}
+        return Finding(numbers | gate, sign_flip_test(chosen - beside))
 
     def table(self) -> list[Row]:
         """Means over contexts, one row per task, chooser and budget."""

@@ -87,13 +87,13 @@ DECODE = (
         "specontext.mean_misses_needles", place="ours",
         sentence="at equal budget the heads that retrieve answer needles where recency does not",
         metric="share of needles answered, at the smaller budget: retrieval_heads minus streaming, paired by context; control: streaming",
-        gate=(_FULL,), rule=_BEATEN, tested=True, control="control", data=_ANSWERS,
+        gate=(_FULL,), rule=_BEATEN, tested=True, effect="chosen", control="control", data=_ANSWERS,
     ),
     _decode(
         "specontext.retrieval_mass", place="ours",
         sentence="choosing by the retrieval heads' last step keeps more of their own mass than refreshing the mean of all heads does",
         metric="attention mass at the retrieval heads (share), at the smaller budget: retrieval_heads minus refresh_every, paired by context; "
-        "control: refresh_every", rule=_BEATEN, tested=True, control="control", data=_TEXT,
+        "control: refresh_every", rule=_BEATEN, tested=True, effect="chosen", control="control", data=_TEXT,
     ),
     _decode(
         "specontext.text_as_full", place="headline", paper="LongBench as full attention from a budget of 1,024 on (plot)",
@@ -154,7 +154,7 @@ _LAB_TEXT = (
 )
 _LAB_NEEDLES = "8 needle contexts of 1,024 tokens (models with fewer positions: 512), budget 64; trained as for text"
 _distilled = partial(_specontext, tries="one look at two contexts of lab-6m with 300 steps")
-_tested = partial(_distilled, rule=_BEATEN, tested=True, control="control")
+_tested = partial(_distilled, rule=_BEATEN, tested=True, effect="chosen", control="control")
 
 DISTILLED = (
     _tested(
@@ -211,7 +211,7 @@ DISTILLED = (
 _BOOKS = "500 steps of 1,024 tokens over 30 other books, copy heads' attention counts half; test: "
 TRAINED = (
     _specontext(
-        "distilled.worth_its_weights", place="ours", rule=("mass > 0", "mass_heads > 0"), tested=True, control="control",
+        "distilled.worth_its_weights", place="ours", rule=("mass > 0", "mass_heads > 0"), tested=True, effect="chosen", control="control",
         sentence="a distilled chooser keeps more than the rule that asks with the query of the step before, at the same number of positions read",
         metric="attention mass (share) over all heads, and at the copy heads, at 128 of 2,048: distilled minus previous_query, paired by context; "
         "the larger p of both; control: mass of previous_query over all heads",
@@ -219,7 +219,7 @@ TRAINED = (
         controls=_RIVALS,
     ),
     _specontext(
-        "distilled.needles", place="ours", gate=(_FULL,), rule=_BEATEN, tested=True, control="control",
+        "distilled.needles", place="ours", gate=(_FULL,), rule=_BEATEN, tested=True, effect="chosen", control="control",
         sentence="a distilled chooser answers needles where recency does not",
         metric="share of needles answered at 128 of 2,048: distilled minus streaming, paired by context; control: streaming",
         data=_BOOKS + "8 needle contexts of 2,048 tokens (models with fewer positions: as for text)", controls=_RIVALS,

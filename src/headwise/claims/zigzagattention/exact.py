@@ -72,7 +72,10 @@ def measure(bench: Bench) -> Measured:
         "exact_chunked": apart(chunked(model, ids, CHUNK), chunked(model, ids, None)),
     }
     loses = furthest(both(pattern, layers, 2, 4))  # the measure can tell
-    findings = {f"zigzag.{name}": Finding({"difference": value, "rounding": rounding}) for name, value in found.items()}
+    findings = {
+        f"zigzag.{name}": Finding({"difference": value, "rounding": rounding, "over_rounding": round(value / max(rounding, 1e-12), 2)})
+        for name, value in found.items()
+    }
     return Measured(findings, {"windows of 2 and 4 tokens": loses})
 
 
