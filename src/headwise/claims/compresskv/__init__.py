@@ -36,11 +36,11 @@ EXPERIMENTS = (
     ),
     Experiment(
         "cache-needles", "Needles under every cache method and budget", NEEDLES, f"{_HERE}.tables:measure_needles",
-        Minutes(lab=3, real=150, quick_lab=0.5, quick_real=4),
+        Minutes(lab=3, real=60, quick_lab=0.5, quick_real=4),
     ),
     Experiment(
         "cache-tables", "Tables of random keys under every cache method", TABLES, f"{_HERE}.tables:measure_tables",
-        Minutes(lab=3, real=150, quick_lab=0.5, quick_real=4),
+        Minutes(lab=3, real=60, quick_lab=0.5, quick_real=4),
     ),
     Experiment(
         "cache-uuid-tables", "Tables of UUIDs under every cache method", UUID_TABLES, f"{_HERE}.tables:measure_uuid_tables",

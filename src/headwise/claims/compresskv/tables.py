@@ -29,8 +29,7 @@ from headwise.prompts.questions import OwnQuestion
 from headwise.stats.paired import benjamini_hochberg
 
 TASKS = {"needle": needle_contexts, "key_value": key_value_contexts, "extraction": extraction_contexts}
-BUDGETS = (0.03, 0.05, 0.1, 0.2, 0.5)
-SMALL = (0.03, 0.05, 0.1)
+SMALL = (0.03, 0.05, 0.1)  # budgets at which needles are compared
 LOOKUPS = 0.2  # budget at which tables and look-ups are compared
 BASELINES = ("streamingllm", "snapkv", "pyramidkv", "adakv")
 BUDGETED = (*BASELINES, "random", "headkv", "compresskv")  # equal budgets; HeadKV's released form holds more
@@ -122,8 +121,7 @@ def measure_needles(bench: Bench) -> Measured:
     """Needles: CompressKV against its baselines, survival, the question outside, HeadKV at small budgets."""
     runs, length = Runs(bench), lengths(bench)["normal"]
     heads = semantic_heads(runs)
-    budgets = bench.pick(BUDGETS, SMALL)
-    tables = Tables(rows_of(runs, "needle", length, bench.pick(4, 1), lambda draw: candidates(heads, budgets, draw)))
+    tables = Tables(rows_of(runs, "needle", length, bench.pick(4, 1), lambda draw: candidates(heads, SMALL, draw)))
     findings = {f"cache.{name}": Finding(numbers, p) for name, (numbers, p) in needle_findings(tables, length).items()}
     return Measured(findings, {"table": tables.rows(), "heads": [str(head) for head in heads.ranking()[:16]]})
 
@@ -182,8 +180,7 @@ def _table_claim(bench: Bench, task: str, key: str, count: int) -> Measured:
     if full[0] < LEAST["table"]:
         return Measured({key: Finding({"full": full, "difference": NAN}, 1.0)}, {"table": gate.rows()})
     heads = semantic_heads(runs)
-    budgets = bench.pick(BUDGETS, (LOOKUPS,))
-    tables = Tables(rows_of(runs, task, length, count, lambda draw: candidates(heads, budgets, draw)))
+    tables = Tables(rows_of(runs, task, length, count, lambda draw: candidates(heads, (LOOKUPS,), draw)))
     whole = tables.values(task, length, "inside", "full", None)
     worst = largest([compared(tables.values(task, length, "inside", method, LOOKUPS), whole) for method in TABLE_METHODS])
     return Measured({key: Finding({"full": full, "difference": worst.ends}, worst.p)}, {"table": tables.rows()})

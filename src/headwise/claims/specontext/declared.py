@@ -150,7 +150,7 @@ SPEED = (
 
 _LAB_TEXT = (
     "48 teacher-forced steps of running text behind 1,024 tokens (models with fewer positions: 512), 8 contexts, from the twentieth of the text "
-    "that was not trained on, budget 64; 300 steps of training over 2 texts of 512 tokens each"
+    "that was not trained on, budget 64; 300 steps of training (real models: 100) over 2 texts of 512 tokens each"
 )
 _LAB_NEEDLES = "8 needle contexts of 1,024 tokens (models with fewer positions: 512), budget 64; trained as for text"
 _distilled = partial(_specontext, tries="one look at two contexts of lab-6m with 300 steps")
