@@ -60,6 +60,8 @@ def test_it_sorts_and_what_is_missing_stays_at_the_end(visit, page):
 
 def test_it_filters_by_card_model_verdict_and_words(visit, page):
     shown = visit(page, 1280)
+    assert len(visible(shown)) == 5  # what was not measured is hidden at first
+    shown.locator(".toggle", has_text="not measured").click()
     assert len(visible(shown)) == 6
     shown.select_option("[data-filter=card]", "cafe")
     assert visible(shown) == ["a.two lab-6m", "b.three lab-6m"]

@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -212,6 +213,16 @@ def test_results_of_another_ledger_are_marked_old_and_never_mixed(small, tmp_pat
     assert [row.told for row in shown] == ["old", "old", "old", HELD, ""]
     with pytest.raises(HeadwiseError, match="another version of the ledger"):
         plan(["lab-6m"], EXPERIMENTS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [({"sentence": "better words"}, True), ({"paper": "0.8"}, True), ({"rule": ("share >= 0.4", "gain.low > 0")}, False), ({"data": "more"}, False)],
+)
+def test_a_result_stays_when_only_its_words_change(change, same):
+    one = EXPERIMENTS[0]
+    other = replace(one, claims=(replace(ABOVE, **change), *one.claims[1:]))
+    assert (ledger.digest(other) == ledger.digest(one)) is same
 
 
 @pytest.mark.parametrize(

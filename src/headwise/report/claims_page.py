@@ -111,8 +111,11 @@ def _filters(rows: Sequence[Told], models: Sequence[str]) -> Html:
         options = [tag("option", f"all {label}", value=""), *(tag("option", value, value=value) for value in values)]
         return tag("select", *options, data_filter=name, aria_label=label)
 
+    def pressed(word: str) -> str:  # what was not measured is shown on demand, unless there is nothing else
+        return "true" if word or not any(row["verdict"] for row in rows) else "false"
+
     verdicts = [
-        tag("button", MARKS[word], " ", WORDS.get(word, word), type="button", data_verdict=word, aria_pressed="true", class_="toggle")
+        tag("button", MARKS[word], " ", WORDS.get(word, word), type="button", data_verdict=word, aria_pressed=pressed(word), class_="toggle")
         for word in FILTERS if any(row["verdict"] == word for row in rows)
     ]  # fmt: skip
     search = tag("input", type="search", placeholder="words of a claim", data_filter="words", aria_label="words of a claim")
