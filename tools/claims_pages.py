@@ -3,8 +3,8 @@
 python tools/claims_pages.py            # fills every block between <!-- claims: WHAT --> and <!-- end claims -->
 python tools/claims_pages.py --check    # status 1 if a page differs
 
-WHAT is `summary` (cards by verdicts), `models` (what was measured on), `card NAME` (a row per claim), `family NAME` (the claims of a family),
-`missing` (what cannot be tested, and what that would need) or `transfer MODEL` (the matrix of detectors and tasks).
+WHAT is `summary` (cards by verdicts), `headlines` (a few claims of every card), `models` (what was measured on), `card NAME` (a row per claim),
+`family NAME` (the claims of a family), `missing` (what cannot be tested, and what that would need) or `transfer MODEL` (the matrix of detectors and tasks).
 """
 
 from __future__ import annotations
@@ -21,6 +21,20 @@ from headwise.report.claims_tables import p_text, with_interval
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- claims: ([a-z]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end claims -->)", re.DOTALL)
+HEADLINES = (
+    "heads.sparse", "heads.causal.recall", "heads.causal.layer", "heads.reasoning.written", "heads-models.other_seed",
+    "rank.selected_above_all.hotpotqa", "rank.selected_above_copy.hotpotqa", "query-world.few_above_random",
+    "cafe.recall_above_all.hotpotqa", "cafe.stage1_above_direct.hotpotqa", "cafe-world.recall_above_all.both",
+    "compresskv.semantic_above_random", "compresskv.semantic_at_least_groups", "cache.compresskv_first",
+    "zigzag.top_gates_suffice", "zigzag.random_patterns_fail", "zigzag.exclusivity_costs",
+    "influence-separation.same", "influence-separation.above_loss",
+    "atlas.in_context_needed.facts", "atlas.in_context_needed.world", "atlas.two_groups.facts", "steer.task_vectors", "patch.half.last",
+    "trace.top1_passage.nq", "trace.top1_passage.world",
+    "specontext.mean_misses_needles", "specontext.text_as_full", "distilled.worth_its_weights",
+    "doubt.facts.flips", "doubt.facts.above_random", "doubt.lab.above_random", "doubt.needles.recall_needs_retrieval",
+    "mudaf.smollm2.focus", "mudaf.lab.focus", "rhio.smollm2.whole", "rhio.smollm2.heads_away", "rhio.lab.whole", "reader.smollm2.above_random",
+    "transfer.one_kind", "transfer.cross.semantic.copy", "transfer.cross.query.copy", "transfer.cross.in-context.copy",
+)  # fmt: skip
 MARKS = {"held": "held", "not held": "**not held**", "not testable": "not testable", "old": "old", "": "–"}
 
 
@@ -38,6 +52,7 @@ def filled(text: str, results: Sequence[Result], at_root: bool = False) -> str:
         what, name = match[2], match[3] or ""
         bodies = {
             "summary": lambda: summary(shown, "docs/" if at_root else ""),
+            "headlines": lambda: headlines(shown, "docs/" if at_root else ""),
             "models": lambda: models(results),
             "card": lambda: table([row for row in shown if row.claim.card == name]),
             "family": lambda: table([row for row in shown if row.claim.family == name]),
@@ -70,6 +85,19 @@ def summary(shown: Sequence[Row], base: str) -> str:
     head = ["card", "claims", *(f"`{name}`" for name in names)]
     told = "Held / not held / not testable / not measured.\n\n" if names else ""
     return told + markdown(head, [*body, whole])
+
+
+def headlines(shown: Sequence[Row], base: str) -> str:
+    """The claims of `HEADLINES` that were judged, card by card."""
+    told = [row for row in shown if row.claim.key in HEADLINES and row.told in ("held", "not held")]
+    names, body = model_names(told), []
+    for key in HEADLINES:
+        own = {row.model: row for row in shown if row.claim.key == key and row.verdict}
+        if any(row in told for row in own.values()):
+            claim = claims()[key]
+            title, page = CARDS[claim.card]
+            body.append([f"[{title}]({base}{page})", f"{claim.sentence} (`{key}`)", *(found(own[name]) if name in own else "" for name in names)])
+    return markdown(["card", "claim", *(f"`{name}`" for name in names)], body) if body else "Nothing was measured yet."
 
 
 def counted(own: Sequence[Row]) -> str:
@@ -121,9 +149,16 @@ def found(row: Row) -> str:
     if row.told == "not testable":
         return f"not testable: {shortened(row.verdict.why)}"
     effect = with_interval(told["effect"], told["low"], told["high"])
-    beside = f", control {with_interval(told['control'], None, None)}" if told["control"] is not None else ""
+    beside = f", {words(told['control_name'])} {with_interval(told['control'], None, None)}" if told["control"] is not None else ""
+    if told["decided_by"] != told["effect_name"] and told["decided"] is not None:
+        beside += f", {words(told['decided_by'])} {with_interval(told['decided'], told['decided_low'], told['decided_high'])}"
     p = f", p {p_text(told['p_corrected'])}" if told["p_corrected"] is not None else ""
-    return f"{MARKS[row.told]}: {told['effect_name']} {effect}{beside}{p}"
+    return f"{MARKS[row.told]}: {words(told['effect_name'])} {effect}{beside}{p}"
+
+
+def words(name: str) -> str:
+    """The name of a number as words."""
+    return name.replace("_", " ")
 
 
 def shortened(text: str, most: int = 110) -> str:

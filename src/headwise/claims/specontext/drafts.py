@@ -162,7 +162,8 @@ def measure(bench: Bench) -> Measured:
     budget, steps, contexts = budget_for(length, 16), bench.pick(48, 8), bench.pick(8, 2)
     text = Haystack(bundled_texts(), PieceEncoder(model.tokenizer))
     small = bench.pick({}, {"rows": 16, "words": 512})
-    ways = {name: {"steps": bench.pick(100 if bench.real else 300, 4), "length": bench.pick(TRAINED, SHORT)} | small | changes for name, changes in TRAININGS.items()}
+    training_steps = bench.pick(100 if bench.real else 300, 4)
+    ways = {name: {"steps": training_steps, "length": bench.pick(TRAINED, SHORT)} | small | changes for name, changes in TRAININGS.items()}
     heads = {name: trained(bench, name, text, ChooserTraining(seed=bench.seed, **changes)) for name, changes in ways.items()}
     heads["untrained"] = untrained(model)
     asked = drawn(partial(needle_contexts, model, NEEDLE, length, contexts, 1, "test", bench.seed))
