@@ -4,7 +4,8 @@ python tools/claims_pages.py            # fills every block between <!-- claims:
 python tools/claims_pages.py --check    # status 1 if a page differs
 
 WHAT is `summary` (cards by verdicts), `headlines` (a few claims of every card), `models` (what was measured on), `card NAME` (a row per claim),
-`family NAME` (the claims of a family), `missing` (what cannot be tested, and what that would need) or `transfer MODEL` (the matrix of detectors and tasks).
+`family NAME` (the claims of a family), `missing` (what cannot be tested, and what that would need) or `transfer MODEL` (the matrix of detectors and
+tasks).
 """
 
 from __future__ import annotations

@@ -179,10 +179,15 @@ def run(
     report(total, total, "")
     if failed:
         raise HeadwiseError(f"{len(failed)} of {len(planned.steps)} experiments failed; the same command tries them again: " + "; ".join(failed))
-    for folder in {path.parent / WORK for path in written}:
-        if folder.is_dir() and not {part.name for part in folder.iterdir()} - {SHARED}:  # no other process works there
-            shutil.rmtree(folder, ignore_errors=True)
+    _clear({path.parent / WORK for path in written})
     return written
+
+
+def _clear(folders: set[Path]) -> None:
+    """Remove what was shared, where no other process works."""
+    for folder in folders:
+        if folder.is_dir() and not {part.name for part in folder.iterdir()} - {SHARED}:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _told(error: Exception, work: Path) -> str:
