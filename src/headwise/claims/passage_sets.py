@@ -171,7 +171,7 @@ class Sets:
         """The table of any examples, piece by piece; `name` is its folder's name."""
         if not examples:
             raise NotTestable(f"no question of {name} fits into {self.model.positions} positions")
-        directory = self._bench.cells(name, self.describe(examples))
+        directory = self._bench.shared_cells(name, self.describe(examples))
         tables = []
         for start in range(0, len(examples), PIECE):
             kept = directory.load(str(start))
