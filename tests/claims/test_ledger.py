@@ -176,6 +176,15 @@ def test_one_failure_does_not_stop_the_other_experiments(small, tmp_path, monkey
     assert not (tmp_path / "lab-6m/unfinished").exists()
 
 
+def test_a_limit_of_hours_leaves_out_the_longest(small, tmp_path):
+    planned = plan(["lab-6m", "smollm2"], EXPERIMENTS, tmp_path)
+    assert planned.minutes == pytest.approx(0.1 + 1 + 0.2 + 10)
+    short = planned.within(1.3 / 60)
+    assert [(model, one.name) for model, _, one in short.steps] == [("lab-6m", "heads"), ("lab-6m", "made"), ("smollm2", "heads")]
+    assert [(model, one.name) for model, _, one in short.beyond] == [("smollm2", "made")]
+    assert planned.within(1).beyond == ()
+
+
 def test_a_model_that_cannot_be_loaded_stops_the_run(small, tmp_path):
     planned = plan(["lab-6m"], EXPERIMENTS, tmp_path)
 

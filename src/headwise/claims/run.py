@@ -6,7 +6,7 @@ import importlib.metadata
 import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +35,35 @@ class Plan:
         done: Steps whose result is there.
         without: Experiments whose data sets were not given: name -> what is missing.
         quick: Whether small versions are run.
+        beyond: Steps that the limit of hours leaves out.
     """
 
     steps: tuple[Step, ...]
     done: tuple[Step, ...]
     without: Mapping[str, str]
     quick: bool
+    beyond: tuple[Step, ...] = ()
 
     @property
     def minutes(self) -> float:
         """Rough minutes on two cores."""
-        return sum(one.minutes.of(kind, self.quick) or 0.0 for _, kind, one in self.steps)
+        return sum(_minutes(step, self.quick) for step in self.steps)
+
+    def within(self, hours: float) -> Plan:
+        """The cheapest steps of all models that fit into some rough hours, in the order of running; the others go to `beyond`."""
+        kept: set[Step] = set()
+        left = 60 * hours
+        for step in sorted(self.steps, key=lambda step: _minutes(step, self.quick)):
+            left -= _minutes(step, self.quick)
+            if left < 0:
+                break
+            kept.add(step)
+        return replace(self, steps=tuple(s for s in self.steps if s in kept), beyond=tuple(s for s in self.steps if s not in kept))
+
+
+def _minutes(step: Step, quick: bool) -> float:
+    _, kind, one = step
+    return one.minutes.of(kind, quick) or 0.0
 
 
 def kind_of(model: str) -> str:
@@ -102,7 +120,8 @@ def plan(
         kind = kind_of(model)
         fitting = [one for one in experiments if _fits(one.minutes.of(kind, quick), longest)]
         without |= {one.name: ", ".join(absent[one.name]) for one in fitting if absent[one.name]}
-        for one in sorted((one for one in fitting if not absent[one.name]), key=lambda one: (one.minutes.of(kind, quick) or 0.0, one.name)):
+        measurable = [(model, kind, one) for one in fitting if not absent[one.name]]
+        for _, _, one in sorted(measurable, key=lambda step: (_minutes(step, quick), step[2].name)):
             path = result_path(output, model, one.name)
             there = path.exists() and not overwrite
             if there:
@@ -156,7 +175,7 @@ def run(
     total, passed = max(planned.minutes, 1e-9), 0.0
     bench: Bench | None = None
     for model, kind, one in planned.steps:
-        minutes = one.minutes.of(kind, planned.quick) or 0.0
+        minutes = _minutes((model, kind, one), planned.quick)
         path = result_path(output, model, one.name)
         work = path.parent / WORK / one.name
         if bench is None or bench.name != model:

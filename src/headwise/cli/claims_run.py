@@ -37,6 +37,9 @@ def run(
     ] = False,
     data: Annotated[Path | None, typer.Option(help="Folder of data sets; experiments without theirs are left out.", show_default=False)] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; finished ones stay.")] = Path("headwise-out/claims"),
+    hours: Annotated[
+        float | None, typer.Option(min=0.0, help="Leave out the longest experiments, so that the rest takes about so many hours.", show_default=False)
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be run and how long it takes, then stop.")] = False,
     seed: o.Seed = 0,
     device: o.Device = "auto",
@@ -54,13 +57,12 @@ def run(
     chosen = ledger.chosen(card or (), claim or (), experiment or ())
     longest = QUICK if quick and not (card or claim or experiment) else None
     planned = runs.plan(models, chosen, output, data=data, quick=quick, seed=seed, overwrite=overwrite, longest=longest)
+    if hours is not None:
+        planned = planned.within(hours)
     if plan:
         _tell_plan(planned, json)
         return
-    for line in _lines(planned):
-        tell(line)
-    if not (planned.steps or planned.done):
-        raise HeadwiseError("nothing to run: no chosen experiment is for these models" + (" and has its data" if planned.without else ""))
+    _announce(planned)
     found: list[dict[str, Any]] = []
 
     def done(name: str, key: str, result: Result) -> None:
@@ -79,6 +81,14 @@ def run(
         o.print_json({"result": str(output), "written": [str(path) for path in written], "claims": found})
         return
     typer.echo(f"result     {output} (headwise claims show {output} --html claims.html)")
+
+
+def _announce(planned: Plan) -> None:
+    """Say what will be done; refuse if it is nothing."""
+    for line in _lines(planned):
+        tell(line)
+    if not (planned.steps or planned.done):
+        raise HeadwiseError("nothing to run: no chosen experiment is for these models" + (" and has its data" if planned.without else ""))
 
 
 def _check(output: Path, data: Path | None) -> None:
@@ -112,6 +122,9 @@ def _lines(planned: Plan) -> list[str]:
     lines = [f"{len(planned.steps)} experiments, about {duration(60 * planned.minutes)} on two CPU cores"] if planned.steps else []
     if planned.done:
         lines.append(f"{len(planned.done)} experiments are done already and are left as they are")
+    if planned.beyond:
+        names = ", ".join(dict.fromkeys(one.name for _, _, one in planned.beyond))
+        lines.append(f"left out because of --hours: {names}")
     if planned.without:
         missing = sorted({name for names in planned.without.values() for name in names.split(", ")})
         lines.append(f"left out without --data: {', '.join(sorted(planned.without))} (they need {', '.join(missing)})")
@@ -127,7 +140,9 @@ def _tell_plan(planned: Plan, json: bool) -> None:
         for model, kind, one in planned.steps
     ]  # fmt: skip
     if json:
-        o.print_json({"steps": rows, "minutes": planned.minutes, "done": len(planned.done), "without_data": dict(planned.without)})
+        beyond = [{"model": model, "experiment": one.name} for model, _, one in planned.beyond]
+        told = {"steps": rows, "minutes": planned.minutes, "done": len(planned.done), "without_data": dict(planned.without), "beyond": beyond}
+        o.print_json(told)
         return
     from headwise.report.claims_tables import plan_table
     from headwise.report.console import print_all
