@@ -57,8 +57,7 @@ def run(
     chosen = ledger.chosen(card or (), claim or (), experiment or ())
     longest = QUICK if quick and not (card or claim or experiment) else None
     planned = runs.plan(models, chosen, output, data=data, quick=quick, seed=seed, overwrite=overwrite, longest=longest)
-    if hours is not None:
-        planned = planned.within(hours)
+    planned = planned if hours is None else planned.within(hours)
     if plan:
         _tell_plan(planned, json)
         return
