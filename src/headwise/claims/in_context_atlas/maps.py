@@ -5,7 +5,7 @@ Heads are found on one half of the records; on the other half they are ablated, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ from headwise.stats.controls import layer_matched_random
 # Wording for finding heads, wording for the test, which records count.
 SETS = {"nq": ("plain", "instructed", "top10"), "facts": ("cloze", "cloze", "top5"), "world": ("plain", "plain", "first")}
 SHARES = (0.025, 0.05, SHARE)
+MAPS = ("in-context", "parametric", "task", "retrieval")
 FEW = 64  # records on which rules are compared
 DETECT_LEAST = 50
 Values = np.ndarray
@@ -103,22 +104,32 @@ def maps_of(bench: Bench, name: str, records: Sequence[KnowledgeRecord]) -> dict
         return Run(bench.work / f"{part}{bench.pick('', '-quick')}", bench.report)
 
     try:
-        both = measure(model, Task(**options), ("contrast", "sources"), run("maps-all-rows"))
+        made = maps(model, options, run("maps-all-rows"))
         last = measure(model, Retrieval(rows="last", **options), ("sources",), run("maps-last-row"))
     except NoSuccessfulRunError as why:
         raise NotTestable(str(why)) from why
-    made = {
-        "in-context": contrast_scores(both, InContext(**options)),
-        "task": source_scores(both, Task(**options)),
-        "retrieval, all rows": source_scores(both, Retrieval(**options)),
-        "retrieval": source_scores(last, Retrieval(rows="last", **options)),
-    }
-    made["parametric"] = replace(made["in-context"], values=-made["in-context"].values, score="parametric")
+    made["retrieval, all rows"] = made["retrieval"]
+    made["retrieval"] = source_scores(last, Retrieval(rows="last", **options))
     few = options | {"records": min(FEW, most)}
     for rule in RULES:
         found = measure(model, InContext(rule=rule, **few), ("contrast",), run(f"maps-{rule}"))
         made[f"D by {rule}"] = contrast_scores(found, InContext(rule=rule, **few))
     return made
+
+
+def maps(model: Model, options: Mapping[str, Any], run: Run) -> dict[str, HeadScores]:
+    """The four maps of `MAPS`, all rows, from the same passes.
+
+    Raises:
+        NoSuccessfulRunError: The model gives both answers of too few records.
+    """
+    both = measure(model, Task(**options), ("contrast", "sources"), run)
+    context = contrast_scores(both, InContext(**options))
+    parametric = replace(context, values=-context.values, score="parametric")
+    return {
+        "in-context": context, "parametric": parametric, "task": source_scores(both, Task(**options)),
+        "retrieval": source_scores(both, Retrieval(**options)),
+    }  # fmt: skip
 
 
 def chosen_sets(maps: dict[str, HeadScores], draws: int, seed: int) -> dict[str, HeadSet]:

@@ -16,9 +16,9 @@ _DATA = (
     "6 % of all heads by each detector (mean of two halves of its items); tasks: 16 test needles, 24 paraphrased needles, 32 questions over six "
     "passages, 24 look-ups in a table of random keys, 24 repeated word lists, 24 texts; items whose answer the whole model expects (at least 1/2 "
     "per token); other wordings than those that heads are found with; real models: detectors of the Atlas on two thirds of the questions of "
-    "nq-open-oracle, tasks on the last third (48 with a swapped passage, 96 by heart)"
+    "nq-open-oracle, tasks on the last third (48 with a swapped passage, 48 by heart); gates of real models: 50 steps"
 )
-_CONTROLS = "5 layer-matched random sets per detector; halves of the detector's own items; overlap of the lists and overlap by chance"
+_CONTROLS = "3 layer-matched random sets per detector; halves of the detector's own items; overlap of the lists and overlap by chance"
 
 
 def _claims(names: Sequence[str]) -> tuple[Claim, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import headwise as hw
 from headwise.claims.experiment import Bench, NotTestable
+from headwise.claims.in_context_atlas.maps import MAPS, maps
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadId, HeadScores, HeadSet
 from headwise.methods.cafe.options import Evidence
@@ -17,6 +19,7 @@ from headwise.prompts.knowledge import KnowledgeRecord, read_knowledge
 from headwise.prompts.needles import bundled_needles
 from headwise.prompts.ranking_data import needle_examples
 from headwise.prompts.swaps import swap_answers
+from headwise.runtime.detector import Run
 
 SHARE = 0.06  # of all heads that are removed: 16 of 270
 HALVES = ("a", "b")
@@ -42,11 +45,11 @@ def count_of(shape: tuple[int, int]) -> int:
     return max(2, round(SHARE * shape[0] * shape[1]))
 
 
-def detectors(bench: Bench) -> dict[str, Callable[[int], Any]]:
-    """Name -> half (0 or 1) -> detector on that half of its items. Sizes are smaller for lab models and in the small version."""
+def finders(bench: Bench) -> dict[str, Callable[[int], HeadScores]]:
+    """Name -> half (0 or 1) -> scores from that half of the detector's items. Sizes are smaller for lab models and in the small version."""
     lengths = [bench.pick(512, 256)] if bench.real else [256]
     needles, texts = list(bundled_needles("detect")), needle_examples(bench.pick(64, 16), PASSAGES, bench.seed)
-    depths, steps, samples = bench.pick(5, 2), bench.pick(200, 40), bench.pick(64, 16)
+    depths, steps, samples = bench.pick(3, 2), bench.pick(50 if bench.real else 200, 40), bench.pick(32 if bench.real else 64, 16)
     short = {"lengths": lengths, "depths": depths}
     length = bench.pick(1024, 512) if bench.real else 448
     made: dict[str, Callable[[int], Any]] = {
@@ -58,9 +61,20 @@ def detectors(bench: Bench) -> dict[str, Callable[[int], Any]]:
         "proxy": lambda half: hw.Proxy(length=length, samples=samples, min_accuracy=0.2, seed=2 * bench.seed + half),
         "gate": lambda half: hw.Gates(lengths=[lengths[0]], steps=steps, seed=2 * bench.seed + half),
     }
-    options: dict[str, Any] = {"records": bench.pick(96, 16), "min_records": bench.pick(32, 8), "followed": "top10", "seed": bench.seed}
-    kinds = {"in-context": hw.InContext, "parametric": hw.Parametric, "task": hw.Task, "retrieval": hw.Retrieval}
-    return made | {name: lambda half, kind=kind: kind(data=nq_third(bench, half), **options) for name, kind in kinds.items()}
+    found: dict[str, Callable[[int], HeadScores]] = {name: partial(_by, bench, detector) for name, detector in made.items()}
+    return found | {name: partial(_knowledge, bench, name) for name in MAPS}
+
+
+def _by(bench: Bench, detector: Callable[[int], Any], half: int) -> HeadScores:
+    return bench.find(detector(half))
+
+
+def _knowledge(bench: Bench, name: str, half: int) -> HeadScores:
+    """One of the Atlas' maps; all of them come from the same passes."""
+    options = {
+        "data": nq_third(bench, half), "records": bench.pick(64, 16), "min_records": bench.pick(32, 8), "followed": "top10", "seed": bench.seed,
+    }  # fmt: skip
+    return maps(bench.model, options, Run(bench.work / f"knowledge-{HALVES[half]}", bench.report))[name]
 
 
 def nq_third(bench: Bench, part: int) -> list[KnowledgeRecord]:
@@ -80,16 +94,16 @@ def find_all(bench: Bench) -> tuple[dict[str, Found], dict[str, str]]:
 
     Each half is kept in a cell of the run as soon as it is found.
     """
-    made, found, missing = detectors(bench), {}, {}
+    made, found, missing = finders(bench), {}, {}
     cells = bench.cells("heads", {"detectors": list(made)})
-    for number, (name, detector) in enumerate(made.items()):
+    for number, (name, finder) in enumerate(made.items()):
         halves = []
         for half, letter in enumerate(HALVES):
             bench.report(number + half / 2, len(made), f"finding {name} heads")
             key = f"{name}-{letter}"
             kept = cells.load(key)
             if kept is None:
-                arrays, why = _values(bench, detector, half)
+                arrays, why = _values(bench, finder, half)
                 cells.save(key, arrays, [{"why": why}])
                 kept = arrays, [{"why": why}]
             if kept[1][0]["why"]:
@@ -101,10 +115,10 @@ def find_all(bench: Bench) -> tuple[dict[str, Found], dict[str, str]]:
     return found, missing
 
 
-def _values(bench: Bench, detector: Callable[[int], Any], half: int) -> tuple[dict[str, np.ndarray], str]:
+def _values(bench: Bench, finder: Callable[[int], HeadScores], half: int) -> tuple[dict[str, np.ndarray], str]:
     """Scores of one half, [layer, query head]; or why there are none."""
     try:
-        scores = bench.find(detector(half))
+        scores = finder(half)
     except HeadwiseError as why:
         return {"values": np.zeros(0)}, str(why)
     columns = bench.model.heads.shape[1]

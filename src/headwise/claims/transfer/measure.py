@@ -26,7 +26,7 @@ from headwise.heads.types import HeadSet
 from headwise.runtime.knock_outs import variant_logprobs
 from headwise.runtime.runner import prefill
 
-DRAWS = 5  # layer-matched random sets per detector
+DRAWS = 3  # layer-matched random sets per detector
 EXPECTED = np.log(0.5)  # mean log-probability per token of an answer that the whole model expects
 LEAST = 5  # items that a task needs
 
@@ -55,12 +55,13 @@ class Matrix(NamedTuple):
         return bool(self.values.shape[1] >= LEAST)
 
 
-def sets_of(found: Mapping[str, Found], seed: int) -> tuple[tuple[str, ...], list[HeadSet]]:
-    """All sets of heads: of each detector its heads, those of its halves, and random ones of the same layers."""
+def sets_of(found: Mapping[str, Found], seed: int, task: str) -> tuple[tuple[str, ...], list[HeadSet]]:
+    """Sets of heads for a task: of each detector its heads, random ones of the same layers, and, on its own task, those of its halves."""
     names, sets = [], []
     for name, one in found.items():
         drawn = random_sets(one.whole, one.scores, DRAWS, seed)
-        for label, heads in ((name, one.whole), (f"{name}/a", one.halves[0]), (f"{name}/b", one.halves[1]), *((f"{name}/random", d) for d in drawn)):
+        halves = zip((f"{name}/a", f"{name}/b"), one.halves, strict=True) if OWN[name] == task else ()
+        for label, heads in ((name, one.whole), *halves, *((f"{name}/random", d) for d in drawn)):
             names.append(label)
             sets.append(heads)
     return tuple(names), sets
@@ -123,9 +124,10 @@ def measure(bench: Bench) -> Measured:
     found, missing = find_all(bench)
     if not found:
         raise NotTestable("no detector finds heads: " + "; ".join(f"{name}: {why}" for name, why in missing.items()))
-    labels, sets = sets_of(found, bench.seed)
     items = tasks(bench)
-    matrices = {name: removed(bench, name, each, labels, sets) for name, each in items.items() if not isinstance(each, str)}
+    matrices = {
+        name: removed(bench, name, each, *sets_of(found, bench.seed, name)) for name, each in items.items() if not isinstance(each, str)
+    }  # fmt: skip
     missing |= {f"task {name}": each for name, each in items.items() if isinstance(each, str)}
     findings = {f"transfer.{key}": one for key, one in claims(found, missing, matrices, NAMES).items()}
     return Measured(findings, details(found, missing, matrices))

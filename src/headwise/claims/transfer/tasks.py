@@ -121,7 +121,7 @@ def swapped(bench: Bench) -> list[Item]:
 def memory(bench: Bench) -> list[Item]:
     """NQ without a passage; the answer is the true one."""
     composer = KnowledgeComposer(PieceEncoder(bench.model.tokenizer), WORDING)
-    return _asked(composer.closed(one) for one in nq_third(bench, 2)[: bench.pick(96, 16)])
+    return _asked(composer.closed(one) for one in nq_third(bench, 2)[: bench.pick(48, 16)])
 
 
 def _asked(prompts: Iterable[Prompt]) -> list[Item]:
