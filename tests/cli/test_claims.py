@@ -108,8 +108,8 @@ def test_other_claims_have_a_page_without_the_matrix(headwise, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "name", "message"),
     [
-        ({"details": {}}, "a.png", "no result holds the matrix of detectors and tasks"),
-        ({"ledger": "0"}, "a.svg", "no result holds the matrix"),
+        ({"details": {}}, "a.png", "holds the matrix of detectors and tasks that --picture draws"),
+        ({"ledger": "0"}, "a.svg", "no result of this version of the ledger holds the matrix"),
         ({"details": {"heads": {"copy": []}}}, "a.png", "the result of the experiment transfer of some holds no matrix"),
         ({}, "a.jpg", "end its name with .png or .svg"),
         ({}, "nowhere.txt/a.png", "is not a folder"),

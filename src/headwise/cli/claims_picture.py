@@ -50,7 +50,8 @@ def write_picture(found: Mapping[str, TransferMatrix], path: Path) -> None:
     """
     if not found:
         raise HeadwiseError(
-            f"no result holds the matrix of detectors and tasks that --picture draws; headwise claims run --experiment {EXPERIMENT} measures it"
+            "no result of this version of the ledger holds the matrix of detectors and tasks that --picture draws; headwise claims run "
+            f"--experiment {EXPERIMENT} measures it"
         )
     if len(found) > 1:
         raise HeadwiseError(f"--picture draws the matrix of one model and there are those of {', '.join(found)}; choose one with --model")
