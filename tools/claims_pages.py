@@ -5,7 +5,7 @@ python tools/claims_pages.py --check    # status 1 if a page differs
 
 WHAT is `summary` (cards by verdicts), `headlines` (a few claims of every card), `models` (what was measured on), `card NAME` (a row per claim),
 `family NAME` (the claims of a family), `missing` (what cannot be tested, and what that would need) or `transfer MODEL` (the matrix of detectors and
-tasks).
+tasks, with its picture docs/figures/transfer-MODEL.png, which is drawn anew whenever such a block changes).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from headwise.claims.claim import CARDS
 from headwise.claims.ledger import claims
 from headwise.claims.results import Result, Row, rows, shipped_results
+from headwise.cli.claims_picture import matrices, with_matrix, write_picture
 from headwise.report.claims_tables import p_text, with_interval
 
 ROOT = Path(__file__).parents[1]
@@ -45,26 +46,48 @@ def pages() -> list[Path]:
     return [path for path in every if BLOCK.search(path.read_text("utf-8"))]
 
 
-def filled(text: str, results: Sequence[Result], at_root: bool = False) -> str:
-    """A page with its blocks made anew. at_root: links begin with docs/."""
+def filled(text: str, results: Sequence[Result], base: str = "") -> str:
+    """A page with its blocks made anew. base: from the page to docs/, in front of links."""
     shown = rows(results)
 
     def block(match: re.Match[str]) -> str:
         what, name = match[2], match[3] or ""
         bodies = {
-            "summary": lambda: summary(shown, "docs/" if at_root else ""),
-            "headlines": lambda: headlines(shown, "docs/" if at_root else ""),
+            "summary": lambda: summary(shown, base),
+            "headlines": lambda: headlines(shown, base),
             "models": lambda: models(results),
             "card": lambda: table([row for row in shown if row.claim.card == name]),
             "family": lambda: table([row for row in shown if row.claim.family == name]),
             "missing": lambda: missing(shown),
-            "transfer": lambda: transfer(results, name),
+            "transfer": lambda: transfer(results, name, base),
         }
         if what not in bodies:
             sys.exit(f"unknown block {what!r}; use {', '.join(bodies)}")
         return f"{match[1]}{bodies[what]()}\n{match[4]}"
 
     return BLOCK.sub(block, text)
+
+
+def base_of(path: Path) -> str:
+    """From a page to docs/, as links begin: `docs/` for README.md, `../` for a page of a method."""
+    return "docs/" if path.parent == ROOT else "../" * (len(path.relative_to(ROOT).parts) - 2)
+
+
+def drawn(before: str, after: str, results: Sequence[Result]) -> list[Path]:
+    """Pictures of the blocks `transfer` that differ between two versions of a page, drawn anew."""
+    old, new = ({match[3]: match[0] for match in BLOCK.finditer(text) if match[2] == "transfer"} for text in (before, after))
+    paths = []
+    for model in new:
+        own = [one for one in results if one.model["name"] == model]
+        if with_matrix(own) and new[model] != old.get(model):
+            paths.append(picture(model))
+            write_picture(matrices(own), paths[-1])
+    return paths
+
+
+def picture(model: str) -> Path:
+    """Where the picture of a model's matrix lies."""
+    return ROOT / "docs" / "figures" / f"transfer-{model}.png"
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -178,9 +201,9 @@ def missing(shown: Sequence[Row]) -> str:
     return markdown(["claim", "what is claimed", "why it cannot be tested here"], body) if body else "Nothing was measured yet."
 
 
-def transfer(results: Sequence[Result], model: str) -> str:
-    """Detectors down, tasks across: loss increase per token, and the list's overlap with itself and by chance."""
-    own = [one for one in results if one.model["name"] == model and one.experiment == "transfer" and not one.old]
+def transfer(results: Sequence[Result], model: str, base: str) -> str:
+    """Detectors down, tasks across: loss increase per token, and the list's overlap with itself and by chance; the picture above, if it is there."""
+    own = [one for one in with_matrix(results) if one.model["name"] == model]
     if not own:
         return "Not measured."
     details = own[0].details
@@ -195,7 +218,9 @@ def transfer(results: Sequence[Result], model: str) -> str:
     body.append(["random, layers of " + first, *(value(details["increases"][task][f"{first}/random"]) for task in names), ""])
     head = ["heads of", *(f"{task} ({details['items'][task][0]} of {details['items'][task][1]})" for task in names), "halves share (chance)"]
     absent = "; ".join(f"{name}: {why}" for name, why in details["missing"].items())
-    return markdown(head, body) + (f"\n\nWithout heads or items: {absent}." if absent else "")
+    told = f"Which heads are the same: detectors by tasks and detectors by detectors, {model}"
+    above = f"![{told}]({base}figures/{picture(model).name})\n\n" if picture(model).is_file() else ""
+    return above + markdown(head, body) + (f"\n\nWithout heads or items: {absent}." if absent else "")
 
 
 def value(ends: Sequence[float]) -> str:
@@ -209,11 +234,13 @@ def main() -> None:
     wrong = []
     for path in pages():
         text = path.read_text("utf-8")
-        made = filled(text, results, path.parent == ROOT)
+        made = filled(text, results, base_of(path))
         if made != text:
             wrong.append(path.relative_to(ROOT).as_posix())
             if "--check" not in sys.argv:
-                path.write_text(made, "utf-8")
+                pictures = drawn(text, made, results)
+                wrong += [one.relative_to(ROOT).as_posix() for one in pictures]
+                path.write_text(filled(made, results, base_of(path)) if pictures else made, "utf-8")
     if wrong:
         sys.stdout.write(("differ from the ledger: " if "--check" in sys.argv else "written: ") + ", ".join(wrong) + "\n")
     sys.exit(1 if wrong and "--check" in sys.argv else 0)

@@ -1,9 +1,12 @@
-"""The page of the ledger in a real browser: it fits, sorts and filters."""
+"""The page of the ledger in a real browser: it fits, sorts and filters; the matrix of detectors and tasks scrolls by itself."""
 
 import pytest
 
+from headwise.claims.transfer.declared import OWN
 from headwise.report.claims_page import write_page
+from headwise.report.transfer_matrix import read_matrix
 from tests.browser.conftest import EVIL, shot
+from tests.claims.made_up import transfer_details
 
 pytestmark = pytest.mark.slow
 
@@ -79,3 +82,71 @@ def test_a_comparison_marks_every_model(visit, page):
     shown = visit(page, 1280)
     assert shown.locator("table.matrix").first.locator("thead th").all_text_contents() == ["Claim", "smollm2", "lab-6m"]
     assert shown.locator("#ledger a").first.get_attribute("href") == "https://example.org/docs/methods/query-heads.html"
+
+
+@pytest.fixture
+def same(tmp_path):
+    details = transfer_details(untestable=("memory",), missing={"task swapped": f"why {EVIL}"})
+    return write_page(ROWS, ["smollm2", "lab-6m"], tmp_path / "claims.html", None, {f"smollm2 {EVIL}": read_matrix(details, OWN)})
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_matrix_fits_or_scrolls_by_itself(visit, same, width, scheme):
+    shown = visit(same, width, scheme)
+    assert shown.told == []
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    tables = shown.locator("section:has(.transfer) .scroll")
+    assert tables.count() == 2
+    wider = tables.evaluate_all("all => all.map((one) => one.scrollWidth > one.clientWidth + 1)")
+    assert wider == [width == 390] * 2
+    tables.first.evaluate("one => { one.scrollLeft = 200 }")
+    name, box = tables.first.locator("tbody th").first.bounding_box(), tables.first.bounding_box()
+    assert name["x"] == pytest.approx(box["x"], abs=4), "the names of rows stay where they can be seen"
+    shot(shown, f"claims-matrix-{width}-{scheme}")
+
+
+def test_cells_tell_their_numbers(visit, same):
+    shown = visit(same, 1280)
+    increases, overlap = shown.locator("table.transfer").all()
+    assert increases.locator("thead th").all_inner_texts()[1].split() == ["needle", "20", "of", "24"]
+    assert increases.locator("tbody tr").count() == 12
+    assert increases.locator("tbody tr").first.locator("td").count() == 7, "memory cannot be tested"
+    own = transfer_details(untestable=("memory",))
+    mean, low, high = own["increases"]["needle"]["copy"]
+    cell = increases.locator("tbody tr").first.locator("td").first
+    assert cell.inner_text() == f"{mean:.2f}"
+    assert f"{mean:.3g} ({low:.3g} to {high:.3g})" in cell.get_attribute("title")
+    assert "framed" in cell.get_attribute("class")
+    marked = increases.locator("td:has(sup)")
+    assert marked.count() == 11
+    assert all("on text" in title for title in marked.evaluate_all("all => all.map((one) => one.title)"))
+    assert overlap.locator("td.framed").all_inner_texts() == [f"{own['overlap'][name][name]:.2f}" for name in OWN]
+    shown.locator("section:has(.transfer) summary").click()
+    assert f"why {EVIL}" in shown.locator("section:has(.transfer) dl").inner_text()
+
+
+def test_numbers_can_be_read_on_every_shade(visit, same):
+    """The contrast of WCAG's level AA, 4.5, in both themes."""
+    for scheme in ("light", "dark"):
+        shown = visit(same, 1280, scheme)
+        assert shown.locator("table.transfer td").evaluate_all(CONTRAST) >= 4.5, scheme
+
+
+CONTRAST = """cells => {
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const under = (colours) => {
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((one) => one / 255);
+  };
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((one) => (one <= 0.03928 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const card = getComputedStyle(document.querySelector("section:has(.transfer)")).backgroundColor;
+  return Math.min(...cells.map((cell) => {
+    const style = getComputedStyle(cell);
+    const [low, high] = [light(under([card, style.backgroundColor])), light(under([style.color]))].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  }));
+}"""

@@ -1,9 +1,14 @@
-"""A small ledger: experiments that measure nothing, so that running, judging and showing can be tested."""
+"""A small ledger: experiments that measure nothing, so that running, judging and showing can be tested; and a made-up matrix of `transfer`."""
+
+import json
 
 import numpy as np
 
+from headwise.claims import ledger
 from headwise.claims.claim import Claim, Finding
 from headwise.claims.experiment import Experiment, Measured, Minutes, NotTestable
+from headwise.claims.results import Result
+from headwise.claims.transfer.declared import NAMES, OWN
 
 ABOVE = Claim(
     "made.above", "qrhead", "1", "what is chosen is above chance", "share of right answers", rule=("share >= 0.5", "gain.low > 0"),
@@ -54,3 +59,42 @@ EXPERIMENTS = (
 def install(monkeypatch):
     """Put these in place of the ledger."""
     monkeypatch.setattr("headwise.claims.ledger.experiments", lambda: EXPERIMENTS)
+
+
+TASKS = ("needle", "paraphrased", "passages", "lookup", "induction", "text", "swapped", "memory")
+
+
+def transfer_details(names=NAMES, untestable=(), missing=None):
+    """Details of `transfer` as `measure` gives them: most on the own task; no more than random heads on plain text."""
+    rng = np.random.default_rng(0)
+
+    def ends(mean, half):
+        return [round(float(one), 4) for one in (mean, mean - half, mean + half)]
+
+    def column(task):
+        row = {}
+        for name in names:
+            mean = 0.03 if task == "text" else rng.uniform(0.3, 0.6) + 2 * (OWN[name] == task)
+            row |= {name + end: ends(mean, 0.1) for end in ("", "/a", "/b")}
+            row[f"{name}/random"] = ends(rng.uniform(0, 0.05), 0.01)
+        return row
+
+    return {
+        "heads": {name: ["L0H0", "L1H1"] for name in names},
+        "missing": dict(missing or {}),
+        "items": {task: [3 if task in untestable else 20, 24] for task in TASKS},
+        "increases": {task: None if task in untestable else column(task) for task in TASKS},
+        "overlap": {one: {other: round(float(rng.uniform(0.7, 1) if one == other else rng.uniform(0, 0.6)), 4) for other in names} for one in names},
+        "by_chance": dict.fromkeys(names, 0.0593),
+    }
+
+
+def write_transfer(folder, model, **changes):
+    """A result file of `transfer` in a folder of results, measured with the ledger that is installed."""
+    one = next(one for one in ledger.experiments() if one.name == "transfer")
+    findings = {claim.key: Finding.none("made up") for claim in one.claims}
+    about = {"name": model, "kind": "lab", "layers": 2, "heads": 2, "positions": 512, "weights": "0"}
+    result = Result("transfer", ledger.digest(one), about, False, 0, findings, transfer_details())
+    told = result.to_json() | changes
+    (folder / model).mkdir(parents=True)
+    (folder / model / "transfer.json").write_text(json.dumps(told))

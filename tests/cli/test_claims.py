@@ -82,3 +82,41 @@ def test_bad_input_is_refused_in_one_line(small, headwise, monkeypatch, words, m
 
 def test_another_model_than_the_results_hold_is_refused(measured, headwise):
     check_refused(headwise("claims", "show", measured, "--model", "smollm2"), "there are results of lab-6m")
+
+
+def test_the_matrix_of_a_model_is_drawn_and_stands_on_the_page(headwise, tmp_path):
+    made_up.write_transfer(tmp_path / "found", "some", quick=True)
+    done = headwise("claims", "show", tmp_path / "found", "--picture", tmp_path / "same.svg", "--html", tmp_path / "page.html", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["picture"] == str(tmp_path / "same.svg")
+    assert "some (quick)" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "same.svg").read_text().startswith("<?xml")
+    made_up.write_transfer(tmp_path / "found", "other")
+    done = headwise("claims", "show", tmp_path / "found", "--model", "other", "--picture", tmp_path / "other.png")
+    assert done.code == 0, done.err
+    assert f"picture    {tmp_path / 'other.png'}" in done.out
+    check_refused(headwise("claims", "show", tmp_path / "found", "--picture", "a.png"), "other, some (quick)", "--model")
+
+
+def test_other_claims_have_a_page_without_the_matrix(headwise, tmp_path):
+    made_up.write_transfer(tmp_path / "found", "some")
+    done = headwise("claims", "show", tmp_path / "found", "--card", "qrhead", "--html", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    assert "Which heads are the same?" not in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "message"),
+    [
+        ({"details": {}}, "a.png", "holds the matrix of detectors and tasks that --picture draws"),
+        ({"ledger": "0"}, "a.svg", "no result of this version of the ledger holds the matrix"),
+        ({"details": {"heads": {"copy": []}}}, "a.png", "the result of the experiment transfer of some holds no matrix"),
+        ({}, "a.jpg", "end its name with .png or .svg"),
+        ({}, "nowhere.txt/a.png", "is not a folder"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(headwise, tmp_path, changes, name, message):
+    made_up.write_transfer(tmp_path / "found", "some", **changes)
+    (tmp_path / "nowhere.txt").write_text("")
+    check_refused(headwise("claims", "show", tmp_path / "found", "--picture", tmp_path / name), message)
+    assert not list(tmp_path.glob("a.*"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headwise.cli import options as o
+from headwise.cli.claims_picture import EXPERIMENT, check_picture, matrices, write_picture
 from headwise.cli.claims_run import run
 from headwise.heads.errors import HeadwiseError
 
@@ -39,7 +40,7 @@ def list_claims(
     """List the claims, with the verdicts that were measured."""
     from headwise.claims import ledger
 
-    shown, models = _rows(folders, card, None, model, verdict)
+    shown, models = _rows(_results(folders, model), card, None, verdict)
     if cost is not None:
         _check_cost(cost)
         fitting = {claim.key for one in ledger.experiments() if ledger.cost(one, "real") == cost for claim in one.claims}
@@ -62,6 +63,10 @@ def show(
     model: Models = None,
     verdict: Verdict = None,
     html: Annotated[Path | None, typer.Option(help="Write one page with all that is shown.", show_default=False)] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw which detectors find the same heads (.png or .svg), of a model that transfer was measured on.", show_default=False),
+    ] = None,
     docs: Annotated[str | None, typer.Option(help="Folder or address of the documentation, for links to the pages of methods.")] = None,
     json: o.Json = False,
 ) -> None:
@@ -71,19 +76,26 @@ def show(
     """
     if html is not None:
         o.check_file(html, "--html")
-    shown, models = _rows(folders, card, claim, model, verdict)
+    if picture is not None:
+        check_picture(picture)
+    results = _results(folders, model)
+    shown, models = _rows(results, card, claim, verdict)
     told = _told(shown)
+    if picture is not None:
+        write_picture(matrices(results), picture)
     if html is not None:
         from headwise.report.claims_page import write_page
 
-        write_page(told, models, html, docs)
+        about = any(row.experiment == EXPERIMENT for row in shown)
+        write_page(told, models, html, docs, matrices(results) if about else None)
     if json:
-        o.print_json({"models": models, "claims": told, "page": None if html is None else str(html)})
+        written = {name: None if path is None else str(path) for name, path in (("page", html), ("picture", picture))}
+        o.print_json({"models": models, "claims": told, **written})
         return
     from headwise.report.claims_tables import claim_lines, claims_table, counts_line
     from headwise.report.console import print_all
 
-    lines = [] if html is None else [f"page       {html}"]
+    lines = [*([] if html is None else [f"page       {html}"]), *o.picture_line(None if picture is None else str(picture))]
     if claim:
         print_all(*(line for row in told for line in claim_lines(row)), *lines)
         return
@@ -109,7 +121,7 @@ def export(
     if output.suffix not in kinds:
         raise HeadwiseError(f"{output} must end in .json or .csv")
     o.check_file(output, "--output", overwrite)
-    shown, models = _rows(folders, card, None, model, None)
+    shown, models = _rows(_results(folders, model), card, None, None)
     from headwise.heads.files import write_atomically
 
     write_atomically(output, kinds[output.suffix](shown).encode())
@@ -120,7 +132,7 @@ def export(
 
 
 def _rows(
-    folders: list[Path] | None, cards: list[str] | None, keys: list[str] | None, models: list[str] | None, verdict: str | None
+    results: list[Result], cards: list[str] | None, keys: list[str] | None, verdict: str | None
 ) -> tuple[list[Row], list[str]]:
     """Rows that were asked for, and the models whose results there are."""
     from headwise.claims import ledger
@@ -134,7 +146,6 @@ def _rows(
     words = (*VERDICTS, "unmeasured", "old")
     if verdict is not None and verdict not in words:
         raise HeadwiseError(f"unknown verdict {verdict!r}; use {', '.join(words)}")
-    results = _results(folders, models)
     shown = rows(results, cards or (), keys or ())
     if verdict is not None:
         shown = [row for row in shown if (row.told or "unmeasured") == verdict]

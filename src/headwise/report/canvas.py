@@ -25,6 +25,7 @@ WIDE, SWATCH = 0.6, 0.6  # mean width of a letter in font sizes; legend key and 
 # Okabe and Ito's palette: told apart with all common kinds of colour blindness.
 RED, BLUE, GREY, INK = "#D55E00", "#0072B2", "#767676", "#222222"
 UNSCORED, HATCH = "#E6E6E6", "////"
+DARK = 0.47  # share of `light_to_dark` from which white is read more easily than ink
 
 
 def require_matplotlib() -> None:
@@ -195,6 +196,34 @@ def set_title(figure: Figure, *lines: str) -> None:
     """Title lines over the whole figure; empty ones are left out, long ones cut in the middle."""
     shown = [shortened(line, figure.get_figwidth(), TITLE) for line in lines if line]
     figure.suptitle("\n".join(shown), fontsize=TITLE, color=INK, parse_math=False)
+
+
+def light_to_dark() -> Any:
+    """Magma from light to dark, without its black end, on which no frame shows; perceptually uniform."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(matplotlib.colormaps["magma_r"](np.linspace(0, 0.85, 256)), "headwise")
+
+
+def frame_cells(axes: Axes, cells: Sequence[Sequence[int]] | NDArray[np.int64], colour: str, width: float, label: str) -> None:
+    """Frames around cells of an image.
+
+    Args:
+        axes: of the image.
+        cells: (row, column) of each; there may be none.
+        colour: of the frames.
+        width: of their lines, in points.
+        label: of the artist, by which it is found again.
+    """
+    from matplotlib.collections import PolyCollection
+
+    if not len(cells):
+        return
+    corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, 0.5], [0.5, -0.5]])
+    frames = np.asarray(cells)[:, None, ::-1] + corners[None]
+    drawn = PolyCollection(frames, facecolors="none", edgecolors=colour, linewidths=width, label=label, zorder=3, clip_on=False)
+    axes.add_collection(drawn, autolim=False)
 
 
 def hatch_background(axes: Axes) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 from headwise.report.claims_tables import p_text, short, with_interval
 from headwise.report.page.parts import details, header, note, section
 from headwise.report.page.shell import Html, document, join, resource, tag, write_document
+from headwise.report.transfer_matrix import TransferMatrix
+from headwise.report.transfer_section import transfer_section
 
 Told = Mapping[str, Any]
 WIDTH, HEIGHT, EDGE = 150, 26, 6  # pixels of the drawing of an interval; of its margin
@@ -31,7 +33,13 @@ RULE = (
 )
 
 
-def write_page(rows: Sequence[Told], models: Sequence[str], path: Path, docs: str | None = None) -> Path:
+def write_page(
+    rows: Sequence[Told],
+    models: Sequence[str],
+    path: Path,
+    docs: str | None = None,
+    matrices: Mapping[str, TransferMatrix] | None = None,
+) -> Path:
     """Write the page.
 
     Args:
@@ -39,6 +47,7 @@ def write_page(rows: Sequence[Told], models: Sequence[str], path: Path, docs: st
         models: In the order of columns.
         path: Of the page.
         docs: Folder or address of the documentation; None: names of pages are no links.
+        matrices: Name of a model -> its matrix of detectors and tasks; a section each.
 
     Returns:
         `path`.
@@ -46,10 +55,12 @@ def write_page(rows: Sequence[Told], models: Sequence[str], path: Path, docs: st
     Raises:
         HeadwiseError: The file cannot be written.
     """
-    return write_document(path, page(rows, models, docs))
+    return write_document(path, page(rows, models, docs, matrices))
 
 
-def page(rows: Sequence[Told], models: Sequence[str], docs: str | None = None) -> str:
+def page(
+    rows: Sequence[Told], models: Sequence[str], docs: str | None = None, matrices: Mapping[str, TransferMatrix] | None = None
+) -> str:
     """The whole document."""
     facts = {"Claims": len({row["claim"] for row in rows})}
     facts |= {word.capitalize(): sum(row["verdict"] == word for row in rows) for word in ("held", "not held", "not testable")}
@@ -58,6 +69,7 @@ def page(rows: Sequence[Told], models: Sequence[str], docs: str | None = None) -
     body = join(
         header(title, lead, facts=facts),
         _comparison(rows, models) if len(models) > 1 else "",
+        *(transfer_section(name, matrix) for name, matrix in (matrices or {}).items()),
         section("Every claim", _filters(rows, models), _table(rows, docs), note(DRAWN), note(RULE), id="claims"),
     )
     return document(f"headwise: {title}", body, styles=[resource("claims.css")], scripts=[resource("claims.js")])

@@ -13,8 +13,10 @@ from headwise.report.canvas import (
     INK,
     add_colour_bar,
     add_legend,
+    frame_cells,
     hatch_background,
     hatch_key,
+    light_to_dark,
     new_figure,
     set_title,
     style,
@@ -57,7 +59,7 @@ def draw_heat_map(scores: HeadScores) -> Figure:
     axes.spines[:].set_visible(False)
     low, high = min(neutral(scores), float(known.min())), max(neutral(scores), float(known.max()))
     high = high if high > low else low + 1
-    image = axes.imshow(np.ma.masked_invalid(scores.values), cmap=_colours(), vmin=low, vmax=high, aspect="auto", zorder=1)
+    image = axes.imshow(np.ma.masked_invalid(scores.values), cmap=light_to_dark(), vmin=low, vmax=high, aspect="auto", zorder=1)
     axes.set_xticks(thinned(heads, (width - 1.9) / heads))
     axes.set_yticks(thinned(layers, cell))
     add_colour_bar(figure, image, axes, f"{capital(scores.score)} score")
@@ -72,31 +74,15 @@ def draw_heat_map(scores: HeadScores) -> Figure:
     return figure
 
 
-def _colours() -> Any:
-    """Magma from light to dark, without its black end, on which no outline shows; perceptually uniform."""
-    import matplotlib
-    from matplotlib.colors import ListedColormap
-
-    return ListedColormap(matplotlib.colormaps["magma_r"](np.linspace(0, 0.85, 256)), "headwise")
-
-
 def _outline(axes: Axes, scores: HeadScores, cell: float) -> dict[str, Any]:
     """Frame the heads above the lowest threshold."""
-    from matplotlib.collections import PolyCollection
     from matplotlib.patches import Patch
 
     if not thresholds(scores):
         return {}
     threshold = thresholds(scores)[0]
     chosen = np.argwhere(np.nan_to_num(scores.values) > threshold)
-    corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, 0.5], [0.5, -0.5]])
-    line = float(np.clip(cell * 6, 0.9, 2.0))
-    if len(chosen):
-        frames = chosen[:, None, ::-1] + corners[None]
-        axes.add_collection(
-            PolyCollection(frames, facecolors="none", edgecolors=BLUE, linewidths=line, label=OUTLINED, zorder=3, clip_on=False),
-            autolim=False,
-        )
+    frame_cells(axes, chosen, BLUE, float(np.clip(cell * 6, 0.9, 2.0)), OUTLINED)
     share = len(chosen) / scored(scores).size
     label = f"above {threshold:g}: {count(len(chosen), noun(scores))} ({share:.1%})"
     return {label: Patch(facecolor="none", edgecolor=BLUE, linewidth=1.5)}
