@@ -16,7 +16,10 @@ READING = (
     "×: no more than random heads of the same layers (their mean lies in or above the 95 % interval). Point at a cell for its interval."
 )
 ORDERED = "The row says whose heads they are, the column which detector finds them too."
-DIAGONAL = "Framed: heads in common of two lists of the same detector, each found on half of its items; other lists cannot be expected to agree more."
+DIAGONAL = (
+    "Framed: heads in common of two lists of the same detector, each found on half of its items. Two detectors that agree as much as that cannot be "
+    "told apart by these items."
+)
 
 
 def transfer_section(name: str, matrix: TransferMatrix) -> Html:
