@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from headwise.claims.claim import CARDS
-from headwise.claims.ledger import claims
+from headwise.claims.ledger import claims, experiments
 from headwise.claims.results import Result, Row, rows, shipped_results
 from headwise.cli.claims_picture import matrices, with_matrix, write_picture
 from headwise.report.claims_tables import p_text, with_interval
@@ -53,7 +53,7 @@ def filled(text: str, results: Sequence[Result], base: str = "") -> str:
     def block(match: re.Match[str]) -> str:
         what, name = match[2], match[3] or ""
         bodies = {
-            "summary": lambda: summary(shown, base),
+            "summary": lambda: summary(shown, base, {one.model["name"]: one.model["kind"] for one in results}),
             "headlines": lambda: headlines(shown, base),
             "models": lambda: models(results),
             "card": lambda: table([row for row in shown if row.claim.card == name]),
@@ -96,10 +96,11 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
-def summary(shown: Sequence[Row], base: str) -> str:
-    """Cards down, models across: how many claims held, did not, and cannot be tested."""
-    names = model_names(shown)
-    body = []
+def summary(shown: Sequence[Row], base: str, kinds: Mapping[str, str]) -> str:
+    """Cards down, models across: how many claims held, did not, cannot be tested, and were not measured though an experiment is for the model."""
+    meant = {(one.name, kind): one.minutes.of(kind, False) is not None for one in experiments() for kind in ("lab", "real")}
+    shown = [row for row in shown if row.verdict or meant[row.experiment, kinds[row.model]]]
+    names, body = model_names(shown), []
     for card, (title, page) in CARDS.items():
         own = [row for row in shown if row.claim.card == card]
         number = len([claim for claim in claims().values() if claim.card == card])
@@ -107,7 +108,7 @@ def summary(shown: Sequence[Row], base: str) -> str:
             body.append([f"[{title}]({base}{page})", str(number), *(counted([row for row in own if row.model == name]) for name in names)])
     whole = ["all", str(len(claims())), *(counted([row for row in shown if row.model == name]) for name in names)]
     head = ["card", "claims", *(f"`{name}`" for name in names)]
-    told = "Held / not held / not testable / not measured.\n\n" if names else ""
+    told = "Held / not held / not testable / not measured; claims that no experiment asks of a model are not counted.\n\n" if names else ""
     return told + markdown(head, [*body, whole])
 
 
