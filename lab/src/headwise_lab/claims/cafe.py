@@ -132,6 +132,6 @@ def _declared(found: dict[str, Finding]) -> dict[str, Finding]:
 EXPERIMENTS = (
     Experiment(
         "cafe-world", "Evidence and answers over the micro-world's passages, with one hop and with two", CLAIMS, "headwise_lab.claims.cafe:measure",
-        Minutes(lab=8, real=None, quick_lab=0.5),
+        Minutes(lab=1.5, real=None, quick_lab=0.5),
     ),
 )  # fmt: skip

@@ -16,11 +16,11 @@ RECORDS = 1200
 EXPERIMENTS = (
     Experiment(
         "atlas-world", "Head maps from facts of the micro-world: what in-context, parametric, task and retrieval heads are needed for",
-        map_claims("world"), f"{_HERE}:measure_maps", Minutes(lab=8, real=None, quick_lab=1.5),
+        map_claims("world"), f"{_HERE}:measure_maps", Minutes(lab=3, real=None, quick_lab=1.5),
     ),
     Experiment(
         "trace-world", "Where answers about the micro-world were read: the probe beside its rivals", WORLD, f"{_HERE}:measure_tracing",
-        Minutes(lab=5, real=None, quick_lab=1),
+        Minutes(lab=0.3, real=None, quick_lab=0.3),
     ),
 )  # fmt: skip
 

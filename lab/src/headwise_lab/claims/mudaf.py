@@ -66,7 +66,7 @@ def measure(bench: Bench) -> Measured:
 EXPERIMENTS = (
     Experiment(
         "mudaf-lab", "Heads of several scores are trained and judged on three lab models together (run it on world-6m)",
-        (*training("lab", DATA, several=True), *MORE), "headwise_lab.claims.mudaf:measure", Minutes(lab=60, real=None, quick_lab=6),
+        (*training("lab", DATA, several=True), *MORE), "headwise_lab.claims.mudaf:measure", Minutes(lab=25, real=None, quick_lab=6),
         needs="the extra train (peft, accelerate)",
     ),
 )  # fmt: skip

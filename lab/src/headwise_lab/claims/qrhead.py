@@ -265,6 +265,6 @@ def measure(bench: Bench) -> Measured:
 EXPERIMENTS = (
     Experiment(
         "query-world", "Query heads rank the micro-world's passages", CLAIMS, "headwise_lab.claims.qrhead:measure",
-        Minutes(lab=2, real=None, quick_lab=0.5),
+        Minutes(lab=0.6, real=None, quick_lab=0.5),
     ),
 )  # fmt: skip

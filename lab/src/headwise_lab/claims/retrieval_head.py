@@ -107,11 +107,11 @@ _HERE = "headwise_lab.claims"
 EXPERIMENTS = (
     Experiment(
         "heads-world", "Written steps, direct answers, facts and contradicted facts of the micro-world without the heads that copy", WORLD,
-        f"{_HERE}.world_questions:measure", Minutes(lab=2, real=None, quick_lab=0.5),
+        f"{_HERE}.world_questions:measure", Minutes(lab=1, real=None, quick_lab=0.5),
     ),
     Experiment(
         "heads-models", "Whether related lab models use the same heads", MODELS, f"{_HERE}.related:measure",
-        Minutes(lab=2, real=None, quick_lab=0.6),
+        Minutes(lab=0.8, real=None, quick_lab=0.6),
     ),
     Experiment(
         "heads-stories", "Negative control: a trained model that cannot retrieve", STORIES, f"{_HERE}.stories:measure",

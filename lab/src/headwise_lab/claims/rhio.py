@@ -165,6 +165,6 @@ def intercept(x: np.ndarray, y: np.ndarray) -> float:
 EXPERIMENTS = (
     Experiment(
         "rhio-lab", "The micro-world: faithful and unfaithful answers, tuning on both, contrast, on three lab models together (run it on world-6m)",
-        CLAIMS, "headwise_lab.claims.rhio:measure", Minutes(lab=90, real=None, quick_lab=8), needs="the extra train (peft, accelerate)",
+        CLAIMS, "headwise_lab.claims.rhio:measure", Minutes(lab=40, real=None, quick_lab=8), needs="the extra train (peft, accelerate)",
     ),
 )  # fmt: skip

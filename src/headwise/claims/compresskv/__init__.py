@@ -12,42 +12,42 @@ EXPERIMENTS = (
     ),
     Experiment(
         "compresskv-choice", "The positions that a cache holds, against a slow loop", CHOICE, f"{_HERE}.exact:measure_choice",
-        Minutes(lab=0.1, real=0.5, quick_lab=0.05, quick_real=0.2),
+        Minutes(lab=0.1, real=0.1, quick_lab=0.05, quick_real=0.1),
     ),
     Experiment(
         "compresskv-cost", "Time of choosing positions and of a token afterwards", COST, f"{_HERE}.cost:measure",
-        Minutes(lab=0.5, real=3), needs="a machine that does nothing else: times are compared",
+        Minutes(lab=0.1, real=0.4), needs="a machine that does nothing else: times are compared",
     ),
     Experiment(
         "compresskv-scores", "Semantic scores beside copy scores, and what extreme depths do to them", HEADS, f"{_HERE}.heads:measure_scores",
-        Minutes(lab=2, real=20, quick_lab=0.2, quick_real=2),
+        Minutes(lab=0.5, real=7, quick_lab=0.2, quick_real=2),
     ),
     Experiment(
         "compresskv-ablation", "Without the strongest semantic heads, copy heads, or random ones", ABLATION, f"{_HERE}.heads:measure_ablation",
-        Minutes(lab=5, real=60, quick_lab=0.3, quick_real=4),
+        Minutes(lab=0.7, real=21, quick_lab=0.3, quick_real=4),
     ),
     Experiment(
         "compresskv-layers", "Layer errors, their profiles, and budgets by them", LAYERS, f"{_HERE}.layers:measure",
-        Minutes(lab=1, real=30, quick_lab=0.2, quick_real=2),
+        Minutes(lab=0.4, real=10, quick_lab=0.2, quick_real=2),
     ),
     Experiment(
         "compresskv-survival", "What is held of an answer, by who chooses", SURVIVAL, f"{_HERE}.survival:measure",
-        Minutes(lab=4, real=90, quick_lab=0.5, quick_real=5),
+        Minutes(lab=1, real=31, quick_lab=0.5, quick_real=5),
     ),
     Experiment(
         "cache-needles", "Needles under every cache method and budget", NEEDLES, f"{_HERE}.tables:measure_needles",
-        Minutes(lab=3, real=60, quick_lab=0.5, quick_real=4),
+        Minutes(lab=0.5, real=21, quick_lab=0.5, quick_real=4),
     ),
     Experiment(
         "cache-tables", "Tables of random keys under every cache method", TABLES, f"{_HERE}.tables:measure_tables",
-        Minutes(lab=3, real=60, quick_lab=0.5, quick_real=4),
+        Minutes(lab=0.1, real=21, quick_lab=0.1, quick_real=4),
     ),
     Experiment(
         "cache-uuid-tables", "Tables of UUIDs under every cache method", UUID_TABLES, f"{_HERE}.tables:measure_uuid_tables",
-        Minutes(lab=2, real=30, quick_lab=0.2, quick_real=2), data=("kv-retrieval",),
+        Minutes(lab=0.1, real=10, quick_lab=0.1, quick_real=2), data=("kv-retrieval",),
     ),
     Experiment(
         "cache-lookups", "Ten look-ups in one answer under every cache method", LOOKUPS, f"{_HERE}.tables:measure_lookups",
-        Minutes(lab=4, real=60, quick_lab=0.3, quick_real=3),
+        Minutes(lab=0.1, real=21, quick_lab=0.1, quick_real=3),
     ),
 )  # fmt: skip

@@ -6,11 +6,11 @@ from headwise.claims.mudaf.declared import EXACT, FIRST, REAL, training
 EXPERIMENTS = (
     Experiment(
         "mudaf-exact", "What the loss on heads reaches, exactly", EXACT, "headwise.claims.mudaf.exact:measure",
-        Minutes(lab=0.5, real=5, quick_lab=0.3, quick_real=2),
+        Minutes(lab=0.1, real=0.5, quick_lab=0.1, quick_real=0.5),
     ),
     Experiment(
         "mudaf-real", "Real questions over passages: heads of several scores are trained, and judged", training("smollm2", REAL),
-        "headwise.claims.mudaf.trained:measure", Minutes(lab=None, real=120, quick_real=12), data=("nq-open-oracle", "hotpotqa-distractor"),
+        "headwise.claims.mudaf.trained:measure", Minutes(lab=None, real=42, quick_real=12), data=("nq-open-oracle", "hotpotqa-distractor"),
         needs="the extra train (peft, accelerate)",
     ),
     Experiment(

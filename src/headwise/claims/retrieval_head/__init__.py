@@ -8,19 +8,19 @@ _HERE = "headwise.claims.retrieval_head"
 EXPERIMENTS = (
     Experiment(
         "copy-exact", "Copy scores: one pass equals the slow procedure, and old errors are not repeated", EXACT, f"{_HERE}.exact:measure",
-        Minutes(lab=0.2, real=3, quick_lab=0.1, quick_real=1),
+        Minutes(lab=0.1, real=0.6, quick_lab=0.1, quick_real=0.6),
     ),
     Experiment(
         "heads", "Which heads copy, how many, in which contexts, and the same on other prompts", (*DETECTION, *MAPS), f"{_HERE}.score_maps:measure",
-        Minutes(lab=1.5, real=20, quick_lab=0.4, quick_real=3),
+        Minutes(lab=0.3, real=10, quick_lab=0.3, quick_real=3),
     ),
     Experiment(
         "heads-removed", "What removing the heads that copy costs, beside random heads, other modes, another scope, other words", (*REMOVAL, *SWEEPS),
-        f"{_HERE}.removed:measure", Minutes(lab=5, real=35, quick_lab=0.8, quick_real=5),
+        f"{_HERE}.removed:measure", Minutes(lab=2, real=12, quick_lab=0.8, quick_real=5),
     ),
     Experiment(
         "heads-facts", "Facts known by heart, contradicted facts and written steps without the heads that copy", FACTS, f"{_HERE}.reasoning:measure",
-        Minutes(lab=None, real=35, quick_real=4), data=("relations-lre",),
+        Minutes(lab=None, real=12, quick_real=4), data=("relations-lre",),
     ),
     Experiment(
         "heads-large", "Claims of the paper that only a large model can show", LARGE, f"{_HERE}.large:measure",

@@ -6,14 +6,14 @@ from headwise.claims.rhio.declared import EXACT, READER, TRAINED
 EXPERIMENTS = (
     Experiment(
         "rhio-exact", "Branches without heads and new tokens, exactly", EXACT, "headwise.claims.rhio.exact:measure",
-        Minutes(lab=0.3, real=2, quick_lab=0.2, quick_real=1),
+        Minutes(lab=0.1, real=0.5, quick_lab=0.1, quick_real=0.5),
     ),
     Experiment(
         "rhio-real", "NQ: faithful and unfaithful answers, tuning on both, contrast", TRAINED, "headwise.claims.rhio.trained:measure",
-        Minutes(lab=None, real=90, quick_real=10), data=("nq-open-oracle",), needs="the extra train (peft, accelerate)",
+        Minutes(lab=None, real=31, quick_real=10), data=("nq-open-oracle",), needs="the extra train (peft, accelerate)",
     ),
     Experiment(
         "reader", "ExpertQA: which sentences the documents support, told by heads of a small reader", READER, "headwise.claims.rhio.reader:measure",
-        Minutes(lab=None, real=30, quick_real=3), data=("expertqa-rand-test",),
+        Minutes(lab=None, real=10, quick_real=3), data=("expertqa-rand-test",),
     ),
 )  # fmt: skip

@@ -7,22 +7,22 @@ _HERE = "headwise.claims.zigzagattention"
 EXPERIMENTS = (
     Experiment(
         "zigzag-exact", "Where nothing may be lost, streaming changes nothing", EXACT, f"{_HERE}.exact:measure",
-        Minutes(lab=0.1, real=0.5, quick_lab=0.1, quick_real=0.5),
+        Minutes(lab=0.1, real=0.3, quick_lab=0.1, quick_real=0.3),
     ),
     Experiment(
         "zigzag-time", "Whole layers against mixed layers: time of a token", TIME, f"{_HERE}.cost:measure",
-        Minutes(lab=0.5, real=4), needs="a machine that does nothing else: times are compared",
+        Minutes(lab=0.1, real=0.4), needs="a machine that does nothing else: times are compared",
     ),
     Experiment(
         "zigzag-gates", "Gates: which heads, other choices, losses, precision, ways to read a prompt", GATES, f"{_HERE}.gates:measure",
-        Minutes(lab=8, real=90, quick_lab=1, quick_real=10),
+        Minutes(lab=3, real=31, quick_lab=1, quick_real=10),
     ),
     Experiment(
         "zigzag-layers", "Whole layers by five rules against heads", LAYERS, f"{_HERE}.layers:measure",
-        Minutes(lab=6, real=60, quick_lab=0.6, quick_real=8),
+        Minutes(lab=1.5, real=21, quick_lab=0.6, quick_real=8),
     ),
     Experiment(
         "streaming-needles", "Needles with half of the KV heads or of the layers whole", NEEDLES, f"{_HERE}.needles:measure",
-        Minutes(lab=2, real=45, quick_lab=0.2, quick_real=4),
+        Minutes(lab=0.3, real=16, quick_lab=0.2, quick_real=4),
     ),
 )  # fmt: skip

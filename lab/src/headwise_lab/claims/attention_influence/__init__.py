@@ -7,14 +7,14 @@ _HERE = "headwise_lab.claims.attention_influence."
 EXPERIMENTS = (
     Experiment(
         "influence-separation", "Documents with references against documents without, and documents that repeat", SEPARATION,
-        _HERE + "separation:measure", Minutes(lab=5, real=25, quick_lab=0.5, quick_real=4),
+        _HERE + "separation:measure", Minutes(lab=3, real=8.8, quick_lab=0.5, quick_real=4),
     ),
     Experiment(
         "influence-lengths", "Documents of several lengths, and ranking inside strata of length", LENGTHS, _HERE + "lengths:measure",
-        Minutes(lab=2, real=None, quick_lab=0.3),
+        Minutes(lab=0.2, real=None, quick_lab=0.2),
     ),
     Experiment(
         "influence-training", "Training on a corpus and once more on a fifth of it: chosen, random, longest", TRAINING,
-        _HERE + "training:measure", Minutes(lab=90, real=None, quick_lab=2), data=("books-large",), needs="pyarrow (the extra scale), a C++ compiler",
+        _HERE + "training:measure", Minutes(lab=40, real=None, quick_lab=2), data=("books-large",), needs="pyarrow (the extra scale), a C++ compiler",
     ),
 )  # fmt: skip
