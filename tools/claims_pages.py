@@ -175,7 +175,7 @@ def found(row: Row) -> str:
         return f"not testable: {shortened(row.verdict.why)}"
     effect = with_interval(told["effect"], told["low"], told["high"])
     beside = f", {words(told['control_name'])} {with_interval(told['control'], None, None)}" if told["control"] is not None else ""
-    if told["decided_by"] != told["effect_name"] and told["decided"] is not None:
+    if told["decided_by"] not in (told["effect_name"], told["control_name"]) and told["decided"] is not None:
         beside += f", {words(told['decided_by'])} {with_interval(told['decided'], told['decided_low'], told['decided_high'])}"
     p = f", p {p_text(told['p_corrected'])}" if told["p_corrected"] is not None else ""
     return f"{MARKS[row.told]}: {words(told['effect_name'])} {effect}{beside}{p}"

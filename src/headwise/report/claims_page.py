@@ -182,7 +182,7 @@ def named(name: str) -> Html:
 def _effect(row: Told) -> list[str | Html]:
     """What is shown, its drawing, and the number that decides where that is another one."""
     shown: list[str | Html] = [named(row["effect_name"]), interval(row), tag("div", with_interval(row["effect"], row["low"], row["high"]))]
-    if row["decided_by"] != row["effect_name"] and row["decided"] is not None:
+    if row["decided_by"] not in (row["effect_name"], row["control_name"]) and row["decided"] is not None:
         told = with_interval(row["decided"], row["decided_low"], row["decided_high"])
         shown.append(tag("div", f"{row['decided_by'].replace('_', ' ')} {told}", class_="soft"))
     return shown
