@@ -7,6 +7,6 @@ EXPERIMENTS = (
     Experiment(
         "transfer", "Heads of eleven detectors, removed on eight tasks", TRANSFER, "headwise.claims.transfer.measure:measure",
         Minutes(lab=1, real=21, quick_lab=1, quick_real=5),
-        needs="for the Atlas' detectors a real model and the data set nq-open-oracle; the others need none",
+        needs="for the Atlas' detectors a real model and the data set known-facts-1209; the others need none",
     ),
 )  # fmt: skip

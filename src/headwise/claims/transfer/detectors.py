@@ -10,20 +10,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import headwise as hw
+from headwise.claims.attention_influence.proxy_heads import KEY_LENGTH, LENGTH, PAIRS, VALUE_TOKENS
 from headwise.claims.experiment import Bench, NotTestable
+from headwise.claims.in_context_atlas.map_records import fact_records
 from headwise.claims.in_context_atlas.maps import MAPS, maps
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadId, HeadScores, HeadSet
 from headwise.methods.cafe.options import Evidence
-from headwise.prompts.knowledge import KnowledgeRecord, read_knowledge
+from headwise.prompts.knowledge import KnowledgeRecord
 from headwise.prompts.needles import bundled_needles
 from headwise.prompts.ranking_data import needle_examples
-from headwise.prompts.swaps import swap_answers
 from headwise.runtime.detector import Run
 
 SHARE = 0.06  # of all heads that are removed: 16 of 270
 HALVES = ("a", "b")
 PASSAGES = 6
+CLOZE = "cloze"  # known facts are sentences to be completed
 
 
 class Found(NamedTuple):
@@ -51,14 +53,14 @@ def finders(bench: Bench) -> dict[str, Callable[[int], HeadScores]]:
     needles, texts = list(bundled_needles("detect")), needle_examples(bench.pick(64, 16), PASSAGES, bench.seed)
     depths, steps, samples = bench.pick(3, 2), bench.pick(50 if bench.real else 200, 40), bench.pick(32 if bench.real else 64, 16)
     short = {"lengths": lengths, "depths": depths}
-    length = bench.pick(1024, 512) if bench.real else 448
+    proxy: dict[str, Any] = {"length": LENGTH if bench.real else 448, "pairs": PAIRS, "key_length": KEY_LENGTH, "value_tokens": VALUE_TOKENS}
     made: dict[str, Callable[[int], Any]] = {
         "copy": lambda half: hw.Copy(needles=needles[half::2], **short),
         "semantic": lambda half: hw.Semantic(needles=needles[half::2], min_runs=8, **short),
         "query": lambda half: hw.Query(data=texts[half::2]),
         "evidence": lambda half: Evidence(data=texts[half::2]),
         "mdqa": lambda half: hw.Mdqa(data=texts[half::2]),
-        "proxy": lambda half: hw.Proxy(length=length, samples=samples, min_accuracy=0.2, seed=2 * bench.seed + half),
+        "proxy": lambda half: hw.Proxy(**proxy, samples=samples, min_accuracy=0.2, seed=2 * bench.seed + half),
         "gate": lambda half: hw.Gates(lengths=[lengths[0]], steps=steps, seed=2 * bench.seed + half),
     }
     found: dict[str, Callable[[int], HeadScores]] = {name: partial(_by, bench, detector) for name, detector in made.items()}
@@ -72,21 +74,21 @@ def _by(bench: Bench, detector: Callable[[int], Any], half: int) -> HeadScores:
 def _knowledge(bench: Bench, name: str, half: int) -> HeadScores:
     """One of the Atlas' maps; all of them come from the same passes."""
     options = {
-        "data": nq_third(bench, half), "records": bench.pick(64, 16), "min_records": bench.pick(32, 8), "followed": "top10", "seed": bench.seed,
+        "data": facts_third(bench, half), "wording": CLOZE, "followed": "top5", "records": bench.pick(64, 16), "min_records": bench.pick(32, 8),
+        "seed": bench.seed,
     }  # fmt: skip
     return maps(bench.model, options, Run(bench.work / f"knowledge-{HALVES[half]}", bench.report))[name]
 
 
-def nq_third(bench: Bench, part: int) -> list[KnowledgeRecord]:
-    """Questions of NQ with swapped passages: heads are found on the parts 0 and 1; part 2 is for the test.
+def facts_third(bench: Bench, part: int) -> list[KnowledgeRecord]:
+    """Known facts behind passages that say another answer: heads are found on the parts 0 and 1; part 2 is for the test.
 
     Raises:
         NotTestable: For a lab model, or without the data set.
     """
     if not bench.real:
-        raise NotTestable("questions of NQ are for real models")
-    records = swap_answers(read_knowledge(bench.folder("nq-open-oracle") / "nq-open-oracle.jsonl.gz"))
-    return [one for one in records if zlib.crc32(one.question.encode()) % 3 == part]
+        raise NotTestable("facts of the real world are for real models")
+    return [one for one in fact_records(bench) if zlib.crc32((one.subject or one.question).encode()) % 3 == part]
 
 
 def find_all(bench: Bench) -> tuple[dict[str, Found], dict[str, str]]:

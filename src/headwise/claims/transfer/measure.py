@@ -27,7 +27,7 @@ from headwise.runtime.knock_outs import variant_logprobs
 from headwise.runtime.runner import prefill
 
 DRAWS = 3  # layer-matched random sets per detector
-EXPECTED = np.log(0.5)  # mean log-probability per token of an answer that the whole model expects
+EXPECTED = np.log(0.2)  # mean log-probability per token of an answer that the whole model expects
 LEAST = 5  # items that a task needs
 
 
@@ -81,7 +81,7 @@ def removed(bench: Bench, name: str, items: Sequence[Item], names: tuple[str, ..
         if kept is not None:
             columns.append(kept[0]["logprobs"])
     table = np.stack(columns, axis=1)
-    known = table[0] >= EXPECTED
+    known = table[0] >= (-np.inf if name == "text" else EXPECTED)
     return Matrix(names, table[0, known] - table[1:, known], len(items))
 
 

@@ -8,19 +8,18 @@ from typing import NamedTuple
 import numpy as np
 
 from headwise.claims.experiment import Bench
-from headwise.claims.transfer.detectors import PASSAGES, nq_third
+from headwise.claims.transfer.detectors import CLOZE, PASSAGES, facts_third
 from headwise.evaluation.tasks import key_value_contexts
 from headwise.heads.errors import HeadwiseError
 from headwise.prompts.encoder import PieceEncoder
 from headwise.prompts.grid import group_specs, make_group
 from headwise.prompts.haystack import Haystack, bundled_texts
 from headwise.prompts.knowledge import KnowledgeComposer
+from headwise.prompts.needles import bundled_needles
 from headwise.prompts.prompt import Prompt
 from headwise.prompts.ranking_data import needle_examples
 from headwise.runtime.needle_runs import needle_task
 from headwise.train.examples import prepared
-
-WORDING = "instructed"  # heads are found with another one
 
 
 class Item(NamedTuple):
@@ -76,10 +75,14 @@ def needles(bench: Bench, name: str) -> list[Item]:
 
 
 def passages(bench: Bench) -> list[Item]:
-    """Questions over passages of novels, one of which holds the answer."""
-    records = needle_examples(bench.pick(32, 6), PASSAGES, bench.seed + 1, "test")
-    found = prepared(bench.model, records, min(bench.model.positions or 10**9, 4096), seed=bench.seed).examples
-    return [cut(one.ids[: one.answer], one.asks.start, one.ids[one.answer : -1]) for one in found]
+    """Questions over passages of novels, one of which holds the answer, with the answer's opening words."""
+    opened = {needle.question: (needle.answer_prefix, needle.answer) for needle in bundled_needles("test")}
+    encoder, items = PieceEncoder(bench.model.tokenizer), []
+    for record in needle_examples(bench.pick(32, 6), PASSAGES, bench.seed + 1, "test"):
+        prefix, answer = (encoder.encode(f" {text}") for text in opened[record.query])
+        for one in prepared(bench.model, [record], min(bench.model.positions or 10**9, 4096), seed=bench.seed).examples:
+            items.append(cut((*one.ids[: one.answer], *prefix), one.asks.start, answer))
+    return items
 
 
 def lookups(bench: Bench) -> list[Item]:
@@ -113,15 +116,15 @@ def plain_text(bench: Bench) -> list[Item]:
 
 
 def swapped(bench: Bench) -> list[Item]:
-    """NQ behind passages that say another answer; the answer is that of the passage."""
-    composer = KnowledgeComposer(PieceEncoder(bench.model.tokenizer), WORDING)
-    return _asked(composer.opened(one, swapped=True) for one in nq_third(bench, 2)[: bench.pick(48, 8)])
+    """Known facts behind passages that say another answer; the answer is that of the passage."""
+    composer = KnowledgeComposer(PieceEncoder(bench.model.tokenizer), CLOZE)
+    return _asked(composer.opened(one, swapped=True) for one in facts_third(bench, 2)[: bench.pick(48, 8)])
 
 
 def memory(bench: Bench) -> list[Item]:
-    """NQ without a passage; the answer is the true one."""
-    composer = KnowledgeComposer(PieceEncoder(bench.model.tokenizer), WORDING)
-    return _asked(composer.closed(one) for one in nq_third(bench, 2)[: bench.pick(48, 16)])
+    """Known facts without a passage; the answer is the true one."""
+    composer = KnowledgeComposer(PieceEncoder(bench.model.tokenizer), CLOZE)
+    return _asked(composer.closed(one) for one in facts_third(bench, 2)[: bench.pick(48, 16)])
 
 
 def _asked(prompts: Iterable[Prompt]) -> list[Item]:
