@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,6 +160,30 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(small, tmp_path, monkeyp
     finished(tmp_path / "killed")  # the cell is there, so it does not stop
     for path in whole:
         assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+
+
+def other_weights(name):
+    model = hw.load(name)
+    with torch.no_grad():
+        next(model.hf.parameters()).add_(1e-3)
+    return model
+
+
+def test_parts_of_another_model_of_the_same_name_are_not_taken(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(made_up.measured_above, "stop", True, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(["lab-6m"], EXPERIMENTS[:1], tmp_path), tmp_path, load=hw.load)
+    with pytest.raises(HeadwiseError, match="made: .*belongs to a run with other options"):
+        run(plan(["lab-6m"], EXPERIMENTS[:1], tmp_path), tmp_path, load=other_weights)
+
+
+def test_results_of_two_models_of_one_name_are_not_mixed(small, tmp_path):
+    run(plan(["lab-6m"], EXPERIMENTS[:1], tmp_path), tmp_path, load=hw.load)
+    with pytest.raises(HeadwiseError, match=r"made\.json was measured with other weights"):
+        run(plan(["lab-6m"], EXPERIMENTS, tmp_path), tmp_path, load=other_weights)
+    assert not (tmp_path / "lab-6m/heads.json").exists()
+    run(plan(["lab-6m"], EXPERIMENTS, tmp_path, overwrite=True), tmp_path, load=other_weights)
+    assert len({one.model["weights"] for one in read_results([tmp_path])}) == 1
 
 
 def test_one_failure_does_not_stop_the_other_experiments(small, tmp_path, monkeypatch):
