@@ -201,6 +201,35 @@ def test_one_failure_does_not_stop_the_other_experiments(small, tmp_path, monkey
     assert not (tmp_path / "lab-6m/unfinished").exists()
 
 
+@pytest.mark.parametrize("wrong", [{"heads": "many"}, {"heads": (1.0, 2.0)}, {"heads": torch.ones(())}, {"heads": np.ones(3)}])
+def test_what_is_no_number_fails_alone(small, tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(made_up, "measured_heads", lambda bench: Measured({"other.heads": Finding(wrong)}))
+    with pytest.raises(HeadwiseError, match=r"1 of 2 experiments failed.*other\.heads gave a heads that is no number"):
+        finished(tmp_path)
+    assert [path.name for path in tmp_path.glob("*/*.json")] == ["made.json"]
+
+
+@pytest.mark.parametrize("p", [math.nan, 2.0, "0.1"])
+def test_what_is_no_p_value_fails_alone(small, tmp_path, monkeypatch, p):
+    monkeypatch.setattr(made_up, "measured_heads", lambda bench: Measured({"other.heads": Finding({"heads": 1.0}, p=p)}))
+    with pytest.raises(HeadwiseError, match=r"other\.heads gave a p-value that is none"):
+        finished(tmp_path)
+    assert len(read_results([tmp_path])) == 1
+
+
+def test_details_that_cannot_be_written_fail_alone(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(made_up, "measured_heads", lambda bench: Measured({"other.heads": Finding({"heads": 1.0})}, {"a": object()}))
+    with pytest.raises(HeadwiseError, match=r"1 of 2 experiments failed.*JSON cannot hold"):
+        finished(tmp_path)
+
+
+def test_an_infinite_number_is_judged_as_it_is_read(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(made_up, "measured_heads", lambda bench: Measured({"other.heads": Finding({"heads": math.inf})}))
+    told = []
+    run(plan(["lab-6m"], EXPERIMENTS[1:2], tmp_path), tmp_path, load=hw.load, tell=lambda name, key, result: told.append(rows([result])[3].told))
+    assert told == [rows(read_results([tmp_path]))[3].told] == [NOT_HELD]
+
+
 def test_a_model_that_cannot_be_loaded_stops_the_run(small, tmp_path):
     planned = plan(["lab-6m"], EXPERIMENTS, tmp_path)
 
@@ -258,6 +287,31 @@ def test_other_files_are_refused(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(HeadwiseError, match=message):
         read_results([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"findings": {}}, {"findings": {"other.heads": {"numbers": {}}}}, {"findings": {"other.heads": {"numbers": {"heads": 10**400}}}},
+        {"findings": {"other.heads": {"numbers": {"heads": "1"}}}}, {"findings": {"other.heads": {"numbers": {"heads": 1}, "p": 3}}},
+        {"findings": {"other.heads": {"numbers": {"heads": 1}, "p": "x"}}}, {"findings": {"no.such": {"numbers": {}}}},
+        {"findings": {"other.heads": {"numbers": {"heads": 1}}, "no.such": {"numbers": {}}}}, {"model": {}}, {"model": {"name": None}}, {"seed": 1e999},
+    ],
+)  # fmt: skip
+def test_a_broken_result_is_named(small, tmp_path, change):
+    path = finished(tmp_path)[0]
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(HeadwiseError, match=r"heads\.json is broken"):
+        read_results([tmp_path])
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "1e999", "null"])
+def test_what_is_not_finite_is_read_as_not_measured(small, tmp_path, value):
+    path = finished(tmp_path)[0]
+    path.write_text(path.read_text().replace('"heads":8.0', f'"heads":{value}'))
+    row = rows(read_results([tmp_path]))[3]
+    assert row.told == NOT_HELD
+    assert json.dumps(row.to_json(), allow_nan=False)
 
 
 def test_two_results_of_one_model_and_experiment_are_refused(small, tmp_path):

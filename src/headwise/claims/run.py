@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headwise.claims.experiment import Bench, Experiment
 from headwise.claims.ledger import digest
-from headwise.claims.results import Result, read_result
+from headwise.claims.results import Result, as_read, read_result
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.headfile import write_json
 from headwise.heads.progress import Report, silent
@@ -168,10 +168,11 @@ def run(
         report(passed, total, f"{model} {one.name}")
         try:
             result = _measured(one, bench)
+            write_json(result.to_json(), path, overwrite=True)
+            result = as_read(result)
         except Exception as error:  # a night's work is not lost for one fault of one experiment
             failed.append(f"{model} {one.name}: {_told(error, work)}")
             continue
-        write_json(result.to_json(), path, overwrite=True)
         shutil.rmtree(work, ignore_errors=True)
         passed += minutes
         written.append(path)
