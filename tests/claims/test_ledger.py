@@ -173,7 +173,7 @@ def test_parts_of_another_model_of_the_same_name_are_not_taken(small, tmp_path, 
     monkeypatch.setattr(made_up.measured_above, "stop", True, raising=False)
     with pytest.raises(KeyboardInterrupt):
         run(plan(["lab-6m"], EXPERIMENTS[:1], tmp_path), tmp_path, load=hw.load)
-    with pytest.raises(HeadwiseError, match="made: .*belongs to a run with other options"):
+    with pytest.raises(HeadwiseError, match=r"made: .*belongs to a run with other options"):
         run(plan(["lab-6m"], EXPERIMENTS[:1], tmp_path), tmp_path, load=other_weights)
 
 
@@ -295,7 +295,8 @@ def test_other_files_are_refused(tmp_path, content, message):
         {"findings": {}}, {"findings": {"other.heads": {"numbers": {}}}}, {"findings": {"other.heads": {"numbers": {"heads": 10**400}}}},
         {"findings": {"other.heads": {"numbers": {"heads": "1"}}}}, {"findings": {"other.heads": {"numbers": {"heads": 1}, "p": 3}}},
         {"findings": {"other.heads": {"numbers": {"heads": 1}, "p": "x"}}}, {"findings": {"no.such": {"numbers": {}}}},
-        {"findings": {"other.heads": {"numbers": {"heads": 1}}, "no.such": {"numbers": {}}}}, {"model": {}}, {"model": {"name": None}}, {"seed": 1e999},
+        {"findings": {"other.heads": {"numbers": {"heads": 1}}, "no.such": {"numbers": {}}}}, {"model": {}}, {"model": {"name": None}},
+        {"seed": 1e999},
     ],
 )  # fmt: skip
 def test_a_broken_result_is_named(small, tmp_path, change):

@@ -213,7 +213,7 @@ def _ends(number: Number | None) -> tuple[float | None, float | None, float | No
 
 
 def rows(results: Sequence[Result], cards: Sequence[str] = (), keys: Sequence[str] = ()) -> list[Row]:
-    """Every claim of the ledger on every model that there are results of, in the order of the ledger.
+    """Every claim of the ledger on every model that there are results of, in the order of the ledger; without any result on no model ("").
 
     Families are corrected over all claims of a model that could be tested; cards and keys choose what is shown, not what is corrected.
 
@@ -224,7 +224,7 @@ def rows(results: Sequence[Result], cards: Sequence[str] = (), keys: Sequence[st
     """
     every = ledger.claims()
     out: dict[str, list[Row]] = {key: [] for key in every}
-    for model in dict.fromkeys(str(one.model["name"]) for one in results):
+    for model in dict.fromkeys(str(one.model["name"]) for one in results) or ("",):
         mine = [one for one in results if one.model["name"] == model]
         fresh = {key: finding for one in mine if not one.old for key, finding in one.findings.items()}
         judged = judge(every, fresh)
