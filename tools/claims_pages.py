@@ -99,7 +99,7 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def summary(shown: Sequence[Row], base: str, kinds: Mapping[str, str]) -> str:
     """Cards down, models across: how many claims held, did not, cannot be tested, and were not measured though an experiment is for the model."""
     meant = {(one.name, kind): one.minutes.of(kind, False) is not None for one in experiments() for kind in ("lab", "real")}
-    shown = [row for row in shown if row.verdict or meant[row.experiment, kinds[row.model]]]
+    shown = [row for row in shown if row.verdict or meant[row.experiment, kinds.get(row.model, "real")]]
     names, body = model_names(shown), []
     for card, (title, page) in CARDS.items():
         own = [row for row in shown if row.claim.card == card]

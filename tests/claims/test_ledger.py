@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -161,6 +162,30 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(small, tmp_path, monkeyp
         assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
 
 
+def other_weights(name):
+    model = hw.load(name)
+    with torch.no_grad():
+        next(model.hf.parameters()).add_(1e-3)
+    return model
+
+
+def test_parts_of_another_model_of_the_same_name_are_not_taken(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(made_up.measured_above, "stop", True, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(["lab-6m"], EXPERIMENTS[:1], tmp_path), tmp_path, load=hw.load)
+    with pytest.raises(HeadwiseError, match=r"made: .*belongs to a run with other options"):
+        run(plan(["lab-6m"], EXPERIMENTS[:1], tmp_path), tmp_path, load=other_weights)
+
+
+def test_results_of_two_models_of_one_name_are_not_mixed(small, tmp_path):
+    run(plan(["lab-6m"], EXPERIMENTS[:1], tmp_path), tmp_path, load=hw.load)
+    with pytest.raises(HeadwiseError, match=r"made\.json was measured with other weights"):
+        run(plan(["lab-6m"], EXPERIMENTS, tmp_path), tmp_path, load=other_weights)
+    assert not (tmp_path / "lab-6m/heads.json").exists()
+    run(plan(["lab-6m"], EXPERIMENTS, tmp_path, overwrite=True), tmp_path, load=other_weights)
+    assert len({one.model["weights"] for one in read_results([tmp_path])}) == 1
+
+
 def test_one_failure_does_not_stop_the_other_experiments(small, tmp_path, monkeypatch):
     def broken(bench):
         raise ZeroDivisionError("by nothing")
@@ -183,6 +208,35 @@ def test_a_limit_of_hours_leaves_out_the_longest(small, tmp_path):
     assert [(model, one.name) for model, _, one in short.steps] == [("lab-6m", "heads"), ("lab-6m", "made"), ("smollm2", "heads")]
     assert [(model, one.name) for model, _, one in short.beyond] == [("smollm2", "made")]
     assert planned.within(1).beyond == ()
+
+
+@pytest.mark.parametrize("wrong", [{"heads": "many"}, {"heads": (1.0, 2.0)}, {"heads": torch.ones(())}, {"heads": np.ones(3)}])
+def test_what_is_no_number_fails_alone(small, tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(made_up, "measured_heads", lambda bench: Measured({"other.heads": Finding(wrong)}))
+    with pytest.raises(HeadwiseError, match=r"1 of 2 experiments failed.*other\.heads gave a heads that is no number"):
+        finished(tmp_path)
+    assert [path.name for path in tmp_path.glob("*/*.json")] == ["made.json"]
+
+
+@pytest.mark.parametrize("p", [math.nan, 2.0, "0.1"])
+def test_what_is_no_p_value_fails_alone(small, tmp_path, monkeypatch, p):
+    monkeypatch.setattr(made_up, "measured_heads", lambda bench: Measured({"other.heads": Finding({"heads": 1.0}, p=p)}))
+    with pytest.raises(HeadwiseError, match=r"other\.heads gave a p-value that is none"):
+        finished(tmp_path)
+    assert len(read_results([tmp_path])) == 1
+
+
+def test_details_that_cannot_be_written_fail_alone(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(made_up, "measured_heads", lambda bench: Measured({"other.heads": Finding({"heads": 1.0})}, {"a": object()}))
+    with pytest.raises(HeadwiseError, match=r"1 of 2 experiments failed.*JSON cannot hold"):
+        finished(tmp_path)
+
+
+def test_an_infinite_number_is_judged_as_it_is_read(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(made_up, "measured_heads", lambda bench: Measured({"other.heads": Finding({"heads": math.inf})}))
+    told = []
+    run(plan(["lab-6m"], EXPERIMENTS[1:2], tmp_path), tmp_path, load=hw.load, tell=lambda name, key, result: told.append(rows([result])[3].told))
+    assert told == [rows(read_results([tmp_path]))[3].told] == [NOT_HELD]
 
 
 def test_a_model_that_cannot_be_loaded_stops_the_run(small, tmp_path):
@@ -242,6 +296,32 @@ def test_other_files_are_refused(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(HeadwiseError, match=message):
         read_results([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"findings": {}}, {"findings": {"other.heads": {"numbers": {}}}}, {"findings": {"other.heads": {"numbers": {"heads": 10**400}}}},
+        {"findings": {"other.heads": {"numbers": {"heads": "1"}}}}, {"findings": {"other.heads": {"numbers": {"heads": 1}, "p": 3}}},
+        {"findings": {"other.heads": {"numbers": {"heads": 1}, "p": "x"}}}, {"findings": {"no.such": {"numbers": {}}}},
+        {"findings": {"other.heads": {"numbers": {"heads": 1}}, "no.such": {"numbers": {}}}}, {"model": {}}, {"model": {"name": None}},
+        {"seed": 1e999},
+    ],
+)  # fmt: skip
+def test_a_broken_result_is_named(small, tmp_path, change):
+    path = finished(tmp_path)[0]
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(HeadwiseError, match=r"heads\.json is broken"):
+        read_results([tmp_path])
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "1e999", "null"])
+def test_what_is_not_finite_is_read_as_not_measured(small, tmp_path, value):
+    path = finished(tmp_path)[0]
+    path.write_text(path.read_text().replace('"heads":8.0', f'"heads":{value}'))
+    row = rows(read_results([tmp_path]))[3]
+    assert row.told == NOT_HELD
+    assert json.dumps(row.to_json(), allow_nan=False)
 
 
 def test_two_results_of_one_model_and_experiment_are_refused(small, tmp_path):

@@ -60,6 +60,17 @@ def test_show_list_and_export(measured, headwise, tmp_path):
     check_refused(headwise("claims", "export", measured, "-o", tmp_path / "table.csv"), "exists")
 
 
+def test_claims_are_listed_before_anything_is_measured(small, headwise, monkeypatch, tmp_path):
+    monkeypatch.setattr("headwise.claims.results.shipped_results", list)
+    listed = headwise("claims", "list", "--card", "cafe")
+    assert "the model has heads" in listed.out
+    assert "2 claims of 5" in listed.out
+    assert "not measured" in headwise("claims", "show", "--claim", "made.above").out
+    assert "5 not measured; headwise claims run --plan" in headwise("claims", "show", "--html", tmp_path / "page.html").out
+    assert "the model has heads" in (tmp_path / "page.html").read_text()
+    assert len(json.loads(headwise("claims", "list", "--verdict", "unmeasured", "--json").out)["claims"]) == 5
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.text import shorten
 
 Number = float | tuple[float, float, float]
 """A measured number; with three values: its mean and the two ends of its 95 % interval."""
@@ -178,8 +181,13 @@ class Finding:
         """Refuse a measurement that the claim cannot be judged by.
 
         Raises:
-            HeadwiseError: A number or the p-value is missing.
+            HeadwiseError: A number or the p-value is missing, or is none.
         """
+        for name, number in self.numbers.items():
+            if not all(map(_is_number, number if isinstance(number, tuple | list) and len(number) == 3 else [number])):
+                raise HeadwiseError(f"the measurement of {claim.key} gave a {name} that is no number, nor one with the two ends of its interval")
+        if self.p is not None and not (_is_number(self.p) and 0 <= self.p <= 1):
+            raise HeadwiseError(f"the measurement of {claim.key} gave a p-value that is none: {self.p}")
         if self.missing:
             return
         absent = claim.needed - self.numbers.keys()
@@ -199,15 +207,26 @@ class Finding:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Finding:
-        """The finding of `to_json`; numbers that are null are NaN."""
+        """The finding of `to_json`; numbers that are null or infinite are NaN.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: The data is none.
+        """
+        def one(value: Any) -> float:
+            if isinstance(value, str | bytes):
+                raise ValueError(f"{shorten(repr(value))} is no number")
+            found = math.nan if value is None else float(value)
+            return found if math.isfinite(found) else math.nan
+
         def number(value: Any) -> Number:
             if isinstance(value, list):
-                mean, low, high = (math.nan if one is None else float(one) for one in value)
+                mean, low, high = map(one, value)
                 return (mean, low, high)
-            return math.nan if value is None else float(value)
+            return one(value)
 
         numbers = {str(name): number(value) for name, value in data["numbers"].items()}
-        return cls(numbers, data.get("p"), data.get("note", ""), data.get("missing", ""))
+        p = data.get("p")
+        return cls(numbers, None if p is None else one(p), str(data.get("note", "")), str(data.get("missing", "")))
 
 
 @dataclass(frozen=True)
@@ -258,6 +277,11 @@ def judge(claims: Mapping[str, Claim], findings: Mapping[str, Finding]) -> dict[
             broken.append(f"corrected p <= {LEVEL}")
         out[key] = Verdict(NOT_HELD if broken else HELD, f"missed: {'; '.join(broken)}" if broken else "", p)
     return out
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a real number; NaN is one, too."""
+    return isinstance(value, int | float | np.integer | np.floating | np.bool_)
 
 
 def _gate(claim: Claim, finding: Finding) -> str:

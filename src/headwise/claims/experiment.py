@@ -143,6 +143,13 @@ class Bench:
         """The model, loaded once; a measurement must leave it as it was. Trainings call `load` for one of their own."""
         return self.load()
 
+    @cached_property
+    def weights(self) -> str:
+        """Names the values and the type of the model's weights, so that no part of another model of the same name is taken for one of this."""
+        from headwise.models.fingerprint import weights_digest
+
+        return weights_digest(self.model.hf)
+
     def pick(self, whole: Any, quick: Any) -> Any:
         """A size: `quick` in the small version, else `whole`."""
         return quick if self.quick else whole
@@ -187,7 +194,7 @@ class Bench:
         return find(self.model, detector, directory=self._shared(detector.name, repr(detector)), report=self.report)
 
     def _asked(self, description: Mapping[str, Any]) -> dict[str, Any]:
-        return {"model": self.name, "quick": self.quick, "seed": self.seed} | dict(description)
+        return {"model": self.name, "weights": self.weights, "quick": self.quick, "seed": self.seed} | dict(description)
 
     def _shared(self, part: str, description: str) -> Path:
         return (self.shared or self.work / "shared") / f"{part}-{hashlib.sha256(description.encode()).hexdigest()[:12]}"

@@ -15,6 +15,7 @@ from headwise.claims.claim import CARDS, Bound, Claim, Finding, Number, Verdict,
 from headwise.claims.experiment import Experiment
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.files import read_json
+from headwise.heads.plain import plain
 
 KIND, SCHEMA = "headwise_claims", 1
 
@@ -79,13 +80,38 @@ def read_result(path: Path) -> Result:
     if not isinstance(data, dict) or data.get(KIND) != SCHEMA:
         raise HeadwiseError(f"{path} is no result of headwise claims; give a folder that headwise claims run wrote")
     try:
-        findings = {str(key): Finding.from_json(one) for key, one in data["findings"].items()}
-        return Result(
-            str(data["experiment"]), str(data["ledger"]), dict(data["model"]), bool(data["quick"]), int(data["seed"]), findings,
-            dict(data["details"]), dict(data["versions"]),
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found = _from_json(data)
+        if not found.old:
+            _check(found)
+        return found
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise HeadwiseError(f"{path} is broken: {error!r}; delete it and run headwise claims run again") from error
+
+
+def _from_json(data: Mapping[str, Any]) -> Result:
+    """Inverse of `Result.to_json`."""
+    findings = {str(key): Finding.from_json(one) for key, one in data["findings"].items()}
+    model = dict(data["model"])
+    if not isinstance(model["name"], str):
+        raise TypeError("the model's name is no text")
+    return Result(
+        str(data["experiment"]), str(data["ledger"]), model, bool(data["quick"]), int(data["seed"]), findings,
+        dict(data["details"]), dict(data["versions"]),
+    )  # fmt: skip
+
+
+def _check(result: Result) -> None:
+    """Raise `HeadwiseError` or `KeyError` unless the result answers exactly the claims of its experiment."""
+    claims = result.known.claims if result.known else ()
+    for claim in claims:
+        result.findings[claim.key].check(claim)
+    if len(result.findings) > len(claims):
+        raise HeadwiseError("it has findings of claims that the experiment does not answer")
+
+
+def as_read(result: Result) -> Result:
+    """What is read from the file of a result: judged before it is written, it would give other verdicts where a number is infinite."""
+    return _from_json(plain(result.to_json()))
 
 
 def read_results(folders: Iterable[Path]) -> list[Result]:
@@ -187,7 +213,7 @@ def _ends(number: Number | None) -> tuple[float | None, float | None, float | No
 
 
 def rows(results: Sequence[Result], cards: Sequence[str] = (), keys: Sequence[str] = ()) -> list[Row]:
-    """Every claim of the ledger on every model that there are results of, in the order of the ledger.
+    """Every claim of the ledger on every model that there are results of, in the order of the ledger; without any result on no model ("").
 
     Families are corrected over all claims of a model that could be tested; cards and keys choose what is shown, not what is corrected.
 
@@ -198,7 +224,7 @@ def rows(results: Sequence[Result], cards: Sequence[str] = (), keys: Sequence[st
     """
     every = ledger.claims()
     out: dict[str, list[Row]] = {key: [] for key in every}
-    for model in dict.fromkeys(str(one.model["name"]) for one in results):
+    for model in dict.fromkeys(str(one.model["name"]) for one in results) or ("",):
         mine = [one for one in results if one.model["name"] == model]
         fresh = {key: finding for one in mine if not one.old for key, finding in one.findings.items()}
         judged = judge(every, fresh)

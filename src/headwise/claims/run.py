@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headwise.claims.experiment import Bench, Experiment
 from headwise.claims.ledger import digest
-from headwise.claims.results import Result, read_result
+from headwise.claims.results import Result, as_read, read_result
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.headfile import write_json
 from headwise.heads.progress import Report, silent
@@ -168,7 +168,7 @@ def run(
         The files that were written.
 
     Raises:
-        HeadwiseError: Measurements failed; raised when all others are done.
+        HeadwiseError: Results of other weights under the model's name are in the way. Or measurements failed; raised when all others are done.
     """
     written: list[Path] = []
     failed: list[str] = []
@@ -182,14 +182,16 @@ def run(
             loaded = load(model)  # outside of what may fail: without its model no experiment can be done
             bench = Bench(model, kind, lambda model=model: load(model), work, data, planned.quick, seed, shared=work.parent / SHARED)  # type: ignore[misc]
             bench.model = loaded
+            _check_weights(bench, path.parent, {result_path(output, model, step.name) for name, _, step in planned.steps if name == model})
         bench.work, bench.report = work, _share(report, passed, minutes, total, f"{model} {one.name}")
         report(passed, total, f"{model} {one.name}")
         try:
             result = _measured(one, bench)
+            write_json(result.to_json(), path, overwrite=True)
+            result = as_read(result)
         except Exception as error:  # a night's work is not lost for one fault of one experiment
             failed.append(f"{model} {one.name}: {_told(error, work)}")
             continue
-        write_json(result.to_json(), path, overwrite=True)
         shutil.rmtree(work, ignore_errors=True)
         passed += minutes
         written.append(path)
@@ -200,6 +202,13 @@ def run(
         raise HeadwiseError(f"{len(failed)} of {len(planned.steps)} experiments failed; the same command tries them again: " + "; ".join(failed))
     _clear({path.parent / WORK for path in written})
     return written
+
+
+def _check_weights(bench: Bench, folder: Path, replaced: set[Path]) -> None:
+    """Refuse to put results of two models that have one name beside each other. replaced: what this run writes anew."""
+    for path in sorted(set(folder.glob("*.json")) - replaced):
+        if read_result(path).model.get("weights") != bench.weights:
+            raise HeadwiseError(f"{path} was measured with other weights of a model of this name, or another --dtype; give another --output")
 
 
 def _clear(folders: set[Path]) -> None:
@@ -220,7 +229,6 @@ def _told(error: Exception, work: Path) -> str:
 
 
 def _measured(one: Experiment, bench: Bench) -> Result:
-    from headwise.models.fingerprint import weights_digest
     from headwise.models.names import label
 
     measured = one.run(bench)
@@ -231,7 +239,7 @@ def _measured(one: Experiment, bench: Bench) -> Result:
         "layers": model.heads.shape[0],
         "heads": model.heads.shape[1],
         "positions": model.positions,
-        "weights": weights_digest(model.hf)[:16],
+        "weights": bench.weights,
     }
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return Result(one.name, digest(one), about, bench.quick, bench.seed, measured.findings, measured.details, versions)

@@ -102,6 +102,8 @@ def show(
     for name in models:
         own = [row for row in told if row["model"] == name]
         print_all(claims_table(name, [row for row in own if row["verdict"]]), counts_line(own))
+    if not models:
+        lines.insert(0, f"{counts_line(told)}; headwise claims run --plan says what can be measured")
     print_all(*lines)
 
 
