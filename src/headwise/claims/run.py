@@ -175,13 +175,11 @@ def run(
     total, passed = max(planned.minutes, 1e-9), 0.0
     bench: Bench | None = None
     for model, kind, one in planned.steps:
-        minutes = _minutes((model, kind, one), planned.quick)
-        path = result_path(output, model, one.name)
+        minutes, path = _minutes((model, kind, one), planned.quick), result_path(output, model, one.name)
         work = path.parent / WORK / one.name
         if bench is None or bench.name != model:
-            loaded = load(model)  # outside of what may fail: without its model no experiment can be done
             bench = Bench(model, kind, lambda model=model: load(model), work, data, planned.quick, seed, shared=work.parent / SHARED)  # type: ignore[misc]
-            bench.model = loaded
+            bench.model = load(model)  # outside of what may fail: without its model no experiment can be done
             _check_weights(bench, path.parent, {result_path(output, model, step.name) for name, _, step in planned.steps if name == model})
         bench.work, bench.report = work, _share(report, passed, minutes, total, f"{model} {one.name}")
         report(passed, total, f"{model} {one.name}")
