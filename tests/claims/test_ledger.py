@@ -125,6 +125,15 @@ def test_an_experiment_answers_exactly_its_claims(tmp_path, monkeypatch):
         one.run(bench)
 
 
+def test_a_prompt_that_does_not_fit_the_model_cannot_be_tested(small, tmp_path, monkeypatch):
+    def long(bench):
+        return hw.find(bench.model, hw.Copy(lengths=[100_000], depths=1))
+
+    monkeypatch.setattr(made_up, "measured_heads", long)
+    found = EXPERIMENTS[1].run(Bench("lab-6m", "lab", lambda: hw.load("lab-6m"), tmp_path)).findings["other.heads"]
+    assert "the model has 1280 positions" in found.missing
+
+
 def test_results_are_written_read_and_judged(small, tmp_path):
     written = finished(tmp_path)
     assert [path.relative_to(tmp_path).as_posix() for path in written] == ["lab-6m/heads.json", "lab-6m/made.json"]
