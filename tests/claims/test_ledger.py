@@ -171,6 +171,28 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(small, tmp_path, monkeyp
         assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("options", [{"quick": True}, {"seed": 1}])
+def test_a_killed_run_of_other_options_is_not_in_the_way(small, tmp_path, monkeypatch, options):
+    whole = finished(tmp_path / "whole")
+    monkeypatch.setattr(made_up.measured_above, "stop", True, raising=False)
+    planned = plan(["lab-6m"], EXPERIMENTS[:1], tmp_path / "killed", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(planned, tmp_path / "killed", load=hw.load, seed=options.get("seed", 0))
+    monkeypatch.undo()
+    made_up.install(monkeypatch)
+    finished(tmp_path / "killed")
+    for path in whole:
+        assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+
+
+def test_shared_parts_of_other_options_are_apart(tmp_path):
+    model = hw.load("lab-6m")
+    for seed in (0, 1):
+        bench = Bench("lab-6m", "lab", lambda: model, tmp_path / "work", seed=seed, shared=tmp_path / "shared")
+        bench.shared_cells("part", {"a": 1}).save("one", {"value": np.zeros(1)}, [])
+    assert len(list((tmp_path / "shared").iterdir())) == 2
+
+
 def other_weights(name):
     model = hw.load(name)
     with torch.no_grad():

@@ -181,7 +181,8 @@ class Bench:
         """As `cells`, for a part that other experiments ask for with the same description: they find it finished."""
         from headwise.runtime.rundir import RunDirectory
 
-        return RunDirectory(self._shared(part, json.dumps(dict(description), sort_keys=True, default=str)), self._asked(description))
+        asked = self._asked(description)
+        return RunDirectory(self._shared(part, json.dumps(asked, sort_keys=True, default=str)), asked)
 
     def find(self, detector: Detector) -> HeadScores:
         """Scores of the model's heads. Experiments that ask for the same ones share them; an interrupted search goes on.
