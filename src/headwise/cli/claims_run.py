@@ -91,18 +91,30 @@ def _check(output: Path, data: Path | None) -> None:
     """Refuse before any work is done."""
     if output.exists() and not output.is_dir():
         raise HeadwiseError(f"{output} is a file; give a folder with --output")
+    o.check_file(output / "result", "--output")
     if data is not None and not data.is_dir():
         raise HeadwiseError(f"there is no folder {data}; give the folder of the data sets with --data")
 
 
 def _check_models(models: Sequence[str]) -> None:
     """Refuse a model that is not there, before hours of work on the others."""
+    from headwise.models.checkpoint import fault_of
     from headwise.models.names import folder_of
     from headwise.models.registry import entry_named
 
     for name in models:
-        if entry_named(name) is None and not Path(name).is_file():
-            folder_of(name, offline=bool(o.shared("offline").get("offline")))
+        if entry_named(name) is None and not _is_gguf(Path(name)):
+            folder = folder_of(name, offline=bool(o.shared("offline").get("offline")))
+            fault = None if folder is None or any(folder.glob("*.gguf")) else fault_of(folder, weights=False)
+            if fault:
+                raise HeadwiseError(f"{name!r} is no model: {fault}")
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _default_models() -> list[str]:
