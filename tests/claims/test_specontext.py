@@ -272,7 +272,7 @@ def stop_after(count):
 def tiny(monkeypatch):
     """Running text of 160 tokens, without needles and without a search for copy heads."""
     monkeypatch.setattr(decode, "effort", lambda bench: decode.Effort(160, 44, 60, 1, 3))
-    monkeypatch.setattr(decode, "copy_heads", lambda bench: HeadSet.of([(3, 1), (5, 2)], (8, 8)))
+    monkeypatch.setattr(decode, "strongest_copy_heads", lambda bench: HeadSet.of([(3, 1), (5, 2)], (8, 8)))
     monkeypatch.setattr(decode, "drawn", lambda draw: [])
     every, few = decode.makers_for, ("streaming", "oracle", "retrieval_heads", "refresh_every")
     monkeypatch.setattr(decode, "makers_for", lambda heads: {name: every(heads)[name] for name in few})
