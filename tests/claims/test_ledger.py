@@ -125,6 +125,15 @@ def test_an_experiment_answers_exactly_its_claims(tmp_path, monkeypatch):
         one.run(bench)
 
 
+def test_a_prompt_that_does_not_fit_the_model_cannot_be_tested(small, tmp_path, monkeypatch):
+    def long(bench):
+        return hw.find(bench.model, hw.Copy(lengths=[100_000], depths=1))
+
+    monkeypatch.setattr(made_up, "measured_heads", long)
+    found = EXPERIMENTS[1].run(Bench("lab-6m", "lab", lambda: hw.load("lab-6m"), tmp_path)).findings["other.heads"]
+    assert "the model has 1280 positions" in found.missing
+
+
 def test_results_are_written_read_and_judged(small, tmp_path):
     written = finished(tmp_path)
     assert [path.relative_to(tmp_path).as_posix() for path in written] == ["lab-6m/heads.json", "lab-6m/made.json"]
@@ -160,6 +169,28 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(small, tmp_path, monkeyp
     finished(tmp_path / "killed")  # the cell is there, so it does not stop
     for path in whole:
         assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("options", [{"quick": True}, {"seed": 1}])
+def test_a_killed_run_of_other_options_is_not_in_the_way(small, tmp_path, monkeypatch, options):
+    whole = finished(tmp_path / "whole")
+    monkeypatch.setattr(made_up.measured_above, "stop", True, raising=False)
+    planned = plan(["lab-6m"], EXPERIMENTS[:1], tmp_path / "killed", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(planned, tmp_path / "killed", load=hw.load, seed=options.get("seed", 0))
+    monkeypatch.undo()
+    made_up.install(monkeypatch)
+    finished(tmp_path / "killed")
+    for path in whole:
+        assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+
+
+def test_shared_parts_of_other_options_are_apart(tmp_path):
+    model = hw.load("lab-6m")
+    for seed in (0, 1):
+        bench = Bench("lab-6m", "lab", lambda: model, tmp_path / "work", seed=seed, shared=tmp_path / "shared")
+        bench.shared_cells("part", {"a": 1}).save("one", {"value": np.zeros(1)}, [])
+    assert len(list((tmp_path / "shared").iterdir())) == 2
 
 
 def other_weights(name):

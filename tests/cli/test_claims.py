@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from headwise.claims.claim import Claim, Finding
+from headwise.claims.experiment import Experiment, Measured, Minutes
 from tests.claims import made_up
 from tests.cli.test_refusals import check_refused
 
@@ -29,6 +31,22 @@ def test_a_run_tells_what_it_found(small, headwise, tmp_path):
     again = headwise("claims", "run", "--model", "lab-6m", "--card", "qrhead", "-o", tmp_path / "found", "--json")
     assert json.loads(again.out)["written"] == []
     assert "done already" in again.err
+
+
+def test_a_run_corrects_over_the_whole_family_as_show_does(small, headwise, tmp_path, monkeypatch):
+    first = Claim("made.other", "qrhead", "2", "it differs", "difference", rule=("difference > 0",), tested=True)
+    one = Experiment("before", "Before", (first,), "tests.claims.made_up:measured_before", Minutes(0.1, 0.1))
+    monkeypatch.setattr("headwise.claims.ledger.experiments", lambda: (*made_up.EXPERIMENTS, one))
+    monkeypatch.setattr(
+        made_up, "measured_before", lambda bench: Measured({"made.other": Finding({"difference": 1.0}, p=0.03)}), raising=False
+    )  # fmt: skip
+    for name in ("made", "before"):
+        done = headwise("claims", "run", "--model", "lab-6m", "--experiment", name, "-o", tmp_path / "found", "--json")
+        assert done.code == 0, done.err
+    (row,) = json.loads(done.out)["claims"]
+    assert (row["claim"], row["p_corrected"], row["verdict"]) == ("made.other", 0.06, "not held")
+    shown = json.loads(headwise("claims", "show", tmp_path / "found", "--claim", "made.other", "--json").out)["claims"]
+    assert shown == [row]
 
 
 def test_a_plan_runs_nothing(small, headwise, tmp_path):
@@ -81,6 +99,9 @@ def test_claims_are_listed_before_anything_is_measured(small, headwise, monkeypa
         (["run", "--model", "lab-6m", "--experiment", "gpu"], "nothing to run"),
         (["run", "--data", "nowhere"], "there is no folder nowhere"),
         (["run", "--model", "no-such-model", "--experiment", "heads"], "no-such-model"),
+        (["run", "--model", "lab-6m", "--model", ".", "--experiment", "heads"], "'.' is no model: "),
+        (["run", "--model", "lab-6m", "--model", __file__, "--experiment", "heads"], "is a text file, not a model"),
+        (["run", "--model", "lab-6m", "--experiment", "heads", "-o", f"{__file__}/found"], "is not a folder that can be written to"),
         (["show", "nowhere"], "there is no folder nowhere"),
         (["list", "--verdict", "true"], "unknown verdict 'true'"),
         (["list", "--cost", "cheap"], "unknown cost 'cheap'"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwise.claims.claim import Claim, Finding
-from headwise.heads.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError, TooLongError
 from headwise.heads.progress import Report, silent
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Experiment:
         try:
             bench.check_data(self.data)
             measured = measure(bench)
-        except NotTestable as why:
+        except (NotTestable, TooLongError) as why:
             measured = Measured({claim.key: Finding.none(str(why)) for claim in self.claims})
         absent = [claim.key for claim in self.claims if claim.key not in measured.findings]
         if absent or len(measured.findings) > len(self.claims):
@@ -181,7 +181,8 @@ class Bench:
         """As `cells`, for a part that other experiments ask for with the same description: they find it finished."""
         from headwise.runtime.rundir import RunDirectory
 
-        return RunDirectory(self._shared(part, json.dumps(dict(description), sort_keys=True, default=str)), self._asked(description))
+        asked = self._asked(description)
+        return RunDirectory(self._shared(part, json.dumps(asked, sort_keys=True, default=str)), asked)
 
     def find(self, detector: Detector) -> HeadScores:
         """Scores of the model's heads. Experiments that ask for the same ones share them; an interrupted search goes on.

@@ -174,9 +174,10 @@ def run(
     failed: list[str] = []
     total, passed = max(planned.minutes, 1e-9), 0.0
     bench: Bench | None = None
+    options = ("-quick" if planned.quick else "") + (f"-seed{seed}" if seed else "")  # work of other options is not gone on with
     for model, kind, one in planned.steps:
         minutes, path = _minutes((model, kind, one), planned.quick), result_path(output, model, one.name)
-        work = path.parent / WORK / one.name
+        work = path.parent / WORK / (one.name + options)
         if bench is None or bench.name != model:
             bench = Bench(model, kind, lambda model=model: load(model), work, data, planned.quick, seed, shared=work.parent / SHARED)  # type: ignore[misc]
             bench.model = load(model)  # outside of what may fail: without its model no experiment can be done

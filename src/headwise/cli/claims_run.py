@@ -62,22 +62,19 @@ def run(
         _tell_plan(planned, json)
         return
     _announce(planned)
-    found: list[dict[str, Any]] = []
+    found: list[Result] = []
 
     def done(name: str, key: str, result: Result) -> None:
-        from headwise.claims.results import rows
-
-        told = [row.to_json() for row in rows([result]) if row.experiment == key]
-        found.extend(told)
+        found.append(result)
         if not json:
-            _print_step(name, key, told)
+            _print_step(name, key, _told([result], output))
 
     with progress("measuring", hidden=json) as report:
         written = runs.run(
             planned, output, load=lambda name: o.load(name, device, dtype), data=data, seed=seed, report=report, tell=done
         )
     if json:
-        o.print_json({"result": str(output), "written": [str(path) for path in written], "claims": found})
+        o.print_json({"result": str(output), "written": [str(path) for path in written], "claims": _told(found, output)})
         return
     typer.echo(f"result     {output} (headwise claims show {output} --html claims.html)")
 
@@ -94,18 +91,30 @@ def _check(output: Path, data: Path | None) -> None:
     """Refuse before any work is done."""
     if output.exists() and not output.is_dir():
         raise HeadwiseError(f"{output} is a file; give a folder with --output")
+    o.check_file(output / "result", "--output")
     if data is not None and not data.is_dir():
         raise HeadwiseError(f"there is no folder {data}; give the folder of the data sets with --data")
 
 
 def _check_models(models: Sequence[str]) -> None:
     """Refuse a model that is not there, before hours of work on the others."""
+    from headwise.models.checkpoint import fault_of
     from headwise.models.names import folder_of
     from headwise.models.registry import entry_named
 
     for name in models:
-        if entry_named(name) is None and not Path(name).is_file():
-            folder_of(name, offline=bool(o.shared("offline").get("offline")))
+        if entry_named(name) is None and not _is_gguf(Path(name)):
+            folder = folder_of(name, offline=bool(o.shared("offline").get("offline")))
+            fault = None if folder is None or any(folder.glob("*.gguf")) else fault_of(folder, weights=False)
+            if fault:
+                raise HeadwiseError(f"{name!r} is no model: {fault}")
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _default_models() -> list[str]:
@@ -147,6 +156,17 @@ def _tell_plan(planned: Plan, json: bool) -> None:
     from headwise.report.console import print_all
 
     print_all(plan_table(rows), *_lines(planned))
+
+
+def _told(found: Sequence[Result], output: Path) -> list[dict[str, Any]]:
+    """Rows of some results, with families corrected over all that has been measured of their models, as `headwise claims show` does."""
+    from headwise.claims.results import read_results, rows
+    from headwise.claims.run import result_path
+
+    asked = {(str(one.model["name"]), one.experiment) for one in found}
+    folders = {result_path(output, name, key).parent for name, key in asked}
+    every = read_results(sorted(folders)) if folders else []
+    return [row.to_json() for row in rows(every) if (row.model, row.experiment) in asked]
 
 
 def _print_step(name: str, key: str, told: list[dict[str, Any]]) -> None:

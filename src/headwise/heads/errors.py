@@ -3,6 +3,7 @@
 HeadwiseError (ValueError)
 ├── UnsupportedModelError   the model's family cannot be attached to
 ├── PromptError             a prompt or one of its spans cannot be made
+│   └── TooLongError        it needs more positions than the model has
 ├── HeadFileError           a head file is missing, broken or for another model
 └── NoSuccessfulRunError    the model solved no run, so no head can be scored
     └── NothingToRepair     the model does nothing that could be repaired; for the command line no failure
@@ -22,6 +23,10 @@ class UnsupportedModelError(HeadwiseError):
 
 class PromptError(HeadwiseError):
     """A prompt or one of its spans cannot be made."""
+
+
+class TooLongError(PromptError):
+    """A prompt needs more positions than the model has."""
 
 
 class HeadFileError(HeadwiseError):

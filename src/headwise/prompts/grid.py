@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from headwise.heads.errors import PromptError
+from headwise.heads.errors import PromptError, TooLongError
 from headwise.prompts.haystack import Haystack, Window
 from headwise.prompts.needles import Needle, NeedleComposer
 from headwise.prompts.prompt import Prompt, Turn
@@ -206,7 +206,7 @@ def _haystack_tokens(spec: GroupSpec, task: Task, positions: int | None) -> int:
     bare = composer.compose(Window((), (0,)), needle, 0.0)
     longest = room + len(bare.ids) + len(bare.gold)
     if positions is not None and longest > positions:
-        raise PromptError(
+        raise TooLongError(
             f"a context of {spec.length} tokens makes a prompt of {longest}, but the model has {positions} positions; "
             f"choose --lengths of at most {spec.length - (longest - positions)}"
         )

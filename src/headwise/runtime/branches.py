@@ -21,7 +21,7 @@ from headwise.attention.few_rows import few_rows
 from headwise.attention.plan import attached
 from headwise.attention.tail import last_rows
 from headwise.caches.shared import fork, full_cache, side_by_side
-from headwise.heads.errors import HeadwiseError
+from headwise.heads.errors import HeadwiseError, TooLongError
 from headwise.heads.text import shorten
 from headwise.heads.types import Heads, HeadSet
 from headwise.models.forward import check_finite, forward, token_tensor
@@ -86,7 +86,7 @@ def prompt_ids(model: Model, prompt: Any, name: str = "the prompt") -> Ids:
         raise HeadwiseError(f"{name} is empty; give at least one token")
     token_tensor(model.hf, ids)  # refuses what is no token of this model
     if model.positions is not None and len(ids) > model.positions:
-        raise HeadwiseError(f"{name} has {len(ids)} tokens, but {model.name} has {model.positions} positions; shorten it")
+        raise TooLongError(f"{name} has {len(ids)} tokens, but {model.name} has {model.positions} positions; shorten it")
     return ids
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from headwise.attention.columns import Reduce, column_sums
 from headwise.attention.depth import run_to_layer
 from headwise.caches.shared import full_cache, shared_past
-from headwise.heads.errors import HeadwiseError, PromptError
+from headwise.heads.errors import HeadwiseError, TooLongError
 from headwise.heads.types import HeadId, HeadSet
 from headwise.maths.columns import NORMALIZE
 from headwise.models.forward import set_length, table_of, token_tensor
@@ -224,7 +224,7 @@ def check_positions(positions: int | None, tokens: int) -> None:
         tokens: Of passages and query together.
     """
     if positions is not None and tokens > positions:
-        raise PromptError(
+        raise TooLongError(
             f"passages and query need {tokens} tokens, but the model has {positions} positions; use fewer passages at a time"
         )
 
