@@ -170,8 +170,7 @@ def run(
     Raises:
         HeadwiseError: Results of other weights under the model's name are in the way. Or measurements failed; raised when all others are done.
     """
-    written: list[Path] = []
-    failed: list[str] = []
+    written, failed = list[Path](), list[str]()
     total, passed = max(planned.minutes, 1e-9), 0.0
     bench: Bench | None = None
     options = ("-quick" if planned.quick else "") + (f"-seed{seed}" if seed else "")  # work of other options is not gone on with
