@@ -13,7 +13,7 @@ from headwise.models.model import as_model
 from headwise.testing.tiny import tiny_model
 from tests.reference.semantic import slow_budgets
 
-many = settings(max_examples=80, deadline=None)
+many = settings(max_examples=80)
 weights = st.one_of(st.just(0.0), st.floats(1e-3, 1e4))
 
 

@@ -11,7 +11,7 @@ from headwise.heads import HeadwiseError
 from headwise.maths.contrast import COMBINE, Contrast, divergence, entropy, routed_weight, sampled
 from tests.reference import contrast as slow
 
-many = settings(max_examples=80, deadline=None)
+many = settings(max_examples=80)
 rules = st.sampled_from(sorted(COMBINE))
 alphas = st.floats(0, 3)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from headwise.caches.groups import EMPTY, Arrival, Growing, Sliding, Window
 
-many = settings(max_examples=150, deadline=None)
+many = settings(max_examples=150)
 blocks = st.lists(st.integers(1, 12), min_size=1, max_size=12)
 windows = st.builds(Window, st.integers(0, 5), st.integers(1, 9))
 

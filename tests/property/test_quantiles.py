@@ -10,8 +10,8 @@ from headwise.corpus.quantiles import TopCuts, images_of, tie_numbers, value_of
 from headwise.heads import HeadwiseError
 from headwise.stats.ranks import auc, average_ranks, ranks_within, spearman
 
-many = settings(max_examples=60, deadline=None)
-few = settings(max_examples=25, deadline=None)
+many = settings(max_examples=60)
+few = settings(max_examples=25)
 floats = st.floats(width=32, allow_nan=False, allow_infinity=True)
 # Many equal numbers, and numbers that share their first 16 bits.
 crowded = st.one_of(floats, st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-20, 1.0 + 2**-22, -1.0, 3e-39]))

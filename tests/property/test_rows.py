@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headwise.maths.rows import row_statistics
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
-many = settings(max_examples=60, deadline=None)
+many = settings(max_examples=60)
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,7 @@ MASSES = st.integers(1, 6).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(MASSES, st.data())
 def test_shares_votes_and_relevance_equal_loops(masses, data):
     lengths = data.draw(st.lists(st.integers(0, 9), min_size=len(masses[0]), max_size=len(masses[0])))

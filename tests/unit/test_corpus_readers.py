@@ -218,7 +218,7 @@ def test_bytes_that_cannot_be_had_are_no_damage(tmp_path, name, fails):
         list(Reader(Failing(fails), found.files[0], OPTIONS).rows())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 40), max_size=60), st.integers(1, 9), st.integers(1, 100))
 def test_chunks_cover_all_rows_within_their_bounds(tmp_path_factory, lengths, most_rows, most_bytes):
     path = tmp_path_factory.mktemp("x") / "a.parquet"

@@ -250,7 +250,7 @@ def test_a_text_that_it_has_not_read_is_refused(model):
 
 
 @given(st.sampled_from([8, 16, 64]), st.floats(1, 64), st.integers(64, 4096), st.sampled_from([1e4, 1e5, 5e5]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_yarn_is_that_of_transformers(width, factor, length, theta):
     rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": length, "rope_theta": theta}
     config = LlamaConfig(hidden_size=width, num_attention_heads=1, head_dim=width, max_position_embeddings=length, rope_parameters=rope)

@@ -19,7 +19,7 @@ SHAPE = (2, 3)
 # ---- hits
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.integers(0, 4), min_size=7, max_size=7), min_size=1, max_size=5),
     st.lists(st.tuples(st.integers(0, 6), st.integers(1, 3)).map(lambda one: (one[0], one[0] + one[1])), max_size=3),
@@ -54,7 +54,7 @@ def same(got, expected):
         assert np.isnan(got[layer, head]) if value is None else got[layer, head] == pytest.approx(float(value), abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 8), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_four_cases_of_any_hits(count, seed, share):
     rng = np.random.default_rng(seed)
@@ -97,7 +97,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TREES, st.sampled_from([None, 0.1, 0.2, 0.5]))
 def test_any_expression_in_brackets(tables, tree, threshold):
     got = evaluate(slow.written(tree), tables, threshold)
@@ -106,7 +106,7 @@ def test_any_expression_in_brackets(tables, tree, threshold):
         assert got[head] == pytest.approx(value if threshold is None or value >= threshold else 0.0, abs=1e-12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.sampled_from(NAMES), min_size=1, max_size=6),
     st.lists(st.sampled_from("|&-"), min_size=5, max_size=5),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -77,7 +77,6 @@ def test_the_learning_rate_rises_and_falls():
     assert all(0.1 <= rate_factor(step, steps) <= 1 for steps in (1, 2, 7) for step in range(steps))
 
 
-@settings(deadline=None)
 @given(TABLES, st.sampled_from([0.1, 0.25, 0.5, 0.9, 1.0]), st.booleans())
 def test_binarising_is_a_stable_sort(gates, keep, with_ties):
     if gates.clip(0, 1).min() == gates.clip(0, 1).max():

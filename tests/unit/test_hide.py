@@ -52,7 +52,7 @@ def in_pieces(model, ids, cuts):
     return torch.cat(parts, dim=1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.integers(0, 99),
     st.lists(st.tuples(st.integers(0, 13), st.integers(1, 5)), min_size=1, max_size=3),

@@ -63,7 +63,7 @@ def texts_of(*lengths, seed=0):
 # --- chunked loss ---------------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     count=st.integers(1, 20), size=st.integers(2, 40), rows=st.integers(1, 25), columns=st.integers(1, 50),
     scale=st.sampled_from([1.0, 0.25]), softcap=st.sampled_from([None, 2.0]), bias=st.booleans(), seed=st.integers(0, 9),
@@ -97,7 +97,7 @@ def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused():
 # --- windows and batches --------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=st.lists(st.integers(0, 60), max_size=12), size=st.integers(2, 20), tokens=st.integers(1, 80))
 def test_windows_cover_every_document_once_and_batches_every_window(lengths, size, tokens):
     windows = windows_of(lengths, size)
@@ -339,7 +339,7 @@ def test_the_model_is_bit_for_bit_as_before(model):
 # --- the card's claims, and mistakes of a reproduction (section 4) -----------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.floats(0.05, 12), st.floats(0.01, 15)), min_size=2, max_size=30, unique=True))
 def test_claim_6_ranking_by_the_text_and_by_the_figure_is_the_same(pairs):
     by_text = [influence(base, changed, 0.05) for base, changed in pairs]

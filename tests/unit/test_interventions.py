@@ -217,7 +217,7 @@ def test_vectors_are_written_over_a_compressed_cache(tiny):
 # ---- properties
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**16), st.integers(2, 20), st.floats(-4, 4))
 def test_what_changes_nothing_changes_not_a_bit(tiny, seed, tokens, spread):
     model, ids = tiny, text(tokens, seed)
@@ -238,7 +238,7 @@ def attached_logits(model, ids):
         return logits(model, ids)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**16), st.integers(2, 20))
 def test_a_heads_own_output_changes_nothing(tiny, seed, tokens):
     model, ids = tiny, text(tokens, seed)
@@ -253,7 +253,7 @@ def test_a_heads_own_output_changes_nothing(tiny, seed, tokens):
         torch.testing.assert_close(logits(model, ids), before, atol=1e-6, rtol=0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(-20, 20), min_size=1, max_size=12), st.sets(st.integers(0, 11)), st.floats(0, 2), st.floats(1, 4), st.floats(0, 1),
     st.floats(0.1, 4), st.integers(0, 11),

@@ -105,7 +105,7 @@ def _fail(*_):
     raise RuntimeError("on the way")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(st.sets(st.tuples(st.integers(0, 3), st.integers(0, 7)), max_size=4), min_size=1, max_size=6),
     st.lists(st.lists(st.integers(2, 95), min_size=1, max_size=3), min_size=1, max_size=3),

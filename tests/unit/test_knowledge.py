@@ -361,7 +361,7 @@ def test_prompts_that_cannot_be_made():
 
 
 @pytest.mark.parametrize("kind", ["character", "byte_level", "llama2_like"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=12), gaps=st.sampled_from([" ", "\n", ", "]))
 def test_every_mention_reads_back(kind, words, gaps):
     made, text = composer(kind), gaps.join(words)

@@ -105,7 +105,7 @@ def test_windows_do_not_grow(model):
     st.lists(st.lists(st.integers(0, 500), min_size=1, max_size=4), min_size=1, max_size=5),
     st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 2, 4]), st.integers(1, 5),
 )  # fmt: skip
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_formula_is_the_size_of_such_tensors(held, key_width, value_width, item_size, batch):
     kind = {1: np.int8, 2: np.float16, 4: np.float32}[item_size]
     expected = sum(

@@ -54,7 +54,7 @@ def draw(case, split, seed):
     return make_example(task, split, np.random.default_rng(seed), **options)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(cases, st.sampled_from(SPLITS), st.integers(0, 2**32))
 def test_joined_ids_are_the_ids_of_the_text(case, split, seed):
     example = draw(case, split, seed)
@@ -67,7 +67,7 @@ def test_joined_ids_are_the_ids_of_the_text(case, split, seed):
     assert "\n\n" not in example.text
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases, st.sampled_from(SPLITS), st.integers(0, 2**32))
 def test_spans_hold_what_they_name(case, split, seed):
     """Every span's ids read as the joined texts of its pieces; the names are contiguous."""

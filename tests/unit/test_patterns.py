@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -26,7 +26,6 @@ TABLES = arrays(np.int64, (6, 4), elements=st.integers(-2, 1002), unique=True).m
 KEEPS = st.sampled_from([0.01, 0.2, 0.34, 0.5, 0.8, 1.0])
 
 
-@settings(deadline=None)
 @given(TABLES, KEEPS)
 def test_z1_gives_up_least_gate_mass(gates, keep):
     pattern = layer_pattern(gates, keep)
@@ -37,7 +36,6 @@ def test_z1_gives_up_least_gate_mass(gates, keep):
     assert np.isnan(pattern.cut) if count == 6 else pattern.cut == pytest.approx(masses[~pattern.kept].max() / 4)
 
 
-@settings(deadline=None)
 @given(TABLES, KEEPS)
 def test_z2_changes_fewest_heads(gates, keep):
     count = kept_count(keep, 6)

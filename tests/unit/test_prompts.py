@@ -422,7 +422,7 @@ def test_windows_have_exactly_the_length_and_begin_at_a_sentence(book, plain):
     assert len({book.window(1000, (seed,)).ids for seed in range(5)}) > 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(depth=st.floats(0, 1), seed=st.integers(0, 100), tokens=st.integers(50, 4000))
 def test_realised_depth_is_within_one_sentence(book, depth, seed, tokens):
     window = book.window(tokens, (seed,))

@@ -58,7 +58,7 @@ def test_scaled_outputs_equal_scaled_weights(tiny, heads, factor):
     assert factor == 1 or (got - logits(tiny, text())).abs().max() > 1e-3
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 99), st.sets(st.tuples(st.integers(0, 3), st.integers(0, 7)), max_size=8))
 def test_factor_0_is_zero_and_factor_1_changes_no_bit(seed, chosen):
     model, ids = TINY, text(seed=seed)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headwise.heads import HeadwiseError, NoSuccessfulRunError, load_heads, save_heads
@@ -74,7 +74,6 @@ def runs(draw):
     return answer, emitted, weights
 
 
-@settings(deadline=None)
 @given(runs(), st.integers(1, 500))
 def test_score_and_lift_are_those_of_slow_loops(run, prompt):
     answer, emitted, weights = run

@@ -10,7 +10,7 @@ from headwise.maths.select import best_pages
 from headwise.maths.slots import exchange, overlap, take_rows
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000))
 def test_slots_hold_what_is_wanted_with_the_fewest_moves(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -53,7 +53,7 @@ def test_overlap_counts_what_was_there_before() -> None:
     assert overlap(before, now, 5).tolist() == [[0.5]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 5), st.integers(0, 4), st.integers(1, 6), st.integers(0, 30), st.integers(1, 40), st.integers(0, 1000))
 def test_pages_fill_the_budget_without_doubles(page: int, sinks: int, recent: int, more: int, longer: int, seed: int) -> None:
     first = -(-sinks // page) * page

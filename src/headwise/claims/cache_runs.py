@@ -188,8 +188,8 @@ class Runs:
         with needed(ANSWERED):
             return semantic.semantic_scores(self.model, task, options, cells, self.bench.report)
 
-    def gates(self, name: str, texts: Sequence[LabelledText], options: Gates) -> HeadScores:
-        """Gates from texts with pass-keys; name: of their part."""
+    def gates(self, texts: Sequence[LabelledText], options: Gates) -> HeadScores:
+        """Gates from texts with pass-keys."""
         cells = self.bench.shared_cells("gates", searching.describe_run(self.model, texts, options))
         with needed("pass-keys that the model answers"):
             return searching.gate_scores(self.model, texts, options, self.bench.report, cells)

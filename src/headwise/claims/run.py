@@ -183,6 +183,7 @@ def run(
             _check_weights(bench, path.parent, {result_path(output, model, step.name) for name, _, step in planned.steps if name == model})
         bench.work, bench.report = work, _share(report, passed, minutes, total, f"{model} {one.name}")
         report(passed, total, f"{model} {one.name}")
+        passed += minutes
         try:
             result = _measured(one, bench)
             write_json(result.to_json(), path, overwrite=True)
@@ -191,7 +192,6 @@ def run(
             failed.append(f"{model} {one.name}: {_told(error, work)}")
             continue
         shutil.rmtree(work, ignore_errors=True)
-        passed += minutes
         written.append(path)
         if tell is not None:
             tell(model, one.name, result)

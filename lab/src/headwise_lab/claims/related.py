@@ -92,7 +92,7 @@ def measure(bench: Bench) -> Measured:
         if model.heads.shape != scores.shape:
             continue
         try:
-            other = detected(bench, sizes, parts(one.name), model, f"other-{one.name}")
+            other = detected(bench, sizes, parts(one.name), model)
         except NotTestable:
             continue
         pairs.append({"other": one.name, "relation": kind} | compared(scores, other, sizes.seed))
@@ -120,7 +120,7 @@ def own_lengths(bench: Bench, mine: Trained, scores: HeadScores, sizes: Sizes) -
     lengths, needles = (positions // 2, positions * 7 // 8), max(1, sizes.needles // 4)
     try:
         task = fitting_task(bench.model, "detect", lengths, even_depths(sizes.depths), sizes, needles)
-        own = scored(bench, task, "own-lengths")
+        own = scored(bench, task)
     except (NoSuccessfulRunError, PromptError) as error:
         return Finding.none(str(error))
     counts = {"solved_share": min(solved_share(scores), solved_share(own)), "solved": own.provenance["solved"], "runs": own.provenance["runs"]}

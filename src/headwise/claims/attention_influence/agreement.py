@@ -59,7 +59,7 @@ class Scored(NamedTuple):
 
 def scored(bench: Bench, model: Model, texts: dict[str, list[str]], who: str) -> Scored:
     """Losses of one model with its own chosen heads, and with random ones, domain after domain."""
-    found = find_heads(bench, model, f"{who}-proxy")
+    found = find_heads(bench, model)
     kept, parts = KeptLosses(bench, model, f"{who}-losses"), []
     sets = [found.chosen, layer_matched_random(found.chosen, found.scores, [bench.seed, 0])]
     for number, (name, documents) in enumerate(texts.items()):

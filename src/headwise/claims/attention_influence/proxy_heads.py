@@ -59,13 +59,12 @@ def proxy_prompts(model: Model, samples: int, seed: int, min_accuracy: float = 0
     return ProxyPrompts([text for text in bundled_texts() if text.startswith(BOOK)], PieceEncoder(model.tokenizer), asked)
 
 
-def find_heads(bench: Bench, model: Model | None = None, part: str = "proxy") -> Found:
+def find_heads(bench: Bench, model: Model | None = None) -> Found:
     """Heads of the bench's model, or of another one; whether it does the task well enough is for gates to say.
 
     Args:
         bench: Of the measurement.
         model: Another model.
-        part: Name of the folder of finished cells.
 
     Raises:
         NotTestable: No head copies, or too few to choose from, or the prompts do not fit.

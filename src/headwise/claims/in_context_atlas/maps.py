@@ -104,7 +104,7 @@ def maps_of(bench: Bench, name: str, records: Sequence[KnowledgeRecord]) -> dict
         return Run(bench.work / f"{part}{bench.pick('', '-quick')}", bench.report)
 
     try:
-        made = maps(model, options, run("maps-all-rows"))
+        made = four_maps(model, options, run("maps-all-rows"))
         last = measure(model, Retrieval(rows="last", **options), ("sources",), run("maps-last-row"))
     except NoSuccessfulRunError as why:
         raise NotTestable(str(why)) from why
@@ -117,7 +117,7 @@ def maps_of(bench: Bench, name: str, records: Sequence[KnowledgeRecord]) -> dict
     return made
 
 
-def maps(model: Model, options: Mapping[str, Any], run: Run) -> dict[str, HeadScores]:
+def four_maps(model: Model, options: Mapping[str, Any], run: Run) -> dict[str, HeadScores]:
     """The four maps of `MAPS`, all rows, from the same passes.
 
     Raises:

@@ -33,7 +33,6 @@ from headwise.stats.ranks import spearman
 DRAWS = 999  # random sets of heads: p cannot go below 1 / 1000
 FAMILIES = (("rank", False, ("hotpotqa", "nq", "dbpedia")), ("rank-start", True, ("hotpotqa", "nq")))
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
-NEEDLES = 8
 Values = np.ndarray
 Found = dict[str, dict[str, Values]]  # ranker -> measure -> [question, draw]
 
@@ -85,12 +84,10 @@ class Effort(NamedTuple):
 
     Attributes:
         top: Heads that rank.
-        lengths: Context lengths of the needles that find copy heads.
         sizes: Of the sets of questions.
     """
 
     top: int
-    lengths: tuple[int, ...]
     sizes: Sizes
 
 
@@ -98,8 +95,8 @@ def effort(bench: Bench) -> Effort:
     """Whole prompts of real models; lab models read short passages and have fewer heads."""
     items, labels = bench.pick(60, 8), bench.pick(32, 8)
     if bench.real:
-        return Effort(16, bench.pick((512, 1024), (256,)), Sizes(items, 0, labels, 10, bench.pick(60, 20)))
-    return Effort(4, (256,), Sizes(items, 0, labels, bench.pick(8, 4), bench.pick(28, 16)))
+        return Effort(16, Sizes(items, 0, labels, 10, bench.pick(60, 20)))
+    return Effort(4, Sizes(items, 0, labels, bench.pick(8, 4), bench.pick(28, 16)))
 
 
 class Ranking:

@@ -94,7 +94,7 @@ def _asked(bench: Bench, scores: HeadScores, sizes: Sizes, kind: str, report: Re
     short, long = sizes.paraphrased_lengths
     task = fitting_task(bench.model, kind, (long,), sizes.paraphrased_places, sizes)
     try:
-        own = scored(bench, task, kind, report, Copy(min_recall=0.0))
+        own = scored(bench, task, report, Copy(min_recall=0.0))
     except NoSuccessfulRunError:
         return Asked(np.zeros(len(task.needles)), None, {"by_needle": [0.0] * len(task.needles)})
     cells = own.provenance["cells"]

@@ -114,7 +114,7 @@ def retests(bench: Bench, scores: HeadScores, sizes: Sizes, report: Report) -> t
     for number, (name, task) in enumerate(tasks.items()):
         report(number, len(tasks), name)
         try:
-            again = scored(bench, task(), f"again-{name}")
+            again = scored(bench, task())
             first = at_length(scores, min(scores.provenance["grid"]["lengths"]))
         except (NoSuccessfulRunError, PromptError) as error:
             findings[name] = Finding.none(str(error))

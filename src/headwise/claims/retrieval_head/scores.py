@@ -61,13 +61,12 @@ def fitting_task(
     return replace(task, grid=replace(task.grid, lengths=tuple(fitting)))
 
 
-def scored(bench: Bench, task: Task, part: str, report: Report = silent, options: Copy | None = None, model: Model | None = None) -> HeadScores:
-    """Copy scores from the runs of a task; finished groups are kept.
+def scored(bench: Bench, task: Task, report: Report = silent, options: Copy | None = None, model: Model | None = None) -> HeadScores:
+    """Copy scores from the runs of a task; finished groups are kept, and shared with other experiments.
 
     Args:
         bench: Whose model is asked, unless another one is given.
         task: The prompts.
-        part: Name of the folder of finished groups.
         report: Progress.
         options: How heads are scored.
         model: Another model.
@@ -79,7 +78,7 @@ def scored(bench: Bench, task: Task, part: str, report: Report = silent, options
     return copy_scores(model, task, options, bench.shared_cells("copy", describe_run(model, task, options)), report)
 
 
-def detected(bench: Bench, sizes: Sizes, report: Report = silent, model: Model | None = None, part: str = "detect") -> HeadScores:
+def detected(bench: Bench, sizes: Sizes, report: Report = silent, model: Model | None = None) -> HeadScores:
     """Scores of all heads on the detection half of the needles.
 
     Args:
@@ -87,7 +86,6 @@ def detected(bench: Bench, sizes: Sizes, report: Report = silent, model: Model |
         sizes: Lengths, depths, needles and seed.
         report: Progress.
         model: Another model.
-        part: Name of the folder of finished groups.
 
     Raises:
         NotTestable: The model solves no run, or no length fits.
@@ -95,7 +93,7 @@ def detected(bench: Bench, sizes: Sizes, report: Report = silent, model: Model |
     model = model or bench.model
     try:
         task = fitting_task(model, "detect", sizes.lengths, even_depths(sizes.depths), sizes)
-        return scored(bench, task, part, report, model=model)
+        return scored(bench, task, report, model=model)
     except (NoSuccessfulRunError, PromptError) as error:
         raise NotTestable(f"finds no heads: {error}") from error
 

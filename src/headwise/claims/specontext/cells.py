@@ -22,7 +22,7 @@ from headwise.stats.paired import bootstrap_mean, sign_flip_test
 Values = NDArray[np.float64]
 LENGTHS = (2048, 1024, 512)
 LEAST = SINKS + RECENT + 4  # the smallest budget that leaves something to choose
-COPY_HEADS, NEEDLES = 8, 8
+STRONGEST = 8  # copy heads
 PLACES = 5  # digits behind the point
 
 
@@ -132,4 +132,4 @@ def strongest_copy_heads(bench: Bench) -> HeadSet | None:
     except NotTestable:
         return None
     count = int((~np.isnan(found.values)).sum())
-    return found.top(min(COPY_HEADS, count))
+    return found.top(min(STRONGEST, count))

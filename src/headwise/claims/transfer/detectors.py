@@ -13,7 +13,7 @@ import headwise as hw
 from headwise.claims.attention_influence.proxy_heads import KEY_LENGTH, LENGTH, PAIRS, VALUE_TOKENS
 from headwise.claims.experiment import Bench, NotTestable
 from headwise.claims.in_context_atlas.map_records import fact_records
-from headwise.claims.in_context_atlas.maps import MAPS, maps
+from headwise.claims.in_context_atlas.maps import MAPS, four_maps
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.types import HeadId, HeadScores, HeadSet
 from headwise.methods.cafe.options import Evidence
@@ -77,7 +77,7 @@ def _knowledge(bench: Bench, name: str, half: int) -> HeadScores:
         "data": facts_third(bench, half), "wording": CLOZE, "followed": "top5", "records": bench.pick(64, 16), "min_records": bench.pick(32, 8),
         "seed": bench.seed,
     }  # fmt: skip
-    return maps(bench.model, options, Run(bench.work / f"knowledge-{HALVES[half]}", bench.report))[name]
+    return four_maps(bench.model, options, Run(bench.work / f"knowledge-{HALVES[half]}", bench.report))[name]
 
 
 def facts_third(bench: Bench, part: int) -> list[KnowledgeRecord]:

@@ -30,7 +30,7 @@ def gates(runs: Runs) -> HeadScores:
     options = Gates(lengths=FOUND_AT, steps=bench.pick(200 if bench.real else 60, 10), seed=bench.seed, **SEEN)
     with needed("texts with pass-keys"):
         texts = options.texts(runs.model)
-    return runs.gates("needles", texts, options)
+    return runs.gates(texts, options)
 
 
 def drawn(runs: Runs, length: int, count: int, draw: int) -> list[Context]:

@@ -132,7 +132,7 @@ class PassKeys:
             found = [LabelledText((*bos, *row), (False, *[True] * (len(bos) + len(row) - 1))) for row in rows]
         if kind == "half":
             return self._half_gates(found, options)
-        return self.runs.gates(f"{kind.replace(' ', '-')}-{seed}", found, options)
+        return self.runs.gates(found, options)
 
     def _half_gates(self, found: Sequence[LabelledText], options: Gates) -> HeadScores:
         """As DuoAttention's code: gates and AdamW's state in bfloat16. The model and the loss stay in their own precision."""
