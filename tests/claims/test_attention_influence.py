@@ -264,6 +264,7 @@ def test_what_is_judged_is_what_a_document_says_again(lab):
 # --- small runs ---------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exact_claims_hold_on_a_lab_model(lab, tmp_path):
     one = next(one for one in EXPERIMENTS if one.name == "influence-exact")
     found = one.run(bench_of(lab, tmp_path))

@@ -272,6 +272,7 @@ def quick(name, model, folder, report=None):
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_steering_is_exact_on_a_lab_model(tmp_path):
     import json
 

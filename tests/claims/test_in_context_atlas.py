@@ -55,6 +55,7 @@ def test_every_claim_of_the_card_is_declared():
     assert sum(len(one.claims) for one in cheap) >= 3
 
 
+@pytest.mark.slow
 def test_what_holds_by_construction(tmp_path, model):
     bench = bench_of(model, tmp_path)
     measured = exact.measure(bench)
@@ -346,6 +347,7 @@ def probe_of_two():
     return Made()
 
 
+@pytest.mark.slow
 def test_traced_items_are_judged():
     found = probe_findings("nq", [traced(i) for i in range(30)], probe_of_two())
     verdicts = told(found)

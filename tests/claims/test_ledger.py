@@ -125,6 +125,7 @@ def test_an_experiment_answers_exactly_its_claims(tmp_path, monkeypatch):
         one.run(bench)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_does_not_fit_the_model_cannot_be_tested(small, tmp_path, monkeypatch):
     def long(bench):
         return hw.find(bench.model, hw.Copy(lengths=[100_000], depths=1))
@@ -280,6 +281,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_run(small, tmp_path):
         run(planned, tmp_path, load=missing)
 
 
+@pytest.mark.slow
 def test_experiments_share_the_heads_that_they_ask_for(tmp_path, monkeypatch):
     model = hw.load("lab-6m")
     needles = bundled_needles("detect")[:2]

@@ -106,6 +106,7 @@ def test_claims_about_exactness_hold_on_a_lab_model(tmp_path):
     assert {verdict.verdict for verdict in judged.values()} == {"held"}
 
 
+@pytest.mark.slow
 def test_three_lab_models_are_measured_under_one_of_them(tmp_path):
     measured = LAB[0].run(Bench("world-6m-seed1", "lab", lambda: hw.load("world-6m-seed1"), tmp_path, quick=True))
     assert {one.missing for one in measured.findings.values()} == {

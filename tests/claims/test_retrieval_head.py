@@ -290,6 +290,7 @@ def test_lengths_that_do_not_fit_are_left_out(planted, own_texts):
         scores.fitting_task(planted, "detect", (5000,), (0.5,), SMALL)
 
 
+@pytest.mark.slow
 def test_the_planted_head_is_found_and_a_killed_measurement_goes_on(planted, own_texts, tmp_path):
     measured = score_maps.measure(bench_of(planted, tmp_path / "a"))
     assert measured.findings["heads.universal"].numbers["over"] == 1

@@ -123,6 +123,7 @@ def test_the_same_seed_asks_the_same(bench, data, knows_all):
     assert ids(0) == ids(0) != ids(1)
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_nothing_is_not_tested(bench, data):
     with pytest.raises(NotTestable, match="knows too few facts for steps, direct, closed_book, contradiction"):
         Asker(bench, read_relations(data), replace(SMALL, candidates=2)).quizzes()

@@ -130,6 +130,7 @@ def test_the_reader_is_held_against_random_heads_and_words():
     assert {one.verdict for one in judge(CLAIMS, reader.findings(few)).values()} == {"not testable"}
 
 
+@pytest.mark.slow
 def test_claims_about_exactness_hold_on_a_lab_model(tmp_path):
     one = next(one for one in EXPERIMENTS if one.name == "rhio-exact")
     measured = one.run(Bench("lab-6m", "lab", lambda: hw.load("lab-6m"), tmp_path, quick=True))

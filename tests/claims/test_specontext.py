@@ -204,6 +204,7 @@ def test_books_that_contexts_come_from_are_left_out(tmp_path):
     assert book_draft.books(tmp_path, 2) == ["A\nText of One.", "A\nText of Two."]
 
 
+@pytest.mark.slow
 def test_exact_claims_hold_on_a_lab_model(lab, bench):
     for name in ("sparse-exact", "sparse-planner"):
         (one,) = ledger.chosen(names=[name])
@@ -278,6 +279,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(decode, "makers_for", lambda heads: {name: every(heads)[name] for name in few})
 
 
+@pytest.mark.slow
 def test_a_measurement_that_was_stopped_goes_on_with_the_same_bytes(bench, tmp_path, monkeypatch):
     tiny(monkeypatch)
     whole = decode.measure(bench)

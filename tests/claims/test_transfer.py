@@ -40,6 +40,7 @@ def slow_increase(model, item, heads):
             return loss() - before
 
 
+@pytest.mark.slow
 def test_a_matrix_is_what_a_slow_loop_gives(model, bench, monkeypatch):
     monkeypatch.setattr("headwise.claims.transfer.measure.EXPECTED", -1e9)
     items = tasks.repeats(bench)[:2] + tasks.needles(bench, "test")[:1]
@@ -51,6 +52,7 @@ def test_a_matrix_is_what_a_slow_loop_gives(model, bench, monkeypatch):
     assert again.values.tobytes() == found.values.tobytes()
 
 
+@pytest.mark.slow
 def test_items_are_cut_where_the_question_begins(model, bench):
     for name, items in tasks.tasks(bench).items():
         if isinstance(items, str):

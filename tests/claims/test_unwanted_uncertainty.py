@@ -97,6 +97,7 @@ def test_every_relation_has_a_question():
     assert all(text.count("{}") == 1 and text.endswith("?") for text in questions.ASKED.values())
 
 
+@pytest.mark.slow
 def test_claims_about_exactness_hold_on_a_lab_model(tmp_path):
     one = next(one for one in EXPERIMENTS if one.name == "doubt-exact")
     measured = one.run(Bench("lab-6m", "lab", lambda: hw.load("lab-6m"), tmp_path, quick=True))

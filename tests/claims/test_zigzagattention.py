@@ -50,6 +50,7 @@ def test_every_numbered_claim_of_the_card_is_declared():
     assert all("differs from run to run" in claim.metric for claim in timed)
 
 
+@pytest.mark.slow
 def test_exact_claims_hold_on_a_lab_model(model, tmp_path):
     one = experiment("zigzag-exact")
     assert one.minutes.quick_lab <= 0.3

@@ -103,6 +103,7 @@ def test_rule_z5_takes_gates_with_a_measured_order(lab, headwise, tmp_path, monk
     check_refused(done, "for rule Z5, gates with a measured order of layers")
 
 
+@pytest.mark.slow
 def test_ruler_s_files(planted, headwise, tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "given").mkdir()

@@ -39,6 +39,7 @@ def test_a_run_gives_rows_a_table_and_a_page(lab, headwise, tmp_path):
     assert not (tmp_path / "r.json.run").exists()
 
 
+@pytest.mark.slow
 def test_results_of_two_trainings_are_not_mixed(lab, headwise, tmp_path, monkeypatch):
     """A run that was stopped does not go on when another chooser has come to stand under the same name."""
 

@@ -59,6 +59,7 @@ def answered(headwise, *arguments):
     return done
 
 
+@pytest.mark.slow
 def test_short_answers_make_a_table_of_three_measures(headwise, given, tmp_path):
     path = tmp_path / "r.json"
     words = ("faithful", given.model, "--data", given.short, "--wording", "cloze", "--max-new-tokens", 4)
@@ -101,6 +102,7 @@ def test_answers_in_sentences_make_a_table_of_support(headwise, given, tmp_path)
     assert set(told["items"][0]["answers"]["plain"]) >= {"answer", "sentences", "scores", "coverage", "refused", "words"}
 
 
+@pytest.mark.slow
 def test_an_entailment_model_is_a_checker(headwise, given, tmp_path):
     folder = nli(tmp_path / "nli", ["entailment", "neutral"])
     words = ("faithful", given.model, "--data", given.long, "--items", 2, "--max-new-tokens", 4, "--json")
@@ -146,6 +148,7 @@ def test_the_same_command_goes_on_where_it_stopped(headwise, given, tmp_path, mo
     assert len(json.loads(path.read_text())["items"]) == 4
 
 
+@pytest.mark.slow
 def test_a_reader_is_measured_beside_its_controls(headwise, given, tmp_path):
     path = tmp_path / "r.json"
     words = ("reader", given.model, "--data", given.long, "--heads", given.heads, "--top", 1, "--controls", 2)

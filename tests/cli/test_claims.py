@@ -60,6 +60,7 @@ def test_a_plan_runs_nothing(small, headwise, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_show_list_and_export(measured, headwise, tmp_path):
     shown = headwise("claims", "show", measured, "--html", tmp_path / "page.html")
     assert shown.code == 0, shown.err
@@ -116,6 +117,7 @@ def test_another_model_than_the_results_hold_is_refused(measured, headwise):
     check_refused(headwise("claims", "show", measured, "--model", "smollm2"), "there are results of lab-6m")
 
 
+@pytest.mark.slow
 def test_the_matrix_of_a_model_is_drawn_and_stands_on_the_page(headwise, tmp_path):
     made_up.write_transfer(tmp_path / "found", "some", quick=True)
     done = headwise("claims", "show", tmp_path / "found", "--picture", tmp_path / "same.svg", "--html", tmp_path / "page.html", "--json")

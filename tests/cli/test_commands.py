@@ -11,6 +11,7 @@ from headwise.heads import HeadId, HeadScores, load_heads, save_heads
 from tests.cli.test_refusals import check_refused
 
 
+@pytest.mark.slow
 def test_detect_finds_the_planted_head_and_draws_it(planted, headwise, tmp_path):
     done = headwise("detect", planted.model, *planted.own, "--lengths", "90,120", "--depths", "3")
     assert done.code == 0, done.err
@@ -61,6 +62,7 @@ def test_paper_grid_has_twenty_lengths_ten_depths_three_needles(planted, headwis
     assert len({cell["length"] for cell in load_heads(tmp_path / "p.json").provenance["cells"]}) == 20
 
 
+@pytest.mark.slow
 def test_needle_measures_the_grid(planted, headwise, tmp_path):
     done = headwise("needle", planted.model, *planted.own, "--lengths", "90", "--depths", "3", "-o", "n.json", "--json")
     result = json.loads(done.out)
@@ -134,6 +136,7 @@ def test_convert_keeps_tables_or_says_what_is_left_out(headwise, tmp_path):
     assert json.loads(headwise("convert", "a.json", "d.tsv", "--to", "duo", "--json").out)["left_out"] == ["table lift", "provenance"]
 
 
+@pytest.mark.slow
 def test_convert_states_the_shape_of_bare_lists_and_of_kv_tables(planted, headwise, tmp_path):
     (tmp_path / "list.json").write_text('{"1-2": [0.5], "0-1": [0.25]}')
     assert "2 x 3 is a guess; state the model's with --shape LAYERSxHEADS" in headwise("convert", "list.json", "a.json").out
@@ -185,6 +188,7 @@ def test_names_in_files_send_nothing_to_the_terminal(headwise, tmp_path):
     assert done.err.endswith("\n")
 
 
+@pytest.mark.slow
 def test_info(planted, headwise):
     facts = json.loads(headwise("info", planted.model, "--json").out)
     assert (facts["layers"], facts["heads"], facts["model_type"]) == (2, 4, "llama")

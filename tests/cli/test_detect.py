@@ -51,6 +51,7 @@ def test_every_detector_has_its_own_options_and_the_common_ones():
     assert {"--sinks", "--recent", "--layer-order"} <= names["gate"]
 
 
+@pytest.mark.slow
 def test_without_a_name_the_default_detector_runs(planted, headwise, tmp_path):
     small = [*planted.own, "--lengths", "90", "--depths", "1"]
     for words, path in ((["detect", planted.model], "a.json"), (["detect", "copy", planted.model], "b.json")):
@@ -163,6 +164,7 @@ def plugin(tmp_path_factory, monkeypatch):
     sys.modules.pop("lasthead", None)
 
 
+@pytest.mark.slow
 def test_another_packages_detector_is_a_command(plugin, planted, headwise, tmp_path):
     shown = headwise("detect", "--help").out
     assert "The last head of every layer, always." in shown

@@ -45,6 +45,7 @@ def test_a_head_file_of_each_map(headwise, planted, questions, tmp_path, name, m
         assert str(scores.ranking()[0]) == "L1H2"
 
 
+@pytest.mark.slow
 def test_wrong_input_is_refused_in_one_line(headwise, planted, questions, tmp_path):
     for arguments, message in (
         ([], "no questions were given; give --data FILE"),

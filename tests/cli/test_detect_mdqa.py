@@ -36,6 +36,7 @@ def test_every_option_is_heard(detect, tmp_path):
     assert (made["rule"], made["tau"], made["normalize"], made["scoring"]["span"]) == ("ap", 0.1, "share", "query")
 
 
+@pytest.mark.slow
 def test_wrong_input_is_refused(detect, files, tmp_path):  # noqa: F811
     rows = [{"query": "a", "passages": ["x", "y"], "gold": gold} for gold in ([], [0, 1])]
     (files / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))

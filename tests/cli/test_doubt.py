@@ -36,6 +36,7 @@ def data_of(doubting):
     return ["--data", doubting[0] / "own.jsonl"]
 
 
+@pytest.mark.slow
 def test_measure(headwise, doubting, tmp_path):
     done = headwise(
         "doubt", "measure", model_of(doubting), *data_of(doubting), *ASK, "-o", "rates.json", "--rounds", "2", "--json"

@@ -79,6 +79,7 @@ def test_the_cache_is_saved_as_it_was_after_the_prompt(planted, headwise, asked,
     check_refused(headwise(*given, "--save-cache", path), "kept.safetensors exists")
 
 
+@pytest.mark.slow
 def test_a_saved_cache_goes_on_where_its_text_ended(planted, headwise, asked, tmp_path):
     """The needle is in the cache alone; the beginning of its sentence comes later."""
     text, cue = asked[0].rsplit(" ", 4)[0], " " + " ".join(asked[0].rsplit(" ", 4)[1:])

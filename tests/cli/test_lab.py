@@ -38,6 +38,7 @@ def test_the_table_has_a_column_per_model(planted, headwise):
     assert any(line.startswith("bits_per_character") for line in lines)
 
 
+@pytest.mark.slow
 def test_without_a_name_all_bundled_models_are_measured(headwise, monkeypatch):
     asked = []
 

@@ -132,6 +132,7 @@ def test_wrong_input_is_refused_in_one_line(planted, corpus, headwise, tmp_path,
 
 
 @pytest.mark.usefixtures("scored")
+@pytest.mark.slow
 def test_results_are_not_overwritten_unless_asked(headwise, tmp_path):
     for command, written in (("choose", "holds a choice"), ("report", "exists")):
         assert headwise("select", command, "scores").code == 0
@@ -143,6 +144,7 @@ def test_results_are_not_overwritten_unless_asked(headwise, tmp_path):
 
 
 @pytest.mark.usefixtures("scored")
+@pytest.mark.slow
 def test_scores_of_two_kinds_never_mix(planted, corpus, headwise, tmp_path):
     other = [
         "-o",

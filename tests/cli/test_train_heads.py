@@ -49,6 +49,7 @@ def command(kind, files, *more):
         ("rank", ["--top", "4"], {"heads"}),
     ],
 )
+@pytest.mark.slow
 def test_an_adapter_and_a_checkpoint_are_written(headwise, files, tmp_path, kind, more, parts):
     out = tmp_path / "out"
     done = headwise(*command(kind, files, "-o", str(out), "--json", *more))
@@ -103,6 +104,7 @@ def test_what_has_no_weight_is_refused(headwise, files, tmp_path):
         check_refused(headwise(*plain, *more), f"{more[0]} is about the loss on the heads, which has no weight with --alpha 0")
 
 
+@pytest.mark.slow
 def test_ranking_needs_no_answers_and_long_examples_no_option(headwise, files, tmp_path):
     rows = [json.loads(line) for line in (files / "data.jsonl").read_text().splitlines()]
     data = tmp_path / "data.jsonl"

@@ -53,6 +53,7 @@ def command(files, data, *more):
     return ["train", "unfaithful", "lab-6m", "--data", files / f"{data}.jsonl", *FEW, *more]
 
 
+@pytest.mark.slow
 def test_answers_without_heads_become_pairs(headwise, files, tmp_path, monkeypatch):
     heads = ["--heads", files / "heads.json", "--top", 4, "--match", "none"]
     done = headwise(*command(files, "ranking", *heads, "-o", "n.jsonl"))
@@ -89,6 +90,7 @@ def test_the_answers_of_other_questions_as_a_control(headwise, files, tmp_path):
     assert {json.loads(line)["unfaithful"] for line in (tmp_path / "s.jsonl").read_text().splitlines()} <= answers
 
 
+@pytest.mark.slow
 def test_answers_are_kept_for_other_filters(headwise, files, tmp_path, monkeypatch):
     told = command(files, "ranking", "--heads", files / "heads.json", "--top", "4", "-o", "f.jsonl")
     refused = headwise(*told, "--least-gap", 1)
@@ -165,6 +167,7 @@ def trained(base, tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_tuning_and_its_control(headwise, files, base, tmp_path):
     words = ["train", "rhio", base, "--data", files / "pairs.jsonl", *STEPS]
     done = headwise(*words, "-o", "out", "--json")
@@ -185,6 +188,7 @@ def test_tuning_and_its_control(headwise, files, base, tmp_path):
     assert "--contrast" not in plain.out
 
 
+@pytest.mark.slow
 def test_plain_tuning_takes_questions_with_references(headwise, files, base, tmp_path):
     done = headwise("train", "rhio", base, "--data", files / "short.jsonl", *STEPS, "--plain", "-o", "start", "--json")
     assert done.code == 0, done.err
@@ -234,6 +238,7 @@ def test_generating_with_control_tokens(headwise, base, trained):
     check_refused(headwise("generate", trained, *words[:4], "--contrast", "closed:alpha=1"), "unknown contrast 'closed'")
 
 
+@pytest.mark.slow
 def test_decoders_by_name_say_what_direct_calls_say(headwise, files, base, trained, tmp_path):
     heads = f"heads:{files / 'tiny.json'},top=3,combine=entropy"
     names = ["control:alpha=0.8", heads, "closed:alpha=0.5", "closed:combine=adaptive"]

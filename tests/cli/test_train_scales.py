@@ -18,6 +18,7 @@ def command(files):  # noqa: F811
     return ["train", "scales", "lab-6m", "--data", str(files / "data.jsonl"), *STEPS, "-o", "out"]
 
 
+@pytest.mark.slow
 def test_scales_and_a_checkpoint_are_written(headwise, command, tmp_path):
     done = headwise(*command, "--json")
     assert done.code == 0, done.err
@@ -37,6 +38,7 @@ def test_scales_and_a_checkpoint_are_written(headwise, command, tmp_path):
     assert shown.code == 0, shown.err
 
 
+@pytest.mark.slow
 def test_only_heads_of_the_head_file_learn(headwise, command, files, tmp_path):  # noqa: F811
     heads = files / "heads.json"
     done = headwise(*command, "--heads", heads, "--top", 3)

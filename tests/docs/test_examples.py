@@ -89,6 +89,7 @@ def test_all_examples_are_tested_short_and_listed():
     assert [path.name for path in EXAMPLES if f"examples/{path.name}" not in readme] == []
 
 
+@pytest.mark.slow
 def test_a_missing_checkpoint_is_one_line(tmp_path):
     script = str(ROOT / "examples" / "convert_stories260k.py")
     done = subprocess.run([sys.executable, script, str(tmp_path), str(tmp_path / "out")], capture_output=True, text=True)

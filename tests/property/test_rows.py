@@ -170,6 +170,7 @@ def test_argmax_ignores_positive_scaling_of_the_query(case, factor):
 
 @many
 @given(cases(), st.sampled_from([15.0, 30.0, 100.0]))
+@pytest.mark.slow
 def test_argmax_ignores_a_softcap(case, cap):
     # Logits reach 32, in steps of 1/4 or more; caps this wide keep neighbours apart in float32.
     assert torch.equal(case.statistics(softcap=cap).argmax, case.statistics(softcap=None).argmax)

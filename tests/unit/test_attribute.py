@@ -103,6 +103,7 @@ def test_no_attention_matrix_is_kept(family, rule):
 
 
 @pytest.mark.parametrize("rule", ["gradient", "gim", "attnlrp"])
+@pytest.mark.slow
 def test_of_an_mlp_only_gate_and_up_are_kept(model, rule, monkeypatch):
     """The activation of the gate is made again on the way back; what comes of it is as if it had been kept."""
 
@@ -339,6 +340,7 @@ def test_no_patented_rule_is_the_default():
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.slow
 def test_nothing_of_a_pass_outlives_its_block(rule):
     """A hook that holds its own output is a circle through autograd that the garbage collector does not see; a long run grew to 16 GB."""
     import gc

@@ -77,6 +77,7 @@ def test_a_table_is_json_and_demonstrations_are_true(model):
             assert table[asked.strip('": ')] == question.gold
 
 
+@pytest.mark.slow
 def test_an_extraction_asks_for_ten_records_of_the_text(model):
     """Records are lines of the text, each value is where it is said to be, and the list in front of the question is answered rightly."""
     contexts = extraction_contexts(model, "extraction", 900, 3, 2, seed=1)
@@ -101,6 +102,7 @@ def test_an_extraction_asks_for_ten_records_of_the_text(model):
             assert not set(pairs) & set(names)
 
 
+@pytest.mark.slow
 def test_an_extraction_is_right_by_the_share_of_its_values(model):
     (context,) = extraction_contexts(model, "extraction", 700, 1)
     (question,) = context.questions

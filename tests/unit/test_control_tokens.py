@@ -36,6 +36,7 @@ def test_new_tokens_are_new_rows_and_the_rest_stays():
         assert torch.equal(model.hf(IDS[2:]).logits[..., :4096], plain.hf(IDS[2:]).logits)
 
 
+@pytest.mark.slow
 def test_they_steer_and_are_saved_with_the_adapter(tmp_path):
     model = with_control_tokens(hw.load("lab-6m"))
     options = Tuning(steps=14, accumulate=2, rank=8, rate=1e-2, warmup=0.1, save_every=50)
@@ -50,6 +51,7 @@ def test_they_steer_and_are_saved_with_the_adapter(tmp_path):
     assert one[:2, -1].argmax(dim=-1).tolist() == [11, 12]
 
 
+@pytest.mark.slow
 def test_they_learn_at_a_rate_of_their_own():
     """The first step of Adam moves every number by the rate, whatever its gradient."""
     model = with_control_tokens(hw.load("lab-6m"))

@@ -287,6 +287,7 @@ def test_choices_side_by_side_never_mix(tmp_path):
         assert tree(out / "selected") == expected[seed]
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_dead_process_is_taken_over_and_its_rest_removed(tmp_path):
     out = tmp_path / "out"
     write_many(out, files=2, rows=200)

@@ -48,6 +48,7 @@ def test_the_truth_lies_near_the_interval(tmp_path, files, kind):
     assert not list(tmp_path.glob("in/*.tmp"))
 
 
+@pytest.mark.slow
 def test_long_files_are_not_read_to_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LOOK", 200)
     for kind in ("parquet", ""):

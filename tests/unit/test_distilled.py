@@ -304,6 +304,7 @@ def test_a_planted_place_is_learnt(model):
 
 @pytest.mark.parametrize("loss", ["attention", "tokens", "labels"])
 @pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.slow
 def test_a_training_that_was_stopped_ends_with_the_same_weights(lab, text, tmp_path, monkeypatch, loss, inputs):
     monkeypatch.setattr("headwise.methods.specontext.train.SAVED", 2)
     options = replace(TRAIN, loss=loss, inputs=inputs)

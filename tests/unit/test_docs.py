@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import headwise
 from headwise.models.families import FAMILIES, REFUSED
 
@@ -17,6 +19,7 @@ def test_the_family_table_is_the_declarations():
     assert all(f"| `{name}` | {reason} |" in text for name, reason in REFUSED.items())
 
 
+@pytest.mark.slow
 def test_readme_commands_exist():
     from typer.main import get_command
 

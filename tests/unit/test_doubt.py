@@ -575,6 +575,7 @@ def bytes_of(tmp_path, scores):
     return (tmp_path / "x.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_find_goes_on_to_the_same_bytes(planted, tmp_path):
     detector = options(planted, Doubt, top_k=1, min_items=1, knock_outs=4, items=12)
     again, stops = None, 0

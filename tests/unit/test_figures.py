@@ -431,6 +431,7 @@ def test_dollars_in_a_model_name_are_dollars():
     assert title(figure)[1] == r"$\nosuchcommand$ x"
 
 
+@pytest.mark.slow
 def test_drawing_needs_no_pyplot_and_importing_no_matplotlib():
     code = (
         "import sys; import headwise.report.distribution, headwise.report.needle_grid, headwise.report.ablation_curves, headwise.report.tables\n"

@@ -57,6 +57,7 @@ def test_tokenizers_are_told_apart_by_template_and_padding_state_does_not_matter
     assert tokenizer_digest(other) != digest
 
 
+@pytest.mark.slow
 def test_it_is_kept_and_fast():
     model = Model(tiny_model("llama", hidden_size=1024, intermediate_size=4096, vocab_size=8000))  # 80 million values
     start = time.perf_counter()

@@ -85,6 +85,7 @@ def test_weights_load_in_the_dtype_that_is_asked_for(made):
 # Naming a file
 
 
+@pytest.mark.slow
 def test_a_file_a_folder_and_a_chosen_file_load_alike(made, tmp_path, monkeypatch):
     folder = tmp_path / "models"
     folder.mkdir()
@@ -107,6 +108,7 @@ def test_a_file_a_folder_and_a_chosen_file_load_alike(made, tmp_path, monkeypatc
     refused("none.gguf", "no such GGUF file: 'none.gguf'")
 
 
+@pytest.mark.slow
 def test_files_that_lie_around_are_not_taken_for_the_models(made, tmp_path, monkeypatch):
     """A file of the same name in the current folder, and another model's tokenizer beside the file."""
     (tmp_path / "here").mkdir()

@@ -89,6 +89,7 @@ def test_the_recipe_holds_out_what_it_should():
     assert not _is_haystack("Moby Dick")
 
 
+@pytest.mark.slow
 def test_stories260k_has_no_retrieval_head(tmp_path):
     spec = importlib.util.spec_from_file_location("convert", ROOT / "examples" / "convert_stories260k.py")
     example = importlib.util.module_from_spec(spec)

@@ -205,6 +205,7 @@ def test_prompts_that_do_not_fit_are_not_measured(lab):
     assert Drawer(with_positions(lab, 256), 10, "test", 0).draw(SPEC["needle"], {})
 
 
+@pytest.mark.slow
 def test_long_prompts_fill_their_context(lab):
     assert specs_for(1280) == SPECS
     assert specs_for(None) == specs_for(2048)
@@ -284,6 +285,7 @@ def test_a_model_that_says_the_truth_meets_every_goal(lab, oracle):
     json.dumps(result, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_wrong_answers_are_shown(lab, oracle):
     oracle(lambda item: " Nobody.\n", (0.6, 0.65, 0.5))
     rows = rows_of(evaluate_model(lab, items=7))
@@ -310,6 +312,7 @@ def test_the_same_seed_gives_the_same_result_on_a_model_with_little_room(lab):
     assert set(rows) >= set(REASK)
 
 
+@pytest.mark.slow
 def test_perplexity_and_bits_describe_the_same_loss(lab, monkeypatch):
     kept = []
 

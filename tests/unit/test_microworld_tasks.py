@@ -176,6 +176,7 @@ def test_two_hop_bridges_and_decoys(split):
     assert decoys == 40
 
 
+@pytest.mark.slow
 def test_reasking_has_its_proportions():
     made = many("reask", "train", 3000)
     right = [e for e in made if e.info["right"]]

@@ -365,6 +365,7 @@ def test_examples_are_both_answers_behind_their_tokens():
         control_examples(hw.Model(tiny_model("llama"), character_tokenizer()), rows, composer, 80)
 
 
+@pytest.mark.slow
 def test_a_toy_learns_which_answer_follows_which_token():
     model, composer = small()
     rows = [PairRow(f"who {name}", (Passage(f"{name} x"),), "x", "y") for name in "abcd"]

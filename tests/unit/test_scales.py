@@ -93,6 +93,7 @@ def planted_examples(tokenizer, wrong):
     return found
 
 
+@pytest.mark.slow
 def test_a_head_that_copies_wrongly_becomes_quiet_and_one_that_copies_rightly_does_not():
     hf, tokenizer = planted_copier()
     model, head = Model(hf, tokenizer), HeadId(1, 2)
@@ -106,6 +107,7 @@ def test_a_head_that_copies_wrongly_becomes_quiet_and_one_that_copies_rightly_do
     assert np.nanargmin(scores.values) != 1 * 4 + 2
 
 
+@pytest.mark.slow
 def test_only_the_scales_of_the_chosen_heads_learn_and_the_model_stays_as_it_is():
     hf = tiny_model("qwen3_next")
     model = as_model(hf)
@@ -127,6 +129,7 @@ def test_only_the_scales_of_the_chosen_heads_learn_and_the_model_stays_as_it_is(
     assert not any(module.training for module in hf.modules())
 
 
+@pytest.mark.slow
 def test_the_steps_are_those_of_a_loop_written_out():
     model = as_model(tiny_model("llama"))
     options, rows = Steps(steps=3, batch=7, accumulate=1, rate=1e-2, warmup=0.0), examples()
@@ -157,6 +160,7 @@ def kill_at(step):
     return report
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_scales(tmp_path):
     model, options = as_model(tiny_model("llama")), Steps(**FEW)
     whole, rows = learn_scales(model, examples(), options)
@@ -173,6 +177,7 @@ def test_a_killed_training_ends_with_the_same_scales(tmp_path):
     assert continued == rows
 
 
+@pytest.mark.slow
 def test_the_folder_holds_scales_and_a_checkpoint_that_has_them(tmp_path):
     model = Model(tiny_model("qwen3_next"), character_tokenizer())
     data, options, folder = Prepared(tuple(examples()), {"no_gold": 1}), Steps(**(FEW | {"rate": 0.2})), tmp_path / "out"

@@ -126,6 +126,7 @@ def test_fifty_clients_each_get_the_scores_of_their_own_passages(service, ranker
     assert len({answer.json()["id"] for answer in answers}) == 50
 
 
+@pytest.mark.slow
 def test_the_same_passages_are_computed_once_and_queries_over_them_run_together(ranker):
     gated = Gated(ranker)
     queries = [f"{word} {i}" for i, word in enumerate(WORDS * 2)]
@@ -419,6 +420,7 @@ def test_a_full_queue_says_so_at_once_and_loses_nothing(ranker):
         assert metrics_of(service)["headwise_requests_total", "/rerank", "429"] == 1
 
 
+@pytest.mark.slow
 def test_who_leaves_frees_the_place_in_the_queue(ranker):
     gated = Gated(ranker)
     with served(gated, queue=1) as service:

@@ -61,6 +61,7 @@ def test_a_record_that_is_written_twice_counts_once():
     assert len(read_records(as_json(GOLD) * 2)) == 3
 
 
+@pytest.mark.slow
 def test_json_extraction_asks_for_ten_records_of_the_text(model):
     [context] = json_extraction_contexts(model, "json_extraction", 1280, 1, seed=3)
     [question] = context.questions
@@ -141,6 +142,7 @@ def test_a_run_goes_on_where_it_stopped(model, tmp_path):
     assert seen == ["pages"]
 
 
+@pytest.mark.slow
 def test_cells_are_kept_per_context_and_rows_are_their_means(model):
     contexts = [Running(120, ids_of(model, 120, seed), 6) for seed in range(3)]
     rivals = [rival(model, name, 48) for name in ("streaming", "oracle")]
@@ -178,6 +180,7 @@ def test_means_of_made_up_cells():
     assert mean_rows(cells[:2], [("a", 5)])[1]["gate"] == "not testable"
 
 
+@pytest.mark.slow
 def test_greedy_text_is_decoded_freely(model, tmp_path):
     """Against a plain loop over the model; where the budget holds all of it, nothing changes."""
     ids, steps = ids_of(model, 120, 1), 30

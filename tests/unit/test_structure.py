@@ -166,6 +166,7 @@ def test_a_method_package_fits_on_a_few_screens():
     assert method_sizes(SOURCES) == {}
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_through_others():
     assert circles(import_graph(SOURCES)) == []
 

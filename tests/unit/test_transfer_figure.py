@@ -160,6 +160,7 @@ def tool(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_the_tool_draws_a_picture_when_its_block_changes(tool, tmp_path, capsys):
     page, picture = tmp_path / "docs" / "methods" / "page.md", tmp_path / "docs" / "figures" / "transfer-smollm2.png"
     assert tool("--check") == 1
@@ -179,6 +180,7 @@ def test_the_tool_draws_a_picture_when_its_block_changes(tool, tmp_path, capsys)
     assert "9.00 (8.00 to 9.50)" in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_check_needs_no_matplotlib():
     code = (
         "import runpy, sys; sys.modules['matplotlib'] = None; sys.argv.append('--check')\n"

@@ -58,6 +58,7 @@ def test_the_loss_is_that_of_each_answer_alone():
     assert float(answer_loss(hf, batch)) == pytest.approx(sum(expected) / 3, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_trainer_takes_the_steps_of_a_loop_written_out():
     model, rows = trained(steps=3, warmup=0.0)
     options = Tuning(**(FEW | {"steps": 3, "warmup": 0.0}))
@@ -80,6 +81,7 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_out():
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_weights(tmp_path):
     whole, rows = trained()
 
@@ -104,6 +106,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_next", "phi3", "gpt_neox", "gpt2", "olmo2"])
+@pytest.mark.slow
 def test_only_rows_of_the_chosen_heads_learn(model_type):
     model, _ = trained(model_type=model_type, rows=True, parts=("query", "key"), steps=2)
     before = tiny_model(model_type)
@@ -117,12 +120,14 @@ def test_only_rows_of_the_chosen_heads_learn(model_type):
 
 
 @pytest.mark.parametrize("model_type", TINY_FAMILIES)
+@pytest.mark.slow
 def test_every_family_learns(model_type):
     model, rows = trained(model_type=model_type, steps=2)
     assert all(bool((value != 0).any()) for name, value in weights(model).items() if "lora_B" in name)
     assert all(math.isfinite(row["loss"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_taking_the_adapter_away_leaves_the_model_as_it_was():
     hf = tiny_model("llama")
     before = {name: value.clone() for name, value in hf.state_dict().items()}
@@ -147,6 +152,7 @@ def test_options_that_make_no_sense_are_refused(options, message):
         Tuning(**options)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained_is_refused():
     plain = as_model(tiny_model("llama"))
     with pytest.raises(HeadwiseError, match="no adapter to train"):

@@ -72,6 +72,7 @@ def check_card(card: str) -> None:
         raise HeadwiseError(f"unknown card {card!r}; use {', '.join(CARDS)}")
 
 
+@cache
 def digest(one: Experiment) -> str:
     """Names the version of what decides an experiment's verdicts (see `claim.DECIDING`).
 

@@ -230,10 +230,12 @@ def _work(entry: Entry) -> float:
 
 
 def _size(folder: Path) -> int:
+    """Bytes of all files below; pip moves files and deletes folders meanwhile, which `os.walk` passes over."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip moves its files meanwhile
-            total += path.stat().st_size if path.is_file() else 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(place, name)).st_size
     return total
 
 
