@@ -25,7 +25,7 @@ class Parts(NamedTuple):
         return Parts(self.find[:find], self.train[:train], self.judge[:judge])
 
 
-def real(bench: Bench, words: int = 110) -> Parts:
+def real(bench: Bench, words: int = 60) -> Parts:
     """NQ with the gold passage among the best of BM25, and HotpotQA; passages are cut to so many words, never behind the answer."""
     rows = [cut(one, words) for one in read_ranking_examples(bench.folder("nq-open-oracle") / "nq-open-oracle.jsonl.gz")]
     rows = [one for one in rows if len(one.answers[0].split()) <= 5 and one.answers[0].casefold() in one.passages[0].text.casefold()]
