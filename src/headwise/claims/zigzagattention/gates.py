@@ -123,7 +123,7 @@ def _enough(keys: PassKeys) -> Part:
         "none_whole": [np.zeros(keys.shape, dtype=bool)],
     }
     whole = keys.answered(keys.everything())
-    shares = {name: resampled(_share, keys.mean_answered(own), whole) for name, own in patterns.items()}
+    shares = {name: resampled(_share, own, whole) for name, own in keys.all_answered(patterns).items()}
     found: dict[str, tuple[Numbers, float | None]] = {
         "top_gates_suffice": ({"top": shares["top"], "random": shares["random"]}, None),
         "random_patterns_fail": ({"random": shares["random"], "none_whole": shares["none_whole"]}, None),
@@ -256,7 +256,8 @@ def _ties(keys: PassKeys, gates: Values) -> tuple[dict[str, float], Values]:
     noise = [np.random.default_rng([draw, 48]).random(gates.shape) for draw in range(keys.runs.bench.pick(TIE_DRAWS, 4))]
     drawn = [strongest(count, gates, table) for table in noise]
     facts = {"distinct values": len(np.unique(gates)), "exactly 1": float((gates == 1).mean()), "places decided by ties": drawn[0][1]}
-    return facts, np.stack([keys.answered(kept) for kept, _ in drawn], axis=1)
+    answered = keys.all_answered({draw: [kept] for draw, (kept, _) in enumerate(drawn)})
+    return facts, np.stack(list(answered.values()), axis=1)
 
 
 def _prefills(keys: PassKeys) -> Part:

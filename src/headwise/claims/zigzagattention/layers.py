@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -66,16 +66,19 @@ def _answers(keys: PassKeys) -> tuple[dict[tuple[str, float], Values], dict[str,
             drawn = np.random.default_rng([seed, 49]).permutation(len(full))[: kept_count(keep, len(full))]
             patterns.setdefault((RANDOM, keep), []).append(_whole_layers(keys, np.isin(np.arange(len(full)), drawn)))
         keys.runs.bench.report(seed + 1, len(keys.seeds), "whole layers")
-    found = {name: keys.mean_answered(own) for name, own in patterns.items()}
+    found = keys.all_answered(patterns)
     right = {f"{rule}, {keep:.0%}": interval(values) for (rule, keep), values in found.items()}
-    cells = keys.runs.cells("needles", seen=list(SEEN))
-    needles = {
-        f"{rule}, {keep:.0%}": remembered(
-            cells, f"{rule.replace(' ', '-')}-{round(100 * keep)}", lambda own=own: [{"right": keys.needles(own[0])}]  # type: ignore[misc]
-        )[0]["right"]
-        for (rule, keep), own in patterns.items()
-    }  # fmt: skip
-    return found, {"pass-keys": right, "needles, one seed": needles, "whole layers by seed": layers}
+    return found, {"pass-keys": right, "needles, one seed": _needles(keys, patterns), "whole layers by seed": layers}
+
+
+def _needles(keys: PassKeys, patterns: Mapping[tuple[str, float], Sequence[Values]]) -> dict[str, float]:
+    """Rule and share -> share of needle questions that are answered with the pattern of the first seed."""
+    cells, found = keys.runs.cells("needles", seen=list(SEEN)), {}
+    for number, ((rule, keep), own) in enumerate(patterns.items(), 1):
+        rows = remembered(cells, f"{rule.replace(' ', '-')}-{round(100 * keep)}", lambda own=own: [{"right": keys.needles(own[0])}])  # type: ignore[misc]
+        found[f"{rule}, {keep:.0%}"] = rows[0]["right"]
+        keys.runs.bench.report(number, len(patterns), "needles by patterns of heads")
+    return found
 
 
 def _whole_layers(keys: PassKeys, kept: Values) -> Values:
@@ -94,4 +97,9 @@ def _loss(keys: PassKeys, seed: int) -> Callable[[Values], float]:
         name = "".join("1" if own else "0" for own in kept)
         return float(remembered(cells, name, lambda: [{"loss": loss(np.array(kept, dtype=bool))}])[0]["loss"])
 
-    return lambda kept: known(tuple(kept.tolist()))
+    def told(kept: Values) -> float:
+        found, layers = known(tuple(kept.tolist())), len(kept)
+        keys.runs.bench.report(known.cache_info().currsize, layers * (layers + 1) / 2, "order of layers for rule Z5")  # at most so many
+        return found
+
+    return told

@@ -7,9 +7,9 @@ everywhere. Patterns are bool [layer with full attention, KV head], True: the he
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ TEXTS, STEPS = 40, 60  # of a search
 RATE = 0.04  # peak; twice the paper's, for few steps
 PROSE = 30  # tokens that texts of prose are shorter
 ROWS = 8  # texts in one pass
+Name = TypeVar("Name", bound=Hashable)
 GIVEN = {"self": {"mix": "self"}, "layer": {"per": "layer"}, "group": {"form": "group"}}  # kind of gates -> options
 
 
@@ -163,6 +164,14 @@ class PassKeys:
     def mean_answered(self, patterns: Sequence[Values]) -> Values:
         """[text] mean over patterns, such as those of several seeds."""
         return np.asarray(np.mean([self.answered(pattern) for pattern in patterns], axis=0))
+
+    def all_answered(self, patterns: Mapping[Name, Sequence[Values]]) -> dict[Name, Values]:
+        """Name -> `mean_answered` of its patterns, with progress."""
+        found = {}
+        for number, (name, own) in enumerate(patterns.items(), 1):
+            found[name] = self.mean_answered(own)
+            self.runs.bench.report(number, len(patterns), "pass-keys by patterns of heads")
+        return found
 
     def everything(self) -> Values:
         """The pattern of the unchanged model."""
