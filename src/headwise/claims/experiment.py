@@ -76,6 +76,7 @@ class Experiment:
         minutes: What it costs.
         data: Folders below `--data` that it needs.
         needs: What a model or machine must have beyond that, in words; empty: nothing.
+        alone: Whether it compares times, so that nothing may run beside it.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Experiment:
     minutes: Minutes
     data: tuple[str, ...] = ()
     needs: str = ""
+    alone: bool = False
 
     def run(self, bench: Bench) -> Measured:
         """Measure; what cannot be tested is a finding, too.

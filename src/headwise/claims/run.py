@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import shutil
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headwise.claims.experiment import Bench, Experiment
+from headwise.claims.experiment import Experiment
+from headwise.claims.jobs import Progress, side_by_side
 from headwise.claims.ledger import digest
-from headwise.claims.results import Result, as_read, read_result
+from headwise.claims.results import Result, read_result
+from headwise.claims.runner import WORK, Runner, Step, clear, result_path
 from headwise.heads.errors import HeadwiseError
-from headwise.heads.headfile import write_json
 from headwise.heads.progress import Report, silent
 
 if TYPE_CHECKING:
     from headwise.models.model import Model
-
-LIBRARIES = ("headwise", "torch", "transformers")
-WORK = "unfinished"
-SHARED = "shared"  # below it: what several experiments ask for
-Step = tuple[str, str, Experiment]
 
 
 @dataclass(frozen=True)
@@ -72,13 +65,6 @@ def kind_of(model: str) -> str:
 
     folder = bundled_models().get(model, Path(model))
     return "lab" if (folder / "recipe.json").is_file() else "real"
-
-
-def result_path(output: Path, model: str, experiment: str) -> Path:
-    """Where a result is written."""
-    from headwise.models.names import label
-
-    return output / label(model).replace("/", "--") / f"{experiment}.json"
 
 
 def plan(
@@ -150,6 +136,7 @@ def run(
     seed: int = 0,
     report: Report = silent,
     tell: Callable[[str, str, Result], Any] | None = None,
+    jobs: int = 1,
 ) -> list[Path]:
     """Run what was planned. After an interruption the same call goes on where it stopped, with the same bytes at the end.
 
@@ -158,11 +145,12 @@ def run(
     Args:
         planned: Of `plan`.
         output: Folder of the results.
-        load: Name -> model.
+        load: Name -> model; with several jobs a function that can be pickled.
         data: Folder of data sets.
         seed: Of everything that is drawn.
         report: Progress in rough minutes of all steps.
         tell: Called after each step with model, experiment and result.
+        jobs: Processes side by side, see `headwise.claims.jobs`.
 
     Returns:
         The files that were written.
@@ -171,83 +159,27 @@ def run(
         HeadwiseError: Results of other weights under the model's name are in the way. Or measurements failed; raised when all others are done.
     """
     written, failed = list[Path](), list[str]()
-    total, passed = max(planned.minutes, 1e-9), 0.0
-    bench: Bench | None = None
-    options = ("-quick" if planned.quick else "") + (f"-seed{seed}" if seed else "")  # work of other options is not gone on with
-    for model, kind, one in planned.steps:
-        minutes, path = _minutes((model, kind, one), planned.quick), result_path(output, model, one.name)
-        work = path.parent / WORK / (one.name + options)
-        if bench is None or bench.name != model:
-            bench = Bench(model, kind, lambda model=model: load(model), work, data, planned.quick, seed, shared=work.parent / SHARED)  # type: ignore[misc]
-            bench.model = load(model)  # outside of what may fail: without its model no experiment can be done
-            _check_weights(bench, path.parent, {result_path(output, model, step.name) for name, _, step in planned.steps if name == model})
-        bench.work, bench.report = work, _share(report, passed, minutes, total, f"{model} {one.name}")
-        report(passed, total, f"{model} {one.name}")
-        passed += minutes
-        try:
-            result = _measured(one, bench)
-            write_json(result.to_json(), path, overwrite=True)
-            result = as_read(result)
-        except Exception as error:  # a night's work is not lost for one fault of one experiment
-            failed.append(f"{model} {one.name}: {_told(error, work)}")
-            continue
-        shutil.rmtree(work, ignore_errors=True)
-        written.append(path)
+    progress = Progress(report, {step: _minutes(step, planned.quick) for step in planned.steps})
+    replaced = {result_path(output, model, one.name) for model, _, one in planned.steps}
+
+    def ended(step: Step, result: Result | None, fault: str) -> None:
+        progress.end(step)
+        if result is None:
+            failed.append(fault)
+            return
+        written.append(result_path(output, step[0], step[2].name))
         if tell is not None:
-            tell(model, one.name, result)
-    report(total, total, "")
+            tell(step[0], step[2].name, result)
+
+    runner = Runner(output, load, replaced, data, planned.quick, seed)
+    beside = [step for step in planned.steps if not step[2].alone] if jobs > 1 else []
+    if beside:
+        side_by_side(runner, beside, jobs, progress, ended)
+    for step in planned.steps:
+        if step not in beside:
+            ended(step, *runner.run(step, progress.of(step)))
+    report(progress.total, progress.total, "")
     if failed:
         raise HeadwiseError(f"{len(failed)} of {len(planned.steps)} experiments failed; the same command tries them again: " + "; ".join(failed))
-    _clear({path.parent / WORK for path in written})
+    clear({path.parent / WORK for path in written})
     return written
-
-
-def _check_weights(bench: Bench, folder: Path, replaced: set[Path]) -> None:
-    """Refuse to put results of two models that have one name beside each other. replaced: what this run writes anew."""
-    for path in sorted(set(folder.glob("*.json")) - replaced):
-        if read_result(path).model.get("weights") != bench.weights:
-            raise HeadwiseError(f"{path} was measured with other weights of a model of this name, or another --dtype; give another --output")
-
-
-def _clear(folders: set[Path]) -> None:
-    """Remove what was shared, where no other process works."""
-    for folder in folders:
-        if folder.is_dir() and not {part.name for part in folder.iterdir()} - {SHARED}:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _told(error: Exception, work: Path) -> str:
-    """What went wrong; the traceback of a fault of ours is kept."""
-    if isinstance(error, HeadwiseError):
-        return str(error)
-    path = work / "traceback.txt"
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return f"{type(error).__name__}: {error} (see {path})"
-
-
-def _measured(one: Experiment, bench: Bench) -> Result:
-    from headwise.models.names import label
-
-    measured = one.run(bench)
-    model = bench.model
-    about = {
-        "name": label(bench.name),
-        "kind": bench.kind,
-        "layers": model.heads.shape[0],
-        "heads": model.heads.shape[1],
-        "positions": model.positions,
-        "weights": bench.weights,
-    }
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return Result(one.name, digest(one), about, bench.quick, bench.seed, measured.findings, measured.details, versions)
-
-
-def _share(report: Report, passed: float, minutes: float, total: float, name: str) -> Report:
-    """Progress of one step as a part of all."""
-
-    def told(done: float, whole: float, remark: str) -> None:
-        share = min(done / whole, 1.0) if whole else 0.0
-        report(passed + share * minutes, total, f"{name}: {remark}" if remark else name)
-
-    return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,7 @@ def run(
     hours: Annotated[
         float | None, typer.Option(min=0.0, help="Leave out the longest experiments, so that the rest takes about so many hours.", show_default=False)
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Experiments at once, in processes of their own that share the cores.")] = 1,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be run and how long it takes, then stop.")] = False,
     seed: o.Seed = 0,
     device: o.Device = "auto",
@@ -70,9 +72,8 @@ def run(
             _print_step(name, key, _told([result], output))
 
     with progress("measuring", hidden=json) as report:
-        written = runs.run(
-            planned, output, load=lambda name: o.load(name, device, dtype), data=data, seed=seed, report=report, tell=done
-        )
+        load = partial(o.load, device=device, dtype=dtype, kept=o.shared())
+        written = runs.run(planned, output, load=load, data=data, seed=seed, report=report, tell=done, jobs=jobs)
     if json:
         o.print_json({"result": str(output), "written": [str(path) for path in written], "claims": _told(found, output)})
         return
@@ -161,7 +162,7 @@ def _tell_plan(planned: Plan, json: bool) -> None:
 def _told(found: Sequence[Result], output: Path) -> list[dict[str, Any]]:
     """Rows of some results, with families corrected over all that has been measured of their models, as `headwise claims show` does."""
     from headwise.claims.results import read_results, rows
-    from headwise.claims.run import result_path
+    from headwise.claims.runner import result_path
 
     asked = {(str(one.model["name"]), one.experiment) for one in found}
     folders = {result_path(output, name, key).parent for name, key in asked}

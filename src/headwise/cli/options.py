@@ -160,20 +160,21 @@ def _keep(parameter: typer.CallbackParam, value: Any) -> None:
 
 
 def shared(*names: str) -> dict[str, Any]:
-    """Those of the options that every command with a model takes which are needed where the model is not loaded: name -> value."""
-    return {name: _shared[name] for name in names if name in _shared}
+    """Those of the options that every command with a model takes which are needed where the model is not loaded: name -> value; all without names."""
+    return {name: _shared[name] for name in names or _shared if name in _shared}
 
 
 def load(
-    model: str | None, device: str, dtype: str, revision: str | None = None, name: str | None = None, *, heads: Any = None
+    model: str | None, device: str, dtype: str, revision: str | None = None, name: str | None = None, *, heads: Any = None, kept: Any = None
 ) -> Model:
     """Load the model, quietly; a bundled one by its name, and without a name the default.
 
-    name: What results call it. heads: What it will run with; said if they were found in another model, see `tell_other_model`.
+    name: What results call it. heads: What it will run with; said if they were found in another model, see `tell_other_model`. kept: Options of the
+    command (`shared`), in a process that has none.
     """
     from headwise.models.names import DEFAULT
 
-    loaded = loaded_quietly(DEFAULT if model is None else model, device, dtype, revision, **_shared)
+    loaded = loaded_quietly(DEFAULT if model is None else model, device, dtype, revision, **(_shared if kept is None else kept))
     if name is None and Path(loaded.name).is_absolute():
         name = Path(loaded.name).name  # where a folder lies on this machine is nobody's business
     loaded = loaded if name is None else dataclasses.replace(loaded, name=name)
