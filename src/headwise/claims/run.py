@@ -13,6 +13,7 @@ from headwise.claims.ledger import digest
 from headwise.claims.results import Result, read_result
 from headwise.claims.runner import WORK, Runner, Step, clear, result_path
 from headwise.heads.errors import HeadwiseError
+from headwise.heads.files import work_is_done, work_is_kept
 from headwise.heads.progress import Report, silent
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ def run(
         if result is None:
             failed.append(fault)
             return
+        work_is_kept(output)
         written.append(result_path(output, step[0], step[2].name))
         if tell is not None:
             tell(step[0], step[2].name, result)
@@ -174,11 +176,13 @@ def run(
     runner = Runner(output, load, replaced, data, planned.quick, seed)
     beside = [step for step in planned.steps if not step[2].alone] if jobs > 1 else []
     if beside:
+        work_is_kept(output)  # by the processes
         side_by_side(runner, beside, jobs, progress, ended)
     for step in planned.steps:
         if step not in beside:
             ended(step, *runner.run(step, progress.of(step)))
     report(progress.total, progress.total, "")
+    work_is_done(output)
     if failed:
         raise HeadwiseError(f"{len(failed)} of {len(planned.steps)} experiments failed; the same command tries them again: " + "; ".join(failed))
     clear({path.parent / WORK for path in written})
