@@ -4,8 +4,9 @@ python tools/claims_pages.py            # fills every block between <!-- claims:
 python tools/claims_pages.py --check    # status 1 if a page differs
 
 WHAT is `summary` (cards by verdicts), `headlines` (a few claims of every card), `models` (what was measured on), `card NAME` (a row per claim),
-`family NAME` (the claims of a family), `missing` (what cannot be tested, and what that would need) or `transfer MODEL` (the matrix of detectors and
-tasks, with its picture docs/figures/transfer-MODEL.png, which is drawn anew whenever such a block changes).
+`family NAME` (the claims of a family), `missing` (what cannot be tested, and what that would need), `details MODEL EXPERIMENT KEY.KEY` (a table that
+lies behind the claims of an experiment) or `transfer MODEL` (the matrix of detectors and tasks, with its picture docs/figures/transfer-MODEL.png,
+which is drawn anew whenever such a block changes).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from headwise.claims.claim import CARDS
 from headwise.claims.ledger import claims, experiments
@@ -22,7 +24,7 @@ from headwise.cli.claims_picture import matrices, with_matrix, write_picture
 from headwise.report.claims_tables import p_text, with_interval
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- claims: ([a-z]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end claims -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- claims: ([a-z]+)(?: ([^>]+?))? -->\n).*?(<!-- end claims -->)", re.DOTALL)
 HEADLINES = (
     "heads.sparse", "heads.causal.recall", "heads.causal.layer", "heads.reasoning.written", "heads-models.other_seed",
     "rank.selected_above_all.hotpotqa", "rank.selected_above_copy.hotpotqa", "query-world.few_above_random",
@@ -59,6 +61,7 @@ def filled(text: str, results: Sequence[Result], base: str = "") -> str:
             "card": lambda: table([row for row in shown if row.claim.card == name]),
             "family": lambda: table([row for row in shown if row.claim.family == name]),
             "missing": lambda: missing(shown),
+            "details": lambda: details(results, *name.split(" ", 2)),
             "transfer": lambda: transfer(results, name, base),
         }
         if what not in bodies:
@@ -200,6 +203,28 @@ def missing(shown: Sequence[Row]) -> str:
             reasons = "; ".join(f"`{row.model}`: {row.verdict.why}" for row in own if row.verdict)
             body.append([f"`{key}`", claim.sentence, shortened(reasons, 240)])
     return markdown(["claim", "what is claimed", "why it cannot be tested here"], body) if body else "Nothing was measured yet."
+
+
+def details(results: Sequence[Result], model: str, experiment: str, keys: str) -> str:
+    """A table behind the claims of an experiment: named rows, or a list of rows; three numbers are a mean with its interval."""
+    own = [one for one in results if (one.model["name"], one.experiment) == (model, experiment)]
+    if not own:
+        return "Not measured."
+    found: Any = own[0].details
+    for key in keys.split("."):
+        found = found[key]
+    named = [({"": name} | row) for name, row in found.items()] if isinstance(found, dict) else found
+    head = list(dict.fromkeys(name for row in named for name in row))
+    return markdown([words(name) for name in head], [[cell(row.get(name)) for name in head] for row in named])
+
+
+def cell(given: Any) -> str:
+    """A value of a table."""
+    if isinstance(given, Sequence) and len(given) == 3 and all(isinstance(one, float | int) for one in given):
+        return with_interval(*given)
+    if isinstance(given, float | int) and not isinstance(given, bool):
+        return with_interval(given, None, None)
+    return "–" if given is None else words(str(given))
 
 
 def transfer(results: Sequence[Result], model: str, base: str) -> str:
