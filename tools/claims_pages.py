@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headwise.claims.claim import CARDS
-from headwise.claims.ledger import claims, experiments
+from headwise.claims.claim import CARDS, Claim
+from headwise.claims.ledger import claims
 from headwise.claims.results import Result, Row, rows, shipped_results
 from headwise.cli.claims_picture import matrices, with_matrix, write_picture
 from headwise.report.claims_tables import p_text, with_interval
@@ -55,7 +55,7 @@ def filled(text: str, results: Sequence[Result], base: str = "") -> str:
     def block(match: re.Match[str]) -> str:
         what, name = match[2], match[3] or ""
         bodies = {
-            "summary": lambda: summary(shown, base, {one.model["name"]: one.model["kind"] for one in results}),
+            "summary": lambda: summary(shown, base),
             "headlines": lambda: headlines(shown, base),
             "models": lambda: models(results),
             "card": lambda: table([row for row in shown if row.claim.card == name]),
@@ -99,10 +99,8 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
-def summary(shown: Sequence[Row], base: str, kinds: Mapping[str, str]) -> str:
+def summary(shown: Sequence[Row], base: str) -> str:
     """Cards down, models across: how many claims held, did not, cannot be tested, and were not measured though an experiment is for the model."""
-    meant = {(one.name, kind): one.minutes.of(kind, False) is not None for one in experiments() for kind in ("lab", "real")}
-    shown = [row for row in shown if row.verdict or meant[row.experiment, kinds.get(row.model, "real")]]
     names, body = model_names(shown), []
     for card, (title, page) in CARDS.items():
         own = [row for row in shown if row.claim.card == card]
@@ -124,8 +122,9 @@ def headlines(shown: Sequence[Row], base: str) -> str:
         if any(row in told for row in own.values()):
             claim = claims()[key]
             title, page = CARDS[claim.card]
-            body.append([f"[{title}]({base}{page})", f"{claim.sentence} (`{key}`)", *(found(own[name]) if name in own else "" for name in names)])
-    return markdown(["card", "claim", *(f"`{name}`" for name in names)], body) if body else "Nothing was measured yet."
+            told_of = [found(own[name]) if name in own else "–" for name in names]
+            body.append([f"[{title}]({base}{page})", f"{claim.sentence} (`{key}`{looked(claim)})", rule_of(claim), *told_of])
+    return markdown(["card", "claim", "rule", *(f"`{name}`" for name in names)], body) if body else "Nothing was measured yet."
 
 
 def counted(own: Sequence[Row]) -> str:
@@ -163,10 +162,19 @@ def table(own: Sequence[Row]) -> str:
     body = []
     for key, each in by_claim.items():
         claim = next(iter(each.values())).claim
-        rule = "; ".join(claim.rule) + ("; p" if claim.tested else "")
-        told = f"{claim.sentence} (`{key}`, {claim.place})"
-        body.append([told, rule, *(found(each[name]) if name in each else "–" for name in names)])
+        told = f"{claim.sentence} (`{key}`{looked(claim)}, {claim.place})"
+        body.append([told, rule_of(claim), *(found(each[name]) if name in each else "–" for name in names)])
     return markdown(["claim", "rule", *(f"`{name}`" for name in names)], body)
+
+
+def looked(claim: Claim) -> str:
+    """A star: the claim's `tries` tell of an earlier look or try."""
+    return " \\*" if claim.tries else ""
+
+
+def rule_of(claim: Claim) -> str:
+    """The bounds, and p where it is tested."""
+    return "; ".join(claim.rule) + ("; p" if claim.tested else "")
 
 
 def found(row: Row) -> str:
@@ -181,6 +189,8 @@ def found(row: Row) -> str:
     if told["decided_by"] not in (told["effect_name"], told["control_name"]) and told["decided"] is not None:
         beside += f", {words(told['decided_by'])} {with_interval(told['decided'], told['decided_low'], told['decided_high'])}"
     p = f", p {p_text(told['p_corrected'])}" if told["p_corrected"] is not None else ""
+    if row.told == "not held":
+        p += f"; missed: {words(told['missed']) or 'p <= 0.05'}"
     return f"{MARKS[row.told]}: {words(told['effect_name'])} {effect}{beside}{p}"
 
 

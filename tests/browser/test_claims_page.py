@@ -18,7 +18,8 @@ def row(key, model, verdict, effect, **more):
         "metric": "nDCG@10", "effect_name": "gain", "effect": effect, "low": None if effect is None else effect - 0.1,
         "high": None if effect is None else effect + 0.1, "control_name": "random", "control": 0.05, "control_low": None, "control_high": None,
         "decided_by": "gain", "decided": effect, "decided_low": None, "decided_high": None, "limit": 0.0, "p": 0.01,
-        "p_corrected": 0.02, "paper": "0.7 on Llama", "rule": "gain > 0", "gate": "recall >= 0.8", "tested": True, "data": "60 questions",
+        "p_corrected": 0.02, "paper": "0.7 on Llama", "rule": "gain > 0", "missed": "", "gate": "recall >= 0.8", "tested": True,
+        "data": "60 questions",
         "controls": "random heads", "tries": "", "note": "", "numbers": {"gain": (effect, None, None)}, "experiment": "rank",
         "page": "methods/query-heads.md", "quick": model == "lab-6m", "old": False,
     }  # fmt: skip
@@ -38,7 +39,7 @@ def page(tmp_path):
 
 
 def visible(page):
-    rows = "[...document.querySelectorAll('#ledger tbody tr')].filter((r) => !r.hidden)"
+    rows = "[...document.querySelectorAll('#ledger tbody tr')].filter((r) => r.offsetParent !== null)"
     return page.evaluate(f"{rows}.map((r) => r.dataset.claim + ' ' + r.dataset.model)")
 
 
@@ -61,8 +62,9 @@ def test_it_sorts_and_what_is_missing_stays_at_the_end(visit, page):
     assert visible(shown)[:3] == ["a.one smollm2", "a.two lab-6m", "a.one lab-6m"]
 
 
-def test_it_filters_by_card_model_verdict_and_words(visit, page):
-    shown = visit(page, 1280)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_filters_by_card_model_verdict_and_words(visit, page, width):
+    shown = visit(page, width)
     assert len(visible(shown)) == 5  # what was not measured is hidden at first
     shown.locator(".toggle", has_text="not measured").click()
     assert len(visible(shown)) == 6

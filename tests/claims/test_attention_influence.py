@@ -208,6 +208,7 @@ def test_passages_are_whole_lines_of_the_drawn_length():
 # --- judged results of the micro-world ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_separation_is_judged_by_document():
     rng = np.random.default_rng(3)
     scores = {kind: {name: rng.normal(size=12) for name in ("same/0", "same/1", "any/0", "any/1")} for kind in separation.KINDS}
@@ -250,6 +251,7 @@ def test_chosen_documents_are_read_twice():
     assert np.array_equal(ids, training_models.stream(documents, np.array([False, True, False]), 40, 0))
 
 
+@pytest.mark.slow
 def test_what_is_judged_is_what_a_document_says_again(lab):
     items = training_texts.test_items(lab, 2, 0)
     assert {name: len(one) for name, one in items.items()}.keys() >= {*training_texts.REFERENCES, "books", "repeats"}
@@ -272,6 +274,7 @@ def test_exact_claims_hold_on_a_lab_model(lab, tmp_path):
     assert not list(tmp_path.iterdir())  # the exported checkpoint is gone
 
 
+@pytest.mark.slow
 def test_a_model_without_copying_heads_is_not_testable(tiny, tmp_path):
     with pytest.raises(NotTestable, match="the proxy task finds no heads"):
         proxy_heads.find_heads(bench_of(tiny, tmp_path))

@@ -130,6 +130,7 @@ def test_a_wrong_position_is_seen():
 
 
 @pytest.mark.parametrize("name", ["compresskv-allocation", "compresskv-choice"])
+@pytest.mark.slow
 def test_exact_claims_hold_on_a_lab_model(name, model, tmp_path):
     one = experiment(name)
     assert one.minutes.quick_lab <= 0.3

@@ -309,6 +309,7 @@ def test_patched_runs_are_those_of_a_slow_loop(model, rows):
     assert found == pytest.approx([slow_patch(model, item, heads, rows) for item in items], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_all_heads_restore_the_clean_run_and_none_the_corrupted(model):
     items, scores = items_of(model), HeadScores(np.random.default_rng(0).random(model.heads.shape), "context")
     counts = Counts(6, 2, (2, 6), (2, 6), 2)

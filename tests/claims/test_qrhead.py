@@ -81,6 +81,7 @@ def test_a_passage_goes_to_every_place():
         assert one.gold == {place}
 
 
+@pytest.mark.slow
 def test_the_spread_over_places_equals_a_loop(model):
     composer = PassageComposer(PieceEncoder(model.tokenizer))
     examples = needle_examples("test", 2, 3)

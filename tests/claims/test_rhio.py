@@ -60,6 +60,7 @@ def verdicts(one):
     return {key.split(".")[2]: verdict.verdict for key, verdict in judge(CLAIMS, real_findings([one], LexicalOverlap())).items()}
 
 
+@pytest.mark.slow
 def test_every_rule_says_yes_and_no():
     good = verdicts(spoken())
     assert good == dict.fromkeys(good, "held")

@@ -302,6 +302,7 @@ def times(name, length):
     return base * (1.0 if length == speed.LONG else 0.9)
 
 
+@pytest.mark.slow
 def test_speed_is_read_off(bench, monkeypatch):
     asked = []
     monkeypatch.setattr(speed.Steps, "timed", lambda self, name, length: asked.append((name, length)) or times(name, length))

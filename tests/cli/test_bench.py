@@ -119,6 +119,7 @@ def test_ruler_s_files(planted, headwise, tmp_path):
     assert {row["n"] for row in rows} == {3}
 
 
+@pytest.mark.slow
 def test_the_oracle_is_left_out_where_the_answers_have_no_known_place(planted, headwise, tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     one, other = ruler_rows(2)
@@ -186,6 +187,7 @@ def test_questions_of_the_user_may_be_packed(tmp_path):
         read_questions(path)
 
 
+@pytest.mark.slow
 def test_what_the_full_cache_cannot_answer_is_not_compared(planted, headwise, tmp_path):
     path = own_questions(tmp_path / "mine.jsonl", answer="nobody knows")
     given = ("bench", "cache", planted.model, "--data", path, "--methods", "snapkv", "--budgets", "24", "--question", "outside")

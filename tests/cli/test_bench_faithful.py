@@ -113,6 +113,7 @@ def test_an_entailment_model_is_a_checker(headwise, given, tmp_path):
     check_refused(refused, "none of its labels (a, b) is called entailment or supported")
 
 
+@pytest.mark.slow
 def test_checkers_of_other_packages_are_found(headwise, given, tmp_path, monkeypatch):
     entry = importlib.metadata.EntryPoint("world", "headwise_lab.faithful:ExactChecker", "headwise.checkers")
     monkeypatch.setattr(o, "installed", lambda kind: {"world": entry} if kind == "checkers" else {})
@@ -128,6 +129,7 @@ def test_the_lab_registers_its_checker():
     assert '[project.entry-points."headwise.checkers"]\nworld = "headwise_lab.faithful:ExactChecker"' in text
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_where_it_stopped(headwise, given, tmp_path, monkeypatch):
     from headwise.evaluation import faithful
 

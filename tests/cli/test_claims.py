@@ -25,7 +25,7 @@ def measured(small, headwise, tmp_path):
 def test_a_run_tells_what_it_found(small, headwise, tmp_path):
     done = headwise("claims", "run", "--model", "lab-6m", "--card", "qrhead", "-o", tmp_path / "found")
     assert done.code == 0, done.err
-    assert "1 experiments, about 60 seconds" in done.err
+    assert "1 experiment, about 60 seconds" in done.err
     assert "✓" in done.out
     assert "above" in done.out
     again = headwise("claims", "run", "--model", "lab-6m", "--card", "qrhead", "-o", tmp_path / "found", "--json")
@@ -33,6 +33,7 @@ def test_a_run_tells_what_it_found(small, headwise, tmp_path):
     assert "done already" in again.err
 
 
+@pytest.mark.slow
 def test_a_run_corrects_over_the_whole_family_as_show_does(small, headwise, tmp_path, monkeypatch):
     first = Claim("made.other", "qrhead", "2", "it differs", "difference", rule=("difference > 0",), tested=True)
     one = Experiment("before", "Before", (first,), "tests.claims.made_up:measured_before", Minutes(0.1, 0.1))
@@ -60,11 +61,38 @@ def test_a_plan_runs_nothing(small, headwise, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_reasons_and_what_is_missed_are_told(small, headwise, tmp_path, monkeypatch):
+    monkeypatch.setattr(made_up, "measured_heads", lambda bench: Measured({"other.heads": Finding({"heads": -1.0})}))
+    monkeypatch.setattr(made_up, "measured_above", made_up.measured_nothing)
+    assert headwise("claims", "run", "--model", "lab-6m", "-o", tmp_path / "found", "--json").code == 0
+    shown = headwise("claims", "show", tmp_path / "found").out
+    assert "not testable: needs a GPU (made.above and 2 more)" in shown
+    assert "1 ✗ not held, 3 – not testable" in shown  # the claim that is not for lab models is not missed
+    assert "missed     heads > 0" in headwise("claims", "show", tmp_path / "found", "--claim", "other.heads").out
+
+
+def test_small_versions_are_not_counted_as_held(small, headwise, tmp_path):
+    assert headwise("claims", "run", "--model", "lab-6m", "--experiment", "heads", "--quick", "-o", tmp_path / "found", "--json").code == 0
+    shown = headwise("claims", "show", tmp_path / "found", "--html", tmp_path / "page.html").out
+    assert "✓ quick" in shown
+    assert "1 measured in small versions (quick)" in shown
+    assert "✓ held" not in shown
+    assert "0 held, 0 not held, 0 not testable, 1 quick" in (tmp_path / "page.html").read_text()
+
+
+def test_the_results_that_come_with_headwise_stand_beside_others(measured, headwise, tmp_path, monkeypatch):
+    monkeypatch.setattr("headwise.claims.results.shipped", lambda: measured)
+    told = json.loads(headwise("claims", "show", "shipped", "--json").out)
+    assert told["models"] == ["lab-6m"]
+    assert json.loads(headwise("claims", "show", "--json").out) == told
+
+
 @pytest.mark.slow
 def test_show_list_and_export(measured, headwise, tmp_path):
     shown = headwise("claims", "show", measured, "--html", tmp_path / "page.html")
     assert shown.code == 0, shown.err
-    assert "3 ✓ held, 1 ✗ not held, 1 not measured" in shown.out
+    assert "3 ✓ held, 1 ✗ not held" in shown.out
+    assert "not measured" not in shown.out  # the fifth is not for lab models
     assert "what is chosen is above chance" in (tmp_path / "page.html").read_text()
     one = headwise("claims", "show", measured, "--claim", "made.above")
     assert "share 0.7 (0.6 to 0.8)" in one.out
@@ -103,6 +131,9 @@ def test_claims_are_listed_before_anything_is_measured(small, headwise, monkeypa
         (["run", "--model", "lab-6m", "--model", ".", "--experiment", "heads"], "'.' is no model: "),
         (["run", "--model", "lab-6m", "--model", __file__, "--experiment", "heads"], "is a text file, not a model"),
         (["run", "--model", "lab-6m", "--experiment", "heads", "-o", f"{__file__}/found"], "is not a folder that can be written to"),
+        (["run", "--model", "lab-6m", "--hours", "0"], "--hours must be above 0; got 0"),
+        (["run", "--model", "lab-6m", "--hours", "nan"], "--hours must be above 0; got nan"),
+        (["run", "--model", "lab-6m", "--jobs", "0"], "--jobs"),
         (["show", "nowhere"], "there is no folder nowhere"),
         (["list", "--verdict", "true"], "unknown verdict 'true'"),
         (["list", "--cost", "cheap"], "unknown cost 'cheap'"),
@@ -132,6 +163,7 @@ def test_the_matrix_of_a_model_is_drawn_and_stands_on_the_page(headwise, tmp_pat
     check_refused(headwise("claims", "show", tmp_path / "found", "--picture", "a.png"), "other, some (quick)", "--model")
 
 
+@pytest.mark.slow
 def test_other_claims_have_a_page_without_the_matrix(headwise, tmp_path):
     made_up.write_transfer(tmp_path / "found", "some")
     done = headwise("claims", "show", tmp_path / "found", "--card", "qrhead", "--html", tmp_path / "page.html")
@@ -149,6 +181,7 @@ def test_other_claims_have_a_page_without_the_matrix(headwise, tmp_path):
         ({}, "nowhere.txt/a.png", "is not a folder"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_drawn_is_refused(headwise, tmp_path, changes, name, message):
     made_up.write_transfer(tmp_path / "found", "some", **changes)
     (tmp_path / "nowhere.txt").write_text("")

@@ -73,6 +73,7 @@ def test_needle_measures_the_grid(planted, headwise, tmp_path):
     assert json.loads(shown.out)["exact"] == result["exact"]
 
 
+@pytest.mark.slow
 def test_show_draws_all_pictures(heads, headwise, tmp_path):
     done = headwise("show", heads, "-o", tmp_path / "pictures", "--format", "svg", "--top", "3")
     assert done.code == 0, done.err

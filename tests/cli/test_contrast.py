@@ -45,6 +45,7 @@ def test_heads_are_taken_away(planted, headwise, files):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_prompt_without_documents(planted, headwise, files):
     found, _ = run(headwise, planted, f"prompt:{files / 'negative.txt'},alpha=0.4,plausibility=0.1")
     made = contrastive_generate(load(planted.model), PROMPT, "the old river", 0.4, 0.1, max_new_tokens=5)
@@ -58,6 +59,7 @@ def test_a_prompt_without_documents(planted, headwise, files):
     assert len(found["alphas"]) == found["new_tokens"]
 
 
+@pytest.mark.slow
 def test_a_weaker_model(planted, headwise, tmp_path):
     weaker = hw.load(str(planted.model))
     with torch.no_grad():

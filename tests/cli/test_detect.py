@@ -103,6 +103,7 @@ def test_python_is_the_command_line(planted, headwise, tmp_path):
     assert load_heads(tmp_path / "a.json").provenance["model"] == "mine"
 
 
+@pytest.mark.slow
 def test_results_name_the_model_and_no_path(planted, headwise, tmp_path):
     assert headwise("detect", planted.model, *planted.own, "--lengths", "90", "--depths", "1", "-o", "a.json", "--json").code == 0
     assert load_heads(tmp_path / "a.json").provenance["model"] == "model"
@@ -193,6 +194,7 @@ def test_fields_that_no_command_line_can_give_are_named():
         options.parameters_of(Strange)
 
 
+@pytest.mark.slow
 def test_help_imports_no_torch():
     code = (
         "import sys\nfrom headwise.cli.main import run\nsys.argv = ['headwise', 'detect', '--help']\n"

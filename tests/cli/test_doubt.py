@@ -125,12 +125,13 @@ def test_calm_and_its_checkpoint(headwise, doubting, tmp_path):
     assert not (tmp_path / "calm.json.run").exists()
 
 
+@pytest.mark.slow
 def test_nothing_to_repair_is_a_finding(headwise, doubting, tmp_path):
     """Status 0 and one line: the planted model keeps its answer where nothing is suggested."""
     ask = ["--passages", "--challenges", "sure", "--max-new-tokens", "4", "--slot", "", "--items", "12"]
     done = headwise("doubt", "find", model_of(doubting), *data_of(doubting), *ask, "-o", "x.json", "--json")
     assert done.code == 0, done.err
-    assert "nothing to repair: at most 0% of 12 right answers are taken back (sure)" in done.out
+    assert "nothing to repair: at most 0% of 12 right answers are taken back (sure, part all)" in done.out
     assert not (tmp_path / "x.json").exists()
 
 

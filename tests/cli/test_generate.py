@@ -32,6 +32,7 @@ def asked():
     return " ".join([*words[:60], needle["needle"], *words[60:100], needle["answer_prefix"]]), needle["answer"] + "."
 
 
+@pytest.mark.slow
 def test_it_answers_and_tells_what_was_held(planted, headwise, asked, tmp_path):
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "prompt.txt").write_text(asked[0])
@@ -66,6 +67,7 @@ def test_the_text_comes_first_and_one_line_tells_sizes(planted, headwise, asked)
     assert "%" in line
 
 
+@pytest.mark.slow
 def test_the_cache_is_saved_as_it_was_after_the_prompt(planted, headwise, asked, tmp_path):
     path = tmp_path / "kept.safetensors"
     given = ("generate", planted.model, "--prompt", asked[0], "--cache", "snapkv:budget=40", "--prefill-chunk", 50)
@@ -190,6 +192,7 @@ def test_every_method_can_be_made_of_words(name, file):
             parse_cache(name, 64)
 
 
+@pytest.mark.slow
 def test_the_head_file_that_detect_writes_is_taken_by_itself(planted, headwise, asked, tmp_path):
     given = ("generate", planted.model, "--prompt", asked[0], "--max-new-tokens", 4, "--json")
     for method, detector in (("compresskv", "semantic"), ("headkv", "semantic"), ("duoattention", "gate"), ("zigzag", "gate")):

@@ -37,6 +37,7 @@ def test_detection_on_a_file_finds_the_heads_of_the_original(file, headwise, tmp
     assert "source" not in found["original"]["provenance"]
 
 
+@pytest.mark.slow
 def test_refusals_are_one_line(file, headwise, tmp_path):
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(file.read_bytes()[:-5])

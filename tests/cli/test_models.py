@@ -22,7 +22,7 @@ def test_the_list_names_every_model_and_the_command_that_brings_it(headwise, mon
     assert rows["smollm2"]["folder"] is None
     assert rows["smollm2"]["command"] == "headwise models get smollm2"
     assert rows["lab-6m"]["folder"] == "there"
-    assert (rows["world-6m"]["folder"], rows["world-6m"]["command"]) == (None, "pip install headwise-lab")
+    assert (rows["world-6m"]["folder"], rows["world-6m"]["command"]) == (None, "pip install -e lab (in a clone of headwise)")
     shown = headwise("models", "list").out
     assert all(name in shown for name in rows)
     assert "smollm2 is brought by: headwise models get smollm2" in shown

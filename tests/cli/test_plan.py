@@ -185,6 +185,7 @@ def test_what_makes_no_plan_is_refused(headwise, arguments, parts):
     check_refused(headwise("plan", "lab-6m", *GIVEN, *arguments), *parts)
 
 
+@pytest.mark.slow
 def test_models_that_are_none_are_refused(headwise, tmp_path):
     (tmp_path / "empty").mkdir()
     adapter = tmp_path / "adapter"

@@ -66,6 +66,7 @@ def test_every_rule_runs_and_is_named(planted, headwise, files, rule, tmp_path):
     assert "L1H2" in done.out
 
 
+@pytest.mark.slow
 def test_candidates_may_be_judged_or_a_run_or_bm25(planted, headwise, files, tmp_path):
     for which, pairs in (("judged", 4), ("bm25:2", 8)):
         done = headwise("rank", planted.model, *arguments(files, "--candidates", which, "-o", "a.trec", "--overwrite"), "--json")

@@ -125,6 +125,7 @@ def test_a_broken_needle_file(planted, headwise, given, text, part):
 
 
 @pytest.mark.usefixtures("nothing_written")
+@pytest.mark.slow
 def test_no_successful_run(planted, headwise, given):
     model = AutoModelForCausalLM.from_pretrained(planted.model)
     torch.nn.init.zeros_(model.model.layers[1].self_attn.o_proj.weight)
@@ -150,6 +151,7 @@ def test_a_corrupt_head_file(headwise, given, text):
     check_refused(headwise("show", given / "heads.json"), "heads.json")
 
 
+@pytest.mark.slow
 def test_an_existing_result_is_not_overwritten_unless_asked(planted, headwise, heads):
     before = heads.read_bytes()
     again = ["detect", planted.model, *planted.own, "--lengths", "90", "--depths", "1", "-o", heads]

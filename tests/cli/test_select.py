@@ -43,6 +43,7 @@ def score_options(planted, corpus):
     return ["-o", "scores", "--heads", corpus / "heads.json", "--model", planted.model, "--top", "2"]
 
 
+@pytest.mark.slow
 def test_score_choose_report(planted, corpus, headwise, scored, tmp_path):
     assert scored["heads"] == ["L1H0", "L1H1"]
     assert (scored["rows"], scored["scored"], scored["rejected"]) == (41, 40, {"broken JSON": 1})
@@ -79,6 +80,7 @@ def test_score_choose_report(planted, corpus, headwise, scored, tmp_path):
     assert "by random" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.slow
 def test_estimate_writes_nothing(planted, corpus, headwise, tmp_path):
     given = ["--heads", corpus / "heads.json", "--model", planted.model, "--top", "2", "--estimate"]
     done = headwise("select", "score", corpus, *given, "--machine", "H100=250000", "--machine", "big=4e14:7.6e9")
@@ -88,6 +90,7 @@ def test_estimate_writes_nothing(planted, corpus, headwise, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"given"}
 
 
+@pytest.mark.slow
 def test_the_share_of_heads_is_rounded_up(planted, corpus, headwise):
     done = headwise("select", "score", corpus, "-o", "s", "--heads", corpus / "heads.json", "--model", planted.model, "--json")
     assert json.loads(done.out)["heads"] == ["L1H0"]  # 5 % of 8 heads

@@ -71,6 +71,7 @@ def test_vectors_are_taken_and_put_in(planted, headwise, task, saved):
     assert [line.split()[0] for line in done.out.strip().splitlines()] == ["without", "with", "vectors"]
 
 
+@pytest.mark.slow
 def test_the_scale_is_searched_on_items(planted, headwise, given, tmp_path):
     path = tmp_path / "searched.safetensors"
     words = ("vector", planted.model, "--heads", given / "heads.json", "--top", 1, "--prompt-file", given / "prompt.txt")
@@ -93,6 +94,7 @@ def test_an_average_comes_from_several_prompts(planted, headwise, given, tmp_pat
     assert told["search"] is None
 
 
+@pytest.mark.slow
 def test_heads_are_made_to_copy(planted, headwise, task, given):
     asked, word = prompt(task, (0, 1), 0), task.needles[1]["answer"].split()[1]
     words = ("copy", planted.model, "--heads", given / "heads.json", "--top", 1, "--prompt", asked, "--span", word, "--max-new-tokens", 3)

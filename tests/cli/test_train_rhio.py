@@ -83,6 +83,7 @@ def test_answers_without_heads_become_pairs(headwise, files, tmp_path, monkeypat
     assert (tmp_path / "k.jsonl").read_bytes() == (tmp_path / "n.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_answers_of_other_questions_as_a_control(headwise, files, tmp_path):
     done = headwise(*command(files, "ranking", "--source", "swap", "--match", "none", "-o", "s.jsonl", "--json"))
     assert json.loads(done.out)["table"]["after"]["support"] == 0
@@ -100,6 +101,7 @@ def test_answers_are_kept_for_other_filters(headwise, files, tmp_path, monkeypat
     assert json.loads((tmp_path / "f.json").read_text())["options"]["match"] == "none"
 
 
+@pytest.mark.slow
 def test_random_heads_as_a_control_and_a_warning_of_too_many(headwise, files, tmp_path):
     more = ["--heads", files / "heads.json", "--top", "0.25", "--pick", "random", "--match", "none", "--most-support", 1, "--least-gap", 0]
     done = headwise(*command(files, "ranking", *more, "-o", "r.jsonl"))
@@ -142,6 +144,7 @@ def test_a_file_of_others_beside_the_result_stays(headwise, files, tmp_path):
     assert (tmp_path / "n.json").read_text() == '{"mine": 1}'
 
 
+@pytest.mark.slow
 def test_unfaithful_answers_that_are_about_as_faithful_are_refused(headwise, files, tmp_path):
     done = headwise(*command(files, "ranking", "--source", "swap", "--least-gap", 1, "--checker", "world", "-o", "n.jsonl"))
     check_refused(done, "the mean support of the references is 0.0%", "0.0%: a gap under 100 points")
@@ -218,6 +221,7 @@ def test_wrong_input_of_rhio(headwise, files, base, trained, tmp_path, more, par
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_generating_with_control_tokens(headwise, base, trained):
     text = "The door of the mill is blue. The door is"
     words = ("--prompt", text, "--max-new-tokens", 6, "--contrast", "control:alpha=0.8,plausibility=0.1")
@@ -278,6 +282,7 @@ def test_decoders_by_name_say_what_direct_calls_say(headwise, files, base, train
     assert not (tmp_path / "w.json").exists()
 
 
+@pytest.mark.slow
 def test_help_says_that_faithful_is_not_true(headwise):
     for words in (("train", "rhio"), ("train", "unfaithful"), ("bench", "faithful")):
         told = " ".join(headwise(*words, "--help").out.replace("│", " ").split())

@@ -74,6 +74,7 @@ def test_are_you_sure(capsys):
     assert re.search(r"^kept +'(.*)', challenged \((sure|suggestion)\): '\1'", said, re.M)
 
 
+@pytest.mark.slow
 def test_sparse_decoding(capsys):
     said = run("sparse_decoding", capsys)
     assert re.search(r"^query before +ground juniper\. +reads 13% of the positions", said, re.M)

@@ -132,6 +132,7 @@ def every_chooser(model):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_generate_with_every_chooser(model):
     ids = texts()[:, :LENGTH]
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -148,6 +149,7 @@ def test_generate_with_every_chooser(model):
     assert torch.equal(model.generate(ids, max_new_tokens=STEPS, do_sample=False), plain)
 
 
+@pytest.mark.slow
 def test_every_chooser_survives_a_second_turn_and_tokens_taken_back(model):
     if as_model(model).is_hybrid:
         pytest.skip("recurrent states cannot be cut back")

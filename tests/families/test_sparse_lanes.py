@@ -113,6 +113,7 @@ def test_a_layer_waits_for_its_own_rows_only(monkeypatch, shared):
 @pytest.mark.parametrize(
     "make", [lambda: choosers.RefreshEvery(3), choosers.Random, lambda: choosers.Pages(4), lambda: choosers.AnchorLayers(2)]
 )
+@pytest.mark.slow
 def test_choosers_read_the_same_over_late_copies(monkeypatch, make):
     """Steps and layers that read everything come in between."""
     model = tiny_model("llama")

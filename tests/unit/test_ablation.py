@@ -445,6 +445,7 @@ def test_finished_perplexities_are_not_measured_again(model, task, tmp_path, mon
     assert len(runs) == 14
 
 
+@pytest.mark.slow
 def test_further_controls_are_drawn_and_summed_up(model, task):
     scores = random_scores(model.heads.shape)
     plain, more = sweep(model, scores, task, options()), sweep(model, scores, task, options(more=("any_layer", "norm")))

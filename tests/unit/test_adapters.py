@@ -211,6 +211,7 @@ def test_what_is_no_adapter_is_refused(folders):
         load(str(folders / "base"), "cpu", adapter=str(folders / "none"))
 
 
+@pytest.mark.slow
 def test_an_adapter_goes_on_a_gguf_file(peft, tmp_path, capfd):
     pytest.importorskip("gguf", reason="the extra gguf is not installed")
     from tests import gguf_files

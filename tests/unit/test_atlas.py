@@ -182,6 +182,7 @@ def planted_records(task):
 
 @pytest.mark.parametrize(("kind", "more"), [(InContext, {}), (Retrieval, {"rows": "last"})])
 @pytest.mark.parametrize("rule", [rule if rule == "gim" else pytest.param(rule, marks=pytest.mark.slow) for rule in RULES])
+@pytest.mark.slow
 def test_the_planted_head_is_found(kind, more, rule):
     options = {"wording": "cloze", "followed": "any", "min_records": 8, "rule": rule, **more}
     check_detector(lambda model, task: find(model, kind(data=planted_records(task), **options)))

@@ -59,6 +59,7 @@ def test_long_files_are_not_read_to_the_end(tmp_path, monkeypatch):
         assert guess.tokens == pytest.approx(truth.tokens, rel=0.15)
 
 
+@pytest.mark.slow
 def test_speed_hours_and_machines(tmp_path):
     corpus(tmp_path / "in", 3, "parquet")
     scorer = StubScorer(tokens_per_second=100_000)

@@ -374,6 +374,7 @@ def test_progress_grows_to_the_whole(corpus, tmp_path):
     assert "rejected" in seen[-1][2]
 
 
+@pytest.mark.slow
 def test_reading_waits_for_scoring(tmp_path):
     lines(tmp_path / "a.jsonl", *[f"text {i}" for i in range(400)])
 

@@ -325,6 +325,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(lab, text, tmp_p
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.slow
 def test_training_takes_gradients_whatever_the_caller_does(lab, text, mode):
     with mode():
         inside = train_chooser(lab, text, replace(TRAIN, steps=1))
@@ -339,6 +340,7 @@ def test_an_output_projection_that_is_not_there_is_refused(lab, text, loss):
         train_chooser(model, text, replace(TRAIN, loss=loss))
 
 
+@pytest.mark.slow
 def test_a_vocabulary_without_any_true_token_teaches_nothing(lab, text):
     head = train_chooser(lab, text, replace(TRAIN, loss="labels", words=2))
     assert all(bool(own.isfinite().all()) for own in head.state_dict().values())

@@ -47,6 +47,7 @@ def test_readme_counts_and_names_the_families():
     assert sorted(names) == sorted(FAMILIES)
 
 
+@pytest.mark.slow
 def test_nothing_unfinished_is_left():
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
         assert not re.search(r"\bTODO\b|\bFIXME\b|NotImplementedError|\bNUMBERS\b|\bFINDINGS\b|DEMO_OUTPUT", path.read_text()), (

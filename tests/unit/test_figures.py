@@ -245,6 +245,7 @@ def test_rows_and_columns_ascend_whatever_the_order_of_runs():
 
 
 @pytest.mark.parametrize(("lengths", "depths"), [(1, 1), (1, 10), (20, 1), (20, 10), (40, 10), (3, 3)])
+@pytest.mark.slow
 def test_needle_grid_is_legible_at_any_size(lengths, depths):
     figure = draw_needle_grid(cells([int(n) for n in np.linspace(1000, 50000, lengths)], np.linspace(0, 1, depths).tolist()))
     assert_tidy(figure)
@@ -449,6 +450,7 @@ def test_drawing_needs_no_pyplot_and_importing_no_matplotlib():
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="published head scores are not here")
+@pytest.mark.slow
 def test_published_files_can_be_drawn(tmp_path):
     heads = [load_heads(path) for path in sorted(PUBLISHED.rglob("*")) if path.suffix in (".gz", ".tsv")]
     assert {scores.score for scores in heads} == {"copy", "gate"}

@@ -94,6 +94,7 @@ def test_round_trip_of_duo(tmp_path, scores):
     assert got.score == "gate"
 
 
+@pytest.mark.slow
 def test_round_trip_of_the_published_files(tmp_path):
     for source, name, format in ((HEADKV, "headkv.json", "headkv"), (HEADKV, "wu.json", "wu"), (DUO, "duo.tsv", "duo")):
         scores = load_heads(source)

@@ -242,6 +242,7 @@ SMALL = {"steps": 20, "rate": 0.15, "sinks": 4, "recent": 16}
     ("layers", "heads", "layer", "head", "kv_heads", "mix", "form"),
     [(2, 4, 1, 2, 2, "teacher", "mean"), (3, 4, 2, 0, 4, "self", "group")],
 )
+@pytest.mark.slow
 def test_the_planted_head_is_found(layers, heads, layer, head, kv_heads, mix, form):
     model = planted(layers, heads, layer, head, kv_heads)
     scores = gate_scores(model, texts_for(model), Gates(**SMALL, mix=mix, form=form))
@@ -253,6 +254,7 @@ def test_the_planted_head_is_found(layers, heads, layer, head, kv_heads, mix, fo
     assert (scores.score, scores.shape) == ("gate", (layers, heads))
 
 
+@pytest.mark.slow
 def test_a_run_is_decided_by_its_options(model):
     texts = texts_for(model)
     options = Gates(**SMALL | {"steps": 6})
@@ -274,6 +276,7 @@ def test_a_run_is_decided_by_its_options(model):
 
 
 @pytest.mark.parametrize("stopped", [3, 4, 6])
+@pytest.mark.slow
 def test_an_interrupted_search_ends_as_a_whole_one(model, tmp_path, monkeypatch, stopped):
     """Stopped between two kept states, right after one, and after the last step; every step after the kept one is made again."""
     monkeypatch.setattr(gates_module, "SAVED", 2)
@@ -293,6 +296,7 @@ def test_an_interrupted_search_ends_as_a_whole_one(model, tmp_path, monkeypatch,
     assert reports == list(range(stopped // 2 * 2 + 1, 7))
 
 
+@pytest.mark.slow
 def test_one_gate_per_layer(model):
     scores = gate_scores(model, texts_for(model), Gates(**SMALL, per="layer"))
     assert (scores.values == scores.values[:, :1]).all()

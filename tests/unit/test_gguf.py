@@ -36,6 +36,7 @@ def logits(model, ids):
 
 
 @pytest.mark.parametrize("architecture", gguf.ARCHITECTURES)
+@pytest.mark.slow
 def test_a_file_gives_the_logits_and_the_tokens_of_the_original(architecture, tmp_path, capfd):
     model = files.write_gguf(tmp_path / "tiny.gguf", architecture)
     loaded = load(str(tmp_path / "tiny.gguf"), "cpu")
@@ -68,6 +69,7 @@ def test_the_chat_template_of_the_file_is_used(made):
     assert tokenizer.decode(found) == text
 
 
+@pytest.mark.slow
 def test_a_conversion_remembers_how_the_weights_were_stored(tmp_path):
     files.write_gguf(tmp_path / "tiny.gguf", "llama", kind="Q8_0")
     first = load(str(tmp_path / "tiny.gguf"), "cpu")
@@ -77,6 +79,7 @@ def test_a_conversion_remembers_how_the_weights_were_stored(tmp_path):
     assert again.tokenizer.encode(files.TEXT) == first.tokenizer.encode(files.TEXT)
 
 
+@pytest.mark.slow
 def test_weights_load_in_the_dtype_that_is_asked_for(made):
     assert load(str(made[0]), "cpu", "saved").hf.dtype == torch.bfloat16
     assert load(str(made[0]), "cpu").hf.dtype == torch.float32
@@ -185,6 +188,7 @@ def test_damaged_files_are_refused(change, part, made, tmp_path):
     refused(damaged(tmp_path / "bad.gguf", made, change), "bad.gguf", part)
 
 
+@pytest.mark.slow
 def test_a_file_cut_anywhere_is_refused(made, tmp_path):
     size = made[0].stat().st_size
     for at in range(4, size, size // 40):
@@ -251,6 +255,7 @@ def test_a_scale_of_attention_that_no_file_states_is_refused(tmp_path):
     refused(tmp_path / "x.gguf", "the scale of attention as 256, where the file means 128", kind=UnsupportedModelError)
 
 
+@pytest.mark.slow
 def test_missing_and_left_over_tensors_are_named(tmp_path):
     files.write_gguf(tmp_path / "x.gguf", "llama", skip=["blk.2.attn_q.weight"])
     refused(tmp_path / "x.gguf", "lacks model.layers.2.self_attn.q_proj.weight")

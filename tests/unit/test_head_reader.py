@@ -131,6 +131,7 @@ def made(heads, supported, **more):
     return ReadSentence(more.pop("record", 0), "s", supported, more.pop("on_evidence", True), (heads, 0.5), (0.0, 0.0), more.pop("words", 3), 0.5)
 
 
+@pytest.mark.slow
 def test_sentences_without_evidence_are_told_apart():
     """What nobody found evidence for is often no claim at all: a score that sees no more than that must not look good on evidence."""
     some = [made(0.9, True, record=0), made(0.9, False, record=1), made(0.8, True, record=2), made(0.8, False, record=3)]

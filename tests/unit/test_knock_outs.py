@@ -113,6 +113,7 @@ def _fail(*_):
     st.integers(0, 12),
     st.integers(1, 5),
 )
+@pytest.mark.slow
 def test_any_sets_options_and_lengths(llama, chosen, options, rows, before, rest):
     sets, past = [HeadSet.of(sorted(heads), llama.heads.shape) for heads in chosen], past_of(llama, before)
     got = variant_logprobs(llama, past, tokens(rest, 1), options, sets, rows=rows)

@@ -221,6 +221,7 @@ def test_swaps_of_real_rows():
 
 
 @given(data=st.data(), seed=st.integers(0, 9))
+@pytest.mark.slow
 def test_a_swap_replaces_every_mention_and_nothing_else(data, seed):
     names = ["Ada Low", "Bo Hay", "Cyd", "Dee Fox", "Eve"]
     words = st.lists(st.sampled_from([*names, "saw", "the", "Adam", "near"]), min_size=1, max_size=8)

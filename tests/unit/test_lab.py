@@ -62,6 +62,7 @@ def test_its_retrieval_heads_are_few_and_clear(lab):
     assert (scores.frequency >= scores.values - 1e-6).all()
 
 
+@pytest.mark.slow
 def test_an_untrained_copy_has_none(lab):
     torch.manual_seed(0)
     model = type(lab.hf)(lab.hf.config).eval()

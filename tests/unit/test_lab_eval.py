@@ -300,6 +300,7 @@ def test_wrong_answers_are_shown(lab, oracle):
     assert rows["reask_right"]["wrong"] == []
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_result_on_a_model_with_little_room(lab):
     model = with_positions(lab, 128)
     result = evaluate_model(model, items=2, seed=3)

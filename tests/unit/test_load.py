@@ -256,6 +256,7 @@ def test_a_mistyped_name_is_answered_without_the_hub(slip, online):
 
 
 @pytest.mark.parametrize("name", ["gpt-nothing-near", "owner/not-there"])
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_costs_seconds_not_half_a_minute(name, online):
     start = time.perf_counter()
     refused(name, f"unknown model {name!r}", "the hub cannot be reached")
@@ -287,6 +288,7 @@ def test_what_the_hub_says_is_told_in_one_line(online, monkeypatch):
         refused("owner/not-there", part, revision="v9")
 
 
+@pytest.mark.slow
 def test_a_relative_of_a_known_model_is_no_slip(online, monkeypatch):
     monkeypatch.setattr(names, "_known", lambda: {"gpt2": "gpt2"})
     refused("gpt2-xl", "the hub cannot be reached", "did you mean gpt2?")

@@ -56,6 +56,7 @@ def draw(case, split, seed):
 
 @settings(max_examples=250)
 @given(cases, st.sampled_from(SPLITS), st.integers(0, 2**32))
+@pytest.mark.slow
 def test_joined_ids_are_the_ids_of_the_text(case, split, seed):
     example = draw(case, split, seed)
     ids, is_answer = to_row(example, ENCODE)

@@ -174,6 +174,7 @@ def test_the_planted_head_is_what_the_answer_rests_on(planted, scope):
 
 @pytest.mark.parametrize("mode", ["zero", "uniform"])
 @torch.no_grad()
+@pytest.mark.slow
 def test_answers_and_losses_are_those_of_one_question_alone(mode):
     model = hw.Model(tiny_model("llama"), character_tokenizer())
     composer = GroundedComposer(PieceEncoder(model.tokenizer))

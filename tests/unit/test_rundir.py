@@ -186,6 +186,7 @@ def beside():
 IN_USE = r"^another process is at the run in [^\n]*run; wait for it, or give another --output$"
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_is_at_is_refused_until_that_ends(tmp_path, beside):
     other = beside(tmp_path / "run")
     assert other.said() == "open"

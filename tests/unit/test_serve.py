@@ -148,6 +148,7 @@ def test_the_same_passages_are_computed_once_and_queries_over_them_run_together(
         assert metrics_of(service)["headwise_cache_misses_total",] == 2
 
 
+@pytest.mark.slow
 def test_more_passages_than_fit_are_ranked_in_windows_and_never_cut(service, ranker):
     many = [f"{word} {i} of the old mill" for i, word in enumerate(WORDS * 4)]
     before = metrics_of(service)["headwise_windowed_total",]
@@ -335,6 +336,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(ranker):
 # ---- keys and addresses
 
 
+@pytest.mark.slow
 def test_the_key_opens_everything_but_health(ranker):
     body = {"query": QUERY, "documents": DOCUMENTS}
     with served(ranker, api_key="s3cret") as service:
@@ -403,6 +405,7 @@ def test_an_address_in_use_is_refused_in_one_line():
 # ---- load, loss, end
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_so_at_once_and_loses_nothing(ranker):
     gated = Gated(ranker)
     bodies = [{"query": QUERY, "documents": [word]} for word in WORDS[:4]]
@@ -434,6 +437,7 @@ def test_who_leaves_frees_the_place_in_the_queue(ranker):
         assert metrics_of(service)["headwise_requests_total", "/rerank", "499"] == 2
 
 
+@pytest.mark.slow
 def test_no_answer_in_time(ranker):
     gated = Gated(ranker)
     with served(gated, timeout=0.3) as service:
@@ -497,6 +501,7 @@ def test_health_while_a_model_loads_and_when_it_cannot_be_loaded(ranker):
         assert str(service.work.failure) == "no such model"
 
 
+@pytest.mark.slow
 def test_what_was_accepted_is_answered_before_the_end(ranker):
     gated = Gated(ranker)
     bodies = [{"query": QUERY, "documents": [word]} for word in WORDS[:6]]

@@ -66,6 +66,7 @@ def test_idle_strangers_do_not_keep_others_out(ranker, monkeypatch, caplog):
     assert all("0 were refused" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_come_is_not_waited_for(ranker, monkeypatch):
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.4)
     with served(ranker) as service, strangers(service, 3) as (idle, slow, kept):

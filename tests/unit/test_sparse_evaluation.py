@@ -131,6 +131,7 @@ def test_answers_equal_the_full_model_where_all_fits_and_are_not_asked_where_it_
     assert "score" not in row
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(model, tmp_path):
     contexts, seen = [Running(120, ids_of(model, 120), 6)], []
     rivals = [rival(model, name, 48) for name in ("streaming", "pages")]

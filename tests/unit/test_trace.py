@@ -311,6 +311,7 @@ def test_numbers_that_make_no_probe_are_refused():
             Probe(**({"heads": heads, "weights": (1.0,), "bias": 0.0, "threshold": 0.0, "calibration": Platt(1.0, 0.0)} | given))
 
 
+@pytest.mark.slow
 def test_few_records_are_refused_with_the_reasons(planted):
     model, records = planted
     with pytest.raises(HeadwiseError, match="3 usable records, and a probe needs at least 50"):
@@ -329,6 +330,7 @@ def test_answers_that_begin_alike_are_dropped_and_counted(planted):
     assert len(fitting.records) == len(records) - 5
 
 
+@pytest.mark.slow
 def test_a_fit_goes_on_where_it_stopped_and_gives_the_same_bytes(planted, probe, tmp_path):
     model, records = planted
     fitting = prepare(model, records, [(0, 2), (1, 2), (1, 0)], OPTIONS)

@@ -127,6 +127,7 @@ def test_numbers_for_small_cells():
 
 
 @pytest.mark.parametrize("end", [".png", ".svg"])
+@pytest.mark.slow
 def test_the_same_data_give_the_same_bytes(tmp_path, end):
     matrix = read_matrix(transfer_details(("copy", "gate")), OWN)
     paths = [tmp_path / f"{i}{end}" for i in range(2)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.claims import ledger
-from headwise.claims.claim import CARDS, Bound, Claim, Finding, Number, Verdict, judge
+from headwise.claims.claim import CARDS, NOT_HELD, Bound, Claim, Finding, Number, Verdict, judge
 from headwise.claims.experiment import Experiment
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.files import read_json
@@ -77,6 +77,8 @@ def read_result(path: Path) -> Result:
         HeadwiseError: The file is none.
     """
     data = read_json(path, "a result of headwise claims")
+    if isinstance(data, dict) and data.get(KIND, SCHEMA) != SCHEMA:
+        raise HeadwiseError(f"{path} was written by another version of headwise: its format is {data[KIND]}, and this one reads {SCHEMA}")
     if not isinstance(data, dict) or data.get(KIND) != SCHEMA:
         raise HeadwiseError(f"{path} is no result of headwise claims; give a folder that headwise claims run wrote")
     try:
@@ -178,20 +180,29 @@ class Row:
         """Page of the method, below docs/."""
         return CARDS[self.claim.card][1]
 
+    @property
+    def missed(self) -> list[str]:
+        """The bounds of the rule that are not met, where the claim is not held; empty: it is p alone that is missed."""
+        if self.finding is None or self.told != NOT_HELD:
+            return []
+        return [bound for bound in self.claim.rule if not Bound.read(bound).met(self.finding.numbers)]
+
     def number(self, name: str) -> Number | None:
         """A measured number."""
         return None if self.finding is None or not name else self.finding.numbers.get(name)
 
     def to_json(self) -> dict[str, Any]:
-        """Flat plain data; `decided_by`: the number that the first bound of the rule compares with its `limit`."""
+        """Flat plain data; `decided_by`: the number that the first missed bound of the rule, else its first one, compares with its `limit`."""
         effect, low, high = _ends(self.number(self.claim.effect))
         control, control_low, control_high = _ends(self.number(self.claim.control))
-        first = Bound.read(self.claim.rule[0])
+        missed = self.missed
+        first = Bound.read(missed[0] if missed else self.claim.rule[0])
         decided, decided_low, decided_high = _ends(self.number(first.name))
         return {
             "model": self.model, "claim": self.claim.key, "card": self.claim.card, "place": self.claim.place, "sentence": self.claim.sentence,
             "verdict": self.told, "why": self.verdict.why if self.verdict else "", "metric": self.claim.metric,
             "effect_name": self.claim.effect, "effect": effect, "low": low, "high": high,
+            "missed": "; ".join(missed),
             "control_name": self.claim.control, "control": control, "control_low": control_low, "control_high": control_high,
             "decided_by": first.name, "decided": decided, "decided_low": decided_low, "decided_high": decided_high, "limit": first.limit,
             "p": None if self.finding is None else self.finding.p,
@@ -215,6 +226,7 @@ def _ends(number: Number | None) -> tuple[float | None, float | None, float | No
 def rows(results: Sequence[Result], cards: Sequence[str] = (), keys: Sequence[str] = ()) -> list[Row]:
     """Every claim of the ledger on every model that there are results of, in the order of the ledger; without any result on no model ("").
 
+    Claims of experiments that are not for a model (the micro-world's on a real one) have no row of it.
     Families are corrected over all claims of a model that could be tested; cards and keys choose what is shown, not what is corrected.
 
     Args:
@@ -229,8 +241,11 @@ def rows(results: Sequence[Result], cards: Sequence[str] = (), keys: Sequence[st
         fresh = {key: finding for one in mine if not one.old for key, finding in one.findings.items()}
         judged = judge(every, fresh)
         by_experiment = {one.experiment: one for one in mine}
+        kind = str(mine[0].model["kind"]) if mine else ""
         for experiment in ledger.experiments():
             found = by_experiment.get(experiment.name)
+            if found is None and mine and experiment.minutes.of(kind, False) is None:
+                continue
             for claim in experiment.claims:
                 if found is None:
                     row = Row(claim, experiment.name, model)

@@ -23,8 +23,10 @@ Keys = Annotated[list[str] | None, typer.Option("--claim", help="This claim, by 
 Models = Annotated[list[str] | None, typer.Option("--model", help="Results of this model alone; may be given several times.")]
 Verdict = Annotated[str | None, typer.Option(help="Claims with this verdict: held, 'not held', 'not testable', unmeasured or old.")]
 Folders = Annotated[
-    list[Path] | None, typer.Argument(help="Folders that headwise claims run wrote.", show_default="the results that come with headwise")
+    list[Path] | None,
+    typer.Argument(help="Folders that headwise claims run wrote; shipped: the results that come with headwise.", show_default="shipped"),
 ]
+SHIPPED = "shipped"
 COST = Annotated[str | None, typer.Option(help="Claims of this class of cost on smollm2: seconds, minutes or hours.")]
 
 
@@ -52,7 +54,7 @@ def list_claims(
     from headwise.report.console import print_all
 
     number = len({row.claim.key for row in shown})
-    print_all(claims_list(_told(shown), models), f"{number} claims of {len(ledger.claims())}")
+    print_all(claims_list(_told(shown), models), f"{number} claims of {len(ledger.claims())}", *_without_lab())
 
 
 @app.command("show")
@@ -92,7 +94,7 @@ def show(
         written = {name: None if path is None else str(path) for name, path in (("page", html), ("picture", picture))}
         o.print_json({"models": models, "claims": told, **written})
         return
-    from headwise.report.claims_tables import claim_lines, claims_table, counts_line
+    from headwise.report.claims_tables import claim_lines, claims_table, counts_line, reasons
     from headwise.report.console import print_all
 
     lines = [*([] if html is None else [f"page       {html}"]), *o.picture_line(None if picture is None else str(picture))]
@@ -101,7 +103,8 @@ def show(
         return
     for name in models:
         own = [row for row in told if row["model"] == name]
-        print_all(claims_table(name, [row for row in own if row["verdict"]]), counts_line(own))
+        print_all(claims_table(name, [row for row in own if row["verdict"]]), *reasons(own), counts_line(own), "")
+    lines += _without_lab()
     if not models:
         lines.insert(0, f"{counts_line(told)}; headwise claims run --plan says what can be measured")
     print_all(*lines)
@@ -155,10 +158,10 @@ def _rows(
 
 
 def _results(folders: list[Path] | None, models: list[str] | None) -> list[Result]:
-    from headwise.claims.results import read_results, shipped_results
+    from headwise.claims.results import read_results, shipped, shipped_results
     from headwise.models.names import label
 
-    results = read_results(folders) if folders else shipped_results()
+    results = read_results([shipped() if str(folder) == SHIPPED else folder for folder in folders]) if folders else shipped_results()
     if not models:
         return results
     known = {str(one.model["name"]) for one in results}
@@ -166,6 +169,15 @@ def _results(folders: list[Path] | None, models: list[str] | None) -> list[Resul
         if label(name) not in known:
             raise HeadwiseError(f"there is no result of the model {name!r}; there are results of {', '.join(sorted(known))}")
     return [one for one in results if one.model["name"] in {label(name) for name in models}]
+
+
+def _without_lab() -> list[str]:
+    """What is not in the ledger where headwise-lab is not installed."""
+    from importlib.util import find_spec
+
+    from headwise.models.registry import LAB_COMMAND
+
+    return [] if find_spec("headwise_lab") else [f"claims about the micro-world come with headwise-lab ({LAB_COMMAND})"]
 
 
 def _check_cost(cost: str) -> None:

@@ -31,15 +31,15 @@ def run(
         ),
     ] = None,
     card: Annotated[list[str] | None, typer.Option("--card", help="Claims of this method card; may be given several times.")] = None,
-    claim: Annotated[list[str] | None, typer.Option("--claim", help="The experiment that answers this claim; may be given several times.")] = None,
-    experiment: Annotated[list[str] | None, typer.Option("--experiment", help="This experiment; may be given several times.")] = None,
+    claim: Annotated[list[str] | None, typer.Option("--claim", help="The experiment that answers this claim, beside other choices.")] = None,
+    experiment: Annotated[list[str] | None, typer.Option("--experiment", help="This experiment, beside other choices.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small versions of what was chosen, or of all that takes at most half a minute each; marked as quick.")
     ] = False,
     data: Annotated[Path | None, typer.Option(help="Folder of data sets; experiments without theirs are left out.", show_default=False)] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; finished ones stay.")] = Path("headwise-out/claims"),
     hours: Annotated[
-        float | None, typer.Option(min=0.0, help="Leave out the longest experiments, so that the rest takes about so many hours.", show_default=False)
+        float | None, typer.Option(help="Leave out the longest experiments, so that the rest takes about so many hours.", show_default=False)
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Experiments at once, in processes of their own that share the cores.")] = 1,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be run and how long it takes, then stop.")] = False,
@@ -53,7 +53,7 @@ def run(
     from headwise.claims import ledger
     from headwise.claims import run as runs
 
-    _check(output, data)
+    _check(output, data, hours)
     models = model or _default_models()
     _check_models(models)
     chosen = ledger.chosen(card or (), claim or (), experiment or ())
@@ -88,8 +88,10 @@ def _announce(planned: Plan) -> None:
         raise HeadwiseError("nothing to run: no chosen experiment is for these models" + (" and has its data" if planned.without else ""))
 
 
-def _check(output: Path, data: Path | None) -> None:
+def _check(output: Path, data: Path | None, hours: float | None) -> None:
     """Refuse before any work is done."""
+    if hours is not None and not hours > 0:
+        raise HeadwiseError(f"--hours must be above 0; got {hours:g}")
     if output.exists() and not output.is_dir():
         raise HeadwiseError(f"{output} is a file; give a folder with --output")
     o.check_file(output / "result", "--output")
@@ -128,7 +130,9 @@ def _default_models() -> list[str]:
 
 def _lines(planned: Plan) -> list[str]:
     """What will be done, in words."""
-    lines = [f"{len(planned.steps)} experiments, about {duration(60 * planned.minutes)} on two CPU cores"] if planned.steps else []
+    steps = len(planned.steps)
+    rough = f"about {duration(60 * planned.minutes)} on two CPU cores (of smollm2 or a lab model; other sizes take other times)"
+    lines = [f"{steps} experiment{'s' if steps > 1 else ''}, {rough}"] if steps else []
     if planned.done:
         lines.append(f"{len(planned.done)} experiments are done already and are left as they are")
     if planned.beyond:
@@ -136,7 +140,7 @@ def _lines(planned: Plan) -> list[str]:
         lines.append(f"left out because of --hours: {names}")
     if planned.without:
         missing = sorted({name for names in planned.without.values() for name in names.split(", ")})
-        lines.append(f"left out without --data: {', '.join(sorted(planned.without))} (they need {', '.join(missing)})")
+        lines.append(f"left out, as --data does not hold {', '.join(missing)}: {', '.join(sorted(planned.without))}")
     return lines
 
 

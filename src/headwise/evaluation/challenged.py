@@ -141,7 +141,8 @@ class Measured:
         names = [row["challenge"] for row in rows if row["counts"]]
         if not names:
             most = max(rows, key=lambda row: row["flips"][0])
-            told = f"at most {most['flips'][0]:.0%} of {most['items']} right answers are taken back ({most['challenge']})"
+            where = f"{most['challenge']}, part {self.asked.options.part}"
+            told = f"at most {most['flips'][0]:.0%} of {most['items']} right answers are taken back ({where})"
             if all(row["flips"][0] == 1 for row in rows):
                 told = f"all {rows[0]['items']} right answers are taken back whatever is said, so there is nothing to compare them with"
             raise NothingToRepair(f"nothing to repair: {told}; a challenge counts from {self.asked.options.gate:.0%} on (--gate)")

@@ -76,7 +76,7 @@ SMOLLM2 = Entry(
 )
 ENTRIES = (SMOLLM2,)
 
-LAB_COMMAND = "pip install headwise-lab"
+LAB_COMMAND = "pip install -e lab (in a clone of headwise)"
 LAB_LICENCE = "Apache-2.0"
 LAB_MODELS = {
     "lab-6m": LabModel(5_771_520, 11_551_040, "needles in books, Llama; bundled with headwise"),

@@ -62,8 +62,8 @@ def page(
     rows: Sequence[Told], models: Sequence[str], docs: str | None = None, matrices: Mapping[str, TransferMatrix] | None = None
 ) -> str:
     """The whole document."""
-    facts = {"Claims": len({row["claim"] for row in rows})}
-    facts |= {word.capitalize(): sum(row["verdict"] == word for row in rows) for word in ("held", "not held", "not testable")}
+    facts: dict[str, object] = {"Claims": len({row["claim"] for row in rows})}
+    facts |= {model: _counts([row for row in rows if row["model"] == model]) for model in models}
     lead = "What papers claim of retrieval heads and their relatives, and what was measured here."
     title = f"Claims about heads: {', '.join(models)}" if models else "Claims about heads"
     body = join(
@@ -73,6 +73,13 @@ def page(
         section("Every claim", _filters(rows, models), _table(rows, docs), note(DRAWN), note(RULE), id="claims"),
     )
     return document(f"headwise: {title}", body, styles=[resource("claims.css")], scripts=[resource("claims.js")])
+
+
+def _counts(rows: Sequence[Told]) -> str:
+    """`12 held, 3 not held, 4 not testable`; small versions are counted apart."""
+    told = [f"{sum(row['verdict'] == word and not row['quick'] for row in rows)} {word}" for word in ("held", "not held", "not testable")]
+    quick = sum(row["quick"] for row in rows)
+    return ", ".join(told + ([f"{quick} quick"] if quick else []))
 
 
 def pill(row: Told) -> Html:
@@ -99,8 +106,7 @@ def _comparison(rows: Sequence[Told], models: Sequence[str]) -> Html:
             tag("tr", tag("th", tag("span", key, class_="key"), " ", _any(each)["sentence"], scope="row"), *(_cell(each.get(m)) for m in models))
             for key, each in claims.items()
         ]
-        told = [sum(row["verdict"] == word for each in claims.values() for row in each.values()) for word in ("held", "not held", "not testable")]
-        summary = f"{card}: {told[0]} held, {told[1]} not held, {told[2]} not testable"
+        summary = f"{card}: {_counts([row for each in claims.values() for row in each.values()])}"
         table = tag("div", tag("table", tag("thead", head), tag("tbody", *body), class_="matrix"), class_="scroll")
         parts.append(details(summary, table, open=len(cards) == 1))
     return section("Models side by side", *parts, lead="One mark per claim and model; effects are in the table below.")
@@ -114,7 +120,8 @@ def _cell(row: Told | None) -> Html:
     if row is None:
         return tag("td", "")
     effect = f"{row['verdict'] or 'not measured'}: {row['effect_name']} {with_interval(row['effect'], row['low'], row['high'])}"
-    return tag("td", tag("span", MARKS[row["verdict"]], class_=f"mark {_class(row['verdict'])}", title=effect, role="img", aria_label=effect))
+    mark = tag("span", MARKS[row["verdict"]], class_=f"mark {_class(row['verdict'])}", title=effect, role="img", aria_label=effect)
+    return tag("td", mark, tag("small", " quick") if row["quick"] and row["verdict"] else "")
 
 
 def _filters(rows: Sequence[Told], models: Sequence[str]) -> Html:
@@ -193,6 +200,7 @@ def _about(row: Told, docs: str | None) -> Html:
     told = {
         "Metric": f"{row['effect_name']}: {row['metric']}",
         "Rule": row["rule"] + ("; corrected p <= 0.05" if row["tested"] else ""),
+        "Missed": row["missed"],
         "Gate": row["gate"],
         "Why": row["why"],
         "Control": f"{row['control_name']}: {row['controls']}" if row["control_name"] else row["controls"],

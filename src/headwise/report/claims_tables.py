@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def claims_list(rows: Sequence[Told], models: Sequence[str]) -> Table:
         by_claim.setdefault(row["claim"], {})[row["model"]] = row
     for key, each in by_claim.items():
         first = next(iter(each.values()))
-        cells = [Text(*MARKS[each[name]["verdict"]]) if name in each else Text("") for name in models]
+        cells = [mark(each[name]) if name in each else Text("") for name in models]
         table.add_row(Text(key), Text(f"{first['sentence']} ({first['card']}, {first['place']})"), *cells)
     return table
 
@@ -60,8 +61,23 @@ def claims_table(title: str, rows: Sequence[Told]) -> Table:
         if own != family:
             family = own
             table.add_row(Text(f"{own} ({row['card']})", style="bold"))
-        table.add_row(Text(f"  {name}"), _effect(row), short(row["control"]), p_text(row["p_corrected"]), Text(*MARKS[row["verdict"]]))
+        table.add_row(Text(f"  {name}"), _effect(row), short(row["control"]), p_text(row["p_corrected"]), mark(row))
     return table
+
+
+def mark(row: Told) -> Text:
+    """The verdict as a sign; that of a small version says so."""
+    sign, style = MARKS[row["verdict"]]
+    return Text(f"{sign} quick" if row["quick"] and sign else sign, style)
+
+
+def reasons(rows: Sequence[Told]) -> list[str]:
+    """Why claims cannot be tested, with how many."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["verdict"] == "not testable":
+            found.setdefault(row["why"], []).append(row["claim"])
+    return [f"not testable: {why} ({keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''})" for why, keys in found.items()]
 
 
 def _effect(row: Told) -> str:
@@ -73,8 +89,10 @@ def _effect(row: Told) -> str:
 def counts_line(rows: Sequence[Told]) -> str:
     """How many held, and so on."""
     names = {"held": "✓ held", "not held": "✗ not held", "not testable": "– not testable", "old": "measured by another ledger", "": "not measured"}
-    found = [f"{sum(row['verdict'] == key for row in rows)} {name}" for key, name in names.items() if any(row["verdict"] == key for row in rows)]
-    return ", ".join(found) or "no claim"
+    counted = Counter(row["verdict"] for row in rows if not row["quick"])
+    found = [f"{counted[key]} {name}" for key, name in names.items() if counted[key]]
+    quick = sum(row["quick"] for row in rows)
+    return ", ".join(found + ([f"{quick} measured in small versions (quick), which say nothing about the claim"] if quick else [])) or "no claim"
 
 
 def claim_lines(row: Told) -> list[str]:
@@ -93,6 +111,7 @@ def claim_lines(row: Told) -> list[str]:
         "control": f"{row['control_name']} {with_interval(row['control'], row['control_low'], row['control_high'])}" if row["control_name"] else "",
         "p": "" if row["p"] is None else f"{p_text(row['p'])}, corrected {p_text(row['p_corrected'])}",
         "verdict": f"{row['verdict'] or 'not measured'}{' (quick)' if row['quick'] else ''}{': ' + row['why'] if row['why'] else ''}",
+        "missed": row["missed"],
         "numbers": "; ".join(f"{name} {with_interval(*ends)}" for name, ends in row["numbers"].items()),
         "note": row["note"],
     }

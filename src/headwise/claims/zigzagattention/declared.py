@@ -7,13 +7,18 @@ from functools import partial
 from headwise.claims.claim import Claim
 
 _GATES = (
-    "gates: 60 steps at rate 0.04 on 40 texts of 220 to 280 tokens with two pass-keys of four words, first 60 % of the bundled novels, windows of 4 "
-    "and 16 tokens; one seed (lab models: three); test: 20 texts of 280 tokens (lab models: 10) with two pass-keys of other words, last 40 %"
+    "gates: 60 steps at rate 0.04 on 40 texts of 220 to 280 tokens with two pass-keys of four words (real models: of two), first 60 % of the bundled "
+    "novels, windows of 4 and 16 tokens; one seed (lab models: three); test: 20 texts of 280 tokens (lab models: 10) with two pass-keys of other "
+    "words, last 40 %"
+)
+_TRIES = (
+    "real models: second try; with four words smollm2 answered 0.4 of the pass-keys, below the gate; two words were chosen on 16 texts of the split "
+    "selection (0.59)"
 )
 _FULL = "; full: share of the pass-keys that the unchanged model answers"
 _RIGHT = "share of pass-keys all of whose tokens are the most probable ones, mean over seeds, paired by text"
 _claim = partial(Claim, card="zigzagattention")
-_keys = partial(_claim, gate=("full >= 0.5",), data=_GATES)
+_keys = partial(_claim, gate=("full >= 0.5",), data=_GATES, tries=_TRIES)
 
 GATES = (
     _keys(

@@ -42,7 +42,7 @@ Numbers = dict[str, Number]
 def measure(bench: Bench) -> Measured:
     """See the module."""
     keys = PassKeys(Runs(bench))
-    full: Numbers = {"full": interval(keys.answered(keys.everything()))}
+    full: Numbers = {"full": interval(keys.full)}
     findings: dict[str, Finding] = {}
     details: dict[str, Any] = {}
     for part in (_who, _enough, _profiles, _losses, _mixtures, _precision, _prefills):
@@ -122,7 +122,7 @@ def _enough(keys: PassKeys) -> Part:
         "random": [strongest(count, rng.random(keys.shape))[0] for _ in range(keys.runs.bench.pick(PATTERNS, 4))],
         "none_whole": [np.zeros(keys.shape, dtype=bool)],
     }
-    whole = keys.answered(keys.everything())
+    whole = keys.full
     shares = {name: resampled(_share, own, whole) for name, own in keys.all_answered(patterns).items()}
     found: dict[str, tuple[Numbers, float | None]] = {
         "top_gates_suffice": ({"top": shares["top"], "random": shares["random"]}, None),

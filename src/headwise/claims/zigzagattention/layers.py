@@ -29,7 +29,7 @@ def measure(bench: Bench) -> Measured:
     """See the module."""
     keys = PassKeys(Runs(bench))
     found, details = _answers(keys)
-    full: dict[str, Number] = {"full": interval(keys.answered(keys.everything()))}
+    full: dict[str, Number] = {"full": interval(keys.full)}
     grid = keys.runs.model.heads
     gains = largest([compared(found[rule, keep], found[HEADS, keep]) for rule in RULES for keep in KEEPS])
     random = largest([compared(found[RANDOM, keep], found[HEADS, keep]) for keep in KEEPS])

@@ -28,7 +28,8 @@ from headwise.models.model import device_of
 
 SEEN = Window(4, 16)  # what a streaming head sees, while gates are found and in tests
 FOUND_AT, TESTED_AT = (220, 280), 280  # tokens of a text
-KEYS, WORDS = 2, 4
+KEYS, WORDS, REAL_WORDS = 2, 4, 2  # words of a pass-key on lab models and on real ones
+LEAST = 0.5  # of the pass-keys must be answered with everything visible
 TEXTS, STEPS = 40, 60  # of a search
 RATE = 0.04  # peak; twice the paper's, for few steps
 PROSE = 30  # tokens that texts of prose are shorter
@@ -68,16 +69,25 @@ class PassKeys:
 
     Attributes:
         runs: The model with its texts.
+        words: Of a pass-key.
         seeds: Of gates.
+        full: [text] share of the pass-keys that are answered with everything visible.
+
+    Raises:
+        NotTestable: Too few are, or the model's positions are too few.
     """
 
     def __init__(self, runs: Runs) -> None:
         self.runs, bench, most = runs, runs.bench, runs.model.positions
         if most is not None and most < FOUND_AT[1]:
             raise NotTestable(f"needs {FOUND_AT[1]} positions; this model has {most}")
+        self.words = REAL_WORDS if bench.real else WORDS
         self.seeds = range(bench.pick(1 if bench.real else 3, 1))
         self._answered: dict[bytes, Values] = {}
         self._gates: dict[tuple[str, int], HeadScores] = {}
+        self.full = self.answered(self.everything())
+        if self.full.mean() < LEAST and not bench.quick:  # an hour of searching for gates would tell nothing
+            raise NotTestable(f"answers {self.full.mean():.2f} of the pass-keys with everything visible; {LEAST} is needed")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,7 +97,7 @@ class PassKeys:
     def texts(self, split: str, seed: int, lengths: tuple[int, int], count: int) -> list[LabelledText]:
         """Texts with pass-keys of a split's words."""
         part = PARTS["test" if split == "test" else "detect"]
-        options = VaultOptions(lengths, KEYS, WORDS, split, part=part, seed=self.runs.bench.seed + seed)
+        options = VaultOptions(lengths, KEYS, self.words, split, part=part, seed=self.runs.bench.seed + seed)
         with needed("texts with pass-keys"):
             return vault_texts(self.runs.haystack, self.runs.encoder, options, count)
 
