@@ -131,7 +131,7 @@ def test_nothing_to_repair_is_a_finding(headwise, doubting, tmp_path):
     ask = ["--passages", "--challenges", "sure", "--max-new-tokens", "4", "--slot", "", "--items", "12"]
     done = headwise("doubt", "find", model_of(doubting), *data_of(doubting), *ask, "-o", "x.json", "--json")
     assert done.code == 0, done.err
-    assert "nothing to repair: at most 0% of 12 right answers are taken back (sure, part all)" in done.out
+    assert "nothing to repair: at most 0% of 12 right answers are taken back (sure, part detect)" in done.out
     assert not (tmp_path / "x.json").exists()
 
 
