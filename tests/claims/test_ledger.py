@@ -326,7 +326,7 @@ def test_a_result_stays_when_only_its_words_change(change, same):
     [
         ("{}", "no result of headwise claims"), ('{"headwise_claims": 1}', "is broken"), ("[", "JSON"),
         ('{"headwise_claims": 2}', "by another version of headwise: its format is 2"),
-    ],  # fmt: skip
+    ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)

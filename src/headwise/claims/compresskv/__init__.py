@@ -44,7 +44,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "cache-uuid-tables", "Tables of UUIDs under every cache method", UUID_TABLES, f"{_HERE}.tables:measure_uuid_tables",
-        Minutes(lab=0.1, real=10, quick_lab=0.1, quick_real=2), data=("kv-retrieval",),
+        Minutes(lab=0.1, real=1, quick_lab=0.1, quick_real=1), data=("kv-retrieval",),
     ),
     Experiment(
         "cache-lookups", "Ten look-ups in one answer under every cache method", LOOKUPS, f"{_HERE}.tables:measure_lookups",

@@ -34,7 +34,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "trace", "Where answers were read: the probe beside its rivals", TRACE, f"{_HERE}.tracing:measure",
-        Minutes(lab=None, real=28, quick_real=8), data=("nq-open-oracle", "hotpotqa-distractor", "popqa-1000"),
+        Minutes(lab=None, real=47, quick_real=8), data=("nq-open-oracle", "hotpotqa-distractor", "popqa-1000"),
     ),
     Experiment(
         "trace-overhead", "What tracing costs while generating", OVERHEAD, f"{_HERE}.overhead:measure", Minutes(lab=0.1, real=0.6),

@@ -19,10 +19,10 @@ EXPERIMENTS = (
     ),
     Experiment(
         "zigzag-layers", "Whole layers by five rules against heads", LAYERS, f"{_HERE}.layers:measure",
-        Minutes(lab=1.5, real=21, quick_lab=0.6, quick_real=8),
+        Minutes(lab=1.5, real=34, quick_lab=0.6, quick_real=8),
     ),
     Experiment(
         "streaming-needles", "Needles with half of the KV heads or of the layers whole", NEEDLES, f"{_HERE}.needles:measure",
-        Minutes(lab=0.3, real=16, quick_lab=0.2, quick_real=4),
+        Minutes(lab=0.3, real=13, quick_lab=0.2, quick_real=4),
     ),
 )  # fmt: skip
