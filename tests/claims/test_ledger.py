@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -395,3 +397,8 @@ def test_every_declaration_is_complete():
         assert claim.sentence, claim.key
         assert claim.metric, claim.key
         assert claim.data, claim.key
+
+
+def test_the_ledger_is_read_without_torch():
+    code = "import sys; from headwise.claims import ledger; ledger.experiments(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,9 +15,10 @@ from headwise.claims.rhio.trained import Run, quick
 from headwise.evaluation.support import LexicalOverlap
 from headwise.prompts.knowledge_record import KnowledgeRecord
 from headwise.prompts.passages import Passage
-from headwise_lab.claims import rhio as lab
+from headwise_lab.claims.rhio import EXPERIMENTS as LAB
+from headwise_lab.claims.rhio import measure as lab
 
-CLAIMS = {claim.key: claim for one in (*EXPERIMENTS, *lab.EXPERIMENTS) for claim in one.claims}
+CLAIMS = {claim.key: claim for one in (*EXPERIMENTS, *LAB) for claim in one.claims}
 ASKED, KNOWN = 60, 24
 
 
@@ -147,6 +148,6 @@ def test_a_small_run_trains_every_source_from_the_same_start_and_goes_on_from_wh
     run = Run(given, few, quick(lab.SIZES)._replace(dosed=2, start=30))
     spoken = run.result()
     found = lab.findings(Judge([spoken], few.checker))
-    assert found.keys() == {claim.key for one in lab.EXPERIMENTS for claim in one.claims}
+    assert found.keys() == {claim.key for one in LAB for claim in one.claims}
     assert judge(CLAIMS, found)
     assert Run(given, few, run.sizes).result() == spoken

@@ -1,8 +1,4 @@
-"""Claims of the card `cafe` on the micro-world's passages, with questions of one hop and of two: declarations and measurement.
-
-Heads are found on the split `selection`: coarse heads on its questions, fine heads on what those keep of them. Everything else is measured on
-`test`.
-"""
+"""Evidence and answers over the micro-world's passages: heads of both stages are found on `selection`, all else is measured on `test`."""
 
 from __future__ import annotations
 
@@ -12,62 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from headwise.claims.cafe import declared
 from headwise.claims.cafe.answers import Asked, Asker
 from headwise.claims.cafe.evidence import DRAWS, SUM, UNION, above, grid, recall_findings, recall_rows
 from headwise.claims.cafe.measure import ask_all
 from headwise.claims.cafe.stages import Counts, Stages, coarse_heads, fine_examples, shares_of
-from headwise.claims.claim import Claim, Finding
-from headwise.claims.experiment import Bench, Experiment, Measured, Minutes, NotTestable
+from headwise.claims.claim import Finding
+from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.claims.intervals import interval
 from headwise.claims.passage_sets import Labelled, Sets, Sizes
 from headwise.methods.cafe.evidence import evidence_scores
 from headwise.prompts.passages import PassageComposer
 from headwise.stats.metrics import exact_match
+from headwise_lab.claims.cafe import CLAIMS, FAMILY
 from headwise_lab.microworld.registry import make_example
 from headwise_lab.ranking import from_microworld
 
-FAMILY = "cafe-world"
 LIMIT = 16  # tokens of an answer
 MISSES = 200  # draws in a row that do not fit, after which drawing ends
 PASSAGES = 8
-ANSWERED = "first line of the answer is the right one"
-_DATA = (
-    "micro-world: 48 questions of one hop and 48 of two over 8 passages; four coarse and two fine heads, one vote each, found on as many questions "
-    "of the selection split"
-)
-_claim = partial(Claim, card="cafe", data=_DATA, effect="chosen", control="control")
-_METRIC = "share of the gold passages that are kept, difference paired by question"
-
-
-def _answers() -> tuple[Claim, ...]:
-    """The claims about answers that real questions are asked, too, in the micro-world's words."""
-    sets = {"both": f"{_DATA}; right: the {ANSWERED}"}
-    two = {"two_hop": f"{_DATA}; of these the questions of two hops; right: the {ANSWERED}"}
-    told = (*declared.answers(FAMILY, sets), *declared.more(FAMILY, sets | two, "two_hop"))
-    return tuple(claim for claim in told if claim.key.endswith(".both") or claim.key.endswith("evidence_reads_no_evidence.two_hop"))
-
-
-CLAIMS = (
-    _claim(
-        f"{FAMILY}.recall_above_all.both", place="1", rule=("difference >= 0.1",), tested=True, metric=_METRIC,
-        sentence="the union of four coarse heads' votes holds more of the evidence than as many passages by all heads' shares",
-    ),
-    _claim(
-        f"{FAMILY}.recall_above_random.both", place="1", rule=("difference > 0",), tested=True, metric=_METRIC,
-        sentence="the union of four coarse heads' votes holds more of the evidence than the union of random heads' votes",
-        controls="999 layer-matched draws of four heads",
-    ),
-    _claim(
-        f"{FAMILY}.union_as_good_as_sum.two_hop", place="2", rule=("difference >= 0",), metric=_METRIC,
-        sentence="where two passages are needed, the union of votes keeps no less of the evidence than as many passages by the sum of shares",
-    ),
-    _claim(
-        f"{FAMILY}.union_equals_sum.one_hop", place="2", rule=("difference.low > -0.05", "difference.high < 0.05"), metric=_METRIC,
-        sentence="where one passage is needed, the union of votes and the sum of shares keep as much of the evidence",
-    ),
-    *_answers(),
-)  # fmt: skip
 
 
 def questions(composer: PassageComposer, positions: int | None, split: str, count: int, seed: int) -> tuple[list[Labelled], list[int]]:
@@ -127,11 +85,3 @@ def measure(bench: Bench) -> Measured:
 
 def _declared(found: dict[str, Finding]) -> dict[str, Finding]:
     return {claim.key: found[claim.key.removeprefix(f"{FAMILY}.")] for claim in CLAIMS}
-
-
-EXPERIMENTS = (
-    Experiment(
-        "cafe-world", "Evidence and answers over the micro-world's passages, with one hop and with two", CLAIMS, "headwise_lab.claims.cafe:measure",
-        Minutes(lab=1.5, real=None, quick_lab=0.5),
-    ),
-)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Claims of RHIO on three lab models, which are judged together: answers in sentences, with an exact checker of support."""
+"""All trainings of three lab models, and what their answers say about the claims."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from headwise.claims.claim import Claim, Finding, Number
-from headwise.claims.experiment import Bench, Experiment, Measured, Minutes
-from headwise.claims.rhio.declared import PAIRS, both, claimed
+from headwise.claims.claim import Finding, Number
+from headwise.claims.experiment import Bench, Measured
 from headwise.claims.rhio.judged import NO_PAIRS, Judge, compared, details, interval, judge_texts, shared
 from headwise.claims.rhio.questions import Asked, Questions
 from headwise.claims.rhio.trained import DRAWS, Run, Sizes, quick
@@ -16,45 +15,9 @@ from headwise.train.options import Tuning
 from headwise_lab.claims.lab_models import benches
 from headwise_lab.faithful import ExactChecker, grounded_records
 
-DATA = (
-    "micro-world, answers of 2 sentences from 3 documents that partly contradict what the model knows; 800 questions to train on, 120 to judge, "
-    "other wordings and words; mean of three models"
-)
 ALPHAS = (0.1, 0.2, 0.5, 1.0, 2.0)
-SIZES = Sizes(Tuning(steps=300, batch=8, accumulate=1, rate=1e-3, length=400, save_every=50), 150, 48, ALPHAS, 256, early=30)
 WRONG = ("fabricated", "mis_combined", "unreadable")
-START = "start >= 0.5"
-GATED = "Gate: support of `start` (the worst model counts)"
-
-_claim = claimed("lab", DATA, several=True)
-
-
-def _plain(key: str, place: str, sentence: str, metric: str, rule: tuple[str, ...], gate: tuple[str, ...] = (START,), **more: str) -> Claim:
-    return _claim(key, place, sentence, metric, rule, gate, paired=False, **more)
-
-
-CLAIMS = (
-    *both("lab", DATA, "support", START, several=True),
-    _claim("dose", "1", "without 10 % of the heads, the best by copy score, support falls to half or less",
-           f"support with all heads minus without them; share_lost: that as a share of the former. {GATED}",
-           ("loss > 0", "share_lost >= 0.5"), (START,), effect="chosen", control="control"),
-    _plain("dose_control", "1", "random heads of the same layers cost under 5 points", f"loss of support, mean over models and 3 draws. {GATED}",
-           ("loss < 0.05",)),
-    _plain("errors", "2", "the headless model errs as an under-trained one does; swapped answers do not",
-           "Jensen-Shannon distance (base 2) between the types of wrong sentences of swapped answers and of a model tuned in 30 steps, minus that "
-           f"between the headless model and it; of the model where it is smallest. {GATED}", ("swap_minus_own > 0",), control="own"),
-    _plain("alpha", "5", "a small alpha is best, and a large one hurts",
-           "best mean support at alpha 0.1, 0.2 or 0.5 minus that at 0, and minus the best at 1 or 2; support at alpha 2 minus at 0",
-           ("small_minus_none > 0", "small_minus_large >= 0", "two_minus_none < 0"), (START, *PAIRS), control="two_minus_none"),
-    _claim("plausibility", "5", "a plausibility cut of 0.1 makes the fall at alpha 2 milder",
-           "support at alpha 2 with the cut minus without it", ("difference > 0",), (START, *PAIRS), effect="chosen", control="control"),
-    _plain("mode", "7", "zeroed heads fabricate; uniform ones mis-combine",
-           f"share of fabricated among wrong sentences: zero minus uniform, of the model where it is smallest. {GATED}", ("zero_minus_uniform > 0",)),
-    _plain("length", "9", "the gain is not one of brevity",
-           "intercept of the gain in support (alpha 0.2 minus plain) regressed on the change in words, bootstrapped over questions; coverage: "
-           "its change",
-           ("intercept.low > 0", "coverage >= -0.05"), (START, *PAIRS), control="coverage"),
-)  # fmt: skip
+SIZES = Sizes(Tuning(steps=300, batch=8, accumulate=1, rate=1e-3, length=400, save_every=50), 150, 48, ALPHAS, 256, early=30)
 
 
 def questions(bench: Bench) -> Questions:
@@ -158,13 +121,3 @@ def intercept(x: np.ndarray, y: np.ndarray) -> float:
     centred = x - x.mean()
     square = float((centred**2).sum())
     return float(y.mean() - x.mean() * (centred * y).sum() / square) if square else float(y.mean())
-
-
-
-
-EXPERIMENTS = (
-    Experiment(
-        "rhio-lab", "The micro-world: faithful and unfaithful answers, tuning on both, contrast, on three lab models together (run it on world-6m)",
-        CLAIMS, "headwise_lab.claims.rhio:measure", Minutes(lab=40, real=None, quick_lab=8), needs="the extra train (peft, accelerate)",
-    ),
-)  # fmt: skip

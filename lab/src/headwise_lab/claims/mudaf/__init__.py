@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
 from headwise.claims.claim import Claim
-from headwise.claims.experiment import Bench, Experiment, Measured, Minutes
+from headwise.claims.experiment import Experiment, Minutes
 from headwise.claims.mudaf.declared import CONTROLS, GATE, GATED, PARTS, training
-from headwise.claims.mudaf.judged import details, findings, more_findings
-from headwise.claims.mudaf.passages import Parts
-from headwise.claims.mudaf.trained import LAB_TUNING, Trainings
-from headwise.prompts.passages import RankingExample
-from headwise_lab.claims.lab_models import benches
-from headwise_lab.microworld.registry import make_example
-from headwise_lab.ranking import from_microworld
 
-WORDS = 215  # of eleven passages, so that they and the answer fit the 512 positions of the lab models
 DATA = "micro-world, a fact in one of 4 to 6 passages in training, of 11 (215 words at most) when judged; 100 questions; mean of three models"
 
 _claim = partial(Claim, card="mudaf", data=f"{DATA}; {PARTS}", controls=CONTROLS)
@@ -40,33 +29,10 @@ MORE = (
     ),
 )  # fmt: skip
 
-
-def parts() -> Parts:
-    """A fact in one of several passages of the micro-world."""
-
-    def made(count: int, split: str, seed: int, sizes: tuple[int, ...]) -> list[RankingExample]:
-        out = []
-        for number in range(count):
-            example = make_example("passages", split, np.random.default_rng([seed, 93, number]), n=sizes[number % len(sizes)], hops=1)
-            out.append(replace(from_microworld(example), answers=(str(example.info["answer"]),)))
-        return out
-
-    judge = [one for one in made(200, "test", 3, (11,)) if sum(len(p.text.split()) for p in one.passages) <= WORDS]
-    return Parts(made(96, "train", 1, (6,)), made(1200, "train", 2, (4, 5, 6)), judge[:100])
-
-
-def measure(bench: Bench) -> Measured:
-    """Eleven trainings of each of three models."""
-    given = parts().first(*bench.pick((96, 1200, 100), (8, 8, 6)))
-    tuning = replace(bench.pick(LAB_TUNING, replace(LAB_TUNING, steps=1, batch=2)), seed=bench.seed)
-    models = [Trainings(one, given, tuning, more=True).result() for one in benches(bench)]
-    return Measured(findings("lab", models) | more_findings("lab", models), details(models))
-
-
 EXPERIMENTS = (
     Experiment(
         "mudaf-lab", "Heads of several scores are trained and judged on three lab models together (run it on world-6m)",
-        (*training("lab", DATA, several=True), *MORE), "headwise_lab.claims.mudaf:measure", Minutes(lab=25, real=None, quick_lab=6),
+        (*training("lab", DATA, several=True), *MORE), "headwise_lab.claims.mudaf.measure:measure", Minutes(lab=25, real=None, quick_lab=6),
         needs="the extra train (peft, accelerate)",
     ),
 )  # fmt: skip
