@@ -19,7 +19,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "zigzag-layers", "Whole layers by five rules against heads", LAYERS, f"{_HERE}.layers:measure",
-        Minutes(lab=1.5, real=34, quick_lab=0.6, quick_real=8),
+        Minutes(lab=1.5, real=22, quick_lab=0.6, quick_real=8),
     ),
     Experiment(
         "streaming-needles", "Needles with half of the KV heads or of the layers whole", NEEDLES, f"{_HERE}.needles:measure",
