@@ -1,4 +1,6 @@
-"""What it costs that all heads of a layer share one type: pass-keys (and needles of lab models) by heads, by five rules for whole layers, and by random layers."""
+"""What it costs that all heads of a layer share one type: pass-keys by heads, by five rules for whole layers, and by random layers; on lab models
+needles, too.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +70,10 @@ def _answers(keys: PassKeys) -> tuple[dict[tuple[str, float], Values], dict[str,
         keys.runs.bench.report(seed + 1, len(keys.seeds), "whole layers")
     found = keys.all_answered(patterns)
     right = {f"{rule}, {keep:.0%}": interval(values) for (rule, keep), values in found.items()}
-    details: dict[str, Any] = {"pass-keys": right, "whole layers by seed": layers}
+    details: dict[str, Any] = {"pass-keys": right}
     if not keys.runs.bench.real:  # a third of the time of a real model, for a table that decides nothing
         details["needles, one seed"] = _needles(keys, patterns)
-    return found, details
+    return found, details | {"whole layers by seed": layers}
 
 
 def _needles(keys: PassKeys, patterns: Mapping[tuple[str, float], Sequence[Values]]) -> dict[str, float]:
