@@ -4,16 +4,16 @@ python tools/claims_pages.py            # fills every block between <!-- claims:
 python tools/claims_pages.py --check    # status 1 if a page differs
 
 WHAT is `summary` (cards by verdicts), `headlines` (a few claims of every card), `models` (what was measured on), `card NAME` (a row per claim),
-`family NAME` (the claims of a family), `missing` (what cannot be tested, and what that would need), `details MODEL EXPERIMENT KEY.KEY` (a table that
-lies behind the claims of an experiment) or `transfer MODEL` (the matrix of detectors and tasks, with its picture docs/figures/transfer-MODEL.png,
-which is drawn anew whenever such a block changes).
+`family NAME` (the claims of a family), `missing` (what cannot be tested, and what that would need), `transfer MODEL` (the matrix of detectors and
+tasks, with its picture docs/figures/transfer-MODEL.png, which is drawn anew whenever such a block changes) or
+`details MODEL EXPERIMENT KEY.KEY [BY SHOWN]` (a table that lies behind the claims of an experiment, see `details`).
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def filled(text: str, results: Sequence[Result], base: str = "") -> str:
             "card": lambda: table([row for row in shown if row.claim.card == name]),
             "family": lambda: table([row for row in shown if row.claim.family == name]),
             "missing": lambda: missing(shown),
-            "details": lambda: details(results, *name.split(" ", 2)),
+            "details": lambda: details(results, *name.split()),
             "transfer": lambda: transfer(results, name, base),
         }
         if what not in bodies:
@@ -215,17 +215,29 @@ def missing(shown: Sequence[Row]) -> str:
     return markdown(["claim", "what is claimed", "why it cannot be tested here"], body) if body else "Nothing was measured yet."
 
 
-def details(results: Sequence[Result], model: str, experiment: str, keys: str) -> str:
-    """A table behind the claims of an experiment: named rows, or a list of rows; three numbers are a mean with its interval."""
+def details(results: Sequence[Result], model: str, experiment: str, keys: str, by: str = "", shown: str = "") -> str:
+    """A table behind the claims of an experiment: named rows, or a list of rows; three numbers are a mean with its interval.
+
+    by: the values of this column become columns, which show the column `shown`.
+    """
     own = [one for one in results if (one.model["name"], one.experiment) == (model, experiment)]
     if not own:
         return "Not measured."
     found: Any = own[0].details
     for key in keys.split("."):
         found = found[key]
-    named = [({"": name} | row) for name, row in found.items()] if isinstance(found, dict) else found
+    named = [({"": name} | row) for name, row in found.items()] if isinstance(found, dict) else pivoted(found, by, shown) if by else found
     head = list(dict.fromkeys(name for row in named for name in row))
     return markdown([words(name) for name in head], [[cell(row.get(name)) for name in head] for row in named])
+
+
+def pivoted(rows_: Sequence[Mapping[str, Any]], by: str, shown: str) -> list[dict[str, Any]]:
+    """A row per combination of words, a column per value of `by`."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows_:
+        named = {name: value for name, value in row.items() if isinstance(value, str)}
+        found.setdefault(tuple(named.values()), dict(named))["full" if row[by] is None else f"{by} {row[by]:g}"] = row[shown]
+    return list(found.values())
 
 
 def cell(given: Any) -> str:

@@ -1,6 +1,4 @@
-"""What it costs that all heads of a layer share one type: pass-keys by heads, by five rules for whole layers, and by random layers; on lab models
-needles, too.
-"""
+"""What it costs that all heads of a layer share one type: pass-keys by heads, by five rules for whole layers, and by random layers."""
 
 from __future__ import annotations
 
