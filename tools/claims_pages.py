@@ -232,11 +232,11 @@ def details(results: Sequence[Result], model: str, experiment: str, keys: str, b
 
 
 def pivoted(rows_: Sequence[Mapping[str, Any]], by: str, shown: str) -> list[dict[str, Any]]:
-    """A row per combination of words, a column per value of `by`."""
+    """A row per combination of words and whole numbers, a column per value of `by`."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows_:
-        named = {name: value for name, value in row.items() if isinstance(value, str)}
-        found.setdefault(tuple(named.values()), dict(named))["full" if row[by] is None else f"{by} {row[by]:g}"] = row[shown]
+        named = {name: value for name, value in row.items() if isinstance(value, str | int) and name != by}
+        found.setdefault(tuple(named.values()), dict(named))[f"no {by}" if row[by] is None else f"{by} {row[by]:g}"] = row[shown]
     return list(found.values())
 
 
