@@ -36,11 +36,11 @@ EXPERIMENTS = (
     ),
     Experiment(
         "cache-needles", "Needles under every cache method and budget", NEEDLES, f"{_HERE}.tables:measure_needles",
-        Minutes(lab=0.5, real=21, quick_lab=0.5, quick_real=4),
+        Minutes(lab=0.5, real=8, quick_lab=0.5, quick_real=4),
     ),
     Experiment(
         "cache-tables", "Tables of random keys under every cache method", TABLES, f"{_HERE}.tables:measure_tables",
-        Minutes(lab=0.1, real=21, quick_lab=0.1, quick_real=4),
+        Minutes(lab=0.1, real=4, quick_lab=0.1, quick_real=4),
     ),
     Experiment(
         "cache-uuid-tables", "Tables of UUIDs under every cache method", UUID_TABLES, f"{_HERE}.tables:measure_uuid_tables",
@@ -48,6 +48,6 @@ EXPERIMENTS = (
     ),
     Experiment(
         "cache-lookups", "Ten look-ups in one answer under every cache method", LOOKUPS, f"{_HERE}.tables:measure_lookups",
-        Minutes(lab=0.1, real=21, quick_lab=0.1, quick_real=3),
+        Minutes(lab=0.1, real=2, quick_lab=0.1, quick_real=3),
     ),
 )  # fmt: skip
