@@ -457,7 +457,7 @@ def with_outcomes(used, outcomes):
 
 def test_nothing_to_repair(used):
     with pytest.raises(
-        NothingToRepair, match=r"nothing to repair: at most 0% of .* right answers are taken back \(suggestion\); .* from 15%"
+        NothingToRepair, match=r"nothing to repair: at most 0% of .* right answers are taken back \(suggestion, part detect\); .* from 15%"
     ):
         with_outcomes(used, ["kept"] * len(used.dialogues)).counted()
     with pytest.raises(NothingToRepair, match=r"nothing to repair: all .* right answers are taken back whatever is said"):
