@@ -28,7 +28,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "compresskv-layers", "Layer errors, their profiles, and budgets by them", LAYERS, f"{_HERE}.layers:measure",
-        Minutes(lab=0.4, real=10, quick_lab=0.2, quick_real=2),
+        Minutes(lab=0.4, real=13, quick_lab=0.2, quick_real=2),
     ),
     Experiment(
         "compresskv-survival", "What is held of an answer, by who chooses", SURVIVAL, f"{_HERE}.survival:measure",
