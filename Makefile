@@ -28,7 +28,7 @@ check: $(READY)
 	$(BIN)/ruff check src lab tests examples benchmarks tools
 	$(BIN)/mypy
 
-quick: $(READY)  ## tests without the slow ones (about two minutes on two idle cores)
+quick: $(READY)  ## tests without the slow ones (two and a half minutes on two idle cores)
 	$(BIN)/python -m pytest -m "not slow"
 
 lowest: constraints-lowest.txt  ## tests without the slow ones, on the lowest allowed versions
