@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headwise.claims.run import Plan
 
 REAL, LABS = "smollm2", ("world-6m", "lab-6m")
+ALONE = "a machine that does nothing else: times are compared"
 QUICK = 1.0  # rough minutes; the small versions of longer ones are run where these are asked for
 
 
@@ -148,7 +149,7 @@ def _tell_plan(planned: Plan, json: bool) -> None:
     rows = [
         {
             "model": model, "experiment": one.name, "claims": len(one.claims), "minutes": one.minutes.of(kind, planned.quick),
-            "data": list(one.data), "needs": one.needs,
+            "data": list(one.data), "needs": ALONE if one.alone else one.needs,
         }
         for model, kind, one in planned.steps
     ]  # fmt: skip

@@ -16,7 +16,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "compresskv-cost", "Time of choosing positions and of a token afterwards", COST, f"{_HERE}.cost:measure",
-        Minutes(lab=0.1, real=0.4), needs="a machine that does nothing else: times are compared", alone=True,
+        Minutes(lab=0.1, real=0.4), alone=True,
     ),
     Experiment(
         "compresskv-scores", "Semantic scores beside copy scores, and what extreme depths do to them", HEADS, f"{_HERE}.heads:measure_scores",

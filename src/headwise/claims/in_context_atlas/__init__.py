@@ -38,6 +38,6 @@ EXPERIMENTS = (
     ),
     Experiment(
         "trace-overhead", "What tracing costs while generating", OVERHEAD, f"{_HERE}.overhead:measure", Minutes(lab=0.1, real=0.6),
-        needs="an idle machine", alone=True,
+        alone=True,
     ),
 )  # fmt: skip

@@ -27,6 +27,6 @@ EXPERIMENTS = (
     ),
     Experiment(
         "sparse-speed", "Time per token behind long texts: choosers, full attention, the bound", SPEED, f"{_HERE}.speed:measure",
-        Minutes(lab=3, real=3.6), needs="a machine that does nothing else: ratios of times differ from run to run", alone=True,
+        Minutes(lab=3, real=3.6), alone=True,
     ),
 )  # fmt: skip

@@ -11,7 +11,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "zigzag-time", "Whole layers against mixed layers: time of a token", TIME, f"{_HERE}.cost:measure",
-        Minutes(lab=0.1, real=0.4), needs="a machine that does nothing else: times are compared", alone=True,
+        Minutes(lab=0.1, real=0.4), alone=True,
     ),
     Experiment(
         "zigzag-gates", "Gates: which heads, other choices, losses, precision, ways to read a prompt", GATES, f"{_HERE}.gates:measure",
