@@ -6,7 +6,7 @@ import torch
 
 from headwise.claims.cache_runs import Runs
 from headwise.claims.claim import HELD, NOT_HELD, NOT_TESTABLE, Finding, judge
-from headwise.claims.experiment import Bench
+from headwise.claims.experiment import Bench, NotTestable
 from headwise.claims.zigzagattention import EXPERIMENTS, gates
 from headwise.claims.zigzagattention.passkeys import FOUND_AT, SEEN, PassKeys, block
 from headwise.methods.duo.prompts import LabelledText
@@ -104,3 +104,12 @@ def test_needles_on_a_lab_model(model, tmp_path):
     one = experiment("streaming-needles")
     measured = one.run(Bench("lab-6m", "lab", lambda: model, tmp_path, quick=True))
     assert verdicts(measured.findings).keys() == {claim.key for claim in one.claims}
+
+
+def test_a_model_that_misses_the_gate_is_not_searched_for_gates(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(PassKeys, "answered", lambda self, pattern: np.array([0.4, 0.5]))
+    for name in ("zigzag-gates", "zigzag-layers"):
+        found = experiment(name).run(Bench("lab-6m", "lab", lambda: model, tmp_path / name)).findings
+        assert {one.missing for one in found.values()} == {"answers 0.45 of the pass-keys with everything visible; 0.5 is needed"}
+    with pytest.raises(NotTestable):
+        PassKeys(Runs(Bench("lab-6m", "lab", lambda: model, tmp_path)))

@@ -181,6 +181,22 @@ def test_the_tool_draws_a_picture_when_its_block_changes(tool, tmp_path, capsys)
     assert "9.00 (8.00 to 9.50)" in page.read_text()
 
 
+def test_tables_behind_claims_come_from_details(tool, tmp_path):
+    page, path = tmp_path / "docs" / "methods" / "page.md", tmp_path / "found" / "smollm2" / "transfer.json"
+    table = [{"method": "a", "budget": 0.1, "exact": [0.5, 0.25, 0.75]}, {"method": "a", "budget": None, "exact": [1.0, 1.0, 1.0]}]
+    told = json.loads(path.read_text())
+    told["details"] |= {"table": table, "rivals": {"probe": {"source_token": 0.4}, "bm25": {"source_token": None}}}
+    path.write_text(json.dumps(told))
+    names = ("transfer table", "transfer table budget exact", "transfer rivals", "rank rows")
+    page.write_text("\n".join(f"<!-- claims: details smollm2 {name} -->\n<!-- end claims -->" for name in names))
+    assert tool() == 0
+    text = page.read_text()
+    assert "| a | 0.1 | 0.5 (0.25 to 0.75) |\n| a | – | 1 (1 to 1) |" in text
+    assert "| method | budget 0.1 | no budget |\n| --- | --- | --- |\n| a | 0.5 (0.25 to 0.75) | 1 (1 to 1) |" in text
+    assert "|  | source token |\n| --- | --- |\n| probe | 0.4 |\n| bm25 | – |" in text
+    assert "rank rows -->\nNot measured.\n" in text
+
+
 @pytest.mark.slow
 def test_the_check_needs_no_matplotlib():
     code = (
