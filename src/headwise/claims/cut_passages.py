@@ -1,7 +1,8 @@
-"""Long passages cut to the words around an answer, for the claims about training with heads."""
+"""Long passages cut to the words around an answer, so that real models read them in the time of a night."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from headwise.prompts.passages import Passage, RankingExample
@@ -9,10 +10,11 @@ from headwise.prompts.passages import Passage, RankingExample
 
 def cut(example: RankingExample, words: int) -> RankingExample:
     """Passages of at most so many words; where an answer would be lost, the words around it."""
-    return replace(example, passages=tuple(_short(passage, example.answers, words) for passage in example.passages))
+    return replace(example, passages=tuple(shortened(passage, example.answers, words) for passage in example.passages))
 
 
-def _short(passage: Passage, answers: tuple[str, ...], words: int) -> Passage:
+def shortened(passage: Passage, answers: Sequence[str], words: int) -> Passage:
+    """A passage of at most so many words; where the first answer in it would be lost, the words around that."""
     text = " ".join(passage.text.split())
     whole = text.split()
     if len(whole) <= words:

@@ -78,7 +78,8 @@ EXACT = (
 # ---- head maps: one row per claim, for every set of records
 
 SETS = {
-    "nq": "NQ-open with the gold passage, answers swapped by type, a record counts if both answers are among the ten most probable",
+    "nq": "NQ-open with the gold passage, cut to 60 words around the answer, answers swapped by type, a record counts if both answers are among the "
+    "ten most probable",
     "facts": "known facts, cloze, each in a passage of four completed sentences, answers swapped inside a relation, a record counts if both answers "
     "are among the five most probable",
     "world": "people of the micro-world (lab models), passage of six facts, answer swapped, a record counts if both answers are the "

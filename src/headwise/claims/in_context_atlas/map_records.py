@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 
+from headwise.claims.cut_passages import shortened
 from headwise.claims.experiment import Bench
 from headwise.claims.in_context_atlas.parts import NQ, known_facts
 from headwise.prompts.knowledge import KnowledgeRecord, read_knowledge
 from headwise.prompts.swaps import fact_passages, swap_answers
 
+NQ_WORDS = 60
 Halves = tuple[list[KnowledgeRecord], list[KnowledgeRecord]]
 
 
@@ -27,5 +30,10 @@ def fact_records(bench: Bench) -> list[KnowledgeRecord]:
 
 
 def nq_records(bench: Bench) -> list[KnowledgeRecord]:
-    """Questions of NQ with their gold passages."""
-    return swap_answers(read_knowledge(bench.folder("nq-open-oracle") / NQ), bench.seed)
+    """Questions of NQ with their gold passages, cut to `NQ_WORDS` words."""
+    return swap_answers([_cut(one) for one in read_knowledge(bench.folder("nq-open-oracle") / NQ)], bench.seed)
+
+
+def _cut(record: KnowledgeRecord) -> KnowledgeRecord:
+    passage = record.passage
+    return record if passage is None else replace(record, passage=shortened(passage, record.answers, NQ_WORDS))

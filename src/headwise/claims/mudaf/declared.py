@@ -13,10 +13,13 @@ from headwise.claims.claim import Claim
 PARTS = "heads are found, examples are trained on, and judged, on three parts without a common question"
 CONTROLS = "plain fine-tuning with equal steps on the same examples in the same order; random heads of the same layers, trained the same way"
 REAL = (
-    "training: 200 of 300 NQ questions with six passages (BM25) and 100 of hotpotqa_train together; judged: 60 of NQ with ten passages, "
-    "40 of hotpotqa_dev; passages of at most 60 words"
+    "training: 200 of 300 NQ questions with six passages (BM25) and 100 of hotpotqa_train together; judged: 40 of NQ with ten passages, "
+    "20 of hotpotqa_dev; passages of at most 40 words"
 )
-SHORTER = "before the ledger passages had up to 110 words; cut to 60 so that the measurement takes an hour, before any of its numbers were seen"
+SHORTER = (
+    "before the ledger passages had up to 110 words and 100 questions were judged; cut to 40 and 60 so that the measurement takes an hour, before "
+    "any of its numbers were seen"
+)
 GATE = ("plain_right >= 0.2",)
 GATED = "Gate: exact match after plain fine-tuning"
 

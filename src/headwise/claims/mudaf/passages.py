@@ -25,7 +25,7 @@ class Parts(NamedTuple):
         return Parts(self.find[:find], self.train[:train], self.judge[:judge])
 
 
-def real(bench: Bench, words: int = 60) -> Parts:
+def real(bench: Bench, words: int = 40) -> Parts:
     """NQ with the gold passage among the best of BM25, and HotpotQA; passages are cut to so many words, never behind the answer."""
     rows = [cut(one, words) for one in read_ranking_examples(bench.folder("nq-open-oracle") / "nq-open-oracle.jsonl.gz")]
     rows = [one for one in rows if len(one.answers[0].split()) <= 5 and one.answers[0].casefold() in one.passages[0].text.casefold()]
@@ -35,4 +35,4 @@ def real(bench: Bench, words: int = 60) -> Parts:
     hotpot = bench.folder("hotpotqa-distractor")
     learnt = [cut(one, words) for one in read_ranking_examples(hotpot / "hotpotqa_train_100.json.gz")]
     unseen = [cut(one, words) for one in read_ranking_examples(hotpot / "hotpotqa_dev_100.jsonl.gz")]
-    return Parts(few[:64], [*few[64:364], *learnt], [*many[364:424], *unseen[:40]])
+    return Parts(few[:64], [*few[64:364], *learnt], [*many[364:404], *unseen[:20]])

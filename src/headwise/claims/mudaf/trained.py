@@ -61,7 +61,7 @@ class Condition(NamedTuple):
 
 def measure(bench: Bench) -> Measured:
     """Real questions, one model."""
-    sizes = bench.pick((64, 400, 100), (6, 8, 6))
+    sizes = bench.pick((64, 400, 60), (6, 8, 6))
     tuning = replace(bench.pick(REAL_TUNING, replace(REAL_TUNING, steps=2, accumulate=1)), seed=bench.seed)
     model = Trainings(bench, real(bench).first(*sizes), tuning).result()
     return Measured(findings("smollm2", [model]), details([model]))

@@ -16,12 +16,13 @@ TRIES = (
     "adapter's rate) the model did not tell the tokens apart: correction 0.30 behind [POS], 0.28 behind [NEG], 0.56 after plain fine-tuning. The "
     "tokens now begin apart and have a rate of their own, and steps were doubled; chosen on 48 micro-world questions that no claim uses"
 )
+SHORTER = "; before the third passages were cut from 110 to 60 words, so that it takes less than an hour"
 CONTROLS = (
     "plain fine-tuning on the faithful answers of the same pairs, seen as often; unfaithful answers without random heads of the same layers, and "
     "references of other questions (swap); where they leave fewer pairs than the heads, these are seen more often"
 )
 REAL = (
-    "NQ-open oracle, passages of 110 words: 300 questions to train on; of 400 others at most 40 that `start` answers from memory "
+    "NQ-open oracle, passages of 60 words: 300 questions to train on; of 400 others at most 40 that `start` answers from memory "
     "(resistance, agreement) and 80 that it does not (correction)"
 )
 PAIRS = ("pairs >= 100", "gap >= 0.1")
@@ -38,7 +39,7 @@ def claimed(name: str, data: str, several: bool = False) -> Callable[..., Claim]
         told = "; mean over the models; same_sign: share of them with the sign of the mean" if same else ""
         return Claim(
             f"rhio.{name}.{key}", "rhio", place, sentence, metric + told, (*rule, *same), gate, paired,
-            data=data, controls=CONTROLS, tries=TRIES, **more,
+            data=data, controls=CONTROLS, tries=TRIES if several else TRIES + SHORTER, **more,
         )  # fmt: skip
 
     return claim

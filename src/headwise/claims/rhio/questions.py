@@ -48,7 +48,7 @@ class Questions(NamedTuple):
     checker: SupportChecker
 
 
-def real(bench: Bench, words: int = 110) -> Questions:
+def real(bench: Bench, words: int = 60) -> Questions:
     """NQ, whose short answers stand in the passage."""
     rows = [cut(one, words) for one in read_ranking_examples(bench.folder("nq-open-oracle") / "nq-open-oracle.jsonl.gz")]
     learn, ask, most_known, most_unknown = bench.pick((300, 400, 40, 80), (16, 16, 4, 8))
