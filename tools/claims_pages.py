@@ -216,19 +216,32 @@ def missing(shown: Sequence[Row]) -> str:
 
 
 def details(results: Sequence[Result], model: str, experiment: str, keys: str, by: str = "", shown: str = "") -> str:
-    """A table behind the claims of an experiment: named rows, or a list of rows; three numbers are a mean with its interval.
+    """A table behind the claims of an experiment: a list of rows, or named rows or values; three numbers are a mean with its interval.
 
-    by: the values of this column become columns, which show the column `shown`.
+    keys: From the outside in, with dots between them; a blank in a key is written `_`.
+    by: The values of this column become columns, which show the column `shown`; `,`: what stands behind the last comma of a name becomes a column.
     """
     own = [one for one in results if (one.model["name"], one.experiment) == (model, experiment)]
     if not own:
         return "Not measured."
     found: Any = own[0].details
     for key in keys.split("."):
-        found = found[key]
-    named = [({"": name} | row) for name, row in found.items()] if isinstance(found, dict) else pivoted(found, by, shown) if by else found
+        found = found[key.replace("_", " ") if key not in found else key]
+    if isinstance(found, dict):
+        named = crossed(found) if by == "," else [{"": name} | (row if isinstance(row, dict) else {"value": row}) for name, row in found.items()]
+    else:
+        named = pivoted(found, by, shown) if by else found
     head = list(dict.fromkeys(name for row in named for name in row))
     return markdown([words(name) for name in head], [[cell(row.get(name)) for name in head] for row in named])
+
+
+def crossed(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per part of a name before its last comma, a column per part behind it."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        row, _, column = name.rpartition(", ")
+        found.setdefault(row, {"": row})[column] = value
+    return list(found.values())
 
 
 def pivoted(rows_: Sequence[Mapping[str, Any]], by: str, shown: str) -> list[dict[str, Any]]:
