@@ -123,7 +123,7 @@ def headlines(shown: Sequence[Row], base: str) -> str:
             claim = claims()[key]
             title, page = CARDS[claim.card]
             told_of = [found(own[name]) if name in own else "–" for name in names]
-            body.append([f"[{title}]({base}{page})", f"{claim.sentence} (`{key}`{looked(claim)})", rule_of(claim), *told_of])
+            body.append([f"[{title}]({base}{page})", f"{claim.sentence} (`{key}`{looked(claim)})", "; ".join(claim.whole_rule), *told_of])
     return markdown(["card", "claim", "rule", *(f"`{name}`" for name in names)], body) if body else "Nothing was measured yet."
 
 
@@ -163,18 +163,13 @@ def table(own: Sequence[Row]) -> str:
     for key, each in by_claim.items():
         claim = next(iter(each.values())).claim
         told = f"{claim.sentence} (`{key}`{looked(claim)}, {claim.place})"
-        body.append([told, rule_of(claim), *(found(each[name]) if name in each else "–" for name in names)])
+        body.append([told, "; ".join(claim.whole_rule), *(found(each[name]) if name in each else "–" for name in names)])
     return markdown(["claim", "rule", *(f"`{name}`" for name in names)], body)
 
 
 def looked(claim: Claim) -> str:
     """A star: the claim's `tries` tell of an earlier look or try."""
     return " \\*" if claim.tries else ""
-
-
-def rule_of(claim: Claim) -> str:
-    """The bounds, and p where it is tested."""
-    return "; ".join(claim.rule) + ("; p" if claim.tested else "")
 
 
 def found(row: Row) -> str:
@@ -190,7 +185,7 @@ def found(row: Row) -> str:
         beside += f", {words(told['decided_by'])} {with_interval(told['decided'], told['decided_low'], told['decided_high'])}"
     p = f", p {p_text(told['p_corrected'])}" if told["p_corrected"] is not None else ""
     if row.told == "not held":
-        p += f"; missed: {words(told['missed']) or 'p <= 0.05'}"
+        p += f"; missed: {words(told['missed'])}"
     return f"{MARKS[row.told]}: {words(told['effect_name'])} {effect}{beside}{p}"
 
 

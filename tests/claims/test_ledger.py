@@ -81,7 +81,7 @@ def test_the_three_verdicts():
 
     assert told().verdict == HELD
     assert told(gain=(0.2, 0.0, 0.3)).verdict == NOT_HELD
-    assert told(gain=(0.2, 0.0, 0.3)).why == "missed: gain.low > 0"
+    assert told(gain=(0.2, 0.0, 0.3)).missed == ("gain.low > 0",)
     assert told(recall=0.79).verdict == NOT_TESTABLE
     assert "recall >= 0.8 (0.79)" in told(recall=0.79).why
     assert judge(claims, {"made.above": Finding.none("no data")})["made.above"].why == "no data"

@@ -17,6 +17,7 @@ from headwise.heads.text import shorten
 Number = float | tuple[float, float, float]
 """A measured number; with three values: its mean and the two ends of its 95 % interval."""
 LEVEL = 0.05  # of corrected p-values
+P_BOUND = f"corrected p <= {LEVEL}"
 HELD, NOT_HELD, NOT_TESTABLE = "held", "not held", "not testable"
 VERDICTS = (HELD, NOT_HELD, NOT_TESTABLE)
 CARDS = {  # card -> (its title, the page of the method)
@@ -146,6 +147,11 @@ class Claim:
         return self.key.split(".")[0]
 
     @property
+    def whole_rule(self) -> tuple[str, ...]:
+        """The bounds of the rule, and where it is tested the one on p."""
+        return (*self.rule, *([P_BOUND] if self.tested else []))
+
+    @property
     def needed(self) -> set[str]:
         """Names of the numbers that gate, rule and display need."""
         named = {Bound.read(text).name for text in (*self.gate, *self.rule)}
@@ -235,13 +241,15 @@ class Verdict:
 
     Attributes:
         verdict: One of `VERDICTS`.
-        why: What decided, as text: the reason for which it cannot be tested, or the bounds that were missed.
+        why: Why it cannot be tested; empty: it could be.
         p_corrected: Over the family; None: no test, or not testable.
+        missed: Of a claim that is not held, the bounds of its whole rule that were missed.
     """
 
     verdict: str
     why: str = ""
     p_corrected: float | None = None
+    missed: tuple[str, ...] = ()
 
 
 def judge(claims: Mapping[str, Claim], findings: Mapping[str, Finding]) -> dict[str, Verdict]:
@@ -274,8 +282,8 @@ def judge(claims: Mapping[str, Claim], findings: Mapping[str, Finding]) -> dict[
         broken = [text for text in claim.rule if not Bound.read(text).met(one.numbers)]
         p = corrected.get(key)
         if claim.tested and (p is None or p > LEVEL):
-            broken.append(f"corrected p <= {LEVEL}")
-        out[key] = Verdict(NOT_HELD if broken else HELD, f"missed: {'; '.join(broken)}" if broken else "", p)
+            broken.append(P_BOUND)
+        out[key] = Verdict(NOT_HELD if broken else HELD, p_corrected=p, missed=tuple(broken))
     return out
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.claims import ledger
-from headwise.claims.claim import CARDS, NOT_HELD, Bound, Claim, Finding, Number, Verdict, judge
+from headwise.claims.claim import CARDS, P_BOUND, Bound, Claim, Finding, Number, Verdict, judge
 from headwise.claims.experiment import Experiment
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.files import read_json
@@ -180,13 +180,6 @@ class Row:
         """Page of the method, below docs/."""
         return CARDS[self.claim.card][1]
 
-    @property
-    def missed(self) -> list[str]:
-        """The bounds of the rule that are not met, where the claim is not held; empty: it is p alone that is missed."""
-        if self.finding is None or self.told != NOT_HELD:
-            return []
-        return [bound for bound in self.claim.rule if not Bound.read(bound).met(self.finding.numbers)]
-
     def number(self, name: str) -> Number | None:
         """A measured number."""
         return None if self.finding is None or not name else self.finding.numbers.get(name)
@@ -195,8 +188,8 @@ class Row:
         """Flat plain data; `decided_by`: the number that the first missed bound of the rule, else its first one, compares with its `limit`."""
         effect, low, high = _ends(self.number(self.claim.effect))
         control, control_low, control_high = _ends(self.number(self.claim.control))
-        missed = self.missed
-        first = Bound.read(missed[0] if missed else self.claim.rule[0])
+        missed = self.verdict.missed if self.verdict else ()
+        first = Bound.read(next((bound for bound in missed if bound != P_BOUND), self.claim.rule[0]))
         decided, decided_low, decided_high = _ends(self.number(first.name))
         return {
             "model": self.model, "claim": self.claim.key, "card": self.claim.card, "place": self.claim.place, "sentence": self.claim.sentence,
@@ -207,7 +200,7 @@ class Row:
             "decided_by": first.name, "decided": decided, "decided_low": decided_low, "decided_high": decided_high, "limit": first.limit,
             "p": None if self.finding is None else self.finding.p,
             "p_corrected": self.verdict.p_corrected if self.verdict else None,
-            "paper": self.claim.paper, "rule": "; ".join(self.claim.rule), "gate": "; ".join(self.claim.gate), "tested": self.claim.tested,
+            "paper": self.claim.paper, "rule": "; ".join(self.claim.whole_rule), "gate": "; ".join(self.claim.gate), "tested": self.claim.tested,
             "data": self.claim.data, "controls": self.claim.controls, "tries": self.claim.tries,
             "note": self.finding.note if self.finding else "",
             "numbers": {} if self.finding is None else {name: _ends(number) for name, number in self.finding.numbers.items()},

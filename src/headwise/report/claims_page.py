@@ -199,7 +199,7 @@ def _about(row: Told, docs: str | None) -> Html:
     """Everything else about a claim, closed at first."""
     told = {
         "Metric": f"{row['effect_name']}: {row['metric']}",
-        "Rule": row["rule"] + ("; corrected p <= 0.05" if row["tested"] else ""),
+        "Rule": row["rule"],
         "Missed": row["missed"],
         "Gate": row["gate"],
         "Why": row["why"],

@@ -101,7 +101,7 @@ def claim_lines(row: Told) -> list[str]:
         "claim": f"{row['claim']} ({row['card']}, {row['place']}): {row['sentence']}",
         "model": row["model"],
         "metric": row["metric"],
-        "rule": row["rule"] + ("; corrected p <= 0.05" if row["tested"] else ""),
+        "rule": row["rule"],
         "gate": row["gate"],
         "data": row["data"],
         "controls": row["controls"],
