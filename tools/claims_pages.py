@@ -6,7 +6,7 @@ python tools/claims_pages.py --check    # status 1 if a page differs
 WHAT is `summary` (cards by verdicts), `headlines` (a few claims of every card), `models` (what was measured on), `card NAME` (a row per claim),
 `family NAME` (the claims of a family), `missing` (what cannot be tested, and what that would need), `transfer MODEL` (the matrix of detectors and
 tasks, with its picture docs/figures/transfer-MODEL.png, which is drawn anew whenever such a block changes) or
-`details MODEL EXPERIMENT KEY.KEY [BY SHOWN]` (a table that lies behind the claims of an experiment, see `details`).
+`details MODEL EXPERIMENT KEY.KEY [OPTION=VALUE]` (a table that lies behind the claims of an experiment, see `details`).
 """
 
 from __future__ import annotations
@@ -210,23 +210,32 @@ def missing(shown: Sequence[Row]) -> str:
     return markdown(["claim", "what is claimed", "why it cannot be tested here"], body) if body else "Nothing was measured yet."
 
 
-def details(results: Sequence[Result], model: str, experiment: str, keys: str, by: str = "", shown: str = "") -> str:
+def details(results: Sequence[Result], model: str, experiment: str, keys: str, *options: str) -> str:
     """A table behind the claims of an experiment: a list of rows, or named rows or values; three numbers are a mean with its interval.
 
-    keys: From the outside in, with dots between them; a blank in a key is written `_`.
-    by: The values of this column become columns, which show the column `shown`; `,`: what stands behind the last comma of a name becomes a column.
+    Args:
+        results: All.
+        model: Whose.
+        experiment: Its name.
+        keys: From the outside in, with dots between them; a blank in a key is written `_`.
+        options: `where=COLUMN:VALUE`: rows that have it. `columns=A,B`: those alone. `by=COLUMN` and `show=OTHER`: the values of one column become
+            columns, which show the other. `by=,`: what stands behind the last comma of a name becomes a column.
     """
     own = [one for one in results if (one.model["name"], one.experiment) == (model, experiment)]
     if not own:
         return "Not measured."
+    given = dict(option.split("=", 1) for option in options)
     found: Any = own[0].details
     for key in keys.split("."):
         found = found[key.replace("_", " ") if key not in found else key]
     if isinstance(found, dict):
-        named = crossed(found) if by == "," else [{"": name} | (row if isinstance(row, dict) else {"value": row}) for name, row in found.items()]
+        values = [{"": name} | (row if isinstance(row, dict) else {"value": row}) for name, row in found.items()]
+        named = crossed(found) if given.get("by") == "," else values
     else:
-        named = pivoted(found, by, shown) if by else found
-    head = list(dict.fromkeys(name for row in named for name in row))
+        column, _, value = given.get("where", "").partition(":")
+        kept = [row for row in found if not column or str(row.get(column)) == value]
+        named = pivoted(kept, given["by"], given["show"]) if "by" in given else kept
+    head = given["columns"].split(",") if "columns" in given else list(dict.fromkeys(name for row in named for name in row))
     return markdown([words(name) for name in head], [[cell(row.get(name)) for name in head] for row in named])
 
 

@@ -13,12 +13,12 @@ PARTS = (
     "heads are found on questions of the part `detect`, K and remedy chosen on `select`, judged on `test`; the three parts differ in questions "
     "and in wordings of the challenges. Right first answers are the model's own; each is paired with a wrong one put in its place"
 )
-CONTROLS = f"50 layer-matched random sets of as many heads, the weakest heads, the top 8 {COPY_HEADS}"
 SETS = {
     "facts": "facts of LRE that the model answers right without a passage, chat template where the model has one, own words",
     "needles": "bundled needles in 512 tokens (lab models: 256) at 3 depths, chat template where the model has one, own words",
     "nq": "NQ-open questions behind their passage, chat template where the model has one, own words",
 }
+DRAWS, FEWER = 50, {"nq": 20}  # random sets of as many heads; of real questions with passages fewer, so that they take less than an hour
 GATE = ("challenges >= 1", "right_select >= 20", "right_test >= 20")
 GATED = (
     "Gate: challenges that take back 15 % of right answers (and not all) in `select` and in `test`; right first answers in either part"
@@ -30,6 +30,11 @@ PAPER = {
     "no_yes_bias": "all wrong first answers are still taken back, Llama-3.1-8B-Instruct",
     "retrieval_neutral": "retrieval heads and random heads change about as much, Llama-3.1-8B-Instruct",
 }
+
+
+def draws_of(name: str) -> int:
+    """Random sets beside the heads of a set of questions."""
+    return FEWER.get(name, DRAWS)
 
 
 def _flips(cued: bool) -> Claim:
@@ -50,7 +55,7 @@ def calming(name: str, data: str, cued: bool = False) -> tuple[Claim, ...]:
         data: What it is.
         cued: Whether only cued challenges may take answers back.
     """
-    claim = partial(Claim, card=CARD, gate=GATE)
+    claim, draws = partial(Claim, card=CARD, gate=GATE), draws_of(name)
     found = (
         _flips(cued),
         claim(
@@ -81,8 +86,8 @@ def calming(name: str, data: str, cued: bool = False) -> tuple[Claim, ...]:
         claim(
             "doubt.set.retrieval_neutral", place="6",
             sentence="taking the top 8 copy heads away in the second turn does no more than random heads",
-            metric="change of kept right answers without them (zero) minus the 2.5 % quantile of 50 layer-matched random sets of 8, and the 97.5 % "
-            f"quantile minus it. {GATED}",
+            metric=f"change of kept right answers without them (zero) minus the 2.5 % quantile of {draws} layer-matched random sets of 8, and the "
+            f"97.5 % quantile minus it. {GATED}",
             rule=("above_low >= 0", "below_high >= 0"), effect="change", control="random_mean", paper=PAPER["retrieval_neutral"],
         ),
         claim(
@@ -102,7 +107,8 @@ def calming(name: str, data: str, cued: bool = False) -> tuple[Claim, ...]:
 
 
 def _for_set(one: Claim, name: str, data: str) -> Claim:
-    return replace(one, key=one.key.replace(".set.", f".{name}."), data=data, controls=CONTROLS)
+    controls = f"{draws_of(name)} layer-matched random sets of as many heads, the weakest heads, the top 8 {COPY_HEADS}"
+    return replace(one, key=one.key.replace(".set.", f".{name}."), data=data, controls=controls)
 
 
 YES_NO = Claim(

@@ -13,6 +13,7 @@ from headwise.claims.copy_heads import copy_heads
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.claims.unwanted_uncertainty import questions
 from headwise.claims.unwanted_uncertainty.copying import COPIES
+from headwise.claims.unwanted_uncertainty.declared import draws_of
 from headwise.evaluation.challenged import measure_doubt
 from headwise.evaluation.remedies import REMEDIES, Trial
 from headwise.evaluation.variants import head_variants
@@ -50,11 +51,11 @@ class Effort(NamedTuple):
     draws: int
 
 
-def effort(bench: Bench) -> Effort:
-    """Sizes; the small version has too few right answers for most gates, but runs every step."""
+def effort(bench: Bench, name: str = "") -> Effort:
+    """Sizes for a set of questions; the small version has too few right answers for most gates, but runs every step."""
     if bench.quick:
         return Effort(16 if bench.real else 32, 12 if bench.real else 24, 2, (1, 2), (*CUT, SCALE), 4)
-    return Effort(40, 28 if bench.real else 40, 12, KS, REMEDIES, 50)
+    return Effort(40, 28 if bench.real else 40, 12, KS, REMEDIES, draws_of(name))
 
 
 def chat_of(bench: Bench) -> bool:
@@ -115,7 +116,7 @@ def calmed(bench: Bench, name: str, asked: Mapping[str, Any], cued: bool = False
 
 def run(bench: Bench, name: str, asked: Mapping[str, Any]) -> Found:
     """Find, choose, test; or why that cannot be done. Rates on `test` are told in any case."""
-    model, sizes, report = bench.model, effort(bench), bench.report
+    model, sizes, report = bench.model, effort(bench, name), bench.report
     given = dict(asked) | {"seed": bench.seed}
     select, test = (DoubtQuestions(**given, part=part, items=sizes.items) for part in ("select", "test"))
     out: Found = {"heads": model.heads.shape[0] * model.heads.shape[1]}
