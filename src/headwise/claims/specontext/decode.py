@@ -38,7 +38,9 @@ from headwise.prompts.haystack import Haystack, bundled_texts
 from headwise.stats.paired import bootstrap_mean
 
 NEEDLE, RECORDS = "needle", "json_extraction"
-CONTROLS = ("streaming", "random", "oracle")  # "some chooser" is any but these
+ALL_HEADS, OWN_QUERY = "all_heads", "own_query"  # by the step before: one choice by all heads, one per KV head by its query
+CONTROLS = ("streaming", "random", "oracle", ALL_HEADS, OWN_QUERY)  # "some chooser" is any but these
+SELDOM = "refresh_every"  # chooses anew at every eighth step only, so it says nothing about how much a choice changes
 Makers = dict[str, Callable[[], Chooser]]
 
 
@@ -65,11 +67,12 @@ def effort(bench: Bench) -> Effort:
     return Effort(length, budget_for(length, 16), budget_for(length, 4), bench.pick(8, 2), bench.pick(64, 8))
 
 
-def makers_for(heads: HeadSet | None) -> Makers:
-    """Every chooser that needs no training."""
+def makers_for(heads: HeadSet | None, every: HeadSet) -> Makers:
+    """Every chooser that needs no training, from retrieval heads and all heads of layers with full attention."""
     made: Makers = {
         "streaming": choosers.Streaming, "random": choosers.Random, "oracle": choosers.Oracle, "previous_query": choosers.PreviousQuery,
-        "pages": choosers.Pages, "anchor_layers": choosers.AnchorLayers, "refresh_every": partial(choosers.RefreshEvery, 8, heads),
+        "pages": choosers.Pages, "anchor_layers": choosers.AnchorLayers, SELDOM: partial(choosers.RefreshEvery, 8, heads),
+        ALL_HEADS: partial(choosers.RetrievalHeads, every), OWN_QUERY: partial(choosers.PreviousQuery, -1.0),
     }  # fmt: skip
     return made if heads is None else made | {"retrieval_heads": partial(choosers.RetrievalHeads, heads)}
 
@@ -123,32 +126,27 @@ class Decoding:
     Args:
         cells: All cells.
         sizes: Budgets.
-        makers: Choosers by name, which know whether they are shared.
+        makers: Choosers by name.
         has_heads: Whether there are retrieval heads.
     """
 
     def __init__(self, cells: Cells, sizes: Effort, makers: Makers, has_heads: bool) -> None:
         self._cells, self._sizes, self._has_heads = cells, sizes, has_heads
-        self._some = {name: make for name, make in makers.items() if name not in CONTROLS}
+        self._some = [name for name in makers if name not in CONTROLS]
 
     def per_layer_above_shared(self) -> Finding:
-        """The oracle against every shared chooser; the nearest one decides."""
+        """Both look at the step before; the budget where they are nearer decides."""
         small, large = self._sizes.small, self._sizes.large
-        shared = [name for name, make in self._some.items() if make().shared]
-        if not shared:
-            raise MissingError("no chooser was run that chooses once for all layers")
-        changes = {(name, at): self._values("oracle", at, "mass") - self._values(name, at, "mass") for name in shared for at in (small, large)}
-        growths = {name: changes[name, small] - changes[name, large] for name in shared}
-        nearest = min(changes, key=lambda one: float(changes[one].mean()))
-        slowest = min(growths, key=lambda one: float(growths[one].mean()))
-        numbers = {"difference": interval(changes[nearest]), "growth": interval(growths[slowest])}
-        numbers["oracle"] = interval(self._values("oracle", nearest[1], "mass"))
-        note = f"the nearest is {nearest[0]} at budget {nearest[1]}; the difference grows least for {slowest}; {len(shared)} shared choosers"
-        return Finding(numbers, note=note)
+        changes = {at: self._values(OWN_QUERY, at, "mass") - self._values(ALL_HEADS, at, "mass") for at in (small, large)}
+        nearest = min(changes, key=lambda at: float(changes[at].mean()))
+        numbers = {"difference": interval(changes[nearest]), "growth": interval(changes[small] - changes[large])}
+        return Finding(numbers | {"oracle": interval(self._values("oracle", nearest, "mass"))}, note=f"nearer at budget {nearest}")
 
     def overlap(self) -> Finding:
         """Of the best chooser at the larger budget."""
-        own = {name: self._values(name, self._sizes.large, "overlap") for name in self._some}
+        own = {name: self._values(name, self._sizes.large, "overlap") for name in self._some if name != SELDOM}
+        if not own:
+            raise MissingError("no chooser was run that chooses anew at every step")
         best = max(own, key=lambda one: float(own[one].mean()))
         chance = self._values(best, self._sizes.large, "overlap_by_chance")
         return Finding({"overlap": interval(own[best]), "by_chance": interval(chance)}, note=_named("best", best, own))
@@ -159,9 +157,9 @@ class Decoding:
         return self._cells.difference(NEEDLE, "retrieval_heads", "streaming", self._sizes.small, "score")
 
     def retrieval_mass(self) -> Finding:
-        """Retrieval heads at the last step against all heads at the last full one."""
+        """The last step of retrieval heads against that of all heads."""
         self._need_heads()
-        return self._cells.difference(TEXT, "retrieval_heads", "refresh_every", self._sizes.small, "mass_heads")
+        return self._cells.difference(TEXT, "retrieval_heads", ALL_HEADS, self._sizes.small, "mass_heads")
 
     def text_as_full(self) -> Finding:
         """Of a chooser that keeps both bounds if there is one, else of the one whose agreement is best."""
@@ -223,7 +221,7 @@ def moves(bench: Bench, makers: Makers, sizes: Effort, texts: list[Running], hea
     """Chooser -> [text] share that is moved, kept one by one."""
     named = {"ids": digest(texts), "heads": None if heads is None else [str(head) for head in heads], "budget": sizes.large}
     directory = bench.cells("moved", describe_model(bench.model) | named)
-    own = {name: make for name, make in makers.items() if name != "oracle"}
+    own = {name: make for name, make in makers.items() if name not in ("oracle", ALL_HEADS, OWN_QUERY)}
     found: dict[str, list[float]] = {name: [] for name in own}
     for number, (name, text) in enumerate((name, text) for name in own for text in range(len(texts))):
         kept = directory.load(f"{name}-{text}")
@@ -237,8 +235,8 @@ def moves(bench: Bench, makers: Makers, sizes: Effort, texts: list[Running], hea
 
 
 def moved_least(found: dict[str, Values]) -> Finding:
-    """Of the chooser that moves least and is no control."""
-    own = {name: shares for name, shares in found.items() if name not in CONTROLS}
+    """Of the chooser that moves least, is no control and chooses anew at every step."""
+    own = {name: shares for name, shares in found.items() if name not in (*CONTROLS, SELDOM)}
     best = min(own, key=lambda name: float(own[name].mean()))
     return Finding({"moved_share": interval(own[best]), "gathered": 1.0}, note=_named("least", best, own))
 
@@ -251,7 +249,8 @@ def measure(bench: Bench) -> Measured:
     """All claims about choosers without training."""
     model, sizes = bench.model, effort(bench)
     heads = strongest_copy_heads(bench)
-    makers = makers_for(heads)
+    every = HeadSet.of([(layer, head) for layer in model.heads.full_layers for head in range(model.heads.shape[1])], model.heads.shape)
+    makers = makers_for(heads, every)
     texts = running(model, sizes.length, sizes.contexts, sizes.steps, bench.seed)
     asked = [
         drawn(partial(task, model, name, sizes.length, sizes.contexts, 1, "test", bench.seed))
