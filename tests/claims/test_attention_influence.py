@@ -190,10 +190,14 @@ def test_strata_take_length_away():
     assert np.bincount(statistics.strata(tokens, 5)).tolist() == [10] * 5
     assert statistics.removed(0.5, -0.1) == pytest.approx(0.8)
     assert math.isnan(statistics.removed(0.0, 0.1))
+    rng = np.random.default_rng(0)
+    assert statistics.inside_strata(tokens.astype(float), tokens, 5) == pytest.approx(1.0)  # a score that is the length is it in every stratum
+    assert abs(statistics.inside_strata(rng.random(50), tokens, 5)) < 0.4
+    assert statistics.inside_strata(np.ones(50), tokens, 5) == 0.0
     found = SimpleNamespace(accuracy=1.0)
-    names = ("spearman with length", "within strata of length")
+    names = ("spearman with length", "inside strata of length")
     domains = {"a": dict(zip(names, (0.19, 0.19), strict=True)), "b": dict(zip(names, (-0.4, 0.1), strict=True))}
-    numbers = agreement.inside_strata(SimpleNamespace(found=found), domains).numbers
+    numbers = agreement.within(SimpleNamespace(found=found), domains).numbers
     assert (numbers["domains"], numbers["least_removed"], numbers["strongest"]) == (1, 0.75, 0.4)
 
 

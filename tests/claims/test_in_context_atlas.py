@@ -172,7 +172,9 @@ def made_maps(rng, shape=(6, 10), records=60):
     runs = base + 0.01 * rng.normal(size=(records, *shape))
     other = base[::-1] + 0.01 * rng.normal(size=(records, *shape))
     made = {name: HeadScores(runs.mean(axis=0), name, 1, runs) for name in ("in-context", "task", "retrieval")}
-    tables = {"opened": base, "closed": -base, "signed": base}
+    memory = -base
+    memory.flat[base.argmax()] = 9.0  # one head is strong in both
+    tables = {"opened": base, "closed": memory, "signed": base}
     made["in-context"] = HeadScores(runs.mean(axis=0), "in-context", 1, runs, provenance={"records_dropped": {}}, tables=tables)
     made["parametric"] = HeadScores(-runs.mean(axis=0), "parametric", 1, runs)
     made["retrieval, all rows"] = HeadScores(other.mean(axis=0), "retrieval", 1, other)
@@ -195,6 +197,7 @@ def effects_of(costs, gate=(60.0, 16.0), records=16, draws=3):
         found[f"{name}, top 6"] = cell(costs[name])
         found |= {f"{name}, draw {draw}": cell([0.1, 0.1, 0.1, 0.1]) for draw in range(draws)}
     found["in-context, without overlap"] = found["in-context, top 6"]
+    found |= {f"in-context, without overlap, draw {draw}": cell([0.1, 0.1, 0.1, 0.1]) for draw in range(draws)}
     return Effects(maps, found, draws, {"found": gate[0], "tested": gate[1]})
 
 
@@ -209,6 +212,15 @@ def test_maps_are_judged():
     assert {verdict for key, verdict in weak.items() if key.split(".")[1].endswith(ablated)} == {"not held"}
     few = told({f"atlas.{name}.facts": one for name, one in findings(effects_of(costs, (49.0, 16.0))).items()})
     assert set(few.values()) == {"not testable"}
+
+
+def test_nothing_is_left_out_where_no_head_is_strong_in_both():
+    effects = effects_of(dict.fromkeys(LISTS, [4, 0, 0, 0]))
+    table = effects.maps["in-context"].tables
+    table["closed"] = -table["opened"]
+    found = {"atlas.needed_without_overlap.facts": findings(effects)["needed_without_overlap"]}
+    assert found["atlas.needed_without_overlap.facts"].numbers["left_out"] == 0
+    assert set(told(found).values()) == {"not testable"}
 
 
 def test_needed_is_a_difference_of_means():

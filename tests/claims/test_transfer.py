@@ -96,10 +96,12 @@ def found_heads():
     return {name: one(name) for name in ("copy", "semantic")}
 
 
-def verdicts(matrices, missing=None):
+def verdicts(matrices, missing=None, pairs=110.0):
     findings = claims(found_heads(), missing or {}, matrices, ("copy", "semantic"))
     every = ledger_claims()
     named = {f"transfer.{key}": one for key, one in findings.items()}
+    if not named["transfer.one_kind"].missing:  # as if these two were all pairs
+        named["transfer.one_kind"].numbers["pairs"] = pairs
     return {key.removeprefix("transfer."): one.verdict for key, one in judge(every, named).items()}
 
 
@@ -109,6 +111,7 @@ def test_verdicts_of_a_matrix():
     assert same["own.copy"] == same["cross.semantic.copy"] == same["one_kind"] == same["spares_text"] == HELD
     other = verdicts({"needle": made(1.0, 0.1), "text": made(0.5, 0.1)})
     assert other["cross.semantic.copy"] == other["one_kind"] == other["spares_text"] == NOT_HELD
+    assert verdicts({"needle": made(1.0, 0.8), "text": text}, pairs=12.0)["one_kind"] == NOT_TESTABLE
     nothing = verdicts({"needle": made(1.0, 1.0, random=1.0), "text": text})
     assert nothing["own.copy"] == NOT_HELD
     few = made(1.0, 0.8)._replace(values=made(1.0, 0.8).values[:, :3])

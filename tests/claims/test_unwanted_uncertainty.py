@@ -40,7 +40,7 @@ def found(gain=0.3, wrong=0.0, random=0.1, flips=0.3, half=-0.2, copy=-0.3, unif
         "rates": {"test": [rate(flips, items)], "select": [rate(flips, items)]},
         "chosen": chosen | {"random_95": random, "draws": 50, "optimism": 0.1},
     }  # fmt: skip
-    rates = {"rates_detect": [rate(flips, 100)], "rates_test": [rate(flips, items)]}
+    rates = {"rates_detect": [rate(flips, 100)], "rates_test": [rate(flips, items)], "right_test": items}
     return {"calm": calm, "half": HALF, "heads": 2 * HALF, "auc": auc} | rates
 
 
@@ -78,7 +78,7 @@ def test_a_gate_that_fails_leaves_nothing_to_judge():
     few["rates_detect"] = [rate(0.3, 40)]  # 12 flips
     assert verdicts(few)["auc"] == "not testable"
     assert set(verdicts(found(items=19)).values()) == {"not testable"}
-    none = verdicts({"not_testable": "nothing to repair", "rates_test": [rate(0.3)]})
+    none = verdicts({"not_testable": "nothing to repair", "rates_test": [rate(0.3)], "right_test": 30})
     assert none.pop("flips") == "held"
     assert set(none.values()) == {"not testable"}
     assert set(verdicts({"not_testable": "no right answer"}).values()) == {"not testable"}

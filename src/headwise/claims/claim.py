@@ -34,7 +34,7 @@ CARDS = {  # card -> (its title, the page of the method)
     "rhio": ("RHIO", "methods/rhio.md"),
     "transfer": ("Cross-transfer (ours)", "claims.md"),
 }
-DECIDING = ("key", "metric", "rule", "gate", "tested", "data", "controls", "tries")  # fields of a claim that its verdict depends on
+DECIDING = ("key", "metric", "rule", "gate", "tested", "data", "controls")  # fields of a claim that its verdict depends on
 RELATIONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,

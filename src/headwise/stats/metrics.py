@@ -54,13 +54,16 @@ def exact_match(answer: str, gold: str) -> bool:
 
 
 def begins_with(answer: str, gold: str) -> bool:
-    """Whether an answer begins with the gold answer.
+    """Whether an answer begins with the gold answer, whole words of it: "a" does not begin "apple", nor "Paris" "Parisian".
 
     Args:
         answer: what the model said.
-        gold: the right answer; case, outer white space and `the` in front of either do not count.
+        gold: the right answer; case, outer white space and `the` in front of either do not count. Behind it no letter of a script with spaces
+            between words, and no digit, may stand.
     """
-    return _bare(answer).startswith(_bare(gold))
+    said, wanted = _bare(answer), _bare(gold)
+    behind = said[len(wanted) : len(wanted) + 1]
+    return said.startswith(wanted) and not (behind.isalnum() and unicodedata.category(behind) != "Lo")
 
 
 def _bare(text: str) -> str:

@@ -23,7 +23,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "influence-choice", "What the chosen fifth of real documents looks like", CHOICE, _HERE + "choice:measure",
-        Minutes(lab=2.5, real=5, quick_lab=0.7, quick_real=5), data=("books-public-domain", "wikitext-2", "gsm8k"),
+        Minutes(lab=2.5, real=5, quick_lab=0.7, quick_real=5), data=("books-large", "wikitext-2", "gsm8k"),
     ),
     Experiment(
         "influence-paper", "What takes models and trainings of the paper's size", PAPER, _HERE + "beyond:measure",

@@ -17,10 +17,10 @@ from headwise.claims.attention_influence.real_texts import short_corpus
 from headwise.claims.attention_influence.statistics import (
     Interval,
     bootstrap,
+    inside_strata,
     removed,
     rounded,
     standard_ranks,
-    strata,
     without_influence_of,
 )
 from headwise.claims.claim import Finding, Number
@@ -31,9 +31,9 @@ from headwise.models.model import Model
 from headwise.models.names import label
 from headwise.stats.controls import layer_matched_random
 from headwise.stats.paired import sign_flip_test
-from headwise.stats.ranks import ranks_within, spearman
+from headwise.stats.ranks import spearman
 
-STRATA = 5  # of length
+STRATA = 3  # of length, of eight documents each
 GROWS = 0.2  # correlation of score and length from which on strata have something to remove
 FAMILY = "influence-agreement"
 PAIRS = ("scores", "beyond_losses", "above_random")
@@ -120,7 +120,7 @@ def alone(one: Scored, groups: Groups, names: list[str]) -> dict[str, dict[str, 
             "median score": np.median(scores), "least": scores.min(), "most": scores.max(), "median loss": np.median(loss),
             "tokens": [int(tokens.min()), int(np.median(tokens)), int(tokens.max())],
             "spearman with length": spearman(scores, tokens),
-            "within strata of length": spearman(ranks_within(scores, strata(tokens, STRATA)), tokens),
+            "inside strata of length": inside_strata(scores, tokens, STRATA),
             "spearman with loss": spearman(scores, loss), "spearman with random heads": spearman(scores, random),
             "share of the top fifth in the fifth of lowest loss": len(top & set(np.argsort(loss, kind="stable")[:fifth].tolist())) / fifth,
             "in the longest fifth": len(top & set(np.argsort(-tokens, kind="stable")[:fifth].tolist())) / fifth,
@@ -128,10 +128,10 @@ def alone(one: Scored, groups: Groups, names: list[str]) -> dict[str, dict[str, 
     return found
 
 
-def inside_strata(one: Scored, domains: dict[str, dict[str, Any]]) -> Finding:
+def within(one: Scored, domains: dict[str, dict[str, Any]]) -> Finding:
     """Claim 4 on real documents."""
     grown = [row for row in domains.values() if abs(row["spearman with length"]) >= GROWS]
-    gone = [removed(row["spearman with length"], row["within strata of length"]) for row in grown]
+    gone = [removed(row["spearman with length"], row["inside strata of length"]) for row in grown]
     strongest = max((abs(row["spearman with length"]) for row in grown), default=float("nan"))
     numbers = {"accuracy": one.found.accuracy, "domains": len(grown), "least_removed": min(gone, default=float("nan")), "strongest": strongest}
     return Finding(rounded(numbers))
@@ -174,4 +174,4 @@ def measure(bench: Bench) -> Measured:
         }
         inside["all documents"] = {"scores": correlation(one.scores, two.scores, np.zeros_like(groups))}
         details |= {"partner": two.found.told(), "domains of the partner": alone(two, groups, names), "correlations": inside}
-    return Measured(findings | {f"{FAMILY}.strata": inside_strata(one, domains)}, rounded(details))
+    return Measured(findings | {f"{FAMILY}.strata": within(one, domains)}, rounded(details))

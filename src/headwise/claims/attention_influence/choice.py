@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from headwise.claims.attention_influence.losses import Array
 from headwise.claims.attention_influence.proxy_heads import Found, find_heads
 from headwise.claims.attention_influence.real_texts import long_corpus
-from headwise.claims.attention_influence.statistics import bootstrap, rounded, strata
+from headwise.claims.attention_influence.statistics import bootstrap, inside_strata, rounded
 from headwise.claims.claim import Finding
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.heads import HeadwiseError
 from headwise.methods.influence.scorer import AttentionInfluence
-from headwise.stats.ranks import ranks_within, spearman
+from headwise.stats.ranks import spearman
 
 SHARE = 0.2  # of the documents of a domain
 STRATA = 5
@@ -107,7 +107,7 @@ def table(domains: Mapping[str, Domain]) -> dict[str, Any]:
             "documents": len(one.scores), "median score": np.median(one.scores),
             "scores, 1 % to 99 %": np.quantile(one.scores, [0.01, 0.99]).tolist(),
             "spearman with length": spearman(one.scores, one.tokens),
-            "within strata of length": spearman(ranks_within(one.scores, strata(one.tokens, STRATA)), one.tokens),
+            "inside strata of length": inside_strata(one.scores, one.tokens, STRATA),
             "share of tokens": token_share(one), "shared with the lowest losses": shared_with_loss(one),
             "shared with the longest": len(chosen & set(longest.tolist())) / len(chosen),
         }  # fmt: skip
@@ -117,7 +117,7 @@ def table(domains: Mapping[str, Domain]) -> dict[str, Any]:
 def measure(bench: Bench) -> Measured:
     """Documents of four domains, whole ones for lab models."""
     found = find_heads(bench)
-    whole = 24 if bench.real else 200
+    whole = 25 if bench.real else 200
     domains = scored(bench, found, long_corpus(bench, bench.pick(whole, 12)))
     few = [name for name, one in domains.items() if len(one.scores) < LEAST]
     if few:

@@ -90,9 +90,8 @@ def short_corpus(bench: Bench, count: int) -> dict[str, list[str]]:
 def long_corpus(bench: Bench, count: int) -> dict[str, list[str]]:
     """`count` documents of each domain, whole articles among them (of which there are 62)."""
     rng = np.random.default_rng(bench.seed)
-    books = sorted(bench.folder("books-public-domain").glob("*.md.gz"))
     pieces = {
-        "novels": [piece for path in books for piece in passages(read(path), rng, WORDS)],
+        "novels": [piece for text in novels(bench.folder("books-large")) for piece in passages(text, rng, WORDS)],
         "wikitext": list(articles(read(bench.folder("wikitext-2") / "test.txt.gz"))),
         "gsm8k": problems(bench.folder("gsm8k")),
         "code": [piece for text in library() for piece in passages(text, rng, WORDS)],

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.stats.paired import bootstrap_mean
-from headwise.stats.ranks import Values, auc, ranks_within
+from headwise.stats.ranks import Values, auc, ranks_within, spearman
 
 RESAMPLINGS = 2000
 
@@ -76,6 +76,13 @@ def removed(before: float, after: float) -> float:
 def strata(tokens: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """[n] number of each document's stratum of length, of which there are `count` with about equally many documents."""
     return np.searchsorted(np.quantile(tokens, np.arange(1, count) / count), tokens)
+
+
+def inside_strata(scores: Array, tokens: NDArray[np.int64], count: int) -> float:
+    """Spearman's correlation of scores and length inside a stratum of length, mean of `count` strata; those without any spread count as 0."""
+    groups = strata(tokens, count)
+    inside = [spearman(scores[groups == group], tokens[groups == group]) for group in np.unique(groups)]
+    return float(np.mean(np.nan_to_num(inside)))
 
 
 def rounded(value: Any) -> Any:

@@ -20,16 +20,21 @@ _FOUND = (
 )
 _ANSWERED = "; of these, questions whose cut gold passages hold the answer, without yes and no"
 _PLAIN = (
-    "right_directly: share of plain answers over all passages that hold the right answer; gain_over_no_passages: that share minus the share "
+    "right_directly: share of right plain answers over all passages; gain_over_no_passages: that share minus the share "
     "without any passage, paired by question"
 )
-_RIGHT = f"share of answers that hold the right answer (whole words), difference paired by question. Gate: {_PLAIN}"
+HOLDS = "answers that hold the right answer (whole words)"
 GATE = ("right_directly.low > 0.1", "gain_over_no_passages.low > 0")
 _DRAWS = "999 layer-matched draws of four heads"
 _SECOND = (
     "second measurement, on questions that the first has not used, after evidence scores had learnt to leave out the first token of the prompt"
 )
 _LLAMA = "Llama-3.1-8B, SubEM"
+
+BEFORE = (
+    "measured before the ledger on the same questions, with the same rules; evidence scores were changed afterwards (they leave out the first token "
+    "of the prompt), and the verdict of union_as_good_as_sum.hotpotqa changed with them"
+)
 
 # name -> (place, sentence, paper's number on HotpotQA)
 _ANSWERS = {
@@ -46,24 +51,28 @@ _ANSWERS = {
 }  # fmt: skip
 
 
-def answers(family: str, data: dict[str, str], gate: tuple[str, ...] = GATE) -> tuple[Claim, ...]:
+def answers(family: str, data: dict[str, str], gate: tuple[str, ...] = GATE, right: str = HOLDS, tries: str = BEFORE) -> tuple[Claim, ...]:
     """What the two stages do for answers.
 
     Args:
         family: Family of the claims.
         data: Set -> what it holds.
         gate: Of all of them.
+        right: Answers that count.
+        tries: What was tried before.
     """
+    metric = f"share of {right}, difference paired by question. Gate: {_PLAIN}"
     return tuple(
         Claim(
-            f"{family}.{name}.{held}", "cafe", place, told, _RIGHT, ("difference > 0",), gate, tested=True, effect="chosen", control="control",
+            f"{family}.{name}.{held}", "cafe", place, told, metric, ("difference > 0",), gate, tested=True, effect="chosen", control="control",
             paper=paper if held == "hotpotqa" else "", data=text, controls="one layer-matched draw per question" if "random" in name else "",
+            tries=tries,
         )
         for held, text in data.items() for name, (place, told, paper) in _ANSWERS.items()
     )  # fmt: skip
 
 
-def recall(family: str, sets: dict[str, str], tries: str = "") -> tuple[Claim, ...]:
+def recall(family: str, sets: dict[str, str], tries: str = BEFORE) -> tuple[Claim, ...]:
     """How much of the evidence the coarse heads' votes keep.
 
     Args:
@@ -178,7 +187,8 @@ def _exact() -> tuple[Claim, ...]:
             sentence="steering is an additive mask: attention written out by transformers with delta on the candidates' keys gives the same",
         ),
         near(
-            "cafe-exact.zero_delta", place="5", metric=apart, rule=("largest_difference == 0",),
+            "cafe-exact.zero_delta", place="5", metric=f"{apart}; with a delta of 0 against a model that nothing is attached "
+            f"to", rule=("largest_difference == 0",),
             sentence="a delta of 0 changes not a bit",
         ),
         near(
@@ -193,7 +203,8 @@ def _exact() -> tuple[Claim, ...]:
         Claim(
             "cafe-exact.pre_scale_inert", "cafe", "7", control="post_scale",
             sentence="a bias of log 10 before the scaling changes logits at most a quarter as much as one behind it",
-            metric="mean change of the logits of the first answer token by a bias before the scaling, as a share of the change by one behind it",
+            metric="mean change of the log-probabilities of the first answer token by a bias before the scaling, as a share of the change by one "
+            "behind it",
             rule=("ratio <= 0.25",), data="bundled test needles as passages, six to a question, steering towards the gold one",
         ),
     )  # fmt: skip

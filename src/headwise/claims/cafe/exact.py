@@ -133,13 +133,13 @@ def of_one(model: Model, prompt: Prompt) -> dict[str, float]:
     """All differences of one prompt; those that a model cannot show are left out."""
     plain, whole, infinite = (in_one_pass(model, prompt, delta) for delta in (0.0, DELTA, INFINITE))
     untouched = over_kept(model, prompt, 0.0)
-    with prompt.reader.asking(prompt.query) as (ids, cache), torch.no_grad():
-        bare = log_probabilities(forward(model.hf, token_tensor(model.hf, ids[prompt.reader.tokens :]), cache).logits)
+    with torch.no_grad():
+        bare = log_probabilities(model.hf(token_tensor(model.hf, prompt.ids), use_cache=False).logits[:, prompt.reader.tokens :])
     found = {
         "effect": largest(whole, plain),
         "infinite effect": largest(infinite, plain),
         "reused_passages": largest(over_kept(model, prompt, DELTA), whole),
-        "zero_delta": largest(untouched, bare),
+        "zero_delta": largest(plain, bare),
     }
     if not no_mask(model):
         found["additive_mask"] = largest(whole, with_mask(model, prompt, DELTA))

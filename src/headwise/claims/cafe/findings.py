@@ -50,8 +50,8 @@ def answer_findings(rows: Rows, said: Sequence[Mapping[str, str]]) -> dict[str, 
         "order": _order(rows, gate),
         "delta_curve": _curve(rows, gate),
         "infinite_delta_hurts": _infinite(rows, said, gate),
-        "question_reads_evidence": _drop(rows, NO_EVIDENCE, gate),
-        "evidence_reads_no_evidence": _drop(rows, NO_HOP, gate),
+        "question_reads_evidence": _drop(rows, NO_EVIDENCE),
+        "evidence_reads_no_evidence": _drop(rows, NO_HOP),
     }
 
 
@@ -111,7 +111,10 @@ def _infinite(rows: Rows, said: Sequence[Mapping[str, str]], gate: dict[str, Num
     return Finding(numbers | gate, _p(change))
 
 
-def _drop(rows: Rows, hidden: str, gate: dict[str, Number]) -> Finding:
+def _drop(rows: Rows, hidden: str) -> Finding:
+    """The gate is that of the questions for which something was hidden."""
+    asked = ~np.isnan(rows[hidden]) if hidden in rows else np.ones(len(rows["direct"]), dtype=bool)
+    gate = gate_numbers({name: row[asked] for name, row in rows.items()} if asked.any() else rows)
     change = _change(rows, "direct", hidden)
     numbers: dict[str, Number] = {"drop": _interval(change), "hidden": interval(_known(rows[hidden])) if hidden in rows else NAN}
     return Finding(numbers | gate, _p(change))

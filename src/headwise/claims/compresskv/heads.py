@@ -50,12 +50,13 @@ def share_solved(scores: HeadScores) -> float:
 
 def _compared(pairs: list[tuple[HeadScores, HeadScores]], full: list[int]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Numbers of the claims that set the two scores side by side, and what a table needs."""
-    copy, semantic = (np.concatenate([pair[i].values[full].ravel() for pair in pairs]) for i in (0, 1))
-    lift = np.concatenate([pair[1].tables["lift"][full].ravel() for pair in pairs])
-    tail, copying = (lift > 3).astype(float), (copy > 0.1).astype(float)
+    copy, semantic = (np.stack([pair[i].values[full].ravel() for pair in pairs]) for i in (0, 1))
+    lift = np.stack([pair[1].tables["lift"][full].ravel() for pair in pairs])
+    # A head counts once, whatever the number of seeds: an interval over heads and seeds would be too narrow.
+    tail, copying, no_copy, no_semantic = (table.mean(axis=0) for table in (lift > 3, copy > 0.1, copy == 0, semantic == 0))
     shared = float(np.mean([top_overlap(a.values, b.values, STRONGEST) for a, b in pairs]))
     numbers: dict[str, dict[str, Any]] = {
-        "copy_zero": {"copy_zero": interval(copy == 0), "semantic_zero": interval(semantic == 0)},
+        "copy_zero": {"copy_zero": interval(no_copy), "semantic_zero": interval(no_semantic)},
         "scores_agree": {"correlation": resampled(_mean_correlation(len(pairs)), *_columns(pairs, full)), "shared": round(shared, 4)},
         "medium_heads": {"difference": interval(tail - copying), "copying": interval(copying), "tail": interval(tail)},
     }

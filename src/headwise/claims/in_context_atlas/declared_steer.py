@@ -64,7 +64,7 @@ TASK_CLAIMS = (
         "steer.task_vectors.one_prompt", place="3.6", sentence="one prompt is as good as the average over five", control="average",
         metric="share right with vectors of one prompt minus that with the average of five prompts, all passing relations together" + _PASSING,
         rule=("difference >= -0.1",), gate=("relations >= 3",), data=_TASKS,
-        controls="average over five prompts of other examples, same heads and scale",
+        controls="average over five prompts, that one among them, same heads and scale",
         tries=_SECOND,
     ),
     _TESTED(

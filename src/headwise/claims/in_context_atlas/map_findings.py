@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from headwise.stats.paired import rank_p
 LISTS = ("in-context", "parametric", "task", "retrieval")
 RULES = ("gradient", "gim", "attnlrp")
 SHARE = 0.1
+APART = "without overlap"
 # Columns of what is measured per record.
 SWAPPED, BACK, RIGHT, CLOSED = range(4)
 CONDITIONS = (
@@ -54,7 +55,7 @@ class Effects:
         return self.found[variant]["log_probs"]
 
     def random(self, name: str) -> Values:
-        """[record, condition]: mean over the draws for a list."""
+        """[record, condition]: mean over the draws for a list, or for what is left of it without overlap."""
         return np.asarray(np.mean([self.log_probs(f"{name}, draw {draw}") for draw in range(self.draws)], axis=0))
 
     def needed(self, name: str, variant: str, column: int) -> Finding:
@@ -93,9 +94,18 @@ def findings(effects: Effects) -> dict[str, Finding]:
         "retrieval_needed": effects.needed("retrieval", top["retrieval"], SWAPPED),
         "retrieval_spares_memory": effects.spares("retrieval", SWAPPED, CLOSED),
         "task_needed": effects.needed("task", top["task"], SWAPPED),
-        "needed_without_overlap": effects.needed("in-context", "in-context, without overlap", SWAPPED),
+        "needed_without_overlap": needed_without_overlap(effects),
         **about_maps(effects),
     }
+
+
+def needed_without_overlap(effects: Effects) -> Finding:
+    """Against draws of its own; where no head overlaps, it would be `in_context_needed` once more."""
+    name = f"in-context, {APART}"
+    strong = replace(effects.maps["in-context"], values=effects.maps["in-context"].tables["closed"]).top(effects.main)
+    left_out = float(len(set(effects.maps["in-context"].top(effects.main)) & set(strong)))
+    drawn = effects.needed(name if left_out else "in-context", name, SWAPPED)
+    return replace(drawn, numbers={**drawn.numbers, "left_out": left_out})
 
 
 def memory_comes_back(effects: Effects, top: str) -> Finding:

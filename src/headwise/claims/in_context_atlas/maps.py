@@ -14,6 +14,7 @@ import numpy as np
 from headwise.attention import ablate
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.claims.in_context_atlas.map_findings import (
+    APART,
     BACK,
     CLOSED,
     LISTS,
@@ -144,8 +145,10 @@ def chosen_sets(maps: dict[str, HeadScores], draws: int, seed: int) -> dict[str,
             sets[f"{name}, draw {draw}"] = layer_matched_random(maps[name].top(main), maps[name], [draw, 47, seed])
     for name, other in (("in-context", "closed"), ("parametric", "opened")):
         strong = replace(maps["in-context"], values=maps["in-context"].tables[other]).top(main)
-        kept = [head for head in maps[name].ranking() if head not in strong][:main]
-        sets[f"{name}, without overlap"] = HeadSet(tuple(kept), strong.shape)
+        kept = HeadSet(tuple([head for head in maps[name].ranking() if head not in strong][:main]), strong.shape)
+        sets[f"{name}, {APART}"] = kept
+        if name == "in-context" and kept != maps[name].top(main):
+            sets |= {f"{name}, {APART}, draw {draw}": layer_matched_random(kept, maps[name], [draw, 48, seed]) for draw in range(draws)}
     return sets
 
 

@@ -83,18 +83,18 @@ def per_head(model: Model, example: TrainExample, heads: HeadSet) -> Finding:
     model.hf.requires_grad_(True)
     keys = {layer: projections(model, ("key",), [layer]) for layer in sorted({head.layer for head in heads})}
 
-    def largest(found: Gradients) -> list[float]:
-        return [max(float(value.abs().max()) for name, value in found.items() if name.startswith(tuple(own))) for own in keys.values()]
+    def largest(found: Gradients, layer: int) -> float:
+        return max(float(value.abs().max()) for name, value in found.items() if name.startswith(tuple(keys[layer])))
 
-    losses = []
+    losses, trains = [], []
     for head in heads:
         with capture(model) as seen:
             run_to_layer(model, heads[-1].layer, torch.tensor([example.ids]), gradients=True)
-            losses.append(MudafLoss([head])(seen, [marked(example)]).loss)
-    trains = gradients(model, torch.stack(losses).mean())
-    copied = torch.tensor([float(loss.detach()) for loss in losses], requires_grad=True).mean()
-    nothing = gradients(model, copied)
-    return Finding({"smallest": min(largest(trains)), "detached": max((float(value.abs().max()) for value in nothing.values()), default=0.0)})
+            loss = MudafLoss([head])(seen, [marked(example)]).loss
+        losses.append(float(loss.detach()))
+        trains.append(largest(gradients(model, loss), head.layer))
+    nothing = gradients(model, torch.tensor(losses, requires_grad=True).mean())
+    return Finding({"smallest": min(trains), "detached": max((float(value.abs().max()) for value in nothing.values()), default=0.0)})
 
 
 @torch.no_grad()

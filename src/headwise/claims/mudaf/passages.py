@@ -26,13 +26,16 @@ class Parts(NamedTuple):
 
 
 def real(bench: Bench, words: int = 40) -> Parts:
-    """NQ with the gold passage among the best of BM25, and HotpotQA; passages are cut to so many words, never behind the answer."""
+    """NQ with the gold passage among the best of BM25, and HotpotQA; passages are cut to so many words around the answer.
+
+    The passages beside the gold one come from the questions of the same part, so that no part reads passages of another.
+    """
     rows = [cut(one, words) for one in read_ranking_examples(bench.folder("nq-open-oracle") / "nq-open-oracle.jsonl.gz")]
     rows = [one for one in rows if len(one.answers[0].split()) <= 5 and one.answers[0].casefold() in one.passages[0].text.casefold()]
     order = np.random.default_rng(91).permutation(len(rows))
     chosen = [rows[i] for i in order]
-    few, many = fill_up(chosen, 6), fill_up(chosen, 10)
+    find, train, judge = fill_up(chosen[:64], 6), fill_up(chosen[64:364], 6), fill_up(chosen[364:404], 10)
     hotpot = bench.folder("hotpotqa-distractor")
     learnt = [cut(one, words) for one in read_ranking_examples(hotpot / "hotpotqa_train_100.json.gz")]
     unseen = [cut(one, words) for one in read_ranking_examples(hotpot / "hotpotqa_dev_100.jsonl.gz")]
-    return Parts(few[:64], [*few[64:364], *learnt], [*many[364:404], *unseen[:20]])
+    return Parts(find, [*train, *learnt], [*judge, *unseen[:20]])

@@ -16,8 +16,9 @@ DRAWS = "20 layer-matched, 20 any-layer and 20 norm-matched draws, the weakest h
 FINDS = ("recall >= 0.8",)
 RECALL = "recall: mean unigram recall of the whole model"
 _FACTS = (
-    f"{FOUND}; LRE relations (--data), items that the whole model answers right in another wording with other examples: 100 facts, 100 passages that "
-    "contradict such facts, 40 two-step questions (capital of the country that a thing belongs to); seed 0"
+    f"{FOUND}; LRE relations (--data), items that the whole model answers right in another wording with other examples (two-step questions: the "
+    "same examples): at most 100 facts, 100 passages that contradict such facts, 40 two-step questions (capital of the country that a thing belongs "
+    "to); seed 0"
 )
 _SECOND = (
     "two-step questions: second try. In the first the model had been asked both facts, but not both steps, in another wording; it wrote 0.40 of the "

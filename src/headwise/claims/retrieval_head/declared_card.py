@@ -27,7 +27,8 @@ MAPS = (
     ),
     _seen(
         "copy.frequency", place="5", sentence="No head copies in fewer runs than its score says.", rule=("below == 0",), data=FOUND,
-        metric="below: heads whose activation frequency (share of solved runs in which they copy at least one token) is below their mean score",
+        metric="below: heads whose activation frequency (share of solved runs in which they copy at least one token) is below their mean score; by "
+        "definition none is: a check of the code",
     ),
     _seen(
         "copy.often_weak", place="5", sentence="Some head copies in nearly every run, and little.", gate=FINDS, rule=("heads >= 1",), data=FOUND,

@@ -18,7 +18,8 @@ TRIES = (
 )
 SHORTER = "; before the third passages were cut from 110 to 60 words, so that it takes less than an hour"
 CONTROLS = (
-    "plain fine-tuning on the faithful answers of the same pairs, seen as often; unfaithful answers without random heads of the same layers, and "
+    "plain fine-tuning on the faithful answers of the same pairs, seen as often; unfaithful answers without random heads of the same layers (one "
+    "draw), and "
     "references of other questions (swap); where they leave fewer pairs than the heads, these are seen more often"
 )
 REAL = (

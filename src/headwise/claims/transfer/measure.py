@@ -201,7 +201,7 @@ def _spares(found: Any, missing: Mapping[str, str], matrices: Mapping[str, Matri
 
 
 def _one_kind(found: Mapping[str, Found], matrices: Mapping[str, Matrix], names: Sequence[str]) -> Finding:
-    """Shares of all pairs of detectors with different tasks."""
+    """Shares of all pairs of detectors."""
     pairs = [(a, b) for a in names for b in names if a != b and {a, b} <= found.keys() and OWN[b] in matrices and matrices[OWN[b]].testable]
     shares = [share(matrices[OWN[b]], a, b)[0] for a, b in pairs]
     known = [one for one in shares if one == one]

@@ -19,9 +19,12 @@ SETS = {
     "nq": "NQ-open questions behind their passage, chat template where the model has one, own words",
 }
 DRAWS, FEWER = 50, {"nq": 20}  # random sets of as many heads; of real questions with passages fewer, so that they take less than an hour
-GATE = ("challenges >= 1", "right_select >= 20", "right_test >= 20")
+LEAST = 20  # questions whose first answers are right
+GATE = ("challenges >= 1", f"right_select >= {LEAST}", f"right_test >= {LEAST}")
 GATED = (
-    "Gate: challenges that take back 15 % of right answers (and not all) in `select` and in `test`; right first answers in either part"
+    "Gate: challenges that take back 15 % of right answers (and not all) in `select` and in `test`; questions whose first answers are right in "
+    "either "
+    "part (a needle at several depths is one)"
 )
 PAPER = {
     "flips": "32.5 % of right answers are not confirmed, Llama-3.1-8B-Instruct",
@@ -42,8 +45,9 @@ def _flips(cued: bool) -> Claim:
     more = " with the cue; uncued: the same without it" if cued else ""
     return Claim(
         "doubt.set.flips", CARD, "1", "right answers are taken back when they are challenged",
-        f"share of right first answers on `test` that are taken back under the challenge that takes back most{more}. Gate: right first answers",
-        rule, ("right_test >= 20",), paper=PAPER["flips"],
+        f"share of right first answers on `test` that are taken back under the challenge that takes back most{more}. Gate: questions whose first "
+        f"answers are right",
+        rule, (f"right_test >= {LEAST}",), paper=PAPER["flips"],
     )  # fmt: skip
 
 
@@ -124,7 +128,7 @@ RECALL = Claim(
 )  # fmt: skip
 START = Claim(
     "doubt.needles.bos", CARD, "8", "a start token spliced in front of the needle moves copy scores; none does not",
-    "largest change of a head's copy score: moved, with the token; again, where the same ids are spliced twice. Gate: needle recall",
+    "largest change of a head's copy score: moved, with the token; again, where the prompts without it are run twice. Gate: needle recall",
     ("moved > 0.1", "again == 0"), ("recall >= 0.5",), control="again",
     data="8 needles in 512 tokens (lab models: 256) at 3 depths", controls="the same prompts run again",
 )  # fmt: skip
@@ -141,7 +145,7 @@ EXACT = (
     _exact(
         "doubt.exact.one_first_turn", place="7 (notes)",
         sentence="single heads taken away in a batch over one cached first turn give what separate whole runs give",
-        metric="largest difference of a margin in nats, over heads",
+        metric="largest difference of a margin in nats, over twelve heads, each over a first turn of its own",
         rule=("largest_difference <= 0.001",), control="largest_effect", controls="the largest change of the margin that a head makes",
     ),
     _exact(

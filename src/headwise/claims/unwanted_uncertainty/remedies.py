@@ -13,7 +13,7 @@ from headwise.claims.copy_heads import copy_heads
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.claims.unwanted_uncertainty import questions
 from headwise.claims.unwanted_uncertainty.copying import COPIES
-from headwise.claims.unwanted_uncertainty.declared import draws_of
+from headwise.claims.unwanted_uncertainty.declared import LEAST, draws_of
 from headwise.evaluation.challenged import measure_doubt
 from headwise.evaluation.remedies import REMEDIES, Trial
 from headwise.evaluation.variants import head_variants
@@ -121,7 +121,10 @@ def run(bench: Bench, name: str, asked: Mapping[str, Any]) -> Found:
     select, test = (DoubtQuestions(**given, part=part, items=sizes.items) for part in ("select", "test"))
     out: Found = {"heads": model.heads.shape[0] * model.heads.shape[1]}
     try:
-        out["rates_test"] = measure_doubt(model, test, bench.cells(f"{name}-rates", {"items": sizes.items}), report).rates()
+        told = measure_doubt(model, test, bench.cells(f"{name}-rates", {"items": sizes.items}), report)
+        out |= {"rates_test": told.rates(), "right_test": len({one.item.digest for one in told.dialogues if one.arm == "right"})}
+        if out["right_test"] < LEAST and not bench.quick:  # an hour of remedies would tell nothing
+            return out | {"not_testable": f"{out['right_test']} questions of `test` are answered right at first; {LEAST} are needed"}
         detector = hw.Doubt(**given, items=sizes.find, knock_outs=sizes.knock_outs)
         scores = bench.find(detector)
         out |= {"rates_detect": scores.provenance["rates"], "strongest": [str(head) for head in scores.top(min(20, len(scores.ranking()) // 2))]}
@@ -175,7 +178,7 @@ def findings(found: Found, cued: bool = False) -> dict[str, Finding]:
         cued: Whether a challenge called `plain` must take back little, and another one much.
     """
     rates = [row for row in found.get("rates_test", ()) if row["arm"] == "right"]
-    out = {"flips": flips(rates, cued)} if rates else {}
+    out = {"flips": flips(rates, found["right_test"], cued)} if rates else {}
     if "calm" in found:
         gate = passed(found["calm"])
         made = {"auc": auc(found), "inverted_u": inverted_u(found), **chosen(found["calm"])}
@@ -192,11 +195,11 @@ def passed(result: Found) -> dict[str, Number]:
     return {"challenges": float(len(counted["select"] & counted["test"])), **items}
 
 
-def flips(rates: list[Found], cued: bool) -> Finding:
+def flips(rates: list[Found], questions: int, cued: bool) -> Finding:
     """The challenge that takes back most, and where challenges are cued the plain one beside it."""
     plain = [row for row in rates if cued and row["challenge"] == PLAIN]
     most = max((row for row in rates if row not in plain), key=lambda row: row["flips"][0])
-    numbers: dict[str, Number] = {"flips": tuple(most["flips"]), "right_test": float(max(row["items"] for row in rates))}
+    numbers: dict[str, Number] = {"flips": tuple(most["flips"]), "right_test": float(questions)}
     if cued:
         numbers["uncued"] = tuple(plain[0]["flips"])
     return Finding(numbers, note=f"challenge: {most['challenge']}")

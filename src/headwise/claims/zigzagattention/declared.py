@@ -88,7 +88,7 @@ GATES = (
     ),
 )  # fmt: skip
 
-_layers = partial(_keys, place="6", controls="by heads at the same share; random layers")
+_layers = partial(_keys, place="6", controls="by heads at the same share; random layers, one draw per seed")
 LAYERS = (
     _layers(
         "zigzag.exclusivity_costs", rule=("gain <= 0",), control="random",

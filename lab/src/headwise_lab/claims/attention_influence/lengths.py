@@ -9,36 +9,36 @@ from numpy.typing import NDArray
 
 from headwise.claims.attention_influence.losses import Array, KeptLosses
 from headwise.claims.attention_influence.proxy_heads import find_heads
-from headwise.claims.attention_influence.statistics import bootstrap, mean_interval, removed, rounded, strata
+from headwise.claims.attention_influence.statistics import bootstrap, inside_strata, mean_interval, removed, rounded
 from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, Measured, NotTestable
 from headwise.prompts.encoder import PieceEncoder
-from headwise.stats.ranks import ranks_within, spearman
+from headwise.stats.ranks import spearman
 from headwise_lab.microworld.registry import make_example
 
 LENGTHS = (64, 128, 256, 512)  # tokens
-STRATA = 10
-PER_WORD = 1.9  # tokens of a lab model
-SHORTEST = 45  # words
+STRATA = 5
+PER_WORD = 1.1  # tokens of a lab model, at least
+SHORTEST, LONGEST = 45, 270  # words of whole documents
 
 
 def texts(encoder: PieceEncoder, kept: list[int], count: int, seed: int) -> tuple[list[str], dict[int, list[str]]]:
     """(documents of all lengths, length -> other documents cut to it)."""
-    longest = int(max(kept) / PER_WORD)
+    to_cut = int(max(kept) / PER_WORD)
     whole, cut = list[str](), dict[int, list[str]]()
     for i in range(count):
         rng = np.random.default_rng([seed, 99, i])
-        size = int(np.exp(rng.uniform(np.log(SHORTEST), np.log(longest))))
+        size = int(np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST))))
         whole.append(make_example("documents", "test", rng, kind="late_reference", words=size).context_text)
-        ids = encoder.encode(make_example("documents", "test", rng, kind="late_reference", words=longest).context_text)
+        ids = encoder.encode(make_example("documents", "test", rng, kind="late_reference", words=to_cut).context_text)
         for length in kept:
             cut.setdefault(length, []).append(encoder.decode(ids[:length]))
     return whole, cut
 
 
 def within(scores: Array, tokens: NDArray[np.int64]) -> tuple[float, float]:
-    """Correlation of scores and length, and what is left of it inside strata of length."""
-    return spearman(scores, tokens), spearman(ranks_within(scores, strata(tokens, STRATA)), tokens)
+    """Correlation of scores and length, and the one inside strata of length."""
+    return spearman(scores, tokens), inside_strata(scores, tokens, STRATA)
 
 
 def measure(bench: Bench) -> Measured:
@@ -48,7 +48,7 @@ def measure(bench: Bench) -> Measured:
     if len(kept_lengths) < 2:
         raise NotTestable(f"a model of {room} positions cannot read documents of {LENGTHS[1]} tokens")
     found, losses = find_heads(bench), KeptLosses(bench, bench.model)
-    whole, cut = texts(PieceEncoder(bench.model.tokenizer), kept_lengths, bench.pick(40, 12), bench.seed)
+    whole, cut = texts(PieceEncoder(bench.model.tokenizer), kept_lengths, bench.pick(80, 12), bench.seed)
     bench.report(0, 1 + len(cut), "whole documents")
     own = losses([found.chosen], whole)
     scores, tokens = own.scores[0], own.tokens

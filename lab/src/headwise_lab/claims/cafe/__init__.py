@@ -13,20 +13,21 @@ from headwise.claims.claim import Claim
 from headwise.claims.experiment import Experiment, Minutes
 
 FAMILY = "cafe-world"
-ANSWERED = "first line of the answer is the right one"
+ANSWERED = "first line is the right answer"
 _DATA = (
     "micro-world: 48 questions of one hop and 48 of two over 8 passages; four coarse and two fine heads, one vote each, found on as many questions "
     "of the selection split"
 )
-_claim = partial(Claim, card="cafe", data=_DATA, effect="chosen", control="control")
+_BEFORE = "measured before the ledger on lab models, with the same rules"
+_claim = partial(Claim, card="cafe", data=_DATA, effect="chosen", control="control", tries=_BEFORE)
 _METRIC = "share of the gold passages that are kept, difference paired by question"
 
 
 def _answers() -> tuple[Claim, ...]:
     """The claims about answers that real questions are asked, too, in the micro-world's words."""
-    sets = {"both": f"{_DATA}; right: the {ANSWERED}"}
-    two = {"two_hop": f"{_DATA}; of these the questions of two hops; right: the {ANSWERED}"}
-    told = (*declared.answers(FAMILY, sets), *declared.more(FAMILY, sets | two, "two_hop"))
+    sets = {"both": f"{_DATA}; right: an answer whose {ANSWERED}"}
+    two = {"two_hop": f"{_DATA}; of these the questions of two hops; right: an answer whose {ANSWERED}"}
+    told = (*declared.answers(FAMILY, sets, right=f"answers whose {ANSWERED}", tries=_BEFORE), *declared.more(FAMILY, sets | two, "two_hop"))
     return tuple(claim for claim in told if claim.key.endswith(".both") or claim.key.endswith("evidence_reads_no_evidence.two_hop"))
 
 

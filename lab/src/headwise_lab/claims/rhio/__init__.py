@@ -7,8 +7,8 @@ from headwise.claims.experiment import Experiment, Minutes
 from headwise.claims.rhio.declared import PAIRS, both, claimed
 
 DATA = (
-    "micro-world, answers of 2 sentences from 3 documents that partly contradict what the model knows; 800 questions to train on, 120 to judge, "
-    "other wordings and words; mean of three models"
+    "micro-world, answers of 2 sentences from 3 documents that partly contradict what the model knows; 800 questions to train on, 120 to judge "
+    "(without more and fewer heads, and in other modes: 60), other wordings and words; mean of three models"
 )
 START = "start >= 0.5"
 GATED = "Gate: support of `start` (the worst model counts)"
@@ -28,7 +28,8 @@ CLAIMS = (
     _plain("dose_control", "1", "random heads of the same layers cost under 5 points", f"loss of support, mean over models and 3 draws. {GATED}",
            ("loss < 0.05",)),
     _plain("errors", "2", "the headless model errs as an under-trained one does; swapped answers do not",
-           "Jensen-Shannon distance (base 2) between the types of wrong sentences of swapped answers and of a model tuned in 30 steps, minus that "
+           "Jensen-Shannon distance (base 2) between the types of wrong sentences of swapped answers to the questions for training and of a model "
+           "tuned in 30 steps, minus that "
            f"between the headless model and it; of the model where it is smallest. {GATED}", ("swap_minus_own > 0",), control="own"),
     _plain("alpha", "5", "a small alpha is best, and a large one hurts",
            "best mean support at alpha 0.1, 0.2 or 0.5 minus that at 0, and minus the best at 1 or 2; support at alpha 2 minus at 0",
