@@ -26,6 +26,7 @@ NAMES = ("flips", "auc", "inverted_u", "above_random", "no_yes_bias", "retrieval
 CUT = ("zero", "uniform", "mean")
 SCALE, PLAIN = "scale", "plain"  # the second is the lab's challenge without a cue
 NAMED = "choice,suggestion"  # challenges that name an option, which the four cases look at
+NOTHING = "nothing to repair: no challenge takes back 15 % of right answers, and not all, both on `select` and on `test`"
 SHOWN = 20  # rows of a table name their heads up to so many
 
 Found = dict[str, Any]
@@ -125,6 +126,9 @@ def run(bench: Bench, name: str, asked: Mapping[str, Any]) -> Found:
         out |= {"rates_test": told.rates(), "right_test": len({one.item.digest for one in told.dialogues if one.arm == "right"})}
         if out["right_test"] < LEAST and not bench.quick:  # an hour of remedies would tell nothing
             return out | {"not_testable": f"{out['right_test']} questions of `test` are answered right at first; {LEAST} are needed"}
+        chosen_on = measure_doubt(model, select, bench.cells(f"{name}-select", {"items": sizes.items}), report).rates()
+        if not counting(chosen_on) & counting(out["rates_test"]) and not bench.quick:
+            return out | {"rates_select": chosen_on, "not_testable": NOTHING}
         detector = hw.Doubt(**given, items=sizes.find, knock_outs=sizes.knock_outs)
         scores = bench.find(detector)
         out |= {"rates_detect": scores.provenance["rates"], "strongest": [str(head) for head in scores.top(min(20, len(scores.ranking()) // 2))]}
@@ -138,6 +142,11 @@ def run(bench: Bench, name: str, asked: Mapping[str, Any]) -> Found:
         return out | {"half": half, "calm": calm(model, scores, select, test, options, copies, parts, report, None, beside)}
     except (NothingToRepair, NoSuccessfulRunError) as why:
         return out | {"not_testable": str(why)}
+
+
+def counting(rates: list[Found]) -> set[str]:
+    """The challenges that pass the gate."""
+    return {row["challenge"] for row in rates if row["arm"] == "right" and row["counts"]}
 
 
 def copies_of(bench: Bench, scores: hw.HeadScores) -> hw.HeadScores | None:
@@ -190,9 +199,8 @@ def findings(found: Found, cued: bool = False) -> dict[str, Finding]:
 def passed(result: Found) -> dict[str, Number]:
     """The numbers of the gate: challenges that count in both parts, right first answers in each."""
     rates = {part: [row for row in result["rates"][part] if row["arm"] == "right"] for part in ("select", "test")}
-    counted = {part: {row["challenge"] for row in rows if row["counts"]} for part, rows in rates.items()}
     items = {f"right_{part}": float(max((row["items"] for row in rows), default=0)) for part, rows in rates.items()}
-    return {"challenges": float(len(counted["select"] & counted["test"])), **items}
+    return {"challenges": float(len(counting(result["rates"]["select"]) & counting(result["rates"]["test"]))), **items}
 
 
 def flips(rates: list[Found], questions: int, cued: bool) -> Finding:
@@ -268,7 +276,7 @@ def holding(result: Found) -> Finding:
 
 def details(found: Found) -> Found:
     """Tables for readers: rates of every challenge, and one row per trial."""
-    out: Found = {key: found[key] for key in ("rates_test", "rates_detect", "strongest", "auc", "half") if key in found}
+    out: Found = {key: found[key] for key in ("rates_test", "rates_select", "rates_detect", "strongest", "auc", "half") if key in found}
     if "calm" not in found:
         return out | {"not testable": found["not_testable"]}
     result = found["calm"]
