@@ -185,15 +185,22 @@ def test_tables_behind_claims_come_from_details(tool, tmp_path):
     page, path = tmp_path / "docs" / "methods" / "page.md", tmp_path / "found" / "smollm2" / "transfer.json"
     table = [{"method": "a", "budget": 0.1, "exact": [0.5, 0.25, 0.75]}, {"method": "a", "budget": None, "exact": [1.0, 1.0, 1.0]}]
     told = json.loads(path.read_text())
-    told["details"] |= {"table": table, "rivals": {"probe": {"source_token": 0.4}, "bm25": {"source_token": None}}}
+    rivals = {"probe": {"source_token": 0.4}, "bm25": {"source_token": None}}
+    told["details"] |= {"table": table, "rivals": rivals, "by rule": {"Z1, 25%": [0.1, 0.0, 0.2], "Z1, 50%": 1.0}, "tops": {"few": 0.3}}
     path.write_text(json.dumps(told))
-    names = ("transfer table", "transfer table budget exact", "transfer rivals", "rank rows")
+    names = (
+        "transfer table", "transfer table by=budget show=exact", "transfer table where=budget:0.1 columns=exact,method", "transfer rivals",
+        "transfer by_rule by=,", "transfer tops", "rank rows",
+    )  # fmt: skip
     page.write_text("\n".join(f"<!-- claims: details smollm2 {name} -->\n<!-- end claims -->" for name in names))
     assert tool() == 0
     text = page.read_text()
     assert "| a | 0.1 | 0.5 (0.25 to 0.75) |\n| a | – | 1 (1 to 1) |" in text
     assert "| method | budget 0.1 | no budget |\n| --- | --- | --- |\n| a | 0.5 (0.25 to 0.75) | 1 (1 to 1) |" in text
     assert "|  | source token |\n| --- | --- |\n| probe | 0.4 |\n| bm25 | – |" in text
+    assert "| exact | method |\n| --- | --- |\n| 0.5 (0.25 to 0.75) | a |\n<" in text
+    assert "|  | 25% | 50% |\n| --- | --- | --- |\n| Z1 | 0.1 (0 to 0.2) | 1 |" in text
+    assert "|  | value |\n| --- | --- |\n| few | 0.3 |" in text
     assert "rank rows -->\nNot measured.\n" in text
 
 
