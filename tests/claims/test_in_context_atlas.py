@@ -215,7 +215,7 @@ def test_maps_are_judged():
 
 
 def test_nothing_is_left_out_where_no_head_is_strong_in_both():
-    effects = effects_of(dict.fromkeys(LISTS, [4, 0, 0, 0]))
+    effects = effects_of({name: [4, 0, 0, 0] for name in LISTS})
     table = effects.maps["in-context"].tables
     table["closed"] = -table["opened"]
     found = {"atlas.needed_without_overlap.facts": findings(effects)["needed_without_overlap"]}

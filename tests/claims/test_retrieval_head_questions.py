@@ -84,8 +84,8 @@ def test_relations_are_read_or_refused_in_one_line(data, tmp_path):
     [
         ("Paris.", "Paris", True), (" the United States", "United States", True), ("paris", "Paris", True), ("Rome", "Paris", False),
         ("apple", "a", False), ("a, for apple", "a", True), ("Parisian", "Paris", False), ("1969", "19", False), ("北京市", "北京", True),
-    ],  # fmt: skip
-)
+    ],
+)  # fmt: skip
 def test_an_answer_begins_with_what_is_wanted(answer, wanted, expected):
     assert begins_with(answer, wanted) is expected
 
