@@ -24,7 +24,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "compresskv-ablation", "Without the strongest semantic heads, copy heads, or random ones", ABLATION, f"{_HERE}.heads:measure_ablation",
-        Minutes(lab=0.7, real=21, quick_lab=0.3, quick_real=4),
+        Minutes(lab=0.7, real=14, quick_lab=0.3, quick_real=4),
     ),
     Experiment(
         "compresskv-layers", "Layer errors, their profiles, and budgets by them", LAYERS, f"{_HERE}.layers:measure",
@@ -32,7 +32,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "compresskv-survival", "What is held of an answer, by who chooses", SURVIVAL, f"{_HERE}.survival:measure",
-        Minutes(lab=1, real=31, quick_lab=0.5, quick_real=5),
+        Minutes(lab=1, real=4, quick_lab=0.5, quick_real=1),
     ),
     Experiment(
         "cache-needles", "Needles under every cache method and budget", NEEDLES, f"{_HERE}.tables:measure_needles",

@@ -18,11 +18,11 @@ EXPERIMENTS = (
     ),
     Experiment(
         "atlas-nq", "Head maps from questions of NQ: what in-context, parametric, task and retrieval heads are needed for", map_claims("nq"),
-        f"{_HERE}.maps:measure_nq", Minutes(lab=None, real=94), data=("nq-open-oracle",),
+        f"{_HERE}.maps:measure_nq", Minutes(lab=None, real=2), data=("nq-open-oracle",),
     ),
     Experiment(
         "steer", "Function vectors, and conflicts of memory and passage without chosen heads", STEER, f"{_HERE}.steering:measure",
-        Minutes(lab=None, real=8.8, quick_real=8), data=("relations-lre", "known-facts-1209", "nq-open-oracle"),
+        Minutes(lab=None, real=11, quick_real=8), data=("relations-lre", "known-facts-1209", "nq-open-oracle"),
     ),
     Experiment(
         "steer-copying", "Heads forced to copy a part of the prompt", COPY_CLAIMS, f"{_HERE}.copying:measure",

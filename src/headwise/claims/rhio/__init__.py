@@ -10,7 +10,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "rhio-real", "NQ: faithful and unfaithful answers, tuning on both, contrast", TRAINED, "headwise.claims.rhio.trained:measure",
-        Minutes(lab=None, real=31, quick_real=10), data=("nq-open-oracle",), needs="the extra train (peft, accelerate)",
+        Minutes(lab=None, real=47, quick_real=10), data=("nq-open-oracle",), needs="the extra train (peft, accelerate)",
     ),
     Experiment(
         "reader", "ExpertQA: which sentences the documents support, told by heads of a small reader", READER, "headwise.claims.rhio.reader:measure",

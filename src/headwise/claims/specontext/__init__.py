@@ -15,11 +15,11 @@ EXPERIMENTS = (
     ),
     Experiment(
         "sparse-decode", "Choosers without training: attention that is kept, needles, running text, what moves", DECODE, f"{_HERE}.decode:measure",
-        Minutes(lab=2.5, real=14, quick_lab=0.4, quick_real=4),
+        Minutes(lab=2.5, real=25, quick_lab=0.4, quick_real=4),
     ),
     Experiment(
         "draft-training", "Draft heads trained in six ways, as choosers", DISTILLED, f"{_HERE}.drafts:measure",
-        Minutes(lab=30, real=35, quick_lab=0.6, quick_real=6),
+        Minutes(lab=30, real=33, quick_lab=0.6, quick_real=6),
     ),
     Experiment(
         "draft-books", "A draft head trained on books, beside the query of the step before and recency", TRAINED, f"{_HERE}.book_draft:measure",

@@ -20,14 +20,14 @@ EXPERIMENTS = (
     ),
     Experiment(
         "doubt-needles", "Needles whose answer is challenged: heads, a remedy, its test", calming("needles", SETS["needles"]),
-        f"{_WHERE}.remedies:needles", Minutes(lab=5, real=31, quick_lab=2, quick_real=10),
+        f"{_WHERE}.remedies:needles", Minutes(lab=0.4, real=6, quick_lab=2, quick_real=10),
     ),
     Experiment(
         "doubt-facts", "Facts whose answer is challenged: heads, a remedy, its test", (*calming("facts", SETS["facts"]), YES_NO),
-        f"{_WHERE}.remedies:facts", Minutes(lab=None, real=26, quick_real=6), data=("relations-lre",),
+        f"{_WHERE}.remedies:facts", Minutes(lab=None, real=8, quick_real=6), data=("relations-lre",),
     ),
     Experiment(
         "doubt-nq", "Questions with a passage whose answer is challenged: heads, a remedy, its test", calming("nq", SETS["nq"]),
-        f"{_WHERE}.remedies:nq", Minutes(lab=None, real=31, quick_real=8), data=("nq-open-oracle",),
+        f"{_WHERE}.remedies:nq", Minutes(lab=None, real=8, quick_real=8), data=("nq-open-oracle",),
     ),
 )  # fmt: skip

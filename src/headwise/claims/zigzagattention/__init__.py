@@ -15,11 +15,11 @@ EXPERIMENTS = (
     ),
     Experiment(
         "zigzag-gates", "Gates: which heads, other choices, losses, precision, ways to read a prompt", GATES, f"{_HERE}.gates:measure",
-        Minutes(lab=3, real=31, quick_lab=1, quick_real=10),
+        Minutes(lab=3, real=24, quick_lab=1, quick_real=10),
     ),
     Experiment(
         "zigzag-layers", "Whole layers by five rules against heads", LAYERS, f"{_HERE}.layers:measure",
-        Minutes(lab=1.5, real=22, quick_lab=0.6, quick_real=8),
+        Minutes(lab=1.5, real=14, quick_lab=0.6, quick_real=8),
     ),
     Experiment(
         "streaming-needles", "Needles with half of the KV heads or of the layers whole", NEEDLES, f"{_HERE}.needles:measure",

@@ -11,7 +11,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "influence-lengths", "Documents of several lengths, and ranking inside strata of length", LENGTHS, _HERE + "lengths:measure",
-        Minutes(lab=0.2, real=None, quick_lab=0.2),
+        Minutes(lab=0.4, real=None, quick_lab=0.2),
     ),
     Experiment(
         "influence-training", "Training on a corpus and once more on a fifth of it: chosen, random, longest", TRAINING,
