@@ -147,7 +147,7 @@ def chosen_sets(maps: dict[str, HeadScores], draws: int, seed: int) -> dict[str,
         strong = replace(maps["in-context"], values=maps["in-context"].tables[other]).top(main)
         kept = HeadSet(tuple([head for head in maps[name].ranking() if head not in strong][:main]), strong.shape)
         sets[f"{name}, {APART}"] = kept
-        if name == "in-context" and kept != maps[name].top(main):
+        if name == "in-context" and set(kept) != set(maps[name].top(main)):
             sets |= {f"{name}, {APART}, draw {draw}": layer_matched_random(kept, maps[name], [draw, 48, seed]) for draw in range(draws)}
     return sets
 
