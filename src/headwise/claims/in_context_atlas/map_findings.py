@@ -10,7 +10,7 @@ import numpy as np
 
 from headwise.claims.claim import Finding, Number
 from headwise.claims.in_context_atlas.parts import ends, paired
-from headwise.heads import HeadScores
+from headwise.heads import HeadScores, HeadSet
 from headwise.stats.agreement import pearson, split_half_reliability, top_overlap
 from headwise.stats.paired import rank_p
 
@@ -99,10 +99,15 @@ def findings(effects: Effects) -> dict[str, Finding]:
     }
 
 
+def contributors(context: HeadScores, answers: str, count: int) -> HeadSet:
+    """The heads that contribute most to answers from the passage (`opened`) or from memory (`closed`)."""
+    return replace(context, values=context.tables[answers]).top(count)
+
+
 def needed_without_overlap(effects: Effects) -> Finding:
     """Against draws of its own; where no head overlaps, it would be `in_context_needed` once more."""
     name = f"in-context, {APART}"
-    strong = replace(effects.maps["in-context"], values=effects.maps["in-context"].tables["closed"]).top(effects.main)
+    strong = contributors(effects.maps["in-context"], "closed", effects.main)
     left_out = float(len(set(effects.maps["in-context"].top(effects.main)) & set(strong)))
     drawn = effects.needed(name if left_out else "in-context", name, SWAPPED)
     return replace(drawn, numbers={**drawn.numbers, "left_out": left_out})

@@ -23,6 +23,7 @@ from headwise.claims.in_context_atlas.map_findings import (
     SHARE,
     SWAPPED,
     Effects,
+    contributors,
     findings,
     tables,
 )
@@ -144,7 +145,7 @@ def chosen_sets(maps: dict[str, HeadScores], draws: int, seed: int) -> dict[str,
         for draw in range(draws):
             sets[f"{name}, draw {draw}"] = layer_matched_random(maps[name].top(main), maps[name], [draw, 47, seed])
     for name, other in (("in-context", "closed"), ("parametric", "opened")):
-        strong = replace(maps["in-context"], values=maps["in-context"].tables[other]).top(main)
+        strong = contributors(maps["in-context"], other, main)
         kept = HeadSet(tuple([head for head in maps[name].ranking() if head not in strong][:main]), strong.shape)
         sets[f"{name}, {APART}"] = kept
         if name == "in-context" and set(kept) != set(maps[name].top(main)):
