@@ -8,7 +8,7 @@ from headwise.claims.rhio.declared import PAIRS, both, claimed
 
 DATA = (
     "micro-world, answers of 2 sentences from 3 documents that partly contradict what the model knows; 800 questions to train on, 120 to judge "
-    "(60 where another number of heads is removed or heads are made uniform), other wordings and words; mean of three models"
+    "(60 for answers without heads or with uniform ones), other wordings and words; mean of three models"
 )
 START = "start >= 0.5"
 GATED = "Gate: support of `start` (the worst model counts)"
