@@ -32,7 +32,7 @@ def test_experiments_side_by_side_end_with_the_same_bytes(small, tmp_path):
         assert (tmp_path / "beside" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
     assert sorted(told) == [("lab-6m", "heads"), ("lab-6m", "made")]
     assert not (tmp_path / "beside/lab-6m/unfinished").exists()
-    assert seen[-1][0] == seen[-1][1] == pytest.approx(planned.minutes)
+    assert seen[-1][0] == seen[-1][1] == pytest.approx(planned.minutes())
     assert all(0 <= done <= total for done, total, _ in seen)
 
 

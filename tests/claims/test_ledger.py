@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import headwise as hw
 from headwise.claims import ledger
@@ -21,8 +22,9 @@ from headwise.claims.claim import CARDS, HELD, NOT_HELD, NOT_TESTABLE, Bound, Cl
 from headwise.claims.experiment import Bench, Measured
 from headwise.claims.export import to_csv, to_json
 from headwise.claims.results import read_result, read_results, rows
-from headwise.claims.run import plan, run
+from headwise.claims.run import SHARE, plan, run, size_of
 from headwise.heads.errors import HeadwiseError
+from headwise.models.registry import SMOLLM2
 from headwise.prompts.needles import bundled_needles
 from headwise.stats.paired import benjamini_hochberg
 from tests.claims import made_up
@@ -237,11 +239,35 @@ def test_one_failure_does_not_stop_the_other_experiments(small, tmp_path, monkey
 
 def test_a_limit_of_hours_leaves_out_the_longest(small, tmp_path):
     planned = plan(["lab-6m", "smollm2"], EXPERIMENTS, tmp_path)
-    assert planned.minutes == pytest.approx(0.1 + 1 + 0.2 + 10)
+    assert planned.minutes() == pytest.approx(0.1 + 1 + 0.2 + 10)
     short = planned.within(1.3 / 60)
     assert [(model, one.name) for model, _, one in short.steps] == [("lab-6m", "heads"), ("lab-6m", "made"), ("smollm2", "heads")]
     assert [(model, one.name) for model, _, one in short.beyond] == [("smollm2", "made")]
     assert planned.within(1).beyond == ()
+
+
+def test_rough_minutes_follow_the_size_of_the_model_and_the_jobs(small, tmp_path):
+    planned = plan(["lab-6m", "smollm2"], EXPERIMENTS, tmp_path, sizes={"smollm2": 3.0})
+    assert planned.minutes() == pytest.approx(0.1 + 1 + 3 * (0.2 + 10))
+    assert planned.minutes(2) == pytest.approx(SHARE * planned.minutes())
+    alone = replace(planned, steps=tuple((model, kind, replace(one, alone=True)) for model, kind, one in planned.steps))
+    assert alone.minutes(2) == planned.minutes()
+    both = planned.minutes() / 60 * 0.9
+    assert planned.within(both).beyond
+    assert not planned.within(both, 2).beyond
+
+
+def test_the_size_of_a_model_is_known_before_it_is_loaded(tmp_path):
+    assert size_of("smollm2") == size_of("lab-6m") == 1
+    folder = tmp_path / "model"
+    folder.mkdir()
+    half = SMOLLM2.parameters // 2
+    save_file({"a": torch.zeros(half - 6, dtype=torch.uint8), "b": torch.zeros(2, 3)}, folder / "model.safetensors")
+    assert size_of(str(folder)) == 0.5
+    save_file({"a": torch.zeros(7)}, folder / "model.safetensors")
+    assert size_of(str(folder)) == 0.25
+    (folder / "model.safetensors").write_bytes(b"cut")
+    assert size_of(str(folder)) is None is size_of("owner/name")
 
 
 @pytest.mark.parametrize("wrong", [{"heads": "many"}, {"heads": (1.0, 2.0)}, {"heads": torch.ones(())}, {"heads": np.ones(3)}])

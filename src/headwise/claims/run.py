@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ from headwise.heads.progress import Report, silent
 if TYPE_CHECKING:
     from headwise.models.model import Model
 
+SHARE = 0.74  # of the time, for several experiments at once on two cores: the quick run of smollm2 and world-6m
+LEAST_SIZE = 0.25  # of a model's minutes: what does not shrink with its parameters
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,6 +33,7 @@ class Plan:
         without: Experiments whose data sets were not given: name -> what is missing.
         quick: Whether small versions are run.
         beyond: Steps that the limit of hours leaves out.
+        sizes: Model -> how many times the declared minutes it takes, see `size_of`; a model that is not here takes these.
     """
 
     steps: tuple[Step, ...]
@@ -37,18 +41,23 @@ class Plan:
     without: Mapping[str, str]
     quick: bool
     beyond: tuple[Step, ...] = ()
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def minutes(self) -> float:
-        """Rough minutes on two cores."""
-        return sum(_minutes(step, self.quick) for step in self.steps)
+    def minutes(self, jobs: int = 1) -> float:
+        """Rough minutes of all on two cores, with so many steps at once."""
+        return sum(self.minutes_of(step, jobs) for step in self.steps)
 
-    def within(self, hours: float) -> Plan:
+    def minutes_of(self, step: Step, jobs: int = 1) -> float:
+        """Rough minutes of one step on two cores; with several jobs what it adds to those of all."""
+        share = SHARE if jobs > 1 and not step[2].alone else 1.0
+        return share * _minutes(step, self.quick) * self.sizes.get(step[0], 1.0)
+
+    def within(self, hours: float, jobs: int = 1) -> Plan:
         """The cheapest steps of all models that fit into some rough hours, in the order of running; the others go to `beyond`."""
         kept: set[Step] = set()
         left = 60 * hours
-        for step in sorted(self.steps, key=lambda step: _minutes(step, self.quick)):
-            left -= _minutes(step, self.quick)
+        for step in sorted(self.steps, key=self.minutes_of):
+            left -= self.minutes_of(step, jobs)
             if left < 0:
                 break
             kept.add(step)
@@ -68,6 +77,23 @@ def kind_of(model: str) -> str:
     return "lab" if (folder / "recipe.json").is_file() else "real"
 
 
+def size_of(model: str) -> float | None:
+    """How many times the declared minutes a model takes on a CPU, where reading tokens takes most of the time.
+
+    Returns:
+        Its parameters, as a share of those of the model that the minutes were measured with; at least a quarter. None: they are not known before
+        it is loaded.
+    """
+    from headwise.models.checkpoint import parameters_in
+    from headwise.models.names import bundled_models
+    from headwise.models.registry import LAB_MODELS, SMOLLM2, entry_named
+
+    entry, folder = entry_named(model), bundled_models().get(model, Path(model))
+    parameters = entry.parameters if entry is not None else parameters_in(folder)
+    base = LAB_MODELS["world-6m"].parameters if kind_of(model) == "lab" else SMOLLM2.parameters
+    return None if parameters is None else max(parameters / base, LEAST_SIZE)
+
+
 def plan(
     models: Sequence[str],
     experiments: Sequence[Experiment],
@@ -78,6 +104,7 @@ def plan(
     seed: int = 0,
     overwrite: bool = False,
     longest: float | None = None,
+    sizes: Mapping[str, float] | None = None,
 ) -> Plan:
     """What running some experiments on some models would do.
 
@@ -90,6 +117,7 @@ def plan(
         longest: Leave out experiments that take more minutes than that; None: none.
         seed: Of everything that is drawn.
         overwrite: Measure again what is there.
+        sizes: Model -> how many times the declared minutes it takes.
 
     Raises:
         HeadwiseError: A result of other options or of another version of the ledger is in the way; two models have one name.
@@ -114,7 +142,7 @@ def plan(
             if there:
                 _check_same(read_result(path), one, quick, seed, path)
             (done if there else steps).append((model, kind, one))
-    return Plan(tuple(steps), tuple(done), without, quick)
+    return Plan(tuple(steps), tuple(done), without, quick, sizes=dict(sizes or {}))
 
 
 def _fits(minutes: float | None, longest: float | None) -> bool:
@@ -160,7 +188,7 @@ def run(
         HeadwiseError: Results of other weights under the model's name are in the way. Or measurements failed; raised when all others are done.
     """
     written, failed = list[Path](), list[str]()
-    progress = Progress(report, {step: _minutes(step, planned.quick) for step in planned.steps})
+    progress = Progress(report, {step: planned.minutes_of(step) for step in planned.steps})
     replaced = {result_path(output, model, one.name) for model, _, one in planned.steps}
 
     def ended(step: Step, result: Result | None, fault: str) -> None:

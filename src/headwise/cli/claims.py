@@ -20,6 +20,7 @@ app.command("run")(run)
 
 Cards = Annotated[list[str] | None, typer.Option("--card", help="Claims of this method card; may be given several times.")]
 Keys = Annotated[list[str] | None, typer.Option("--claim", help="This claim, by its key; may be given several times.")]
+# A parameter of this kind is not called `model`: commands that have one load it, and are given the options of loading.
 Models = Annotated[list[str] | None, typer.Option("--model", help="Results of this model alone; may be given several times.")]
 Verdict = Annotated[str | None, typer.Option(help="Claims with this verdict: held, 'not held', 'not testable', unmeasured or old.")]
 Folders = Annotated[
@@ -34,7 +35,7 @@ COST = Annotated[str | None, typer.Option(help="Claims of this class of cost on 
 def list_claims(
     folders: Folders = None,
     card: Cards = None,
-    model: Models = None,
+    of: Models = None,
     cost: COST = None,
     verdict: Verdict = None,
     json: o.Json = False,
@@ -42,7 +43,7 @@ def list_claims(
     """List the claims, with the verdicts that were measured."""
     from headwise.claims import ledger
 
-    shown, models = _rows(_results(folders, model), card, None, verdict)
+    shown, models = _rows(_results(folders, of), card, None, verdict)
     if cost is not None:
         _check_cost(cost)
         fitting = {claim.key for one in ledger.experiments() if ledger.cost(one, "real") == cost for claim in one.claims}
@@ -62,7 +63,7 @@ def show(
     folders: Folders = None,
     card: Cards = None,
     claim: Keys = None,
-    model: Models = None,
+    of: Models = None,
     verdict: Verdict = None,
     html: Annotated[Path | None, typer.Option(help="Write one page with all that is shown.", show_default=False)] = None,
     picture: Annotated[
@@ -80,7 +81,7 @@ def show(
         o.check_file(html, "--html")
     if picture is not None:
         check_picture(picture)
-    results = _results(folders, model)
+    results = _results(folders, of)
     shown, models = _rows(results, card, claim, verdict)
     told = _told(shown)
     if picture is not None:
@@ -115,7 +116,7 @@ def export(
     folders: Folders = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .json or .csv.")] = ...,  # type: ignore[assignment]
     card: Cards = None,
-    model: Models = None,
+    of: Models = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
@@ -126,7 +127,7 @@ def export(
     if output.suffix not in kinds:
         raise HeadwiseError(f"{output} must end in .json or .csv")
     o.check_file(output, "--output", overwrite)
-    shown, models = _rows(_results(folders, model), card, None, None)
+    shown, models = _rows(_results(folders, of), card, None, None)
     from headwise.heads.files import write_atomically
 
     write_atomically(output, kinds[output.suffix](shown).encode())

@@ -59,12 +59,13 @@ def run(
     _check_models(models)
     chosen = ledger.chosen(card or (), claim or (), experiment or ())
     longest = QUICK if quick and not (card or claim or experiment) else None
-    planned = runs.plan(models, chosen, output, data=data, quick=quick, seed=seed, overwrite=overwrite, longest=longest)
-    planned = planned if hours is None else planned.within(hours)
+    sizes = _sizes(models, device)
+    planned = runs.plan(models, chosen, output, data=data, quick=quick, seed=seed, overwrite=overwrite, longest=longest, sizes=sizes)
+    planned = planned if hours is None else planned.within(hours, jobs)
     if plan:
-        _tell_plan(planned, json)
+        _tell_plan(planned, jobs, json)
         return
-    _announce(planned)
+    _announce(planned, jobs)
     found: list[Result] = []
 
     def done(name: str, key: str, result: Result) -> None:
@@ -81,9 +82,19 @@ def run(
     typer.echo(f"result     {output} (headwise claims show {output} --html claims.html)")
 
 
-def _announce(planned: Plan) -> None:
+def _sizes(models: Sequence[str], device: str) -> dict[str, float]:
+    """How many times the declared minutes the models take, where that is known: on a CPU, of models that are here."""
+    from headwise.claims.run import size_of
+    from headwise.models.load import resolve_device
+
+    if resolve_device(device).startswith("cuda"):
+        return {}
+    return {model: size for model in models if (size := size_of(model)) is not None}
+
+
+def _announce(planned: Plan, jobs: int) -> None:
     """Say what will be done; refuse if it is nothing."""
-    for line in _lines(planned):
+    for line in _lines(planned, jobs):
         tell(line)
     if not (planned.steps or planned.done):
         raise HeadwiseError("nothing to run: no chosen experiment is for these models" + (" and has its data" if planned.without else ""))
@@ -129,10 +140,12 @@ def _default_models() -> list[str]:
     return [REAL, *[name for name in LABS if name in here][:1]]
 
 
-def _lines(planned: Plan) -> list[str]:
+def _lines(planned: Plan, jobs: int) -> list[str]:
     """What will be done, in words."""
     steps = len(planned.steps)
-    rough = f"about {duration(60 * planned.minutes)} on two CPU cores (of smollm2 or a lab model; other sizes take other times)"
+    rough = f"about {duration(60 * planned.minutes(jobs))} on two CPU cores"
+    unknown = list(dict.fromkeys(model for model, _, _ in planned.steps if model not in planned.sizes))
+    rough += f" (for {', '.join(unknown)}: what a model of {REAL}'s size takes there)" if unknown else ""
     lines = [f"{steps} experiment{'s' if steps > 1 else ''}, {rough}"] if steps else []
     if planned.done:
         lines.append(f"{len(planned.done)} experiments are done already and are left as they are")
@@ -145,23 +158,23 @@ def _lines(planned: Plan) -> list[str]:
     return lines
 
 
-def _tell_plan(planned: Plan, json: bool) -> None:
+def _tell_plan(planned: Plan, jobs: int, json: bool) -> None:
     rows = [
         {
-            "model": model, "experiment": one.name, "claims": len(one.claims), "minutes": one.minutes.of(kind, planned.quick),
+            "model": model, "experiment": one.name, "claims": len(one.claims), "minutes": planned.minutes_of((model, kind, one)),
             "data": list(one.data), "needs": ALONE if one.alone else one.needs,
         }
         for model, kind, one in planned.steps
     ]  # fmt: skip
     if json:
         beyond = [{"model": model, "experiment": one.name} for model, _, one in planned.beyond]
-        told = {"steps": rows, "minutes": planned.minutes, "done": len(planned.done), "without_data": dict(planned.without), "beyond": beyond}
+        told = {"steps": rows, "minutes": planned.minutes(jobs), "done": len(planned.done), "without_data": dict(planned.without), "beyond": beyond}
         o.print_json(told)
         return
     from headwise.report.claims_tables import plan_table
     from headwise.report.console import print_all
 
-    print_all(plan_table(rows), *_lines(planned))
+    print_all(plan_table(rows), *_lines(planned, jobs))
 
 
 def _told(found: Sequence[Result], output: Path) -> list[dict[str, Any]]:

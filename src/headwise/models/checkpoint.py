@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,21 @@ def _fault_of_tensors(name: str, size: int, header: int, file: Any) -> str | Non
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError):
         return f"{name} is no safetensors file"
     return None if 8 + header + end == size else f"{name} is cut off: {size} bytes, its head names {8 + header + end}"
+
+
+def parameters_in(folder: Path) -> int | None:
+    """How many numbers the tensors of a folder's safetensors files hold, from the heads of the files; None if there are none that can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "np") as file:
+                names = file.keys()
+                count += sum(prod(file.get_slice(name).get_shape()) for name in names)
+    except (OSError, SafetensorError):
+        return None
+    return count or None
 
 
 def some_of(names: Iterable[str]) -> str:
