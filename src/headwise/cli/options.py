@@ -117,7 +117,8 @@ def _give(command: Any) -> Any:
         for below in command.commands.values() if type(command.commands) is dict else ():
             _give(below)
         group: Any = command
-        group.get_command = _giving(command.get_command)
+        if "get_command" not in vars(group):  # asked for before
+            group.get_command = _giving(command.get_command)
     elif command is not None:
         names = {parameter.name for parameter in command.params}
         if "model" in names:
