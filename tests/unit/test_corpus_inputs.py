@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.corpus.inputs import InputFile, find_inputs, resolve, safe_name, shard_of
+from headwise.corpus.inputs import InputFile, contents, find_inputs, resolve, safe_name, shard_of
 from headwise.corpus.options import Config, ScoreOptions, parse_shard
 from headwise.heads.errors import HeadwiseError
 
@@ -248,3 +248,23 @@ def test_the_hash_tells_what_matters_from_what_does_not():
     assert len(other | same) == 5
     with pytest.raises(HeadwiseError, match="must be JSON data"):
         Config.of({"a": object()}, ScoreOptions())
+
+
+class MadeMeanwhile:
+    """A file system in which another process makes the folder between pyarrow's two looks at it."""
+
+    def __init__(self, folder):
+        self.folder, self.place = folder, resolve(str(folder))[0]
+
+    def get_file_info(self, selector):
+        if not self.folder.exists():
+            self.folder.mkdir()
+            (self.folder / "a").touch()
+            raise FileNotFoundError(f"Cannot list directory {self.folder}")
+        return self.place.get_file_info(selector)
+
+
+def test_a_folder_that_is_made_while_it_is_listed(tmp_path):
+    folder = tmp_path / "tmp"
+    assert contents(resolve(str(folder))[0], str(folder)) == []
+    assert [info.base_name for info in contents(MadeMeanwhile(folder), str(folder))] == ["a"]

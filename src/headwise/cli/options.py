@@ -136,9 +136,7 @@ def _options() -> list[Any]:
 
     def command(
         trust_remote_code: Annotated[bool, _kept("--trust-remote-code", "Run Python code that comes with the model.")] = False,
-        gguf_file: Annotated[
-            str | None, _kept("--gguf-file", "The GGUF file to load from the folder or the hub's model.")
-        ] = None,
+        gguf_file: Annotated[str | None, _kept("--gguf-file", "The GGUF file to load from the folder or the hub's model.")] = None,
         packed: Annotated[bool, _kept("--packed", "Keep quantized weights packed where they could be unpacked, or refuse.")] = False,
         adapter: Annotated[str | None, _kept("--adapter", "Folder or hub id of an adapter of peft to put on the model.")] = None,
         offline: Annotated[bool, _kept("--offline", "Fetch nothing: use models that are here, or refuse.")] = False,

@@ -14,7 +14,7 @@ from typing import Any
 
 from headwise.corpus.arrow import fs
 from headwise.corpus.claims import Claims
-from headwise.corpus.inputs import one_line, resolve
+from headwise.corpus.inputs import contents, one_line, resolve
 from headwise.heads.errors import HeadwiseError
 from headwise.heads.plain import plain
 
@@ -58,7 +58,7 @@ class Folder:
         Args:
             hidden: Also those that begin with a dot.
         """
-        infos = self._place.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
+        infos = contents(self._place, self._root)
         names = (posixpath.relpath(info.path, self._root) for info in infos if info.type == fs.FileType.File)
         return sorted(name for name in names if hidden or not posixpath.basename(name).startswith("."))
 

@@ -224,6 +224,18 @@ def resolve(text: str) -> tuple[Any, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(place)), str(path).rstrip("/")
 
 
+def contents(place: Any, folder: str, recursive: bool = True) -> list[Any]:
+    """What is in a folder of results: infos of pyarrow; nothing where there is no such folder.
+
+    pyarrow raises `FileNotFoundError` for a folder that another process makes between its two looks; then it is looked at once more.
+    """
+    selector = fs.FileSelector(folder, recursive=recursive, allow_not_found=True)
+    try:
+        return list(place.get_file_info(selector))
+    except FileNotFoundError:
+        return list(place.get_file_info(selector))
+
+
 def one_line(error: BaseException) -> str:
     """An error's message in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

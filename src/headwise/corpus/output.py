@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headwise.corpus.arrow import fs, pa, pq
-from headwise.corpus.inputs import InputFile, one_line, resolve, safe_name
+from headwise.corpus.inputs import InputFile, contents, one_line, resolve, safe_name
 from headwise.corpus.options import Config
 from headwise.corpus.readers import BROKEN
 from headwise.heads.errors import HeadwiseError
@@ -259,10 +259,10 @@ class Output:
 
     def _is_empty(self) -> bool:
         """Whether nothing is in the folder, but what a process left that was killed when it began."""
-        infos = self._place.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        infos = contents(self._place, self._root, recursive=False)
         if any(info.type != fs.FileType.Directory or posixpath.basename(info.path) != "tmp" for info in infos):
             return False
-        below = self._place.get_file_info(fs.FileSelector(self._full("tmp"), recursive=True, allow_not_found=True))
+        below = contents(self._place, self._full("tmp"))
         return all(re.fullmatch(r"run\.json\.[0-9a-f]{32}\.tmp", posixpath.basename(info.path)) for info in below)
 
     def _check(self, other: object, where: str) -> None:
@@ -292,7 +292,7 @@ class Output:
     def _names(self, folder: str, suffix: str, recursive: bool = True) -> list[str]:
         """Names of the files in or below a folder that end in `suffix`, without it."""
         root = self._full(folder)
-        infos = self._place.get_file_info(fs.FileSelector(root, recursive=recursive, allow_not_found=True))
+        infos = contents(self._place, root, recursive)
         paths = [posixpath.relpath(info.path, root) for info in infos if info.type == fs.FileType.File]
         return [path.removesuffix(suffix) for path in paths if path.endswith(suffix)]
 
