@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -43,15 +44,18 @@ def bundled_models() -> dict[str, Path]:
     Returns:
         Name -> folder.
     """
+    return {path.parent.name: path.parent for folder in _folders() for path in folder.glob("*/config.json")}
+
+
+@cache
+def _folders() -> tuple[Path, ...]:
+    """Where bundled models lie; installed packages are asked once in a process."""
     from importlib.metadata import entry_points
     from importlib.util import find_spec
 
-    folders = [Path(__file__).parent / "bundled"]
-    for entry in entry_points(group="headwise.models"):
-        spec = find_spec(entry.value)
-        if spec is not None and spec.origin is not None:
-            folders.append(Path(spec.origin).parent / "models")
-    return {path.parent.name: path.parent for folder in folders for path in folder.glob("*/config.json")}
+    specs = [find_spec(entry.value) for entry in entry_points(group="headwise.models")]
+    others = (Path(spec.origin).parent / "models" for spec in specs if spec is not None and spec.origin is not None)
+    return (Path(__file__).parent / "bundled", *others)
 
 
 def folder_of(name: str, revision: str | None = None, gguf_file: str | None = None, offline: bool = False) -> Path | None:
