@@ -84,6 +84,15 @@ def test_a_gpu_that_torch_cannot_use_is_named(headwise, monkeypatch):
     assert "Big GPU cannot be used" in headwise("doctor").out
 
 
+@pytest.mark.parametrize(("name", "hinted"), [("AMD Ryzen 7", True), ("Intel(R) Xeon(R)", False), (None, False)])
+def test_an_amd_processor_is_pointed_to_what_makes_it_faster(headwise, monkeypatch, name, hinted):
+    monkeypatch.setattr(environment, "gpus", list)
+    monkeypatch.setattr(environment, "processor", lambda: name)
+    told = " ".join(headwise("doctor").out.split())
+    assert ("docs/faq.md" in told) is hinted
+    assert (f"cpu ({name})" in told) is (name is not None)
+
+
 def test_without_arguments_the_next_step_is_told(headwise):
     done = headwise()
     assert done.code == 2

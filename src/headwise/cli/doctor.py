@@ -85,7 +85,10 @@ def _device(facts: Mapping[str, Any]) -> str:
     names = ", ".join(facts["gpus"])
     if facts["device"] == "cuda":
         return f"cuda: {names} (torch for CUDA {facts['torch_cuda']})"
-    return f"cpu; {names} cannot be used, this torch was built without CUDA" if names else "cpu; no NVIDIA GPU was found"
+    why = f"{names} cannot be used, this torch was built without CUDA" if names else "no NVIDIA GPU was found"
+    named = facts["system"]["processor"] or ""
+    faster = "; float32 can be faster on an AMD processor: docs/faq.md" if "AMD" in named else ""
+    return f"cpu{f' ({named})' if named else ''}; {why}{faster}"
 
 
 def _version(package: Mapping[str, Any]) -> str:

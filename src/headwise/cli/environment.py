@@ -25,7 +25,7 @@ FEATURES: Mapping[str, str] = {
     "gguf": "models in GGUF files",
     "adapters": "models with an adapter of peft (LoRA)",
     "devices": "models on several devices, quantized checkpoints",
-    "train": "train mudaf, rank and scales",
+    "train": "train mudaf, rank, rhio and scales",
 }
 PACKAGE = "headwise"
 
@@ -72,12 +72,23 @@ def _package(wanted: Any) -> Package:
 
 
 def system() -> dict[str, Any]:
-    """Python, system, cores this process may use, bytes of memory (None where the system does not tell)."""
+    """Python, system, name of the processor, cores this process may use, bytes of memory (None where the system does not tell)."""
     memory = None
     with suppress(AttributeError, ValueError, OSError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"python": platform.python_version(), "system": platform.platform(terse=True), "cores": cores, "memory": memory}
+    told = {"python": platform.python_version(), "system": platform.platform(terse=True), "processor": processor()}
+    return told | {"cores": cores, "memory": memory}
+
+
+def processor() -> str | None:
+    """The name of the processor; None where the system does not tell."""
+    with suppress(OSError, UnicodeError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip() or None
+    return platform.processor() or None
 
 
 def gpus() -> list[str]:
