@@ -10,7 +10,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "mudaf-real", "Real questions over passages: heads of several scores are trained, and judged", training("smollm2", REAL),
-        "headwise.claims.mudaf.trained:measure", Minutes(lab=None, real=42, quick_real=12), data=("nq-open-oracle", "hotpotqa-distractor"),
+        "headwise.claims.mudaf.trained:measure", Minutes(lab=None, real=55, quick_real=12), data=("nq-open-oracle", "hotpotqa-distractor"),
         needs="the extra train (peft, accelerate)",
     ),
     Experiment(
