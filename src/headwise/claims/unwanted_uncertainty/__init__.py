@@ -28,6 +28,6 @@ EXPERIMENTS = (
     ),
     Experiment(
         "doubt-nq", "Questions with a passage whose answer is challenged: heads, a remedy, its test", calming("nq", SETS["nq"]),
-        f"{_WHERE}.remedies:nq", Minutes(lab=None, real=8, quick_real=8), data=("nq-open-oracle",),
+        f"{_WHERE}.remedies:nq", Minutes(lab=None, real=50, quick_real=8), data=("nq-open-oracle",),
     ),
 )  # fmt: skip
