@@ -316,6 +316,8 @@ def test_experiments_share_the_heads_that_they_ask_for(tmp_path, monkeypatch):
     first, second = (Bench("lab-6m", "lab", lambda: model, tmp_path / name, shared=tmp_path / "shared") for name in ("first", "second"))
     options = hw.Copy(lengths=[128], depths=1, needles=needles)
     found = first.find(options)
+    other = Bench("other", "lab", lambda: replace(model, name="other"), tmp_path / "third", shared=tmp_path / "shared")
+    assert other.find(options).values.tobytes() == found.values.tobytes()  # of several models that one experiment measures
 
     def again_run(*_, **__):
         pytest.fail("a finished part was run again")
@@ -323,7 +325,7 @@ def test_experiments_share_the_heads_that_they_ask_for(tmp_path, monkeypatch):
     monkeypatch.setattr("headwise.methods.copy.run._run_group", again_run)
     again = second.find(hw.Copy(lengths=[128], depths=1, needles=needles))
     assert again.values.tobytes() == found.values.tobytes()
-    assert len(list((tmp_path / "shared").iterdir())) == 1
+    assert len(list((tmp_path / "shared").iterdir())) == 2
     assert not (tmp_path / "second").exists()
     alone = Bench("lab-6m", "lab", lambda: model, tmp_path / "alone")
     assert alone.shared_cells("part", {"a": 1}).load("none") is None

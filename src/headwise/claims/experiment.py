@@ -200,4 +200,5 @@ class Bench:
         return {"model": self.name, "weights": self.weights, "quick": self.quick, "seed": self.seed} | dict(description)
 
     def _shared(self, part: str, description: str) -> Path:
-        return (self.shared or self.work / "shared") / f"{part}-{hashlib.sha256(description.encode()).hexdigest()[:12]}"
+        told = f"{self.name}: {description}"  # experiments on several models share one folder
+        return (self.shared or self.work / "shared") / f"{part}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
