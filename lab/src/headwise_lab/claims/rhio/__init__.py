@@ -47,6 +47,6 @@ CLAIMS = (
 EXPERIMENTS = (
     Experiment(
         "rhio-lab", "The micro-world: faithful and unfaithful answers, tuning on both, contrast, on three lab models together (run it on world-6m)",
-        CLAIMS, "headwise_lab.claims.rhio.measure:measure", Minutes(lab=40, real=None, quick_lab=8), needs="the extra train (peft, accelerate)",
+        CLAIMS, "headwise_lab.claims.rhio.measure:measure", Minutes(lab=45, real=None, quick_lab=8), needs="the extra train (peft, accelerate)",
     ),
 )  # fmt: skip
