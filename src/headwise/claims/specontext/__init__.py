@@ -19,7 +19,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "draft-training", "Draft heads trained in six ways, as choosers", DISTILLED, f"{_HERE}.drafts:measure",
-        Minutes(lab=30, real=33, quick_lab=0.6, quick_real=6),
+        Minutes(lab=9, real=33, quick_lab=0.6, quick_real=6),
     ),
     Experiment(
         "draft-books", "A draft head trained on books, beside the query of the step before and recency", TRAINED, f"{_HERE}.book_draft:measure",
