@@ -7,6 +7,7 @@ from rich.console import Console
 
 from headwise.cli import progress as module
 from headwise.cli.progress import Pace, Teller, duration, progress
+from headwise.heads.progress import part
 
 
 @pytest.fixture
@@ -114,3 +115,16 @@ def test_hidden_progress_is_silent(capsys):
 )
 def test_durations_in_words(seconds, words):
     assert duration(seconds) == words
+
+
+def test_the_parts_of_some_work_report_to_the_whole():
+    told = []
+    for number, name in enumerate(("first", "second")):
+        report = part(lambda *given: told.append(given), number, 2, name)
+        report(5, 10, "half")
+        report(12, 10, "")
+        report(0, 0, "nothing to do")
+    assert told == [
+        (0.5, 2, "first: half"), (1.0, 2, "first"), (0.0, 2, "first: nothing to do"),
+        (1.5, 2, "second: half"), (2.0, 2, "second"), (1.0, 2, "second: nothing to do"),
+    ]  # fmt: skip

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import headwise as hw
 from headwise.claims.experiment import Bench, NotTestable
+from headwise.heads.progress import part
 
 FIRST, *OTHERS = MODELS = ("world-6m", "world-6m-seed1", "world-6m-qwen3")  # two seeds of one architecture, and another one
 
@@ -23,7 +25,5 @@ def benches(bench: Bench) -> Iterator[Bench]:
     if bench.name != FIRST:
         raise NotTestable(f"the lab models {', '.join(MODELS)} are measured together, under {FIRST}")
     for number, name in enumerate(MODELS):
-        def report(done: float, total: float, remark: str, number: int = number, name: str = name) -> None:
-            bench.report(number + (min(done / total, 1.0) if total else 0.0), len(MODELS), f"{name}: {remark}")
-
-        yield replace(bench, name=name, load=lambda name=name: hw.load(name), work=bench.work / name, report=report)  # type: ignore[misc]
+        report = part(bench.report, number, len(MODELS), name)
+        yield replace(bench, name=name, load=partial(hw.load, name), work=bench.work / name, report=report)

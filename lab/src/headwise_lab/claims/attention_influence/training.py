@@ -17,6 +17,7 @@ from headwise.claims.attention_influence.proxy_heads import find_heads
 from headwise.claims.attention_influence.statistics import mean_interval, rounded
 from headwise.claims.claim import Finding, Number
 from headwise.claims.experiment import Bench, Measured, NotTestable
+from headwise.heads.progress import part
 from headwise.models.model import describe_model
 from headwise.prompts.encoder import PieceEncoder
 from headwise.stats.paired import sign_flip_test
@@ -72,12 +73,13 @@ def trained(bench: Bench, sizes: Sizes, items: dict[str, list[Item]]) -> tuple[R
     start: Start | None = None
     runs, seen, names = Runs(), dict[str, Any](), [(sizes.seeds * bench.seed + i, variant) for i in range(sizes.seeds) for variant in VARIANTS]
     for number, (seed, variant) in enumerate(names):
-        bench.report(number, len(names), f"{variant}, seed {seed}")
+        report = part(bench.report, number, len(names), f"{variant}, seed {seed}")
+        report(0, 1, "")
         kept = cells.load(f"{variant}-{seed}")
         if kept is None:
             start = start or start_model(bench, sizes.start)
             chosen = chosen_rows(scores, variant, seed)
-            hf, loss = train(model, stream(documents, chosen, sizes.tokens, seed), seed, start)
+            hf, loss = train(model, stream(documents, chosen, sizes.tokens, seed), seed, start, report)
             twice = {"documents": int(chosen.sum()), "tokens": sum(len(documents[i]) for i in np.flatnonzero(chosen)), "training loss": loss}
             kept = measure_texts(hf, items), [twice]
             cells.save(f"{variant}-{seed}", *kept)

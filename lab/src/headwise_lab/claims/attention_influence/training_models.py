@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from headwise.claims.experiment import Bench, NotTestable
 from headwise.heads import HeadSet
+from headwise.heads.progress import Report, silent
 from headwise.methods.influence.scorer import AttentionInfluence
 from headwise.models.model import Model, device_of
 from headwise.prompts.encoder import PieceEncoder
@@ -148,7 +149,7 @@ def stream(documents: list[list[int]], chosen: NDArray[np.bool_], tokens: int, s
     return np.asarray(ids[:tokens], dtype=np.int64)
 
 
-def train(model: Model, ids: NDArray[np.int64], seed: int, start: Start | None) -> tuple[Any, float]:
+def train(model: Model, ids: NDArray[np.int64], seed: int, start: Start | None, report: Report = silent) -> tuple[Any, float]:
     """(trained model, mean loss of the last tenth of its updates)."""
     steps, device = len(ids) // (LENGTH * ROWS), device_of(model.hf)
     recipe = Recipe(
@@ -175,4 +176,5 @@ def train(model: Model, ids: NDArray[np.int64], seed: int, start: Start | None) 
             stepper.step()
             stepper.zero_grad(set_to_none=True)
         losses.append(loss.item())  # no tensor: one that stays between steps would split the freed blocks, and memory would grow
+        report(step + 1, steps, f"loss {losses[-1]:.3f}")
     return hf.eval(), float(np.mean(losses[-max(1, steps // 10) :]))
