@@ -69,11 +69,13 @@ def trained(bench: Bench, sizes: Sizes, items: dict[str, list[Item]]) -> tuple[R
     cells = bench.cells("runs", {"model": describe_model(model), "sizes": sizes._asdict(), "heads": sorted(map(str, found.chosen))})
     corpus = bench.work / "corpus" / "corpus.jsonl.gz"
     make_corpus(corpus, bench.folder("books-large"), int(sizes.tokens / (1 + SHARE)), encoder, bench.seed)
-    scores, documents = score_corpus(bench, corpus, found.chosen), read_corpus(corpus, encoder)
-    start: Start | None = None
     runs, seen, names = Runs(), dict[str, Any](), [(sizes.seeds * bench.seed + i, variant) for i in range(sizes.seeds) for variant in VARIANTS]
+    parts = 1 + len(names)
+    scores = score_corpus(bench, corpus, found.chosen, part(bench.report, 0, parts, "scores"))
+    documents = read_corpus(corpus, encoder)
+    start: Start | None = None
     for number, (seed, variant) in enumerate(names):
-        report = part(bench.report, number, len(names), f"{variant}, seed {seed}")
+        report = part(bench.report, 1 + number, parts, f"{variant}, seed {seed}")
         report(0, 1, "")
         kept = cells.load(f"{variant}-{seed}")
         if kept is None:

@@ -90,13 +90,13 @@ def read_corpus(path: Path, encoder: PieceEncoder) -> list[list[int]]:
         return [[*encoder.bos, *encoder.encode(json.loads(line)["text"])] for line in file]
 
 
-def score_corpus(bench: Bench, path: Path, heads: HeadSet) -> Path:
+def score_corpus(bench: Bench, path: Path, heads: HeadSet, report: Report = silent) -> Path:
     """The folder with the scores of the corpus."""
     from headwise.corpus.local_runner import score_files
     from headwise.corpus.options import ScoreOptions
 
     folder = bench.work / "scores"
-    score_files([str(path)], str(folder), lambda: AttentionInfluence(bench.model, heads), ScoreOptions(domain_column="domain"), bench.report)
+    score_files([str(path)], str(folder), lambda: AttentionInfluence(bench.model, heads), ScoreOptions(domain_column="domain"), report)
     return folder
 
 
