@@ -219,7 +219,8 @@ def details(results: Sequence[Result], model: str, experiment: str, keys: str, *
         experiment: Its name.
         keys: From the outside in, with dots between them; a blank in a key is written `_`.
         options: `where=COLUMN:VALUE`: rows that have it. `columns=A,B`: those alone. `by=COLUMN` and `show=OTHER`: the values of one column become
-            columns, which show the other. `by=,`: what stands behind the last comma of a name becomes a column.
+            columns, which show the other. `by=,`: what stands behind the last comma of a name becomes a column. `show=NAME` alone: of tables
+            in a table this value.
     """
     own = [one for one in results if (one.model["name"], one.experiment) == (model, experiment)]
     if not own:
@@ -229,7 +230,7 @@ def details(results: Sequence[Result], model: str, experiment: str, keys: str, *
     for key in keys.split("."):
         found = found[key.replace("_", " ") if key not in found else key]
     if isinstance(found, dict):
-        values = [{"": name} | (row if isinstance(row, dict) else {"value": row}) for name, row in found.items()]
+        values = [{"": name} | (shown(row, given.get("show")) if isinstance(row, dict) else {"value": row}) for name, row in found.items()]
         named = crossed(found) if given.get("by") == "," else values
     else:
         column, _, value = given.get("where", "").partition(":")
@@ -237,6 +238,11 @@ def details(results: Sequence[Result], model: str, experiment: str, keys: str, *
         named = pivoted(kept, given["by"], given["show"]) if "by" in given else kept
     head = given["columns"].split(",") if "columns" in given else list(dict.fromkeys(name for row in named for name in row))
     return markdown([words(name) for name in head], [[cell(row.get(name)) for name in head] for row in named])
+
+
+def shown(row: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """A row; of the tables in it the value of a name."""
+    return {column: value.get(name) if isinstance(value, dict) else value for column, value in row.items()}
 
 
 def crossed(values: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ MORE = (
 EXPERIMENTS = (
     Experiment(
         "mudaf-lab", "Heads of several scores are trained and judged on three lab models together (run it on world-6m)",
-        (*training("lab", DATA, several=True), *MORE), "headwise_lab.claims.mudaf.measure:measure", Minutes(lab=25, real=None, quick_lab=6),
+        (*training("lab", DATA, several=True), *MORE), "headwise_lab.claims.mudaf.measure:measure", Minutes(lab=30, real=None, quick_lab=6),
         needs="the extra train (peft, accelerate)",
     ),
 )  # fmt: skip
