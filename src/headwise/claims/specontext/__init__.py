@@ -23,7 +23,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "draft-books", "A draft head trained on books, beside the query of the step before and recency", TRAINED, f"{_HERE}.book_draft:measure",
-        Minutes(lab=15, real=26, quick_lab=0.4, quick_real=4), data=("books-large",),
+        Minutes(lab=1.5, real=26, quick_lab=0.4, quick_real=4), data=("books-large",),
     ),
     Experiment(
         "sparse-speed", "Time per token behind long texts: choosers, full attention, the bound", SPEED, f"{_HERE}.speed:measure",
