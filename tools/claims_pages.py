@@ -230,7 +230,7 @@ def details(results: Sequence[Result], model: str, experiment: str, keys: str, *
     for key in keys.split("."):
         found = found[key.replace("_", " ") if key not in found else key]
     if isinstance(found, dict):
-        values = [{"": name} | (shown(row, given.get("show")) if isinstance(row, dict) else {"value": row}) for name, row in found.items()]
+        values = [{"": name} | (inner(row, given.get("show")) if isinstance(row, dict) else {"value": row}) for name, row in found.items()]
         named = crossed(found) if given.get("by") == "," else values
     else:
         column, _, value = given.get("where", "").partition(":")
@@ -240,7 +240,7 @@ def details(results: Sequence[Result], model: str, experiment: str, keys: str, *
     return markdown([words(name) for name in head], [[cell(row.get(name)) for name in head] for row in named])
 
 
-def shown(row: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+def inner(row: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     """A row; of the tables in it the value of a name."""
     return {column: value.get(name) if isinstance(value, dict) else value for column, value in row.items()}
 

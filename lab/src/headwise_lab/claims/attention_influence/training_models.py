@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headwise.claims.experiment import Bench, NotTestable
 from headwise.heads import HeadSet
-from headwise.heads.progress import Report, silent
+from headwise.heads.progress import Report
 from headwise.methods.influence.scorer import AttentionInfluence
 from headwise.models.model import Model, device_of
 from headwise.prompts.encoder import PieceEncoder
@@ -90,7 +90,7 @@ def read_corpus(path: Path, encoder: PieceEncoder) -> list[list[int]]:
         return [[*encoder.bos, *encoder.encode(json.loads(line)["text"])] for line in file]
 
 
-def score_corpus(bench: Bench, path: Path, heads: HeadSet, report: Report = silent) -> Path:
+def score_corpus(bench: Bench, path: Path, heads: HeadSet, report: Report) -> Path:
     """The folder with the scores of the corpus."""
     from headwise.corpus.local_runner import score_files
     from headwise.corpus.options import ScoreOptions
@@ -149,7 +149,7 @@ def stream(documents: list[list[int]], chosen: NDArray[np.bool_], tokens: int, s
     return np.asarray(ids[:tokens], dtype=np.int64)
 
 
-def train(model: Model, ids: NDArray[np.int64], seed: int, start: Start | None, report: Report = silent) -> tuple[Any, float]:
+def train(model: Model, ids: NDArray[np.int64], seed: int, start: Start | None, report: Report) -> tuple[Any, float]:
     """(trained model, mean loss of the last tenth of its updates)."""
     steps, device = len(ids) // (LENGTH * ROWS), device_of(model.hf)
     recipe = Recipe(
